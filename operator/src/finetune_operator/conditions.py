@@ -1,0 +1,63 @@
+"""Condition types, phases and reasons, each once, with what it means to a user."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Condition types.
+READY: Final = "Ready"  # True: Live, Trained or NotNeeded
+RECONCILING: Final = "Reconciling"  # kstatus: present and True while work goes on
+STALLED: Final = "Stalled"  # kstatus: present and True when only a user's change helps
+DATA_PREPARED: Final = "DataPrepared"
+BASELINE_SCORED: Final = "BaselineScored"
+TRAINED: Final = "Trained"
+EVALUATED: Final = "Evaluated"
+AVAILABLE: Final = "Available"  # users are served
+ROLLED_OUT: Final = "RolledOut"
+
+# Phases, derived from the conditions' inputs, for people.
+PENDING: Final = "Pending"
+FETCHING: Final = "Fetching"
+PREPARING: Final = "Preparing"
+SCORING_BASELINE: Final = "ScoringBaseline"
+QUEUED: Final = "Queued"
+TRAINING: Final = "Training"
+EVALUATING: Final = "Evaluating"
+DEPLOYING: Final = "Deploying"
+ROLLING_OUT: Final = "RollingOut"
+PAUSED: Final = "Paused"
+BAKING: Final = "Baking"
+LIVE: Final = "Live"
+TRAINED_ONLY: Final = "Trained"
+NOT_NEEDED: Final = "NotNeeded"
+REJECTED: Final = "Rejected"
+SUSPENDED: Final = "Suspended"
+FAILED: Final = "Failed"
+TERMINATING: Final = "Terminating"
+
+PHASES: Final = (
+    PENDING, FETCHING, PREPARING, SCORING_BASELINE, QUEUED, TRAINING, EVALUATING, DEPLOYING, ROLLING_OUT,
+    PAUSED, BAKING, LIVE, TRAINED_ONLY, NOT_NEEDED, REJECTED, SUSPENDED, FAILED, TERMINATING,
+)  # fmt: skip
+
+# Phases that end well, and those that only a change by the user moves on.
+READY_PHASES: Final = frozenset({LIVE, TRAINED_ONLY, NOT_NEEDED})
+STALLED_PHASES: Final = frozenset({REJECTED, FAILED})
+
+# Reasons of Ready=False that are not simply the phase.
+INVALID_SPEC: Final = "InvalidSpec"
+SOURCE_MISSING: Final = "SourceMissing"  # a ConfigMap, claim or key that the spec names is not there
+SECRET_MISSING: Final = "SecretMissing"
+STORAGE_CLASS_MISSING: Final = "StorageClassMissing"
+VOLUME_PENDING: Final = "VolumePending"
+UNSCHEDULABLE: Final = "Unschedulable"
+IMAGE_UNAVAILABLE: Final = "ImageUnavailable"
+MOUNT_FAILED: Final = "MountFailed"
+NAME_TAKEN: Final = "NameTaken"  # a child's name belongs to somebody else
+DATA_INVALID: Final = "DataInvalid"
+GATE_FAILED: Final = "GateFailed"
+GUARD_FAILED: Final = "GuardFailed"
+NEVER_READY: Final = "NeverReady"
+NON_FINITE: Final = "NonFinite"
+RETRIES_EXHAUSTED: Final = "RetriesExhausted"
+BASELINE_GOOD_ENOUGH: Final = "BaselineGoodEnough"

@@ -1,0 +1,98 @@
+"""Every label, annotation, port, path and derived name, once.
+
+Names are pure functions of the FineTune's name (≤ 40 characters) and of digests, so that each child is found
+again after any restart, and none is made twice. All results are DNS labels of at most 63 characters.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+GROUP: Final = "finetune.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+KIND: Final = "FineTune"
+FIELD_MANAGER: Final = "finetune-operator"
+
+# Labels. Every child carries MANAGED_BY and NAME: watches select by the first, caches index by the second.
+MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+NAME: Final = f"{GROUP}/name"
+REVISION: Final = f"{GROUP}/revision"
+STAGE: Final = f"{GROUP}/stage"  # fetch, prepare, baseline, train, evaluate
+ATTEMPT: Final = f"{GROUP}/attempt"  # number of the training attempt
+ARM: Final = f"{GROUP}/arm"  # name of the arm that a pod serves
+COMPONENT: Final = f"{GROUP}/component"  # stage, arm, router, volume, revision
+VOLUME: Final = f"{GROUP}/volume"  # name of the work volume's claim: pods that mount it are kept together
+
+# Annotations.
+RUN_CONFIG: Final = f"{GROUP}/run-config"  # on stage pods: the trainer's run configuration
+RETRY: Final = f"{GROUP}/retry"  # on a FineTune, by the user: a new value tries a failed or rejected revision again
+NUDGE: Final = f"{GROUP}/nudge"  # on router pods: a change makes the kubelet sync the mounted document
+MANIFEST: Final = f"{GROUP}/manifest"  # on children: digest of the manifest as the operator built it
+
+SELECTOR: Final = f"{MANAGED_BY}={FIELD_MANAGER}"
+
+# Ports of the pods.
+PROGRESS_PORT: Final = 8080  # trainer: /progress, /metrics, /healthz
+MODEL_PORT: Final = 8000  # model server: OpenAI API, /readyz
+TRAFFIC_PORT: Final = 10000  # router: users
+CONTROL_PORT: Final = 10001  # router: signed pushes
+ROUTER_METRICS_PORT: Final = 10002  # router: /ready, /stats/prometheus
+MASTER_PORT: Final = 29500  # torchrun's rendezvous
+SERVICE_PORT: Final = 80  # the users' address
+
+# Paths inside the pods (docs/contracts.md).
+WORK: Final = "/work"
+CONFIG_DIR: Final = "/etc/finetune"
+SOURCES_DIR: Final = "/etc/finetune/sources"
+USER_ID: Final = 10001
+
+STAGES: Final = ("fetch", "prepare", "baseline", "train", "evaluate")
+
+
+def labels(finetune: str, component: str, **extra: str) -> dict[str, str]:
+    """Labels of a child: who manages it, whose it is, what it is; `extra` keys are label names of this module."""
+    return {
+        MANAGED_BY: FIELD_MANAGER,
+        "app.kubernetes.io/name": "finetune",
+        "app.kubernetes.io/instance": finetune,
+        NAME: finetune,
+        COMPONENT: component,
+        **extra,
+    }
+
+
+def work_volume(finetune: str) -> str:
+    """The claim that holds models, data, checkpoints and artifacts."""
+    return f"{finetune}-work"
+
+
+def controller_revision(finetune: str, revision: str) -> str:
+    """The ControllerRevision that keeps a revision's fields, or an arm's template."""
+    return f"{finetune}-{revision}"
+
+
+def stage_job(finetune: str, revision: str, stage: str, number: int = 1) -> str:
+    """The Job of a stage; the second and later tries carry their number."""
+    base = f"{finetune}-{revision}-{stage}"
+    return base if number == 1 else f"{base}-{number}"
+
+
+def attempt_job(finetune: str, revision: str, attempt: int) -> str:
+    """The Job of a training attempt, and its headless Service."""
+    return f"{finetune}-{revision}-a{attempt}"
+
+
+def arm(finetune: str, digest: str) -> str:
+    """The Deployment and Service of an arm."""
+    return f"{finetune}-{digest}"
+
+
+def router(finetune: str) -> str:
+    """The router's Deployment, ConfigMap and PodDisruptionBudget."""
+    return f"{finetune}-router"
+
+
+def users_service(finetune: str) -> str:
+    """The Service that users call."""
+    return finetune
