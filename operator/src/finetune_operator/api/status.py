@@ -1,0 +1,229 @@
+"""`FineTune.status`: what the operator remembers and what it tells.
+
+Committed before any child is built from it (status first), so a restart goes on from here. Timestamps are RFC 3339 in
+UTC; scores are 0…1, larger is better; messages are at most 1 KiB, lists are bounded, the whole stays below 64 KiB.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+Short = Annotated[str, Field(max_length=253)]
+Text = Annotated[str, Field(max_length=1024)]
+Time = Annotated[str, Field(max_length=64)]
+Decimal = Annotated[str, Field(max_length=32)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class StatusModel(BaseModel):
+    """Frozen; camelCase on the wire; absent means absent (never null)."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The wire form: aliases, without what is absent."""
+        return self.model_dump(by_alias=True, exclude_none=True)
+
+
+class Condition(StatusModel):
+    """metav1.Condition."""
+
+    type: Short
+    status: Literal["True", "False", "Unknown"]
+    reason: Short = Field(description="One CamelCase word for machines.")
+    message: Text = Field(default="", description="What is the case, and what to do about it.")
+    last_transition_time: Time
+    observed_generation: Count = 0
+
+
+class Score(StatusModel):
+    """A metric on the sealed test split, with its interval."""
+
+    score: Decimal
+    low: Decimal | None = None
+    high: Decimal | None = None
+    n: Count | None = None
+
+
+class Difference(StatusModel):
+    """Tuned minus reference on the same rows, with its paired bootstrap interval."""
+
+    difference: Decimal
+    low: Decimal
+    high: Decimal
+    n: Count
+
+
+class Scored(StatusModel):
+    """One evaluation that was run: what of, against what, and what came out."""
+
+    key: Short = Field(description="Digest of the metrics and of the reference: another key asks for another evaluation.")
+    path: Short
+    metric: Short
+    score: Score
+    difference: Difference | None = None
+    excluded: Count | None = Field(default=None, description="Test rows left out, for the live revision was trained on them.")
+
+
+class Rows(StatusModel):
+    """Rows of the data set, as prepare counted them."""
+
+    read: Count = 0
+    invalid: Count = 0
+    duplicate: Count = 0
+    train: Count = 0
+    validation: Count = 0
+    test: Count = 0
+
+
+class Charges(StatusModel):
+    """Failed attempts by class; disruptions are counted and never charged."""
+
+    error: Count = 0
+    out_of_memory: Count = 0
+    infrastructure: Count = 0
+    disruption: Count = 0
+
+
+class Stopped(StatusModel):
+    """Why a revision or an arm is not tried again, until the spec or the retry annotation changes."""
+
+    reason: Short
+    message: Text
+    time: Time
+    tried: Short = Field(description="Digest of the spec and the retry annotation that were tried.")
+
+
+class Revision(StatusModel):
+    """What is known of one revision: the fields themselves are in its ControllerRevision."""
+
+    name: Short
+    created: Time
+    tries: dict[str, int] = Field(default_factory=dict, description="Number of the Job in force, by stage.", max_length=8)
+    model_digest: Short | None = None
+    data_digest: Short | None = None
+    rows: Rows | None = None
+    baseline: Scored | None = None
+    evaluated: Scored | None = None
+    artifact: Short | None = Field(default=None, description="Path on the work volume.")
+    artifact_digest: Short | None = None
+    attempts: Count = 0
+    charges: Charges = Charges()
+    retry_at: Time | None = Field(default=None, description="The next try of a failed stage starts at this time.")
+    gate: Literal["Passed", "Failed", "NotNeeded"] | None = None
+    promoted: bool = False
+    stopped: Stopped | None = None
+
+
+class Attempt(StatusModel):
+    """One training attempt: a Job of `nodes` pods."""
+
+    revision: Short
+    number: Count
+    started: Time
+    finished: Time | None = None
+    outcome: Literal["Running", "Succeeded", "Failed", "Disrupted", "Superseded", "Suspended"] = "Running"
+    failure_class: Short | None = None
+    message: Text | None = None
+    pod: Short | None = None
+    node: Short | None = None
+    step: Count | None = None
+    resumed_from_step: Count | None = None
+    folder: Short | None = Field(default=None, description="Its folder on the work volume, once rank 0 is known.")
+
+
+class Checkpoint(StatusModel):
+    """The newest committed checkpoint."""
+
+    step: Count
+    time: Time
+
+
+class Training(StatusModel):
+    """Progress of the running attempt, or the last of a finished one; written at 5 % marks and at checkpoints."""
+
+    revision: Short
+    attempt: Count
+    step: Count
+    total_steps: Count
+    percent: Count
+    loss: Decimal | None = None
+    validation_loss: Decimal | None = None
+    tokens_per_second: Decimal | None = None
+    eta_seconds: Count | None = None
+    checkpoint: Checkpoint | None = None
+    updated: Time
+
+
+class Evaluation(StatusModel):
+    """The two scores that the gate compares, for the newest revision."""
+
+    metric: Short
+    reference: Short = Field(description="What the tuned model is compared with: `base`, or a revision.")
+    baseline: Score | None = None
+    tuned: Score | None = None
+    improvement: Difference | None = None
+    verdict: Short | None = None
+    message: Text | None = None
+
+
+class Arm(StatusModel):
+    """Something that serves: a revision under one pod template."""
+
+    name: Short
+    revision: Short = Field(description="A revision's name, or `base`.")
+    promoted: bool = False
+    stopped: Stopped | None = None
+
+
+class Stage(StatusModel):
+    """When a stage of the newest revision began and ended."""
+
+    name: Short
+    revision: Short
+    started: Time
+    finished: Time | None = None
+
+
+class Rollout(StatusModel):
+    """The running or last rollout; `memory` is what `decide.rollout` needs to go on after a restart."""
+
+    arm: Short
+    revision: Short
+    stable: Short
+    state: Short
+    weight: Count
+    step: Count = 0
+    steps: Count = 0
+    next_step_at: Time | None = None
+    evidence: list[Text] = Field(default_factory=list, max_length=16)
+    last_decision: Text | None = None
+    memory: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
+
+
+class Status(StatusModel):
+    """Everything the operator says of a FineTune."""
+
+    observed_generation: Count = 0
+    phase: Short = "Pending"
+    conditions: list[Condition] = Field(default_factory=list, max_length=16)
+    revision: Short | None = Field(default=None, description="The revision that the spec asks for.")
+    live_revision: Short | None = Field(default=None, description="The revision that serves the users; `base` is the untouched model.")
+    live_arm: Short | None = None
+    revisions: list[Revision] = Field(default_factory=list, max_length=10)
+    arms: list[Arm] = Field(default_factory=list, max_length=10)
+    attempts: list[Attempt] = Field(default_factory=list, max_length=20)
+    stages: list[Stage] = Field(default_factory=list, max_length=20)
+    training: Training | None = None
+    evaluation: Evaluation | None = None
+    rollout: Rollout | None = None
+    progress: Short | None = Field(default=None, description="Progress of the running stage, for the column.")
+    eta: Short | None = None
+    score: Short | None = Field(default=None, description="Reference and tuned score, for the column.")
+    weight: Short | None = Field(default=None, description="Share of users on the newest arm, for the column.")
+    attempt: Short | None = None
+    reason: Short | None = None
+    endpoint: Short | None = Field(default=None, description="The users' address inside the cluster.")
