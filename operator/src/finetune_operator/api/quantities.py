@@ -1,0 +1,37 @@
+"""Durations (`90s`, `15m`, `1h30m`) and decimals (`"2e-4"`) as the API writes them: strings, for floats drift in GitOps diffs."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+
+DURATION_PATTERN = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+$"
+DECIMAL_PATTERN = r"^-?[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$"
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
+
+
+def seconds(text: str) -> float:
+    """Seconds of a duration; ValueError names the text and the form it must have."""
+    if not re.match(DURATION_PATTERN, text):
+        raise ValueError(f"{text!r} is not a duration such as 90s, 15m or 1h30m")
+    return float(sum((Decimal(n) * _SECONDS[unit] for n, unit in _PART.findall(text)), Decimal(0)))
+
+
+def decimal(text: str) -> float:
+    """Value of a decimal; ValueError names the text and the form it must have."""
+    try:
+        return float(Decimal(text))
+    except InvalidOperation as error:
+        raise ValueError(f"{text!r} is not a decimal such as 0.5 or 2e-4") from error
+
+
+def canonical_duration(text: str) -> str:
+    """The same duration in seconds: `15m` is `900s`."""
+    return f"{seconds(text):g}s"
+
+
+def canonical_decimal(text: str) -> str:
+    """The same decimal without exponent or trailing zeros: `2e-4` is `0.0002`."""
+    plain = f"{Decimal(text).normalize():f}"
+    return "0" if plain == "-0" else plain

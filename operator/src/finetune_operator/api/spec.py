@@ -1,0 +1,303 @@
+"""`FineTune.spec`: the one source of truth. The CRD, the reference page and the field classes are generated from here.
+
+Field classes (what an edit does) are markers on the leaves: Retrain makes a new revision, Reevaluate scores again,
+Redeploy makes a new arm (and so a canary), Live changes in place, Immutable is refused by the API server.
+What the schema has but no code yet does is listed in `NOT_YET` and refused by the API server, never silently ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from finetune_operator.api.fields import IMMUTABLE, LIVE, REDEPLOY, REEVALUATE, RETRAIN
+from finetune_operator.api.quantities import DECIMAL_PATTERN, DURATION_PATTERN, decimal, seconds
+
+
+def _checked_duration(text: str) -> str:
+    seconds(text)
+    return text
+
+
+def _checked_decimal(text: str) -> str:
+    decimal(text)
+    return text
+
+
+Duration = Annotated[str, Field(max_length=32, pattern=DURATION_PATTERN, json_schema_extra={"x-finetune": "duration"}), AfterValidator(_checked_duration)]
+Decimal = Annotated[str, Field(max_length=32, pattern=DECIMAL_PATTERN, json_schema_extra={"x-finetune": "decimal"}), AfterValidator(_checked_decimal)]
+Name = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+Word = Annotated[str, Field(max_length=128)]
+ModelSource = Annotated[str, Field(max_length=1024, pattern=r"^(image://|pvc://|hf://|https://|s3://|oci://).+$")]
+DataSource = Annotated[str, Field(max_length=1024, pattern=r"^(configmap://|image://|pvc://|hf://|https://|s3://).+$")]
+Percent = Annotated[int, Field(ge=0, le=100)]
+Quantity = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?([KMGTP]i?|m|k)?$")]
+Free = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
+
+
+class SpecModel(BaseModel):
+    """Frozen; camelCase on the wire; unknown keys fail."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+
+class Model(SpecModel):
+    """The base model."""
+
+    source: Annotated[ModelSource, RETRAIN] = Field(description="image:///path in the trainer image, pvc://claim/path, or hf://owner/name.")
+    revision: Annotated[Word | None, RETRAIN] = Field(default=None, description="Commit or tag, for hf://.")
+    secret_name: Annotated[Name | None, LIVE] = Field(default=None, description="Secret whose key `token` opens the source.")
+
+
+class Source(SpecModel):
+    """Rows of a data set."""
+
+    source: Annotated[DataSource, RETRAIN] = Field(description="configmap://name/key, pvc://claim/path, image:///path, https://… or hf://owner/name/file.")
+    format: Annotated[Literal["Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput", "Text", "Preference"] | None, RETRAIN] = (
+        Field(default=None, description="Form of a row; Auto (default) tells it from the first rows.")
+    )
+    secret_name: Annotated[Name | None, LIVE] = Field(default=None, description="Secret that opens the source.")
+
+
+class Split(SpecModel):
+    """Shares of train, validation and test, by content hash; they sum to 100."""
+
+    train: Annotated[Percent | None, RETRAIN] = Field(default=None, description="Percent; default 80.")
+    validation: Annotated[Percent | None, RETRAIN] = Field(default=None, description="Percent; default 10.")
+    test: Annotated[Percent | None, RETRAIN] = Field(default=None, description="Percent; default 10.")
+    seed: Annotated[int | None, RETRAIN] = Field(default=None, ge=0, le=2147483647, description="Default 17.")
+
+
+class Quality(SpecModel):
+    """What a row must be like, and how many bad ones are borne."""
+
+    min_response_characters: Annotated[int | None, RETRAIN] = Field(default=None, ge=0, le=100000, description="Default 10; 1 where answers are a small set of labels.")
+    max_tokens: Annotated[int | None, RETRAIN] = Field(default=None, ge=1, le=1048576, description="Longest row; default 4000.")
+    on_too_long: Annotated[Literal["Drop", "Truncate"] | None, RETRAIN] = Field(default=None, description="Default Drop.")
+    max_invalid_percent: Annotated[int | None, RETRAIN] = Field(default=None, ge=0, le=100, description="Above it the run stops before training; default 5.")
+    deduplicate: Annotated[bool | None, RETRAIN] = Field(default=None, description="Drop rows that are there twice; default true.")
+
+
+class Mix(Source):
+    """General data mixed in against forgetting."""
+
+    percent: Annotated[Percent, RETRAIN] = Field(description="Share of the training rows.")
+
+
+class Data(SpecModel):
+    """Training data, and how it is checked and split."""
+
+    train: Source
+    validation: Source | None = Field(default=None, description="Else a share of `train`.")
+    test: Source | None = Field(default=None, description="Else a share of `train`. Never seen by training.")
+    split: Split | None = None
+    quality: Quality | None = None
+    mix: list[Mix] | None = Field(default=None, max_length=8)
+
+
+class Lora(SpecModel):
+    """Low-rank adapters."""
+
+    rank: Annotated[int | None, RETRAIN] = Field(default=None, ge=1, le=1024, description="Default 16.")
+    alpha: Annotated[int | None, RETRAIN] = Field(default=None, ge=1, le=4096, description="Default 32.")
+    dropout: Annotated[Decimal | None, RETRAIN] = Field(default=None, description="Default 0.")
+    target_modules: Annotated[list[Word] | None, RETRAIN] = Field(default=None, max_length=64, description="Default: all linear layers but the head and a MoE's router.")
+
+
+class Method(SpecModel):
+    """Which weights train, on what objective."""
+
+    type: Annotated[Literal["Full", "LoRA", "QLoRA", "PromptTuning", "PrefixTuning", "PTuning"], RETRAIN]
+    objective: Annotated[Literal["SFT", "DPO"] | None, RETRAIN] = Field(default=None, description="Default SFT.")
+    lora: Lora | None = None
+
+
+class EarlyStopping(SpecModel):
+    """Stop when the validation loss no longer falls."""
+
+    patience: Annotated[int | None, RETRAIN] = Field(default=None, ge=1, le=1000, description="Validations without a better loss; default 3.")
+
+
+class CheckpointPolicy(SpecModel):
+    """How often, and how many are kept."""
+
+    every: Annotated[Duration | None, LIVE] = Field(default=None, description="Default 15m.")
+    every_steps: Annotated[int | None, LIVE] = Field(default=None, ge=1, le=1000000, description="Instead of `every`.")
+    keep: Annotated[int | None, LIVE] = Field(default=None, ge=1, le=100, description="Default 2; the best one is kept besides.")
+
+
+class Training(SpecModel):
+    """The optimisation."""
+
+    epochs: Annotated[int | None, RETRAIN] = Field(default=None, ge=1, le=1000, description="Default 3.")
+    learning_rate: Annotated[Decimal | None, RETRAIN] = Field(default=None, description='Default "2e-4".')
+    max_sequence_length: Annotated[int | None, RETRAIN] = Field(default=None, ge=16, le=1048576, description="Tokens; default 2048.")
+    tokens_per_step: Annotated[int | None, RETRAIN] = Field(default=None, ge=16, le=67108864, description="Default: what leaves at least 50 steps an epoch, at most 32768.")
+    seed: Annotated[int | None, RETRAIN] = Field(default=None, ge=0, le=2147483647, description="Default 17.")
+    early_stopping: EarlyStopping | None = None
+    checkpoint: CheckpointPolicy | None = None
+
+
+class Compute(SpecModel):
+    """The gang that trains. Changing it moves the next attempt and never retrains."""
+
+    accelerator: Annotated[Word | None, LIVE] = Field(default=None, description="A profile of the operator's: h100, h200, a100-80, …; absent: CPU.")
+    nodes: Annotated[int, LIVE] = Field(default=1, ge=1, le=512, description="Pods of the gang, torchrun's nnodes.")
+    gpus_per_node: Annotated[int | None, LIVE] = Field(default=None, ge=0, le=16, description="Default 1 with an accelerator, else 0.")
+    sharding: Annotated[Literal["Auto", "DDP", "ZeRO1", "ZeRO2", "ZeRO3"], LIVE] = Field(default="Auto")
+    queue_name: Annotated[Word | None, LIVE] = Field(default=None, description="Kueue's LocalQueue.")
+    cpu: Annotated[Quantity | None, LIVE] = Field(default=None, description="CPU request of each pod.")
+    memory: Annotated[Quantity | None, LIVE] = Field(default=None, description="Memory request and limit of each pod.")
+    threads: Annotated[int | None, LIVE] = Field(default=None, ge=1, le=256, description="Threads of each rank on CPU; default 1.")
+
+
+class Storage(SpecModel):
+    """The work volume: models, data, checkpoints, artifacts."""
+
+    size: Annotated[Quantity, LIVE] = Field(default="50Gi")
+    storage_class_name: Annotated[Name | None, IMMUTABLE] = Field(default=None, description="Default: the cluster's.")
+    access_mode: Annotated[Literal["ReadWriteOnce", "ReadWriteMany"], IMMUTABLE] = Field(default="ReadWriteOnce")
+    retain: Annotated[bool, LIVE] = Field(default=True, description="Keep the volume when the FineTune is deleted.")
+
+
+class Retries(SpecModel):
+    """Failed tries that are borne, by class; disruptions are never charged."""
+
+    error: Annotated[int, LIVE] = Field(default=2, ge=0, le=100)
+    out_of_memory: Annotated[int, LIVE] = Field(default=2, ge=0, le=100)
+    infrastructure: Annotated[int, LIVE] = Field(default=10, ge=0, le=1000)
+
+
+class SqlExecution(SpecModel):
+    """Answers are SQL: executed on SQLite, results compared."""
+
+    schema_source: Annotated[DataSource, REEVALUATE] = Field(alias="schema", description="configmap://name/key of a script that makes and fills the tables.")
+
+
+class Metric(SpecModel):
+    """One way to score an answer, 0…1."""
+
+    type: Annotated[Literal["ExactMatch", "SqlExecution"], REEVALUATE]
+    sql_execution: SqlExecution | None = None
+
+
+class Gate(SpecModel):
+    """What the tuned model must reach before any user is moved."""
+
+    min_score: Annotated[Decimal | None, LIVE] = Field(default=None, description="Of the score itself.")
+    min_improvement: Annotated[Decimal | None, LIVE] = Field(default=None, description="Over the base model, of the interval's lower bound; default: above 0.")
+    min_improvement_over_live: Annotated[Decimal | None, LIVE] = Field(default=None, description="Over the live revision; default: not provably worse.")
+    max_forgetting_percent: Annotated[int | None, LIVE] = Field(default=None, ge=0, le=100)
+
+
+class Evaluation(SpecModel):
+    """Scores on the sealed test split; without it the mean loss per row is compared."""
+
+    metrics: list[Metric] | None = Field(default=None, max_length=8, description="The first one is gated.")
+    max_new_tokens: Annotated[int, REEVALUATE] = Field(default=128, ge=1, le=65536)
+    skip_training_if_baseline_at_least: Annotated[Decimal | None, LIVE] = None
+    gate: Gate | None = None
+
+
+class Resources(SpecModel):
+    """Requests and limits of a container."""
+
+    requests: dict[Word, Quantity] | None = Field(default=None, max_length=16)
+    limits: dict[Word, Quantity] | None = Field(default=None, max_length=16)
+
+
+class Serving(SpecModel):
+    """How the model serves; absent: train only."""
+
+    runtime: Annotated[Literal["Auto", "Transformers", "vLLM"], REDEPLOY] = Field(default="Auto", description="Auto: vLLM with an accelerator, else Transformers.")
+    image: Annotated[Annotated[str, Field(max_length=512)] | None, REDEPLOY] = Field(default=None, description="Replaces the server's image; started with `finetune-trainer serve`'s arguments, port and probe.")
+    replicas: Annotated[int, LIVE] = Field(default=1, ge=1, le=1000, description="Of each arm.")
+    resources: Annotated[Resources | None, REDEPLOY] = None
+    model_name: Annotated[Word | None, REDEPLOY] = Field(default=None, description="Default: the FineTune's name.")
+
+
+class Step(SpecModel):
+    """A share of the users, for a time."""
+
+    weight: Annotated[int, LIVE] = Field(ge=1, le=100, description="Percent of the users.")
+    hold: Annotated[Duration, LIVE] = Field(default="0s")
+
+
+class Identity(SpecModel):
+    """Where a request's user is read from."""
+
+    header: Annotated[Word | None, LIVE] = None
+    body_field: Annotated[Word | None, LIVE] = None
+
+
+class Guards(SpecModel):
+    """What traffic must show while users move."""
+
+    max_error_rate_percent: Annotated[int, LIVE] = Field(default=2, ge=0, le=100)
+    max_latency_regression_percent: Annotated[int, LIVE] = Field(default=25, ge=0, le=10000)
+    min_requests: Annotated[int, LIVE] = Field(default=200, ge=0, le=10000000)
+
+
+class Rollout(SpecModel):
+    """How users are moved."""
+
+    steps: list[Step] | None = Field(default=None, max_length=20, description="Default 10 % for 30m, 50 % for 1h, 100 %.")
+    identity: list[Identity] | None = Field(default=None, max_length=8, description="Default header x-user-id; requests without one stay on stable.")
+    guards: Guards = Guards()
+    bake: Annotated[Duration, LIVE] = Field(default="1h", description="The old arm is kept warm for this time after the last step.")
+    progress_deadline: Annotated[Duration, LIVE] = Field(default="10m", description="A canary that is not ready by then is rolled back.")
+
+
+class EnvVar(SpecModel):
+    """A variable of every pod."""
+
+    name: Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    value: Annotated[str, Field(max_length=4096)] = ""
+
+
+class Pods(SpecModel):
+    """Overrides for every pod of the FineTune."""
+
+    service_account_name: Annotated[Name | None, REDEPLOY] = None
+    image_pull_secrets: Annotated[list[Name] | None, REDEPLOY] = Field(default=None, max_length=8)
+    node_selector: Annotated[dict[Word, Word] | None, REDEPLOY] = Field(default=None, max_length=32)
+    tolerations: Annotated[list[Free] | None, REDEPLOY] = Field(default=None, max_length=32)
+    affinity: Annotated[Free | None, REDEPLOY] = None
+    annotations: Annotated[dict[Word, Annotated[str, Field(max_length=1024)]] | None, REDEPLOY] = Field(default=None, max_length=32)
+    env: Annotated[list[EnvVar] | None, REDEPLOY] = Field(default=None, max_length=64)
+
+
+class Budget(SpecModel):
+    """What the run may cost."""
+
+    max_cost: Annotated[Decimal | None, LIVE] = None
+    currency: Annotated[Word | None, LIVE] = None
+    max_duration: Annotated[Duration | None, LIVE] = None
+
+
+class Provider(SpecModel):
+    """A hosted trainer, reserved."""
+
+    type: Annotated[Literal["OpenAI", "Bedrock", "Vertex", "Cohere"], RETRAIN]
+
+
+class Spec(SpecModel):
+    """From a base model and a data set to a tuned model that serves."""
+
+    model: Model
+    data: Data
+    method: Method
+    training: Training | None = None
+    compute: Compute = Compute()
+    storage: Storage = Storage()
+    retries: Retries = Retries()
+    evaluation: Evaluation | None = None
+    serving: Serving | None = None
+    rollout: Rollout = Rollout()
+    pods: Pods | None = None
+    budget: Budget | None = None
+    provider: Provider | None = None
+    retrain: Annotated[Word | None, RETRAIN] = Field(default=None, description="A new value trains again on purpose.")
+    suspend: Annotated[bool, LIVE] = Field(default=False, description="Stop training (a checkpoint is kept) and hold the rollout.")

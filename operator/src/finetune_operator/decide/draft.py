@@ -1,0 +1,129 @@
+"""What the rules pass on: the status as it will be, and what the newest revision waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from finetune_operator import conditions
+from finetune_operator.api.status import Revision, Stage, Status
+from finetune_operator.observed import Observed
+from finetune_operator.workloads import time
+
+MAX_STAGES = 20
+MAX_REVISIONS = 10
+
+
+@dataclass(frozen=True)
+class JobWanted:
+    """A Job that must exist: `number` is the try of a stage, or the attempt of a training."""
+
+    stage: str
+    revision: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Note:
+    """A Kubernetes Event to emit once the status is written."""
+
+    type: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A decision in the making. `blocked`: the newest revision has said what it waits for; later stage rules pass."""
+
+    status: Status
+    phase: str = conditions.PENDING
+    reason: str = ""
+    message: str = ""
+    blocked: bool = False
+    jobs: tuple[JobWanted, ...] = ()
+    obsolete: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
+    requeue: float | None = None
+
+    @property
+    def revision(self) -> Revision:
+        """The revision that the spec asks for."""
+        return next(r for r in self.status.revisions if r.name == self.status.revision)
+
+    def set(self, **changes: Any) -> Draft:
+        """The same draft with fields of its status changed."""
+        return replace(self, status=self.status.model_copy(update=changes))
+
+    def with_revision(self, revision: Revision) -> Draft:
+        """The same draft with that revision's entry replaced, or added (the oldest idle one makes room)."""
+        others = self.status.revisions
+        if any(r.name == revision.name for r in others):
+            return self.set(revisions=[revision if r.name == revision.name else r for r in others])
+        kept = {self.status.live_revision, self.status.rollout.revision if self.status.rollout else None}
+        while len(others) >= MAX_REVISIONS:
+            oldest = next(r for r in others if r.name not in kept)
+            others = [r for r in others if r is not oldest]
+        return self.set(revisions=[*others, revision])
+
+    def update(self, **changes: Any) -> Draft:
+        """The same draft with fields of the current revision changed."""
+        return self.with_revision(self.revision.model_copy(update=changes))
+
+    def block(self, phase: str, message: str, *, reason: str = "", requeue: float | None = None) -> Draft:
+        """The newest revision waits: why, in words a user can act on, and when to look again (seconds)."""
+        return replace(
+            self, blocked=True, phase=phase, reason=reason or phase, message=message[:1024], requeue=soonest(self.requeue, requeue)
+        )
+
+    def want(self, stage: str, number: int) -> Draft:
+        """The same draft with one more Job that must exist."""
+        return replace(self, jobs=(*self.jobs, JobWanted(stage, self.revision.name, number)))
+
+    def note(self, type_: str, reason: str, message: str) -> Draft:
+        """The same draft with one more Event."""
+        return replace(self, notes=(*self.notes, Note(type_, reason, message[:1024])))
+
+    def begin(self, stage: str, now: datetime) -> Draft:
+        """Note when a stage began, once."""
+        if any(s.name == stage and s.revision == self.revision.name and s.finished is None for s in self.status.stages):
+            return self
+        entry = Stage(name=stage, revision=self.revision.name, started=stamp(now))
+        return self.set(stages=[*self.status.stages, entry][-MAX_STAGES:])
+
+    def end(self, stage: str, now: datetime) -> Draft:
+        """Note when a stage ended."""
+        name = self.revision.name
+        return self.set(
+            stages=[
+                s.model_copy(update={"finished": stamp(now)}) if (s.name, s.revision, s.finished) == (stage, name, None) else s
+                for s in self.status.stages
+            ]
+        )
+
+
+Rule = Callable[[Observed, Draft], Draft]
+
+
+def stamp(moment: datetime) -> str:
+    """RFC 3339 in UTC, to the second."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def later(moment: datetime, seconds: float) -> str:
+    """The timestamp that many seconds after."""
+    return stamp(moment + timedelta(seconds=seconds))
+
+
+def seconds_until(timestamp: str | None, now: datetime) -> float:
+    """Seconds from now to the timestamp; 0 when it is past or absent."""
+    moment = time(timestamp)
+    return max(0.0, (moment - now).total_seconds()) if moment else 0.0
+
+
+def soonest(*delays: float | None) -> float | None:
+    """The shortest of the delays that are there."""
+    known = [d for d in delays if d is not None]
+    return min(known) if known else None

@@ -1,0 +1,80 @@
+"""Does the tuned model pass? Asked of stored scores, so that an edited gate is judged again without a new evaluation.
+
+Against the base model the improvement's lower bound must reach `minImprovement` (unset: it must be above 0). Against a
+live revision, which has already brought that improvement, the tuned model must not be provably worse, unless
+`minImprovementOverLive` asks for more (docs/adr/0002).
+"""
+
+from __future__ import annotations
+
+from finetune_operator import conditions
+from finetune_operator.api.spec import Gate
+from finetune_operator.api.status import Evaluation, Scored, Stopped
+from finetune_operator.decide.draft import Draft, stamp
+from finetune_operator.decide.stages import reference
+from finetune_operator.observed import Observed
+
+
+def gate(o: Observed, d: Draft) -> Draft:
+    """Pass the revision on to the rollout, or reject it with the numbers."""
+    if d.blocked or d.revision.promoted:
+        return d
+    scored, base = d.revision.evaluated, d.revision.baseline
+    if scored is None or base is None:
+        return d
+    against = reference(d)
+    failures = verdict(o.spec.evaluation.gate if o.spec.evaluation else None, scored, against)
+    passed = not failures
+    message = _sentence(scored, base, against, failures)
+    evaluation = Evaluation(
+        metric=scored.metric, reference=against, baseline=base.score, tuned=scored.score, improvement=scored.difference,
+        verdict="Passed" if passed else "Failed", message=message[:1024],
+    )  # fmt: skip
+    d = d.set(evaluation=evaluation)
+    if passed:
+        if d.revision.gate != "Passed":
+            d = d.note("Normal", "GatePassed", message)
+        return d.update(gate="Passed", stopped=None)
+    if d.revision.gate != "Failed":
+        d = d.note("Warning", conditions.GATE_FAILED, message)
+    stopped = Stopped(reason=conditions.GATE_FAILED, message=message[:1024], time=stamp(o.now), tried=o.tried)
+    if d.revision.stopped is None:
+        d = d.update(gate="Failed", stopped=stopped)
+    return d.block(conditions.REJECTED, message, reason=conditions.GATE_FAILED)
+
+
+def verdict(gate: Gate | None, scored: Scored, against: str) -> list[str]:
+    """What the tuned model misses, each as a sentence; empty when it passes."""
+    failures: list[str] = []
+    minimum = gate.min_score if gate else None
+    if minimum is not None and float(scored.score.score) < float(minimum):
+        failures.append(f"its score {scored.score.score} is below evaluation.gate.minScore {minimum}")
+    difference = scored.difference
+    if difference is None:
+        return [*failures, "it could not be paired with the reference's rows"]
+    if against == "base":
+        limit = gate.min_improvement if gate else None
+        missed = float(difference.low) < float(limit) if limit is not None else float(difference.low) <= 0
+        field = f"evaluation.gate.minImprovement {limit}" if limit is not None else "0 (no minImprovement is set)"
+        if missed:
+            failures.append(f"the lower bound of its improvement, {difference.low}, does not reach {field}")
+        return failures
+    over_live = gate.min_improvement_over_live if gate else None
+    if over_live is not None and float(difference.low) < float(over_live):
+        failures.append(f"the lower bound of its improvement, {difference.low}, is below minImprovementOverLive {over_live}")
+    if over_live is None and float(difference.high) < 0:
+        failures.append(f"it is provably worse than the live revision: the difference is at most {difference.high}")
+    return failures
+
+
+def _sentence(scored: Scored, base: Scored, against: str, failures: list[str]) -> str:
+    who = "the base model" if against == "base" else f"live revision {against}"
+    numbers = (
+        f"{scored.metric}: tuned {scored.score.score} [{scored.score.low}, {scored.score.high}], {who} {base.score.score} "
+        f"[{base.score.low}, {base.score.high}], n={scored.score.n}"
+    )
+    if scored.difference:
+        numbers += f", difference {scored.difference.difference} [{scored.difference.low}, {scored.difference.high}]"
+    if not failures:
+        return f"gate passed: {numbers}"
+    return f"gate failed: {'; '.join(failures)} ({numbers}). Lower the gate, or change data, method or training."

@@ -1,0 +1,85 @@
+"""Is a failed stage tried again, and when? Budgets by failure class; disruptions are counted, never charged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Final
+
+from finetune_operator import conditions
+from finetune_operator.api.status import Charges, Stopped
+from finetune_operator.decide.draft import Draft, later, stamp
+from finetune_operator.observed import Observed
+from finetune_operator.workloads import Failure
+
+# Which budget a failure is charged to; classes that no retry mends have none.
+BUDGETS: Final[Mapping[str, str]] = {
+    "error": "error",
+    "stalled": "error",
+    "outOfMemory": "out_of_memory",
+    "infrastructure": "infrastructure",
+    "disruption": "disruption",
+}
+FINAL_REASONS: Final[Mapping[str, str]] = {"user": conditions.DATA_INVALID, "nonFinite": conditions.NON_FINITE}
+FIRST_DELAY: Final = 5.0
+LONGEST_DELAY: Final = 300.0
+
+
+def after_failure(o: Observed, d: Draft, stage: str, failure: Failure) -> Draft:
+    """Charge the failure; then either allow another try at a later time, or stop the revision with its cause."""
+    where = f"{stage}: {_place(failure)}{failure.message}"
+    if failure.failure_class in FINAL_REASONS:
+        reason = FINAL_REASONS[failure.failure_class] if not failure.reason else failure.reason
+        return stop(o, d, reason, where)
+    budget = BUDGETS[failure.failure_class]
+    charges = _charged(d.revision.charges, budget)
+    used, limit = getattr(charges, budget), _limit(o, budget)
+    d = d.update(charges=charges)
+    if limit is not None and used > limit:
+        text = f"{where} ({used} failures of class {failure.failure_class}, retries.{_camel(budget)} allows {limit} retries)"
+        return stop(o, d, conditions.RETRIES_EXHAUSTED, text)
+    delay = backoff(f"{o.uid}/{d.revision.name}/{stage}", used) if budget != "disruption" else 1.0
+    return d.update(retry_at=later(o.now, delay))
+
+
+def stop(o: Observed, d: Draft, reason: str, message: str) -> Draft:
+    """No further try, until the spec or the retry annotation changes."""
+    fix = " Change the spec, or annotate finetune.dev/retry with a new value, to try again."
+    text = message[: 1023 - len(fix)].rstrip(". ") + "." + fix
+    stopped = Stopped(reason=reason, message=text, time=stamp(o.now), tried=o.tried)
+    return d.update(stopped=stopped, retry_at=None).note("Warning", reason, text)
+
+
+def reopen(o: Observed, d: Draft) -> Draft:
+    """A stopped revision gets a fresh budget when the spec or the retry annotation says something new."""
+    stopped = d.revision.stopped
+    if stopped is None or stopped.tried == o.tried:
+        return d
+    gate = None if d.revision.gate == "Failed" else d.revision.gate
+    return d.update(stopped=None, charges=Charges(), retry_at=None, gate=gate)
+
+
+def backoff(key: str, failures: int) -> float:
+    """Seconds before the next try: doubling from 5 s to 5 min, with a jitter of ±20 % that is fixed by the key."""
+    delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** max(0, failures - 1))
+    share = int.from_bytes(hashlib.sha256(f"{key}/{failures}".encode()).digest()[:4], "big") / 2**32
+    return delay * (0.8 + 0.4 * share)
+
+
+def _charged(charges: Charges, budget: str) -> Charges:
+    return charges.model_copy(update={budget: getattr(charges, budget) + 1})
+
+
+def _limit(o: Observed, budget: str) -> int | None:
+    retries = o.spec.retries
+    limits = {"error": retries.error, "out_of_memory": retries.out_of_memory, "infrastructure": retries.infrastructure}
+    return limits.get(budget)
+
+
+def _place(failure: Failure) -> str:
+    node = f" on node {failure.node}" if failure.node else ""
+    return f"pod {failure.pod}{node}: " if failure.pod else ""
+
+
+def _camel(budget: str) -> str:
+    return {"out_of_memory": "outOfMemory"}.get(budget, budget)

@@ -1,0 +1,40 @@
+"""Which revision does the spec ask for? The one whose fields as written are the same, else a new one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from finetune_operator import names
+from finetune_operator.api.fields import digest
+from finetune_operator.api.status import Attempt, Revision
+from finetune_operator.decide.draft import Draft, stamp
+from finetune_operator.observed import Observed
+
+
+def current(o: Observed, d: Draft) -> Draft:
+    """Name the revision; one that is new gets an entry, and training for any other one is superseded."""
+    name = _known(o) or digest(dict(o.retrain))
+    if d.status.revision != name:
+        d = _supersede(o, d, name)
+    d = d.set(revision=name)
+    if any(r.name == name for r in d.status.revisions):
+        return d
+    return d.with_revision(Revision(name=name, created=stamp(o.now)))
+
+
+def _known(o: Observed) -> str | None:
+    return next((name for name, fields in o.revisions.items() if fields == o.retrain), None)
+
+
+def _supersede(o: Observed, d: Draft, name: str) -> Draft:
+    """Stop what trains for another revision: its checkpoints stay, so that a revert goes on from them."""
+    running = [a for a in d.status.attempts if a.outcome == "Running" and a.revision != name]
+    if not running:
+        return d
+    attempts = [_ended(a, o) if a in running else a for a in d.status.attempts]
+    jobs = tuple(names.attempt_job(o.name, a.revision, a.number) for a in running)
+    return replace(d.set(attempts=attempts), obsolete=(*d.obsolete, *jobs))
+
+
+def _ended(attempt: Attempt, o: Observed) -> Attempt:
+    return attempt.model_copy(update={"outcome": "Superseded", "finished": stamp(o.now)})

@@ -1,0 +1,166 @@
+"""Fetch, prepare, score the base, score the tuned model: one Job each, tried again within the budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from finetune_operator import conditions, names
+from finetune_operator.api.fields import digest
+from finetune_operator.api.status import Difference, Revision, Rows, Score, Scored
+from finetune_operator.decide.draft import Draft, seconds_until
+from finetune_operator.decide.retry import after_failure
+from finetune_operator.observed import Observed
+from finetune_operator.workloads import Failure
+
+Finish = Callable[[Revision, Mapping[str, Any]], dict[str, Any]]
+STAGE_PHASES = {
+    "fetch": conditions.FETCHING,
+    "prepare": conditions.PREPARING,
+    "baseline": conditions.SCORING_BASELINE,
+    "evaluate": conditions.EVALUATING,
+}
+WORDS = {
+    "fetch": "fetching the base model",
+    "prepare": "preparing the data",
+    "baseline": "scoring the reference model on the sealed test split",
+    "evaluate": "scoring the tuned model on the sealed test split",
+}
+POLL_SECONDS = 5.0
+
+
+def fetch(o: Observed, d: Draft) -> Draft:
+    """Is the base model on the volume?"""
+    return _stage(o, d, "fetch", done=d.revision.model_digest is not None, finish=_fetched)
+
+
+def prepare(o: Observed, d: Draft) -> Draft:
+    """Is the data prepared, and its test split sealed?"""
+    return _stage(o, d, "prepare", done=d.revision.data_digest is not None, finish=_prepared)
+
+
+def baseline(o: Observed, d: Draft) -> Draft:
+    """Is what serves now (or the base model) scored on this revision's test split, with today's metrics?"""
+    wanted = evaluation_key(o, d)
+    if d.revision.promoted:
+        return d
+    scored = d.revision.baseline
+    if scored is not None and scored.key != wanted:
+        d = _again(d, "baseline", baseline=None, evaluated=None, gate=None)
+    return _stage(o, d, "baseline", done=d.revision.baseline is not None, finish=lambda r, x: {"baseline": _scored(wanted, x)})
+
+
+def not_needed(o: Observed, d: Draft) -> Draft:
+    """Is the reference good enough already, so that training is not worth its money?"""
+    limit = o.spec.evaluation.skip_training_if_baseline_at_least if o.spec.evaluation else None
+    scored = d.revision.baseline
+    if d.blocked or d.revision.artifact or limit is None or scored is None:
+        return d
+    if float(scored.score.score) < float(limit):
+        return d.update(gate=None) if d.revision.gate == "NotNeeded" else d
+    message = (
+        f"{reference(d)} already scores {scored.score.score} on {scored.score.n} test rows, at least "
+        f"evaluation.skipTrainingIfBaselineAtLeast {limit}: training is not needed"
+    )
+    return d.update(gate="NotNeeded").block(conditions.NOT_NEEDED, message, reason=conditions.BASELINE_GOOD_ENOUGH)
+
+
+def evaluate(o: Observed, d: Draft) -> Draft:
+    """Is the tuned model scored on the same rows?"""
+    wanted = evaluation_key(o, d)
+    if d.revision.promoted:
+        return d
+    scored = d.revision.evaluated
+    if scored is not None and scored.key != wanted:
+        d = _again(d, "evaluate", evaluated=None, gate=None)
+    return _stage(o, d, "evaluate", done=d.revision.evaluated is not None, finish=lambda r, x: {"evaluated": _scored(wanted, x)})
+
+
+def reference(d: Draft) -> str:
+    """What the newest revision is compared with: the revision that is live, else `base`."""
+    return d.status.live_revision or "base"
+
+
+def evaluation_key(o: Observed, d: Draft) -> str:
+    """Names an evaluation by what is asked and against what; another key means that it must be run again."""
+    metrics = {k: v for k, v in o.reevaluate.items() if k != "gate"}
+    evaluation = dict(metrics.get("evaluation", {}))
+    evaluation.pop("gate", None)
+    evaluation.pop("skipTrainingIfBaselineAtLeast", None)
+    return digest({"evaluation": evaluation, "reference": reference(d)})
+
+
+def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> Draft:
+    if d.blocked or done:
+        return d
+    if wait := seconds_until(d.revision.retry_at, o.now):
+        return d.block(STAGE_PHASES[stage], f"{WORDS[stage]}: tried again at {d.revision.retry_at}", requeue=wait)
+    d = d.update(retry_at=None).begin(stage, o.now)
+    number = d.revision.tries.get(stage, 0)
+    run = o.run(names.stage_job(o.name, d.revision.name, stage, number)) if number else o.run("")
+    if run.state == "Absent" and (missing := o.missing.get(stage)):
+        return d.block(conditions.PENDING, missing.message, reason=missing.reason, requeue=POLL_SECONDS)
+    if number == 0 or run.state == "Absent":
+        number = number or 1
+        d = d.update(tries={**d.revision.tries, stage: number}).want(stage, number)
+        return d.block(STAGE_PHASES[stage], f"{WORDS[stage]}: starting")
+    if run.state == "Succeeded" and run.result:
+        return d.update(**finish(d.revision, run.result)).end(stage, o.now)
+    if run.state in ("Succeeded", "Failed"):
+        return _failed(o, d, stage, number)
+    return _in_progress(o, d, stage, number)
+
+
+def _failed(o: Observed, d: Draft, stage: str, number: int) -> Draft:
+    run = o.run(names.stage_job(o.name, d.revision.name, stage, number))
+    failure = run.failure or Failure("error", "NoResult", "its pod ended without a result message; was it deleted?")
+    d = after_failure(o, d, stage, failure)
+    d = d.update(tries={**d.revision.tries, stage: number + 1})
+    if d.revision.stopped:
+        return d.end(stage, o.now)
+    wait = seconds_until(d.revision.retry_at, o.now)
+    return d.block(
+        STAGE_PHASES[stage], f"{WORDS[stage]} failed: {failure.message}; tried again at {d.revision.retry_at}", requeue=wait
+    )
+
+
+def _in_progress(o: Observed, d: Draft, stage: str, number: int) -> Draft:
+    run = o.run(names.stage_job(o.name, d.revision.name, stage, number))
+    if run.waiting:
+        return d.block(STAGE_PHASES[stage], run.waiting.message, reason=run.waiting.reason, requeue=POLL_SECONDS)
+    percent = o.progress.get("percent") if o.progress else None
+    rounded = f" ({int(percent) // 10 * 10} %)" if percent else ""
+    return d.block(STAGE_PHASES[stage], f"{WORDS[stage]}{rounded}", requeue=POLL_SECONDS)
+
+
+def _again(d: Draft, stage: str, **reset: Any) -> Draft:
+    return d.update(tries={**d.revision.tries, stage: d.revision.tries.get(stage, 0) + 1}, **reset)
+
+
+def _fetched(_: Revision, result: Mapping[str, Any]) -> dict[str, Any]:
+    return {"model_digest": str(result.get("digest", "unknown"))[:128]}
+
+
+def _prepared(_: Revision, result: Mapping[str, Any]) -> dict[str, Any]:
+    return {"data_digest": str(result.get("digest", "unknown"))[:128], "rows": Rows.model_validate(result.get("rows") or {})}
+
+
+def _scored(key: str, result: Mapping[str, Any]) -> Scored:
+    metric, numbers = next(iter(result["metrics"].items()))
+    paired = result.get("paired")
+    return Scored(
+        key=key,
+        path=str(result.get("path", "")),
+        metric=metric,
+        score=Score(score=_text(numbers["score"]), low=_text(numbers["low"]), high=_text(numbers["high"]), n=numbers["n"]),
+        difference=Difference(
+            difference=_text(paired["difference"]), low=_text(paired["low"]), high=_text(paired["high"]), n=paired["n"]
+        )
+        if paired
+        else None,
+        excluded=result.get("excluded") or None,
+    )
+
+
+def _text(value: float) -> str:
+    return f"{float(value):.4f}".rstrip("0").rstrip(".") or "0"

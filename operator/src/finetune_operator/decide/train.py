@@ -1,0 +1,176 @@
+"""Training attempts: a Job each; the next begins from the newest valid checkpoint, only once the last one has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_operator import conditions, names
+from finetune_operator.api.status import Attempt, Checkpoint, Revision, Training
+from finetune_operator.decide.draft import Draft, seconds_until, stamp
+from finetune_operator.decide.retry import after_failure
+from finetune_operator.observed import Observed
+from finetune_operator.workloads import Failure, Run
+
+POLL_SECONDS = 3.0
+MAX_ATTEMPTS = 20
+PROGRESS_MARK = 5  # percent: status is written at these marks and at checkpoints
+
+
+def train(o: Observed, d: Draft) -> Draft:
+    """Is there an artifact? If not: which attempt runs, and how far is it?"""
+    if d.blocked or d.revision.artifact:
+        return d
+    attempt = running(d)
+    if attempt is None:
+        return _next_attempt(o, d)
+    run = o.run(names.attempt_job(o.name, attempt.revision, attempt.number))
+    d, attempt = _learn_folder(d, attempt, run)
+    match run.state:
+        case "Absent":
+            return _absent(o, d, attempt)
+        case "Succeeded" if run.result.get("artifact"):
+            return _succeeded(o, d, attempt, run.result)
+        case "Succeeded" | "Failed":
+            return _failed(o, d, attempt, run)
+        case "Waiting":
+            return _waiting(d, attempt, run)
+        case _:
+            return _running(o, d, attempt)
+
+
+def running(d: Draft) -> Attempt | None:
+    """The attempt in force of the current revision."""
+    return next((a for a in d.status.attempts if a.outcome == "Running" and a.revision == d.revision.name), None)
+
+
+def folders(attempts: list[Attempt], revision: str, before: int) -> list[str]:
+    """Folders of earlier attempts, newest first: what an attempt may resume from, fixed when it starts."""
+    mine = [a for a in attempts if a.revision == revision and a.number < before and a.folder]
+    return [a.folder for a in sorted(mine, key=lambda a: -a.number) if a.folder]
+
+
+def attempt_folder(revision: str, number: int, rank0_uid: str) -> str:
+    """Where an attempt writes: named by its number and the uid of its rank 0 pod, so that a zombie has its own."""
+    return f"{names.WORK}/revisions/{revision}/a{number}-{rank0_uid[:8]}"
+
+
+def _next_attempt(o: Observed, d: Draft) -> Draft:
+    if wait := seconds_until(d.revision.retry_at, o.now):
+        return d.block(conditions.TRAINING, f"the next attempt starts at {d.revision.retry_at}", requeue=wait)
+    number = d.revision.attempts + 1
+    attempt = Attempt(revision=d.revision.name, number=number, started=stamp(o.now))
+    d = d.begin("train", o.now).update(attempts=number, retry_at=None)
+    d = d.set(attempts=[*d.status.attempts, attempt][-MAX_ATTEMPTS:])
+    return d.want("train", number).block(conditions.TRAINING, f"attempt {number} is starting")
+
+
+def _learn_folder(d: Draft, attempt: Attempt, run: Run) -> tuple[Draft, Attempt]:
+    if attempt.folder or not run.leader_uid:
+        return d, attempt
+    return _change(d, attempt, folder=attempt_folder(attempt.revision, attempt.number, run.leader_uid))
+
+
+def _absent(o: Observed, d: Draft, attempt: Attempt) -> Draft:
+    if attempt.folder is None:
+        return d.want("train", attempt.number).block(conditions.TRAINING, f"attempt {attempt.number} is starting")
+    gone = Failure("disruption", "JobDeleted", f"Job {names.attempt_job(o.name, attempt.revision, attempt.number)} was deleted")
+    return _ended(o, d, attempt, gone)
+
+
+def _succeeded(o: Observed, d: Draft, attempt: Attempt, result: Mapping[str, Any]) -> Draft:
+    d, attempt = _change(
+        d, attempt, outcome="Succeeded", finished=stamp(o.now), step=result.get("step"),
+        resumed_from_step=result.get("resumedFromStep"),
+    )  # fmt: skip
+    total = int(result.get("totalSteps") or result.get("step") or 0)
+    last = _training(o, attempt, {**result, "totalSteps": total, "etaSeconds": 0}, d.status.training)
+    d = d.set(training=last.model_copy(update={"percent": 100}))
+    return d.update(artifact=str(result["artifact"]), artifact_digest=str(result.get("digest", "")), retry_at=None).end("train", o.now)
+
+
+def _failed(o: Observed, d: Draft, attempt: Attempt, run: Run) -> Draft:
+    nothing = Failure("error", "NoResult", "rank 0 ended without a result message")
+    return _ended(o, d, attempt, run.failure or nothing)
+
+
+def _ended(o: Observed, d: Draft, attempt: Attempt, failure: Failure) -> Draft:
+    disrupted = failure.failure_class == "disruption"
+    d, attempt = _change(
+        d, attempt, outcome="Disrupted" if disrupted else "Failed", finished=stamp(o.now), pod=failure.pod or None,
+        node=failure.node or None, failure_class=failure.failure_class, message=failure.message[:1024],
+        step=failure.result.get("step", attempt.step),
+    )  # fmt: skip
+    d = d.note("Normal" if disrupted else "Warning", "AttemptEnded", f"attempt {attempt.number}: {failure.failure_class}: {failure.message}")
+    d = after_failure(o, d, f"attempt {attempt.number}", failure)
+    if d.revision.stopped:
+        return d.end("train", o.now)
+    wait = seconds_until(d.revision.retry_at, o.now)
+    text = f"attempt {attempt.number} ended ({failure.failure_class}: {failure.message}); the next starts at {d.revision.retry_at}"
+    return d.block(conditions.TRAINING, text, requeue=wait)
+
+
+def _waiting(d: Draft, attempt: Attempt, run: Run) -> Draft:
+    if run.suspended:
+        return d.block(conditions.QUEUED, f"attempt {attempt.number} waits in its queue for admission", requeue=30.0)
+    if run.waiting:
+        return d.block(conditions.TRAINING, run.waiting.message, reason=run.waiting.reason, requeue=POLL_SECONDS)
+    return d.block(conditions.TRAINING, f"the pods of attempt {attempt.number} are starting", requeue=POLL_SECONDS)
+
+
+def _running(o: Observed, d: Draft, attempt: Attempt) -> Draft:
+    progress = o.progress or {}
+    if not progress.get("totalSteps"):
+        return d.block(conditions.TRAINING, f"attempt {attempt.number} is loading the model and the data", requeue=POLL_SECONDS)
+    if attempt.resumed_from_step is None and progress.get("resumedFromStep") is not None:
+        d, attempt = _change(d, attempt, resumed_from_step=progress["resumedFromStep"])
+    last = d.status.training
+    latest = _training(o, attempt, progress, last)
+    if last is None or _differs(last, latest):
+        d, attempt = _change(d, attempt, step=latest.step)
+        d = d.set(training=latest)
+    shown = d.status.training or latest
+    return d.block(conditions.TRAINING, _sentence(d.revision, shown), requeue=POLL_SECONDS)
+
+
+def _differs(old: Training, new: Training) -> bool:
+    if (old.revision, old.attempt) != (new.revision, new.attempt) or old.checkpoint != new.checkpoint:
+        return True
+    return old.percent // PROGRESS_MARK != new.percent // PROGRESS_MARK
+
+
+def _training(o: Observed, attempt: Attempt, progress: Mapping[str, Any], last: Training | None) -> Training:
+    step, total = int(progress.get("step") or 0), int(progress.get("totalSteps") or 0)
+    saved = progress.get("checkpoint") or {}
+    same = last is not None and (last.revision, last.attempt) == (attempt.revision, attempt.number)
+    checkpoint = Checkpoint(step=saved["step"], time=saved["time"]) if saved.get("time") else (last.checkpoint if same and last else None)
+    eta = progress.get("etaSeconds")
+    return Training(
+        revision=attempt.revision,
+        attempt=attempt.number,
+        step=step,
+        total_steps=total,
+        percent=min(100, 100 * step // total) if total else 0,
+        loss=_number(progress.get("loss"), 4),
+        validation_loss=_number(progress.get("validationLoss"), 4),
+        tokens_per_second=_number(progress.get("tokensPerSecond"), 1),
+        eta_seconds=int(eta) if eta is not None else None,
+        checkpoint=checkpoint,
+        updated=stamp(o.now),
+    )
+
+
+def _sentence(revision: Revision, t: Training) -> str:
+    loss = f", loss {t.loss}" if t.loss else ""
+    eta = f", about {t.eta_seconds} s left" if t.eta_seconds else ""
+    saved = f"; checkpoint at step {t.checkpoint.step}, {t.checkpoint.time}" if t.checkpoint else "; no checkpoint yet"
+    return f"attempt {t.attempt}: step {t.step} of {t.total_steps}{loss}{eta}{saved} (as of {t.updated})"
+
+
+def _change(d: Draft, attempt: Attempt, **changes: Any) -> tuple[Draft, Attempt]:
+    new = attempt.model_copy(update=changes)
+    return d.set(attempts=[new if a is attempt else a for a in d.status.attempts]), new
+
+
+def _number(value: Any, digits: int) -> str | None:
+    return None if value is None else f"{float(value):.{digits}f}"

@@ -1,0 +1,58 @@
+"""The snapshot that `observe` takes and every decision is made from: frozen values, nothing that can be called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from finetune_operator.api.spec import Spec
+from finetune_operator.api.status import Status
+from finetune_operator.traffic import RouterState
+from finetune_operator.workloads import ABSENT, Run, Waiting
+
+
+@dataclass(frozen=True)
+class ArmHealth:
+    """An arm's pods: how many are wanted, serve, and what one that does not serve says."""
+
+    wanted: int = 0
+    ready: int = 0
+    pods: int = 0
+    restarts: int = 0
+    waiting: Waiting | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One FineTune and everything that is its own, at one moment.
+
+    `retrain`, `redeploy` and `reevaluate` are the spec's fields of that class as the user wrote them, in canonical form;
+    `revisions` and `templates` are the ControllerRevisions' data by name of the revision or the arm.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    spec: Spec
+    status: Status
+    retrain: Mapping[str, Any]
+    redeploy: Mapping[str, Any]
+    reevaluate: Mapping[str, Any]
+    tried: str
+    now: datetime
+    revisions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    templates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    runs: Mapping[str, Run] = field(default_factory=dict)
+    missing: Mapping[str, Waiting] = field(default_factory=dict)
+    progress: Mapping[str, Any] | None = None
+    arms: Mapping[str, ArmHealth] = field(default_factory=dict)
+    routers: tuple[RouterState, ...] = ()
+    routers_wanted: int = 0
+    router_waiting: Waiting | None = None
+
+    def run(self, job: str) -> Run:
+        """The Job of that name, read; `ABSENT` when there is none."""
+        return self.runs.get(job, ABSENT)

@@ -1,0 +1,243 @@
+"""What Jobs and Pods say: outcome, root cause, and what a pod waits for. Pure functions of their manifests.
+
+The exit codes are the trainer's (docs/contracts.md); a container killed from outside ends with 137 or 143.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, Literal
+
+from finetune_operator import conditions
+
+FailureClass = Literal["error", "user", "outOfMemory", "stalled", "nonFinite", "infrastructure", "disruption"]
+
+EXIT_CLASSES: Final[Mapping[int, FailureClass]] = {
+    20: "user",
+    21: "outOfMemory",
+    22: "stalled",
+    23: "nonFinite",
+    24: "infrastructure",
+    25: "disruption",
+    137: "disruption",
+    143: "disruption",
+}
+# When ranks of one gang fail with different classes, the first of these is the cause and the others its echo:
+# a rank that dies takes its peers down (lost peer: infrastructure; ended by the Job controller: disruption).
+PRECEDENCE: Final[tuple[FailureClass, ...]] = (
+    "user", "nonFinite", "outOfMemory", "stalled", "error", "disruption", "infrastructure",
+)  # fmt: skip
+_JOB_MESSAGE = re.compile(r"Container \S+ for pod \S+/(?P<pod>\S+) failed with exit code (?P<code>\d+)")
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why a pod does not run: a reason of `conditions`, and words a user can act on."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The root cause of a failed Job."""
+
+    failure_class: FailureClass
+    reason: str
+    message: str
+    pod: str = ""
+    node: str = ""
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A Job and its pods, read."""
+
+    name: str
+    state: Literal["Absent", "Waiting", "Running", "Succeeded", "Failed"]
+    result: Mapping[str, Any] = field(default_factory=dict)
+    failure: Failure | None = None
+    waiting: Waiting | None = None
+    leader_ip: str | None = None  # pod that answers /progress
+    leader_uid: str | None = None
+    suspended: bool = False
+
+
+ABSENT: Final = Run(name="", state="Absent")
+
+
+def time(value: str | None) -> datetime | None:
+    """An RFC 3339 timestamp of the API server."""
+    return datetime.fromisoformat(value.replace("Z", "+00:00")) if value else None
+
+
+def condition(obj: Mapping[str, Any], type_: str) -> Mapping[str, Any] | None:
+    """The object's condition of that type when it is True."""
+    for entry in obj.get("status", {}).get("conditions") or ():
+        if entry.get("type") == type_ and entry.get("status") == "True":
+            return dict(entry)
+    return None
+
+
+def read_run(job: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]], now: datetime) -> Run:
+    """The state of a Job, with the root cause if it failed and the reason if it waits."""
+    if job is None:
+        return ABSENT
+    name = job["metadata"]["name"]
+    mine = sorted((p for p in pods if _belongs(p, job)), key=_rank)
+    leader = next((p for p in mine if _rank(p) == 0), None)
+    uid = leader["metadata"]["uid"] if leader else None
+    if condition(job, "Complete"):
+        return Run(name, "Succeeded", result=_leader_result(mine), leader_uid=uid)
+    if failed := condition(job, "Failed"):
+        return Run(name, "Failed", failure=root_cause(mine, failed), leader_uid=uid)
+    suspended = bool(job.get("spec", {}).get("suspend"))
+    waits = next((w for w in (waiting(p, now) for p in mine) if w), None)
+    if mine and waits is None and all(_phase(p) in ("Running", "Succeeded") for p in mine):
+        ip = leader.get("status", {}).get("podIP") if leader and _phase(leader) == "Running" else None
+        return Run(name, "Running", leader_ip=ip, leader_uid=uid)
+    return Run(name, "Waiting", waiting=waits, leader_uid=uid, suspended=suspended)
+
+
+def root_cause(pods: Iterable[Mapping[str, Any]], failed: Mapping[str, Any]) -> Failure:
+    """The failure that brought the Job down: by class precedence, then by the time a container ended."""
+    failures = [f for f in (_pod_failure(p) for p in pods) if f]
+    if failures:
+        return min(failures, key=lambda f: (PRECEDENCE.index(f[1].failure_class), f[0]))[1]
+    message = str(failed.get("message", ""))
+    if found := _JOB_MESSAGE.search(message):
+        code = int(found["code"])
+        return Failure(EXIT_CLASSES.get(code, "error"), "ExitCode", f"exit code {code}", pod=found["pod"])
+    if failed.get("reason") == "DeadlineExceeded":
+        return Failure("stalled", "DeadlineExceeded", message)
+    return Failure("disruption", str(failed.get("reason", "")), message or "its pods were deleted")
+
+
+def waiting(pod: Mapping[str, Any], now: datetime) -> Waiting | None:
+    """What keeps a pod from running, or None if nothing does (or it merely starts)."""
+    name = pod["metadata"]["name"]
+    status = pod.get("status", {})
+    for entry in status.get("conditions") or ():
+        if entry.get("type") == "PodScheduled" and entry.get("status") == "False":
+            return Waiting(conditions.UNSCHEDULABLE, f"pod {name} cannot be scheduled: {entry.get('message', '')}")
+    for container in _containers(status):
+        state = container.get("state", {}).get("waiting")
+        if state and (found := _container_waits(name, container, state)):
+            return found
+    return None
+
+
+def stuck_since(pod: Mapping[str, Any], now: datetime) -> float:
+    """Seconds that a scheduled pod has been without any running container; 0 if it has one."""
+    status = pod.get("status", {})
+    if status.get("phase") != "Pending" or waiting(pod, now):
+        return 0.0
+    started = time(status.get("startTime"))
+    return (now - started).total_seconds() if started else 0.0
+
+
+def ready(pod: Mapping[str, Any]) -> bool:
+    """The pod's Ready condition, and nobody deletes it."""
+    return "deletionTimestamp" not in pod["metadata"] and condition(pod, "Ready") is not None
+
+
+def restarts(pod: Mapping[str, Any]) -> int:
+    """Container restarts of the pod."""
+    return sum(int(c.get("restartCount", 0)) for c in pod.get("status", {}).get("containerStatuses") or ())
+
+
+_IMAGE_REASONS = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull")
+
+
+def _container_waits(pod: str, container: Mapping[str, Any], state: Mapping[str, Any]) -> Waiting | None:
+    reason, text = state.get("reason", ""), state.get("message", "")
+    image = container.get("image", "")
+    if reason in _IMAGE_REASONS:
+        return Waiting(conditions.IMAGE_UNAVAILABLE, f"pod {pod}: image {image} cannot be pulled: {text or reason}")
+    if reason == "CreateContainerConfigError":
+        missing = conditions.SECRET_MISSING if "secret" in text.lower() else conditions.SOURCE_MISSING
+        return Waiting(missing, f"pod {pod}: {text}; it starts by itself once that is there")
+    if reason in ("CrashLoopBackOff", "CreateContainerError", "RunContainerError"):
+        return Waiting(reason, f"pod {pod}, container {container.get('name')}: {text or reason}")
+    return None
+
+
+def _pod_failure(pod: Mapping[str, Any]) -> tuple[str, Failure] | None:
+    """(time it ended, failure) of a pod's failed container; a disrupted pod counts as such whatever its exit code."""
+    meta, status = pod["metadata"], pod.get("status", {})
+    disrupted = condition(pod, "DisruptionTarget")
+    for container in _containers(status):
+        ended = container.get("state", {}).get("terminated")
+        if not ended or ended.get("exitCode") == 0:
+            continue
+        code = int(ended.get("exitCode", 1))
+        result = parse_result(ended.get("message"))
+        kind: FailureClass = EXIT_CLASSES.get(code, "error")
+        if ended.get("reason") == "OOMKilled":
+            kind = "outOfMemory"
+        elif disrupted and kind not in ("user", "nonFinite", "outOfMemory"):
+            kind = "disruption"
+        elif code == 137 and "deletionTimestamp" not in meta:
+            kind = "disruption"
+        reason, text = _explain(ended, code, result, disrupted)
+        failure = Failure(kind, reason, text, meta["name"], pod.get("spec", {}).get("nodeName", ""), result)
+        return str(ended.get("finishedAt", "")), failure
+    if disrupted:
+        failure = Failure("disruption", str(disrupted.get("reason")), str(disrupted.get("message", "")), meta["name"])
+        return str(disrupted.get("lastTransitionTime", "")), failure
+    return None
+
+
+def _explain(
+    ended: Mapping[str, Any], code: int, result: Mapping[str, Any], disrupted: Mapping[str, Any] | None
+) -> tuple[str, str]:
+    error = result.get("error")
+    if isinstance(error, Mapping):
+        fix = f" {error['fix']}" if error.get("fix") else ""
+        return str(error.get("reason", "Error")), f"{error.get('message', '')}{fix}"
+    if disrupted:
+        return str(disrupted.get("reason", "Disrupted")), str(disrupted.get("message", "the pod was disrupted"))
+    if ended.get("reason") == "OOMKilled":
+        return "OOMKilled", "the container used more memory than its limit; raise compute.resources or lower the batch"
+    tail = str(ended.get("message") or "").strip()[-400:]
+    return str(ended.get("reason") or "Error"), f"exit code {code}{': ' + tail if tail else ''}"
+
+
+def parse_result(message: str | None) -> dict[str, Any]:
+    """The trainer's termination message; empty if it is none (an image that is not ours, or killed before it spoke)."""
+    try:
+        parsed = json.loads(message or "")
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _leader_result(pods: list[Mapping[str, Any]]) -> dict[str, Any]:
+    for pod in pods:
+        for container in pod.get("status", {}).get("containerStatuses") or ():
+            ended = container.get("state", {}).get("terminated")
+            if ended and (result := parse_result(ended.get("message"))):
+                return result
+    return {}
+
+
+def _containers(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+
+
+def _phase(pod: Mapping[str, Any]) -> str:
+    return str(pod.get("status", {}).get("phase", ""))
+
+
+def _rank(pod: Mapping[str, Any]) -> int:
+    return int(pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index", 0))
+
+
+def _belongs(pod: Mapping[str, Any], job: Mapping[str, Any]) -> bool:
+    owners = pod["metadata"].get("ownerReferences") or ()
+    return any(o.get("uid") == job["metadata"]["uid"] for o in owners)
