@@ -29,7 +29,7 @@ func cobraMain(build func() *cobra.Command) func() {
 var components = map[string]func(){
 	"kube-apiserver":          cobraMain(apiserver.NewAPIServerCommand),
 	"kube-controller-manager": cobraMain(controllermanager.NewControllerManagerCommand),
-	"kube-scheduler":          cobraMain(func() *cobra.Command { return scheduler.NewSchedulerCommand(genericapiserver.SetupSignalHandler()) }),
+	"kube-scheduler":          cobraMain(func() *cobra.Command { return scheduler.NewSchedulerCommand() }),
 	"kube-proxy":              cobraMain(proxy.NewProxyCommand),
 	"kubelet":                 cobraMain(func() *cobra.Command { return kubelet.NewKubeletCommand(genericapiserver.SetupSignalContext()) }),
 	"kubectl":                 cobraMain(kubectlcmd.NewDefaultKubectlCommand),

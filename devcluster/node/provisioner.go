@@ -62,5 +62,5 @@ func provision() {
 	ctx := genericapiserver.SetupSignalContext()
 	client := kubernetes.NewForConfigOrDie(config)
 	provisioner := &localPath{root: *root, node: *node}
-	controller.NewProvisionController(klog.FromContext(ctx), client, provisionerName, provisioner, controller.LeaderElection(false)).Run(ctx)
+	controller.NewProvisionController(ctx, client, provisionerName, provisioner, controller.LeaderElection(false)).Run(ctx)
 }
