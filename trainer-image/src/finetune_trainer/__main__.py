@@ -1,0 +1,102 @@
+"""`finetune-trainer fetch|prepare|train|evaluate --config FILE` and `finetune-trainer serve …`.
+
+Invariant: every way out of a stage is an exit code of `docs/contracts.md` with its termination message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import FrameType
+from typing import NoReturn, cast
+
+from finetune_trainer import exits
+from finetune_trainer.config import RunConfig, load
+
+STAGES = {
+    "fetch": "finetune_trainer.fetch",
+    "prepare": "finetune_trainer.data.prepare",
+    "train": "finetune_trainer.train.launch",
+    "evaluate": "finetune_trainer.evaluate.cli",
+}
+StageMain = Callable[[RunConfig], exits.JsonObject | None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the named stage; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["serve"]:
+        return _serve(arguments[1:])
+    options = _parser().parse_args(arguments)
+    return _run(options.stage, options.config)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="finetune-trainer", description=__doc__)
+    commands = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    helps = {
+        "fetch": "fill the model folder from its source",
+        "prepare": "turn raw rows into checked, masked, tokenised splits and estimate the run",
+        "train": "train one attempt; all pods of the gang run this",
+        "evaluate": "score a served model on the sealed test split",
+    }
+    for name, text in helps.items():
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--config", required=True, help="run configuration (JSON, version 1)")
+    commands.add_parser(
+        "serve", help="serve a model with an OpenAI-compatible API (see serve --help)", add_help=False
+    )
+    return parser
+
+
+def _run(stage: str, path: str) -> int:
+    try:
+        config = load(path)
+        if config.stage != stage:
+            raise exits.UserError(
+                "ConfigurationInvalid", f"the configuration is for {config.stage}, not for {stage}"
+            )
+        if stage != "train":
+            signal.signal(signal.SIGTERM, _interrupt)
+        run = cast(StageMain, import_module(STAGES[stage]).main)
+        result = run(config)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except BaseException as error:
+        return fail(stage, error)
+    if isinstance(result, dict):
+        exits.write_termination(result)
+    return 0
+
+
+def _serve(argv: list[str]) -> int:
+    try:
+        return int(import_module("finetune_trainer.serve.cli").main(argv) or 0)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except BaseException as error:
+        return fail("serve", error)
+
+
+def fail(stage: str, error: BaseException, **facts: object) -> int:
+    """Log `error`, write its termination message (with `facts` such as folder and step), return its exit code."""
+    known = exits.classify(error)
+    if type(known) is exits.TrainerError:
+        traceback.print_exception(error)
+    exits.write_termination(
+        {"stage": stage, "error": known.describe(), "folder": None, "step": None, "checkpoint": None, **facts}
+    )
+    return known.code
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise exits.Interrupted("Interrupted", "stopped by SIGTERM")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

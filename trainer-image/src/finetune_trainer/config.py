@@ -1,0 +1,248 @@
+"""The run configuration, version 1: what one stage is to do, as `docs/contracts.md` writes it.
+
+Invariant: keys are camelCase and unknown keys fail, so a misspelt field never silently does nothing.
+Durations are seconds. None means "decided by prepare from the data".
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+from finetune_trainer.exits import UserError
+
+T = TypeVar("T")
+Stage = Literal["fetch", "prepare", "train", "evaluate"]
+Format = Literal[
+    "Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput", "Text", "Preference"
+]
+
+
+class Model(BaseModel):
+    """Base of every block: frozen, camelCase, closed."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, frozen=True, extra="forbid", strict=False, allow_inf_nan=False
+    )
+
+
+class FineTuneRef(Model):
+    """Which FineTune, revision and attempt this run belongs to."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+    revision: str
+    attempt: int = Field(default=0, ge=0)
+
+
+class ModelConfig(Model):
+    """Where the base model comes from and the folder that holds it."""
+
+    source: str
+    revision: str = ""
+    path: Path
+    allow_remote_code: bool = False
+
+
+class SourceConfig(Model):
+    """One data file; `mount` is set for configmap:// and pvc:// sources."""
+
+    source: str
+    mount: Path | None = None
+    format: Format = "Auto"
+
+
+class MixConfig(SourceConfig):
+    """A second source mixed into training, as a percentage of the training rows."""
+
+    percent: float = Field(gt=0, le=1000)
+
+
+class SplitConfig(Model):
+    """Relative shares of a single source and the seed of the hash that assigns rows."""
+
+    train: float = Field(default=80, gt=0)
+    validation: float = Field(default=10, ge=0)
+    test: float = Field(default=10, ge=0)
+    seed: int = 17
+
+
+class QualityConfig(Model):
+    """Which rows are good enough. Percentages are 0…100."""
+
+    min_response_characters: int | None = Field(default=None, ge=0)
+    max_tokens: int | None = Field(default=None, gt=0)
+    on_too_long: Literal["Drop", "Truncate", "Fail"] = "Drop"
+    max_invalid_percent: float = Field(default=5, ge=0, le=100)
+    deduplicate: bool = True
+
+
+class DataConfig(Model):
+    """The data set: its prepared folder and what it is made from."""
+
+    path: Path
+    train: SourceConfig
+    validation: SourceConfig | None = None
+    test: SourceConfig | None = None
+    split: SplitConfig = SplitConfig()
+    quality: QualityConfig = QualityConfig()
+    mix: tuple[MixConfig, ...] = ()
+
+
+class LoraConfig(Model):
+    """Low-rank adapters; no target modules means all linear layers but the output head and routers."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0, ge=0, lt=1)
+    target_modules: tuple[str, ...] = ()
+
+
+class MethodConfig(Model):
+    """Which weights train and on which objective."""
+
+    type: Literal["LoRA", "QLoRA", "Full", "PromptTuning", "PrefixTuning", "PTuning"] = "LoRA"
+    objective: Literal["SFT", "DPO"] = "SFT"
+    lora: LoraConfig | None = None
+
+
+class CheckpointConfig(Model):
+    """When to save (either trigger) and how many to keep."""
+
+    every_seconds: float | None = Field(default=900, gt=0)
+    every_steps: int | None = Field(default=None, ge=1)
+    keep: int = Field(default=2, ge=1)
+
+
+class TrainingConfig(Model):
+    """The optimisation. Tokens are supervised and unsupervised together."""
+
+    epochs: float = Field(default=3, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    max_sequence_length: int = Field(default=2048, ge=16)
+    tokens_per_step: int | None = Field(default=None, ge=1)
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    precision: Literal["Auto", "FP32", "BF16"] = "Auto"
+    warmup_percent: float = Field(default=3, ge=0, le=100)
+    schedule: Literal["Cosine", "Linear", "Constant"] = "Cosine"
+    weight_decay: float = Field(default=0, ge=0)
+    clip_norm: float = Field(default=1, gt=0)
+    seed: int = 17
+    evaluate_every_steps: int | None = Field(default=None, ge=1)
+    early_stopping_patience: int | None = Field(default=3, ge=0)
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    gradient_checkpointing: bool = False
+
+
+class ComputeConfig(Model):
+    """The gang: `nodes` pods of max(1, gpusPerNode) processes."""
+
+    accelerator: str = ""
+    nodes: int = Field(default=1, ge=1)
+    gpus_per_node: int = Field(default=0, ge=0)
+    sharding: str = "Auto"
+    threads: int = Field(default=0, ge=0)
+    master_address: str = "127.0.0.1"
+    master_port: int = Field(default=29500, ge=1, le=65535)
+    stall_seconds: float = Field(default=600, gt=0)
+    grace_seconds: float = Field(default=120, gt=0)
+
+    @property
+    def processes_per_node(self) -> int:
+        """Ranks in one pod."""
+        return max(1, self.gpus_per_node)
+
+
+class RunConfigPaths(Model):
+    """The attempt's folder without its uid, and the folders it may resume from, newest first."""
+
+    path: Path
+    resume_from: tuple[Path, ...] = ()
+
+
+class SqlExecutionConfig(Model):
+    """SQL metric: the mounted schema script that makes the SQLite database."""
+
+    schema_mount: Path
+
+
+class MetricConfig(Model):
+    """One metric of the evaluation."""
+
+    type: Literal["ExactMatch", "SqlExecution", "Loss"]
+    sql_execution: SqlExecutionConfig | None = None
+
+    @model_validator(mode="after")
+    def _has_its_block(self) -> Self:
+        if self.type == "SqlExecution" and self.sql_execution is None:
+            raise ValueError("metric SqlExecution needs sqlExecution.schemaMount")
+        return self
+
+
+class EvaluationConfig(Model):
+    """What to score, against which endpoint, and where the result goes."""
+
+    name: str
+    endpoint: str = "http://127.0.0.1:8000/v1"
+    model: str = ""
+    path: Path
+    reference: Path | None = None
+    exclude_trained_on: Path | None = None
+    max_new_tokens: int = Field(default=128, ge=1)
+    concurrency: int = Field(default=8, ge=1)
+    confidence_percent: float = Field(default=95, gt=0, lt=100)
+    adapter_path: Path | None = None
+    metrics: tuple[MetricConfig, ...] = Field(min_length=1)
+
+
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "fetch": ("model",),
+    "prepare": ("model", "data", "method", "training", "compute"),
+    "train": ("model", "data", "method", "training", "compute", "run"),
+    "evaluate": ("model", "data", "evaluation"),
+}
+
+
+class RunConfig(Model):
+    """One stage's configuration; blocks a stage does not use may be absent."""
+
+    version: Literal[1]
+    stage: Stage
+    finetune: FineTuneRef
+    model: ModelConfig
+    data: DataConfig | None = None
+    method: MethodConfig | None = None
+    training: TrainingConfig | None = None
+    compute: ComputeConfig | None = None
+    run: RunConfigPaths | None = None
+    evaluation: EvaluationConfig | None = None
+
+    @model_validator(mode="after")
+    def _has_the_blocks_of_its_stage(self) -> Self:
+        missing = [name for name in _NEEDS[self.stage] if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"stage {self.stage} needs the blocks {', '.join(missing)}")
+        return self
+
+
+def need(value: T | None, name: str) -> T:
+    """`value`, which this stage's validation guarantees; narrows the type."""
+    if value is None:
+        raise UserError("ConfigurationInvalid", f"the run configuration lacks the block {name}")
+    return value
+
+
+def load(path: str | Path) -> RunConfig:
+    """Read and check a run configuration. Raises UserError (unreadable) or pydantic's ValidationError (fields)."""
+    try:
+        document = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError("ConfigurationMissing", f"cannot read {path}: {error}") from error
+    except ValueError as error:
+        raise UserError("ConfigurationInvalid", f"{path} is not JSON: {error}") from error
+    return RunConfig.model_validate(document)

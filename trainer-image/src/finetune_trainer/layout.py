@@ -1,0 +1,161 @@
+"""Folders of the work volume and how one comes to count.
+
+Invariant: a folder counts only with its COMMIT, which is written last, after every file was flushed, listed with size
+and sha256 in the folder's manifest, and the folder renamed to its final name. A crash at any moment leaves either the
+complete folder or none that counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+COMMIT = "COMMIT"
+MANIFEST = "MANIFEST.json"
+MODEL_MANIFEST = MANIFEST
+DATA_MANIFEST = "manifest.json"
+ARTIFACT_MANIFEST = "revision.json"
+CHECKPOINT_MANIFEST = MANIFEST
+
+
+class Corrupt(Exception):
+    """A folder that claims to be complete is not what its manifest says."""
+
+
+@dataclass
+class Transaction:
+    """A folder being filled: write into `folder`, put what the manifest should say besides the files into `facts`."""
+
+    folder: Path
+    facts: dict[str, object] = field(default_factory=dict)
+
+
+def checkpoints(attempt: Path) -> Path:
+    """The folder of an attempt's checkpoints."""
+    return attempt / "checkpoints"
+
+
+def checkpoint(attempt: Path, step: int) -> Path:
+    """The folder of the checkpoint at `step`."""
+    return checkpoints(attempt) / f"step-{step:08d}"
+
+
+def artifact(attempt: Path) -> Path:
+    """The folder of what an attempt leaves for serving."""
+    return attempt / "artifact"
+
+
+@contextmanager
+def transaction(final: Path, manifest: str = MANIFEST) -> Iterator[Transaction]:
+    """Yield a temporary folder beside `final`; on success it becomes `final` with manifest and COMMIT, on failure it
+    goes. A `final` that does not count is replaced; one that counts is replaced too (the caller decided)."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.parent / f".{final.name}.tmp-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        work = Transaction(temporary)
+        yield work
+        table = file_table(temporary, manifest)
+        write_json(temporary / manifest, {**work.facts, "files": table, "digest": table_digest(table)})
+        for path in _all_files(temporary):
+            _fsync(path)
+        for folder in sorted({path.parent for path in _all_files(temporary)}):
+            _fsync(folder)
+        if final.exists():
+            (final / COMMIT).unlink(missing_ok=True)
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _fsync(final.parent)
+        _write_commit(final, manifest)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether `folder` carries its COMMIT."""
+    return (folder / COMMIT).is_file()
+
+
+def verify(folder: Path, manifest: str = MANIFEST) -> dict[str, object]:
+    """The manifest of a complete folder after checking every file's size and sha256. Raises Corrupt."""
+    document = read_manifest(folder, manifest)
+    files = document.get("files")
+    if not isinstance(files, dict):
+        raise Corrupt(f"{folder / manifest} lists no files")
+    for name, expected in files.items():
+        path = folder / name
+        if (
+            not path.is_file()
+            or path.stat().st_size != expected["bytes"]
+            or sha256_file(path) != expected["sha256"]
+        ):
+            raise Corrupt(f"{path} is not what {manifest} says")
+    return document
+
+
+def read_manifest(folder: Path, manifest: str = MANIFEST) -> dict[str, object]:
+    """The manifest of a complete folder, checked against COMMIT but not file by file. Raises Corrupt."""
+    try:
+        text = (folder / manifest).read_bytes()
+        commit = json.loads((folder / COMMIT).read_text())
+        document = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise Corrupt(f"{folder} is not complete: {error}") from error
+    if not isinstance(document, dict) or commit.get("manifest") != hashlib.sha256(text).hexdigest():
+        raise Corrupt(f"{folder / manifest} is not what was committed")
+    return document
+
+
+def file_table(folder: Path, *exclude: str) -> dict[str, dict[str, object]]:
+    """Relative name → {bytes, sha256} of every file under `folder` but `exclude` and COMMIT."""
+    skip = {*exclude, COMMIT}
+    return {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in _all_files(folder)
+        if str(path.relative_to(folder)) not in skip
+    }
+
+
+def table_digest(table: dict[str, dict[str, object]]) -> str:
+    """One digest of a file table, independent of order: `sha256:<hex>`."""
+    return "sha256:" + hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write indented JSON with sorted keys and a closing newline."""
+    path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _write_commit(folder: Path, manifest: str) -> None:
+    digest = hashlib.sha256((folder / manifest).read_bytes()).hexdigest()
+    temporary = folder / f".{COMMIT}.tmp"
+    temporary.write_text(json.dumps({"manifest": digest}) + "\n")
+    _fsync(temporary)
+    temporary.rename(folder / COMMIT)
+    _fsync(folder)
+
+
+def _all_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
