@@ -35,3 +35,17 @@ def canonical_decimal(text: str) -> str:
     """The same decimal without exponent or trailing zeros: `2e-4` is `0.0002`."""
     plain = f"{Decimal(text).normalize():f}"
     return "0" if plain == "-0" else plain
+
+
+_QUANTITY = re.compile(r"^(-?[0-9]+(?:\.[0-9]+)?)(m|k|[KMGTP]i?|Ei?)?$")
+_FACTORS = {"": Decimal(1), "m": Decimal("0.001"), "k": Decimal(1000)} | {
+    f"{letter}{suffix}": Decimal(base) ** power
+    for power, letter in enumerate("KMGTPE", start=1)
+    for suffix, base in (("", 1000), ("i", 1024))
+}
+
+
+def quantity(text: str) -> Decimal | None:
+    """Value of a Kubernetes quantity (`500m`, `4Gi`); None when the text is none."""
+    found = _QUANTITY.match(text)
+    return Decimal(found[1]) * _FACTORS[found[2] or ""] if found else None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from finetune_operator import conditions
 from finetune_operator.api.status import Revision, Stage, Status
 from finetune_operator.observed import Observed
+from finetune_operator.traffic import Structure
 from finetune_operator.workloads import time
 
 MAX_STAGES = 20
@@ -23,6 +24,32 @@ class JobWanted:
     stage: str
     revision: str
     number: int
+
+
+@dataclass(frozen=True)
+class ArmWanted:
+    """An arm that must serve: what it is called and which revision it serves (`base`: the untouched model)."""
+
+    name: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What the routers must serve: the document they boot from, and the weights to push to which pods now."""
+
+    structure: Structure
+    weight: int
+    pushes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """The arm that the users have, with its pods."""
+
+    arm: str
+    ready: int
+    wanted: int
 
 
 @dataclass(frozen=True)
@@ -45,6 +72,9 @@ class Draft:
     blocked: bool = False
     jobs: tuple[JobWanted, ...] = ()
     obsolete: tuple[str, ...] = ()
+    arms: tuple[ArmWanted, ...] = ()
+    routing: Routing | None = None
+    serving: Serving | None = None
     notes: tuple[Note, ...] = ()
     requeue: float | None = None
 

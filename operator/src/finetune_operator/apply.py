@@ -1,0 +1,107 @@
+"""Children are made by POST and changed by server-side apply, only where they differ from what is wanted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_operator import conditions, names
+from finetune_operator.api.quantities import quantity
+from finetune_operator.build.pods import Manifest
+from finetune_operator.cache import Cache
+from finetune_operator.cluster import Cluster
+from finetune_operator.errors import AlreadyExists, FineTuneError
+from finetune_operator.kinds import Kind
+from finetune_operator.workloads import Waiting
+
+log = logging.getLogger(__name__)
+Key = tuple[str, str]
+
+
+class NameTaken(FineTuneError):
+    """A child's name belongs to an object that is not this FineTune's."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"{kind} {name} exists already and is not this FineTune's: delete or rename it, or rename the FineTune")
+
+    @property
+    def waiting(self) -> Waiting:
+        """The same, for the status."""
+        return Waiting(conditions.NAME_TAKEN, str(self))
+
+
+@dataclass(frozen=True)
+class Children:
+    """Writes the children of one FineTune."""
+
+    cluster: Cluster
+    cache: Cache
+    key: Key
+
+    async def make(self, kind: Kind, manifest: Manifest) -> None:
+        """Create the child if it is not there; one that is there is never changed."""
+        if manifest["metadata"]["name"] not in self.cache.children(kind, self.key):
+            await self._create(kind, manifest)
+
+    async def ensure(self, kind: Kind, manifest: Manifest) -> None:
+        """Create the child, or change it where it differs."""
+        name = manifest["metadata"]["name"]
+        actual = self.cache.children(kind, self.key).get(name)
+        if actual is None:
+            actual = await self._create(kind, manifest)
+        if not contains(actual, manifest):
+            version = actual["metadata"]["resourceVersion"]
+            log.info("apply", extra={"kind": kind.kind, "name": name, "namespace": self.key[0]})
+            self.cache.put(kind, await self.cluster.apply(kind, manifest, resource_version=version))
+
+    async def remove(self, kind: Kind, name: str) -> None:
+        """Delete the child if it is there and not on its way out."""
+        actual = self.cache.children(kind, self.key).get(name)
+        if actual is not None and "deletionTimestamp" not in actual["metadata"]:
+            await self.cluster.delete(kind, self.key[0], name, uid=actual["metadata"]["uid"])
+
+    async def _create(self, kind: Kind, manifest: Manifest) -> Mapping[str, Any]:
+        try:
+            made = await self.cluster.create(kind, manifest)
+        except AlreadyExists:
+            found = await self.cluster.get(kind, self.key[0], manifest["metadata"]["name"])
+            if found is None or not _ours(found, manifest):
+                raise NameTaken(kind.kind, manifest["metadata"]["name"]) from None
+            made = found
+        self.cache.put(kind, made)
+        return made
+
+
+def _ours(found: Mapping[str, Any], manifest: Manifest) -> bool:
+    wanted = manifest["metadata"]
+    labels = found["metadata"].get("labels") or {}
+    if labels.get(names.MANAGED_BY) != names.FIELD_MANAGER or labels.get(names.NAME) != wanted["labels"][names.NAME]:
+        return False
+    owners = {o.get("uid") for o in found["metadata"].get("ownerReferences") or ()}
+    return all(o["uid"] in owners for o in wanted.get("ownerReferences") or ()) or not owners
+
+
+def contains(actual: Any, wanted: Any) -> bool:
+    """Is everything that is wanted there? What others added (defaults, status) does not count.
+
+    Lists of objects are compared in order and length; an empty wanted mapping or list matches an absent one.
+    """
+    if isinstance(wanted, Mapping):
+        given = actual if isinstance(actual, Mapping) else {}
+        return all(contains(given.get(k), v) for k, v in wanted.items())
+    if isinstance(wanted, list):
+        given_list = actual if isinstance(actual, list) else []
+        return len(given_list) == len(wanted) and all(contains(a, w) for a, w in zip(given_list, wanted, strict=True))
+    if actual is None and wanted in ("", None):
+        return True
+    return bool(actual == wanted) or _same_quantity(actual, wanted)
+
+
+def _same_quantity(actual: Any, wanted: Any) -> bool:
+    """The API server rewrites quantities: `1000m` comes back as `1`."""
+    if not (isinstance(actual, str) and isinstance(wanted, str)):
+        return False
+    left, right = quantity(actual), quantity(wanted)
+    return left is not None and left == right

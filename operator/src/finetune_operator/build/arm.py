@@ -1,0 +1,167 @@
+"""An arm: a Deployment of model servers and its headless Service. Named by what it serves, not by its role."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_operator import names
+from finetune_operator.api.spec import Spec
+from finetune_operator.build import pods
+from finetune_operator.build.pods import Accelerator, Images, Manifest, Owner
+
+PRESTOP_SECONDS = 8  # longer than the routers' DNS refresh and health checks take
+GRACE_SECONDS = 60
+READY_SECONDS = 900  # a model server may load for this long before it is restarted
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server loads. `adapter` is None for the untouched base model."""
+
+    model: str
+    adapter: str | None
+    revision: str
+    name: str
+    lora_rank: int = 16
+
+
+def template(owner: Owner, spec: Spec, served: Served, images: Images, accelerator: Accelerator | None, gpus: int) -> Manifest:
+    """The pod template of an arm, without what changes in place (replicas)."""
+    volumes = [pods.work_volume(owner), pods.tmp_volume()]
+    if runtime(spec) == "vLLM":
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}})
+    container = {**server(spec, served, images, gpus), "lifecycle": {"preStop": {"sleep": {"seconds": PRESTOP_SECONDS}}}}
+    return {
+        "metadata": {"annotations": pods.pod_annotations(spec)},
+        "spec": pods.pod_spec(
+            owner, spec, containers=[container], volumes=volumes, accelerator=accelerator if gpus else None,
+            grace_seconds=GRACE_SECONDS,
+        ),
+    }  # fmt: skip
+
+
+def server(spec: Spec, served: Served, images: Images, gpus: int) -> Manifest:
+    """The container that serves the OpenAI API on port 8000; evaluation runs the same one as its sidecar."""
+    serving = spec.serving
+    vllm = runtime(spec) == "vLLM" and not (serving and serving.image)
+    health = "/health" if vllm else "/healthz"
+    ready = "/health" if vllm else "/readyz"
+    container: Manifest = {
+        "name": "server",
+        "image": (serving.image if serving and serving.image else None) or (images.vllm if vllm else images.trainer),
+        "args": vllm_args(served, gpus) if vllm else serve_args(served),
+        "env": pods.env({**pods.OFFLINE, **({"VLLM_NO_USAGE_STATS": "1"} if vllm else {})}, spec.pods),
+        "ports": [{"name": "http", "containerPort": names.MODEL_PORT}],
+        "resources": _resources(spec, gpus),
+        "securityContext": pods.RESTRICTED_CONTAINER,
+        "startupProbe": _probe(ready, period=2, failures=READY_SECONDS // 2),
+        "readinessProbe": _probe(ready, period=2, failures=2),
+        "livenessProbe": _probe(health, period=10, failures=6),
+        "volumeMounts": [
+            {"name": "work", "mountPath": names.WORK, "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+            *([{"name": "shm", "mountPath": "/dev/shm"}] if vllm else []),
+        ],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+    return container
+
+
+def serve_args(served: Served) -> list[str]:
+    """Arguments of `finetune-trainer serve` (docs/contracts.md)."""
+    adapter = ["--adapter", served.adapter] if served.adapter else []
+    return [
+        "serve", "--model", served.model, *adapter, "--served-model-name", served.name, "--host", "0.0.0.0",
+        "--port", str(names.MODEL_PORT), "--revision", served.revision,
+    ]  # fmt: skip
+
+
+def vllm_args(served: Served, gpus: int) -> list[str]:
+    """Arguments of the vLLM image's entry point, `vllm serve`. The adapter is served under the model's name."""
+    common = [
+        "--model", served.model, "--host", "0.0.0.0", "--port", str(names.MODEL_PORT),
+        "--tensor-parallel-size", str(max(1, gpus)),
+    ]  # fmt: skip
+    if served.adapter is None:
+        return [*common, "--served-model-name", served.name]
+    return [
+        *common, "--served-model-name", f"{served.name}-base", "--enable-lora", "--max-lora-rank", str(_vllm_rank(served.lora_rank)),
+        "--lora-modules", f"{served.name}={served.adapter}",
+    ]  # fmt: skip
+
+
+def runtime(spec: Spec) -> str:
+    """`Auto` is vLLM where an accelerator is asked for, else transformers."""
+    wanted = spec.serving.runtime if spec.serving else "Auto"
+    if wanted != "Auto":
+        return wanted
+    return "vLLM" if spec.compute.accelerator else "Transformers"
+
+
+def deployment(owner: Owner, arm: str, revision: str, kept: Manifest, replicas: int) -> Manifest:
+    """The arm's Deployment from its kept template."""
+    labels = _labels(owner, arm)
+    merged = {
+        "metadata": {**kept["metadata"], "labels": {**labels, names.REVISION: revision, **pods.volume_label(owner)}},
+        "spec": kept["spec"],
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": owner.metadata(names.arm(owner.name, arm), "arm", **{names.ARM: arm, names.REVISION: revision}),
+        "spec": {
+            "replicas": replicas,
+            "revisionHistoryLimit": 0,
+            "progressDeadlineSeconds": READY_SECONDS,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "selector": {"matchLabels": {names.NAME: owner.name, names.ARM: arm}},
+            "template": merged,
+        },
+    }
+
+
+def service(owner: Owner, arm: str) -> Manifest:
+    """The arm's headless Service: routers resolve its ready pods."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": owner.metadata(names.arm(owner.name, arm), "arm", **{names.ARM: arm}),
+        "spec": {
+            "clusterIP": "None",
+            "selector": {names.NAME: owner.name, names.ARM: arm},
+            "ports": [{"name": "http", "port": names.MODEL_PORT, "targetPort": "http"}],
+        },
+    }
+
+
+def host(owner: Owner, arm: str) -> str:
+    """The DNS name that routers resolve."""
+    return f"{names.arm(owner.name, arm)}.{owner.namespace}.svc"
+
+
+def _labels(owner: Owner, arm: str) -> dict[str, str]:
+    return names.labels(owner.name, "arm", **{names.ARM: arm})
+
+
+def _resources(spec: Spec, gpus: int) -> Manifest:
+    given = spec.serving.resources if spec.serving else None
+    requests: dict[str, Any] = {"cpu": "100m", "memory": "512Mi"}
+    limits: dict[str, Any] = {}
+    if gpus:
+        limits["nvidia.com/gpu"] = str(gpus)
+    if given:
+        requests.update(given.requests or {})
+        limits.update(given.limits or {})
+    return {"requests": requests, **({"limits": limits} if limits else {})}
+
+
+def _probe(path: str, *, period: int, failures: int) -> Manifest:
+    return {
+        "httpGet": {"path": path, "port": "http"}, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures,
+    }  # fmt: skip
+
+
+def _vllm_rank(rank: int) -> int:
+    """vLLM accepts these ranks only."""
+    return next((r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank), 512)

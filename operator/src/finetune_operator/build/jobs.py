@@ -1,0 +1,188 @@
+"""One builder for every stage's Job: fetch, prepare, baseline, train, evaluate.
+
+The run configuration travels as an annotation of the pod template, projected into the pod by the downward API: Job and
+configuration are one object, made once and never changed (docs/adr/0001).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_operator import names
+from finetune_operator.api.spec import Spec
+from finetune_operator.build import pods, sources
+from finetune_operator.build.arm import Served, server
+from finetune_operator.build.pods import Accelerator, Images, Manifest, Owner
+
+CONTAINER = "trainer"
+KEEP_SECONDS = 24 * 3600  # a finished Job stays for its logs
+SCORING_DEADLINE_SECONDS = 6 * 3600  # a sidecar that never starts does not fail a Job by itself
+TRAIN_GRACE_SECONDS = 120  # the gang agrees to stop and saves a checkpoint within this time
+MEMORY = {"fetch": "256Mi", "prepare": "512Mi", "baseline": "256Mi", "evaluate": "256Mi", "train": "1Gi"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is special about a Job: its stage, its revision, its number (a try, or the attempt)."""
+
+    name: str
+    revision: str
+    number: int
+
+
+def stage_job(
+    owner: Owner,
+    spec: Spec,
+    stage: Stage,
+    config: Mapping[str, Any],
+    images: Images,
+    *,
+    served: Served | None = None,
+    accelerator: Accelerator | None = None,
+    gpus: int = 0,
+) -> Manifest:
+    """The Job of a stage; `served` (scoring alone) is what its sidecar serves; `gpus` are those of each pod."""
+    training = stage.name == "train"
+    nodes = spec.compute.nodes if training else 1
+    labels = {names.REVISION: stage.revision, names.STAGE: stage.name}
+    if training:
+        labels[names.ATTEMPT] = str(stage.number)
+    job_spec: Manifest = {
+        "completions": nodes,
+        "parallelism": nodes,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": _failure_policy(),
+        "ttlSecondsAfterFinished": KEEP_SECONDS,
+        "template": _template(owner, spec, stage, config, images, served, accelerator, gpus, labels),
+    }
+    if stage.name in ("baseline", "evaluate"):
+        job_spec["activeDeadlineSeconds"] = SCORING_DEADLINE_SECONDS
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": owner.metadata(job_name(owner.name, stage), "stage", **labels),
+        "spec": job_spec,
+    }
+
+
+def job_name(finetune: str, stage: Stage) -> str:
+    """The Job's name: a training attempt's, or a stage's."""
+    if stage.name == "train":
+        return names.attempt_job(finetune, stage.revision, stage.number)
+    return names.stage_job(finetune, stage.revision, stage.name, stage.number)
+
+
+def gang_service(owner: Owner, stage: Stage) -> Manifest:
+    """The headless Service by which the ranks of an attempt find rank 0, before any of them is ready."""
+    name = job_name(owner.name, stage)
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": owner.metadata(name, "stage", **{names.REVISION: stage.revision, names.ATTEMPT: str(stage.number)}),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {"batch.kubernetes.io/job-name": name},
+            "ports": [{"name": "rendezvous", "port": names.MASTER_PORT}],
+        },
+    }
+
+
+def _failure_policy() -> Manifest:
+    """One lost pod ends the Job: a gang is started again as a whole, by the operator, from the last checkpoint."""
+    return {
+        "rules": [
+            {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "NotIn", "values": [0]}},
+        ]
+    }
+
+
+def _template(
+    owner: Owner, spec: Spec, stage: Stage, config: Mapping[str, Any], images: Images, served: Served | None,
+    accelerator: Accelerator | None, gpus: int, labels: Mapping[str, str],
+) -> Manifest:  # fmt: skip
+    source_volumes, source_mounts = sources.volumes(sources.of_stage(spec, stage.name))
+    training = stage.name == "train"
+    shared: list[Manifest] = [pods.work_volume(owner), pods.tmp_volume(), _config_volume(), *source_volumes]
+    if training:
+        shared.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}})
+    own_gpus = gpus if training else 0
+    sidecar = server(spec, served, images, gpus) if served else None
+    spec_of_pod = pods.pod_spec(
+        owner,
+        spec,
+        containers=[_container(spec, stage, images, own_gpus, accelerator, source_mounts)],
+        init_containers=[{**_as_sidecar(sidecar)}] if sidecar else None,
+        volumes=shared,
+        accelerator=accelerator if gpus else None,
+        grace_seconds=TRAIN_GRACE_SECONDS if training else 30,
+    )
+    spec_of_pod["restartPolicy"] = "Never"
+    if training:
+        spec_of_pod["subdomain"] = job_name(owner.name, stage)
+    config_text = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    return {
+        "metadata": {
+            "labels": {**names.labels(owner.name, "stage", **labels), **pods.volume_label(owner)},
+            "annotations": {**pods.pod_annotations(spec), names.RUN_CONFIG: config_text},
+        },
+        "spec": spec_of_pod,
+    }
+
+
+def _container(
+    spec: Spec, stage: Stage, images: Images, gpus: int, accelerator: Accelerator | None, source_mounts: list[Manifest]
+) -> Manifest:
+    training = stage.name == "train"
+    command = "evaluate" if stage.name == "baseline" else stage.name
+    profile = dict(accelerator.env) if accelerator and gpus else {}
+    return {
+        "name": CONTAINER,
+        "image": images.trainer,
+        "args": [command, "--config", f"{names.CONFIG_DIR}/run.json"],
+        "env": [
+            *pods.env({**(pods.OFFLINE if stage.name != "fetch" else {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}), **profile}, spec.pods),
+            {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+        ],
+        "ports": [{"name": "progress", "containerPort": names.PROGRESS_PORT}],
+        "resources": _resources(spec, stage.name, gpus),
+        "securityContext": pods.RESTRICTED_CONTAINER,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "work", "mountPath": names.WORK},
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "config", "mountPath": f"{names.CONFIG_DIR}/run.json", "subPath": "run.json", "readOnly": True},
+            *source_mounts,
+            *([{"name": "shm", "mountPath": "/dev/shm"}] if training else []),
+        ],
+    }
+
+
+def _resources(spec: Spec, stage: str, gpus: int) -> Manifest:
+    compute = spec.compute
+    training = stage == "train"
+    requests: Manifest = {"cpu": (compute.cpu if training else None) or "100m", "memory": MEMORY[stage]}
+    limits: Manifest = {}
+    if training and compute.memory:
+        requests["memory"] = compute.memory
+        limits["memory"] = compute.memory
+    if gpus:
+        limits["nvidia.com/gpu"] = str(gpus)
+    return {"requests": requests, **({"limits": limits} if limits else {})}
+
+
+def _as_sidecar(container: Manifest) -> Manifest:
+    """A native sidecar: started before the evaluator, ended after it; it needs no readiness of its own."""
+    kept = {k: v for k, v in container.items() if k not in ("readinessProbe", "lifecycle")}
+    return {**kept, "restartPolicy": "Always"}
+
+
+def _config_volume() -> Manifest:
+    field = {"path": "run.json", "fieldRef": {"fieldPath": f"metadata.annotations['{names.RUN_CONFIG}']"}}
+    return {"name": "config", "downwardAPI": {"items": [field]}}

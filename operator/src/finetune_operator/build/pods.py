@@ -1,0 +1,152 @@
+"""What every pod of a FineTune has in common: restricted, without an API token, offline, and one work volume.
+
+With ReadWriteOnce all pods that mount the work volume are kept on one node by pod affinity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune_operator import names
+from finetune_operator.api.spec import Pods, Spec
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The FineTune that the children belong to."""
+
+    namespace: str
+    name: str
+    uid: str
+
+    def reference(self) -> Manifest:
+        """A controller ownerReference: garbage collection takes the child with its FineTune."""
+        return {
+            "apiVersion": names.API_VERSION, "kind": names.KIND, "name": self.name, "uid": self.uid,
+            "controller": True, "blockOwnerDeletion": False,
+        }  # fmt: skip
+
+    def metadata(self, name: str, component: str, *, owned: bool = True, **labels: str) -> Manifest:
+        """Metadata of a child; `labels` are label names of `names` with their values."""
+        meta: Manifest = {"name": name, "namespace": self.namespace, "labels": names.labels(self.name, component, **labels)}
+        if owned:
+            meta["ownerReferences"] = [self.reference()]
+        return meta
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images that the operator starts, from its settings."""
+
+    trainer: str
+    router: str
+    vllm: str = ""
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """An accelerator profile: which resource is asked for, and on which nodes."""
+
+    name: str
+    resource: str
+    node_labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+RESTRICTED_POD: Manifest = {
+    "runAsNonRoot": True, "runAsUser": names.USER_ID, "runAsGroup": names.USER_ID, "fsGroup": names.USER_ID,
+    "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
+}  # fmt: skip
+RESTRICTED_CONTAINER: Manifest = {
+    "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+}  # fmt: skip
+OFFLINE: Mapping[str, str] = {"HOME": "/tmp", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def env(values: Mapping[str, str], pods: Pods | None = None) -> list[Manifest]:
+    """Environment variables; the user's own (`spec.pods.env`) come last and win."""
+    entries = [{"name": k, "value": v} for k, v in values.items()]
+    return [*entries, *({"name": e.name, "value": e.value} for e in (pods.env if pods and pods.env else ()))]
+
+
+def work_volume(owner: Owner) -> Manifest:
+    """The pod's volume for the FineTune's claim."""
+    return {"name": "work", "persistentVolumeClaim": {"claimName": names.work_volume(owner.name)}}
+
+
+def tmp_volume() -> Manifest:
+    """A scratch folder, for the root file system is read-only."""
+    return {"name": "tmp", "emptyDir": {}}
+
+
+def pod_spec(
+    owner: Owner,
+    spec: Spec,
+    *,
+    containers: list[Manifest],
+    volumes: list[Manifest],
+    init_containers: list[Manifest] | None = None,
+    accelerator: Accelerator | None = None,
+    grace_seconds: int = 30,
+) -> Manifest:
+    """A restricted pod with the user's overrides, kept on the volume's node when only one node may mount it."""
+    pods = spec.pods
+    result: Manifest = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": RESTRICTED_POD,
+        "terminationGracePeriodSeconds": grace_seconds,
+        "containers": containers,
+        "volumes": volumes,
+    }
+    if init_containers:
+        result["initContainers"] = init_containers
+    if affinity := _affinity(owner, spec, accelerator):
+        result["affinity"] = affinity
+    if pods is None:
+        return result
+    if pods.service_account_name:
+        result["serviceAccountName"] = pods.service_account_name
+    if pods.image_pull_secrets:
+        result["imagePullSecrets"] = [{"name": s} for s in pods.image_pull_secrets]
+    if pods.node_selector:
+        result["nodeSelector"] = dict(pods.node_selector)
+    if pods.tolerations:
+        result["tolerations"] = [dict(t) for t in pods.tolerations]
+    return result
+
+
+def pod_annotations(spec: Spec) -> dict[str, str]:
+    """The user's annotations for every pod."""
+    return dict(spec.pods.annotations) if spec.pods and spec.pods.annotations else {}
+
+
+def volume_label(owner: Owner) -> dict[str, str]:
+    """Marks a pod that mounts the work volume; the affinity below selects it."""
+    return {names.VOLUME: names.work_volume(owner.name)}
+
+
+def _affinity(owner: Owner, spec: Spec, accelerator: Accelerator | None) -> Manifest:
+    affinity: Manifest = dict(spec.pods.affinity) if spec.pods and spec.pods.affinity else {}
+    if spec.storage.access_mode == "ReadWriteOnce":
+        together = {"labelSelector": {"matchLabels": volume_label(owner)}, "topologyKey": "kubernetes.io/hostname"}
+        affinity = _with_required(affinity, "podAffinity", [together])
+    if accelerator and accelerator.node_labels:
+        terms = [
+            {"matchExpressions": [{"key": key, "operator": "In", "values": list(values)}]}
+            for key, values in accelerator.node_labels.items()
+        ]
+        node = dict(affinity.get("nodeAffinity") or {})
+        node.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {"nodeSelectorTerms": terms})
+        affinity = {**affinity, "nodeAffinity": node}
+    return affinity
+
+
+def _with_required(affinity: Manifest, kind: str, terms: list[Manifest]) -> Manifest:
+    key = "requiredDuringSchedulingIgnoredDuringExecution"
+    block = dict(affinity.get(kind) or {})
+    return {**affinity, kind: {**block, key: [*(block.get(key) or ()), *terms]}}

@@ -1,0 +1,30 @@
+"""Suspension and stopped revisions: is anything to be done at all?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from finetune_operator import conditions, names
+from finetune_operator.decide.draft import Draft, stamp
+from finetune_operator.decide.train import running
+from finetune_operator.observed import Observed
+
+
+def suspended(o: Observed, d: Draft) -> Draft:
+    """While `suspend` is set nothing new starts; a running attempt saves a checkpoint and ends, uncharged."""
+    if not o.spec.suspend:
+        return d
+    if attempt := running(d):
+        job = names.attempt_job(o.name, attempt.revision, attempt.number)
+        ended = attempt.model_copy(update={"outcome": "Suspended", "finished": stamp(o.now)})
+        d = d.set(attempts=[ended if a is attempt else a for a in d.status.attempts])
+        d = replace(d, obsolete=(*d.obsolete, job)).note("Normal", conditions.SUSPENDED, f"attempt {attempt.number} is stopped")
+    return d.block(conditions.SUSPENDED, "suspend is true: set it to false to go on from the last checkpoint")
+
+
+def stopped(o: Observed, d: Draft) -> Draft:
+    """A revision that was given up says why, and how to try it again. A failed gate is judged again instead."""
+    cause = d.revision.stopped
+    if d.blocked or cause is None or d.revision.gate == "Failed":
+        return d
+    return d.block(conditions.FAILED, cause.message, reason=cause.reason)

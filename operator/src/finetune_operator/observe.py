@@ -1,0 +1,166 @@
+"""Children, pods, progress and routers → one frozen `Observed`.
+
+Reads the cache; asks the API server only for what the cache does not hold (what a stage that has not begun needs, Events of
+a volume that cannot be mounted), and pods only while something moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from finetune_operator import conditions, kinds, names, preflight
+from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, digest, extract
+from finetune_operator.api.spec import Spec
+from finetune_operator.api.status import Revision, Status
+from finetune_operator.cache import Cache
+from finetune_operator.cluster import Cluster
+from finetune_operator.decide.arms import router_moves
+from finetune_operator.observed import ArmHealth, Observed
+from finetune_operator.pods import PodClient
+from finetune_operator.tokens import sign
+from finetune_operator.traffic import RouterState
+from finetune_operator.workloads import Run, Waiting, read_run, ready, restarts, stuck_since, waiting
+
+MOUNT_PATIENCE = 60.0  # seconds that a scheduled pod may wait before its Events are read
+
+Object = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Takes snapshots. `signing_key` is the PEM that the routers trust."""
+
+    cluster: Cluster
+    cache: Cache
+    pods: PodClient
+    signing_key: str
+
+    async def observe(self, finetune: Object, spec: Spec, now: datetime) -> Observed:
+        """The FineTune's snapshot; ClusterError when the API server cannot be asked."""
+        meta = finetune["metadata"]
+        key = (meta["namespace"], meta["name"])
+        status = Status.model_validate(finetune.get("status") or {})
+        jobs, pods = self.cache.children(kinds.JOB, key), self.cache.children(kinds.POD, key)
+        runs = {name: read_run(job, pods.values(), now) for name, job in jobs.items()}
+        runs = {name: await self._with_mount_trouble(run, pods, key[0], now) for name, run in runs.items()}
+        router_pods = [p for p in pods.values() if _component(p) == "router"]
+        retrain = extract(finetune["spec"], Spec, RETRAIN)
+        revisions, templates = self._kept(key)
+        routers = await self._routers(router_pods, meta["uid"]) if router_moves(status) else ()
+        return Observed(
+            namespace=key[0],
+            name=key[1],
+            uid=meta["uid"],
+            generation=int(meta.get("generation", 0)),
+            spec=spec,
+            status=status,
+            retrain=retrain,
+            redeploy=extract(finetune["spec"], Spec, REDEPLOY),
+            reevaluate=extract(finetune["spec"], Spec, REEVALUATE),
+            tried=digest({"spec": finetune["spec"], "retry": (meta.get("annotations") or {}).get(names.RETRY, "")}),
+            now=now,
+            revisions=revisions,
+            templates=templates,
+            runs=runs,
+            missing=await self._missing(status, spec, key[0], retrain, runs),
+            progress=await self._progress(runs),
+            arms=self._arms(key, pods, now),
+            routers=routers,
+            routers_wanted=_replicas(self.cache.children(kinds.DEPLOYMENT, key).get(names.router(key[1]))),
+            router_waiting=next((w for w in (waiting(p, now) for p in router_pods) if w), None),
+        )
+
+    def _kept(self, key: tuple[str, str]) -> tuple[dict[str, Mapping[str, Any]], dict[str, Mapping[str, Any]]]:
+        revisions: dict[str, Mapping[str, Any]] = {}
+        templates: dict[str, Mapping[str, Any]] = {}
+        for obj in self.cache.children(kinds.CONTROLLER_REVISION, key).values():
+            name = obj["metadata"]["labels"].get(names.REVISION, "")
+            (templates if _component(obj) == "arm" else revisions)[name] = obj.get("data") or {}
+        return revisions, templates
+
+    async def _missing(
+        self, status: Status, spec: Spec, namespace: str, retrain: Object, runs: Mapping[str, Run]
+    ) -> dict[str, Waiting]:
+        """What the stage that comes next needs and has not; asked only while its Job is not there."""
+        stage = _next_stage(_newest(status, digest(dict(retrain))))
+        if stage is None or any(r.state in ("Running", "Waiting") for r in runs.values()):
+            return {}
+        found = await preflight.missing(self.cluster, namespace, spec, stage)
+        return {stage: found} if found else {}
+
+    async def _progress(self, runs: Mapping[str, Run]) -> dict[str, Any] | None:
+        address = next((r.leader_ip for r in runs.values() if r.state == "Running" and r.leader_ip), None)
+        return await self.pods.progress(address) if address else None
+
+    async def _routers(self, pods: list[Object], uid: str) -> tuple[RouterState, ...]:
+        states = await asyncio.gather(*(self.pods.router_state(p, sign(self.signing_key, uid)) for p in pods if _asked(p)))
+        return tuple(sorted(states, key=lambda s: s.pod))
+
+    def _arms(self, key: tuple[str, str], pods: Mapping[str, Object], now: datetime) -> dict[str, ArmHealth]:
+        found = {}
+        for obj in self.cache.children(kinds.DEPLOYMENT, key).values():
+            arm = obj["metadata"]["labels"].get(names.ARM)
+            if arm:
+                mine = [p for p in pods.values() if p["metadata"]["labels"].get(names.ARM) == arm]
+                found[arm] = _health(obj, mine, now)
+        return found
+
+    async def _with_mount_trouble(self, run: Run, pods: Mapping[str, Object], namespace: str, now: datetime) -> Run:
+        if run.state != "Waiting" or run.waiting:
+            return run
+        stuck = [p for p in pods.values() if p["metadata"]["labels"].get("batch.kubernetes.io/job-name") == run.name]
+        stuck = [p for p in stuck if stuck_since(p, now) > MOUNT_PATIENCE]
+        if not stuck:
+            return run
+        name = stuck[0]["metadata"]["name"]
+        events = await self.cluster.list(kinds.EVENT, namespace, field_selector=f"involvedObject.name={name},reason=FailedMount")
+        if not events:
+            return run
+        text = f"pod {name}: {events[-1].get('message', '')}"
+        return Run(run.name, run.state, waiting=Waiting(conditions.MOUNT_FAILED, text), leader_uid=run.leader_uid)
+
+
+def _component(obj: Object) -> str:
+    return str(obj["metadata"]["labels"].get(names.COMPONENT, ""))
+
+
+def _replicas(deployment: Object | None) -> int:
+    return int(deployment["spec"].get("replicas", 1)) if deployment else 0
+
+
+def _asked(pod: Object) -> bool:
+    """A router that can answer: it runs and nobody deletes it."""
+    status = pod.get("status", {})
+    return status.get("phase") == "Running" and bool(status.get("podIP")) and "deletionTimestamp" not in pod["metadata"]
+
+
+def _health(deployment: Object, pods: list[Object], now: datetime) -> ArmHealth:
+    current = [p for p in pods if "deletionTimestamp" not in p["metadata"]]
+    return ArmHealth(
+        wanted=_replicas(deployment),
+        ready=sum(1 for p in current if ready(p)),
+        pods=len(current),
+        restarts=sum(restarts(p) for p in current),
+        waiting=next((w for w in (waiting(p, now) for p in current) if w), None),
+    )
+
+
+def _newest(status: Status, name: str) -> Revision | None:
+    return next((r for r in status.revisions if r.name == name), None)
+
+
+def _next_stage(revision: Revision | None) -> str | None:
+    """The stage that has no result yet; None when all have."""
+    if revision is None or revision.model_digest is None:
+        return "fetch"
+    if revision.data_digest is None:
+        return "prepare"
+    if revision.baseline is None:
+        return "baseline"
+    return "evaluate" if revision.artifact and revision.evaluated is None else None
+
+

@@ -1,0 +1,54 @@
+"""Are the things that the spec names there? Asked before a stage's Job is made, for a pod that waits says it badly.
+
+Secrets are not asked for (the operator has no right to read them): a missing one shows in the container's waiting reason.
+"""
+
+from __future__ import annotations
+
+from finetune_operator import conditions, kinds
+from finetune_operator.api.spec import Spec
+from finetune_operator.build.sources import Source, of_stage
+from finetune_operator.cluster import Cluster
+from finetune_operator.workloads import Waiting
+
+BY_ITSELF = "It goes on by itself once that is there."
+
+
+async def missing(cluster: Cluster, namespace: str, spec: Spec, stage: str) -> Waiting | None:
+    """The first thing that a stage needs and that is not there."""
+    if stage == "fetch" and (found := await _storage(cluster, spec)):
+        return found
+    for source in of_stage(spec, stage):
+        if found := await _source(cluster, namespace, source):
+            return found
+    return None
+
+
+async def _storage(cluster: Cluster, spec: Spec) -> Waiting | None:
+    name = spec.storage.storage_class_name
+    if name:
+        if await cluster.get(kinds.STORAGE_CLASS, None, name) is not None:
+            return None
+        return Waiting(conditions.STORAGE_CLASS_MISSING, f"storage.storageClassName: StorageClass {name} does not exist. {BY_ITSELF}")
+    classes = await cluster.list(kinds.STORAGE_CLASS)
+    if any((c["metadata"].get("annotations") or {}).get("storageclass.kubernetes.io/is-default-class") == "true" for c in classes):
+        return None
+    text = f"storage.storageClassName is not set and the cluster has no default StorageClass. Name one, or make one the default. {BY_ITSELF}"
+    return Waiting(conditions.STORAGE_CLASS_MISSING, text)
+
+
+async def _source(cluster: Cluster, namespace: str, source: Source) -> Waiting | None:
+    if source.scheme == "configmap":
+        found = await cluster.get(kinds.CONFIGMAP, namespace, source.name)
+        if found is None:
+            return _gone(source, f"ConfigMap {source.name} does not exist in namespace {namespace}")
+        keys = [*(found.get("data") or {}), *(found.get("binaryData") or {})]
+        if source.path not in keys:
+            return _gone(source, f"ConfigMap {source.name} has no key {source.path} (it has: {', '.join(sorted(keys)) or 'none'})")
+    if source.scheme == "pvc" and await cluster.get(kinds.PVC, namespace, source.name) is None:
+        return _gone(source, f"PersistentVolumeClaim {source.name} does not exist in namespace {namespace}")
+    return None
+
+
+def _gone(source: Source, what: str) -> Waiting:
+    return Waiting(conditions.SOURCE_MISSING, f"{source.uri}: {what}. {BY_ITSELF}")

@@ -1,0 +1,123 @@
+"""The five verbs, in order: observe, decide, commit the status, build, apply.
+
+Invariant: whatever cannot be derived from children is in the status before a child is made from it; a conflict ends the
+cycle. The same status and spec give the same manifests, byte for byte.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from finetune_operator import conditions, names, status
+from finetune_operator.api.load import load_spec
+from finetune_operator.api.status import Status
+from finetune_operator.apply import Children, NameTaken
+from finetune_operator.build import manifests
+from finetune_operator.build.pods import Images, Owner
+from finetune_operator.cache import Cache
+from finetune_operator.clock import Clock
+from finetune_operator.cluster import Cluster
+from finetune_operator.decide import decide
+from finetune_operator.decide.draft import Draft, soonest
+from finetune_operator.errors import FineTuneError, Invalid, SpecError
+from finetune_operator.events import Events
+from finetune_operator.kinds import DEPLOYMENT, FINETUNE, JOB, SERVICE
+from finetune_operator.metrics import Metrics
+from finetune_operator.observe import Observer
+from finetune_operator.observed import Observed
+from finetune_operator.pods import PodClient
+from finetune_operator.settings import Settings
+from finetune_operator.tokens import jwks, sign
+from finetune_operator.workloads import Waiting
+
+log = logging.getLogger(__name__)
+Key = tuple[str, str]
+Object = Mapping[str, Any]
+PROBLEM_RETRY = 15.0  # seconds until a child that could not be made is tried again
+
+
+@dataclass
+class Reconciler:
+    """Brings one FineTune a step further at a time; knows nothing between cycles but why a child could not be made."""
+
+    cluster: Cluster
+    cache: Cache
+    pods: PodClient
+    clock: Clock
+    settings: Settings
+    metrics: Metrics
+    events: Events
+    signing_key: str
+    problems: dict[Key, Waiting] = field(default_factory=dict)
+
+    async def reconcile(self, key: Key) -> float | None:
+        """One cycle; returns the seconds until the next one is wanted, None when events alone matter."""
+        finetune = self.cache.owner(key)
+        if finetune is None or "deletionTimestamp" in finetune["metadata"]:
+            self.problems.pop(key, None)
+            return None
+        now = self.clock.now()
+        try:
+            spec = load_spec(finetune)
+        except SpecError as error:
+            await self._commit(finetune, status.invalid(_status(finetune), _generation(finetune), str(error), now))
+            return None
+        observer = Observer(self.cluster, self.cache, self.pods, self.signing_key)
+        observed = await observer.observe(finetune, spec, now)
+        decision = decide(observed)
+        finetune = await self._commit(finetune, status.compute(observed, decision, self.problems.get(key)))
+        for note in decision.notes:
+            await self.events.emit(finetune, note.type, note.reason, note.message)
+        before = self.problems.get(key)
+        problem = await self._act(key, observed, decision)
+        if problem != before:
+            await self._tell(key, finetune, observed, decision, problem, now)
+        return soonest(decision.requeue, PROBLEM_RETRY if problem else None)
+
+    async def _commit(self, finetune: Object, wanted: Status) -> Object:
+        """Write the status if it differs, and go on with what the API server made of it."""
+        new, old = wanted.to_dict(), finetune.get("status") or {}
+        if new == old:
+            return finetune
+        meta = finetune["metadata"]
+        body = {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "metadata": {k: meta[k] for k in ("name", "namespace", "uid", "resourceVersion")},
+            "status": new,
+        }
+        written = await self.cluster.apply_status(body)
+        if new.get("phase") != old.get("phase"):
+            log.info("phase", extra={"namespace": meta["namespace"], "name": meta["name"], "phase": new.get("phase"), "reason": new.get("reason")})
+        self.cache.put(FINETUNE, written)
+        self.metrics.observe_finetune(written)
+        return written
+
+    async def _act(self, key: Key, o: Observed, d: Draft) -> Waiting | None:
+        """Make the world follow the status; what the API server refuses is told, and disturbs nothing else."""
+        o = _committed(o, d)
+        children = Children(self.cluster, self.cache, key)
+        owner = Owner(o.namespace, o.name, o.uid)
+        images = Images(self.settings.trainer_image, self.settings.router_image, self.settings.vllm_image)
+        try:
+            for job in d.obsolete:
+                await children.remove(JOB, job)
+                await children.remove(SERVICE, job)
+            for kind, manifest in manifests.once(owner, o, d, images, self.settings.profiles):
+                await children.make(kind, manifest)
+            for kind, manifest in manifests.kept(owner, o, d, images, jwks(self.signing_key), self._templates(key, o)):
+                await children.ensure(kind, manifest)
+            await self._push(o, d)
+            for kind, name in manifests.leftovers(d, self.cache.children(DEPLOYMENT, key)):
+                await children.remove(kind, name)
+        except NameTaken as error:
+            return error.waiting
+        except Invalid as error:
+            return Waiting(conditions.REFUSED, f"the API server refused a child: {error}")
+        except SpecError as error:
+            return Waiting(conditions.INVALID_SPEC, str(error))
+        return None

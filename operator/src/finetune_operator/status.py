@@ -1,0 +1,152 @@
+"""What the status says: phase, conditions, columns. A pure function of the object, the snapshot and the decision."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from finetune_operator import conditions as c
+from finetune_operator import names
+from finetune_operator.api.status import Condition, Status
+from finetune_operator.decide.draft import Draft, stamp
+from finetune_operator.observed import Observed
+from finetune_operator.workloads import Waiting
+
+PROGRESSING = frozenset(c.PHASES) - c.READY_PHASES - c.STALLED_PHASES - {c.SUSPENDED}
+
+
+def compute(o: Observed, d: Draft, problem: Waiting | None = None) -> Status:
+    """The status to write; `problem` is what kept the last cycle from making a child."""
+    phase, reason, message = d.phase, d.reason or d.phase, d.message
+    if problem is not None:
+        reason, message = problem.reason, problem.message
+    status = d.status.model_copy(update={"observed_generation": o.generation, "phase": phase, **_columns(o, d, reason)})
+    facts = {
+        c.READY: _ready(phase, problem, reason, message),
+        c.RECONCILING: _reconciling(phase, message),
+        c.STALLED: _stalled(phase, reason, message),
+        **_stages(d),
+    }
+    wanted = {type_: fact for type_, fact in facts.items() if fact is not None}
+    return status.model_copy(update={"conditions": merge(o.status.conditions, wanted, o.generation, o.now)})
+
+
+def invalid(previous: Status, generation: int, message: str, now: datetime) -> Status:
+    """The status of an object whose spec cannot be read: says which field, and leaves everything else as it is."""
+    facts: dict[str, Fact] = {
+        c.READY: ("False", c.INVALID_SPEC, message),
+        c.STALLED: ("True", c.INVALID_SPEC, message),
+    }
+    kept = {x.type: (x.status, x.reason, x.message) for x in previous.conditions if x.type not in (*facts, c.RECONCILING)}
+    merged = merge(previous.conditions, {**kept, **facts}, generation, now)
+    return previous.model_copy(
+        update={"observed_generation": generation, "phase": c.FAILED, "reason": c.INVALID_SPEC, "conditions": merged}
+    )
+
+
+Fact = tuple[str, str, str]
+
+
+def merge(old: list[Condition], facts: dict[str, Fact], generation: int, now: datetime) -> list[Condition]:
+    """Conditions with those facts; the time of the last transition is kept while the status stays the same."""
+    before = {x.type: x for x in old}
+    return [_condition(before.get(type_), type_, fact, generation, now) for type_, fact in facts.items()]
+
+
+def _condition(before: Condition | None, type_: str, fact: Fact, generation: int, now: datetime) -> Condition:
+    status, reason, message = fact
+    since = before.last_transition_time if before and before.status == status else stamp(now)
+    return Condition.model_validate(
+        {
+            "type": type_,
+            "status": status,
+            "reason": reason or "Unknown",
+            "message": message[:1024],
+            "lastTransitionTime": since,
+            "observedGeneration": generation,
+        }
+    )
+
+
+def _ready(phase: str, problem: Waiting | None, reason: str, message: str) -> Fact:
+    if problem is not None:
+        return ("False", reason, message)
+    if phase in c.READY_PHASES:
+        return ("True", reason, message)
+    if phase in c.STALLED_PHASES or phase == c.SUSPENDED or reason != phase:
+        return ("False", reason, message)
+    return ("Unknown", reason, message)
+
+
+def _reconciling(phase: str, message: str) -> Fact | None:
+    return ("True", phase, message) if phase in PROGRESSING else None
+
+
+def _stalled(phase: str, reason: str, message: str) -> Fact | None:
+    return ("True", reason, message) if phase in c.STALLED_PHASES else None
+
+
+def _stages(d: Draft) -> dict[str, Fact | None]:
+    revision, status = d.revision, d.status
+    rows = revision.rows
+    prepared = f"{rows.train} training, {rows.validation} validation, {rows.test} test rows; {_dropped(rows.invalid, rows.duplicate)}" if rows else ""
+    scored = revision.baseline
+    baseline = f"{scored.metric} {scored.score.score} [{scored.score.low}, {scored.score.high}], n={scored.score.n}" if scored else ""
+    tuned = status.evaluation.message if status.evaluation and revision.evaluated and status.evaluation.message else ""
+    rollout = status.rollout
+    done = revision.promoted and status.live_revision == revision.name
+    return {
+        c.DATA_PREPARED: _stage(revision.data_digest is not None, "Prepared", prepared),
+        c.BASELINE_SCORED: _stage(scored is not None, "Scored", baseline),
+        c.TRAINED: _stage(revision.artifact is not None, "ArtifactKept", revision.artifact or ""),
+        c.EVALUATED: _stage(revision.evaluated is not None, "Scored", tuned),
+        c.AVAILABLE: _available(d),
+        c.ROLLED_OUT: ("True", "Promoted", f"revision {revision.name} serves all users")
+        if done
+        else ("False", rollout.state if rollout else "NotStarted", (rollout.last_decision or "") if rollout else ""),
+    }
+
+
+def _stage(done: bool, reason: str, message: str) -> Fact:
+    return ("True", reason, message) if done else ("False", "NotYet", "")
+
+
+def _available(d: Draft) -> Fact:
+    serving = d.serving
+    if serving is None:
+        return ("False", "NotServing", "no arm serves users")
+    pods = f"arm {serving.arm}: {serving.ready} of {serving.wanted} pods are ready"
+    return ("True", "Serving", pods) if serving.ready else ("False", "NoReadyPods", pods)
+
+
+def _dropped(invalid: int, duplicate: int) -> str:
+    return f"{invalid} invalid and {duplicate} duplicate rows dropped"
+
+
+def _columns(o: Observed, d: Draft, reason: str) -> dict[str, str | None]:
+    status, training = d.status, d.status.training
+    attempt = next((a for a in reversed(status.attempts) if a.revision == status.revision), None)
+    live = training if training and training.revision == status.revision else None
+    scored, evaluation = d.revision.baseline, status.evaluation
+    score = None
+    if d.revision.evaluated and evaluation and evaluation.tuned and evaluation.baseline:
+        score = f"{evaluation.baseline.score} → {evaluation.tuned.score}"
+    elif scored:
+        score = f"{scored.score.score} → ?"
+    rolling = status.rollout
+    return {
+        "progress": f"{live.percent}%" if live else None,
+        "eta": duration(live.eta_seconds) if live and live.eta_seconds and d.phase == c.TRAINING else None,
+        "score": score,
+        "weight": f"{rolling.weight}%" if rolling else None,
+        "attempt": str(attempt.number) if attempt else None,
+        "reason": reason,
+        "endpoint": f"http://{names.users_service(o.name)}.{o.namespace}.svc/v1" if status.live_arm else None,
+    }
+
+
+def duration(seconds: int) -> str:
+    """Seconds in two units at most: `45s`, `12m`, `3h20m`."""
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes = round(seconds / 60)
+    return f"{minutes}m" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
