@@ -53,6 +53,7 @@ VOLUME_PENDING: Final = "VolumePending"
 UNSCHEDULABLE: Final = "Unschedulable"
 IMAGE_UNAVAILABLE: Final = "ImageUnavailable"
 MOUNT_FAILED: Final = "MountFailed"
+REFUSED: Final = "Refused"  # the API server refused a child, say for a quota or an admission policy
 NAME_TAKEN: Final = "NameTaken"  # a child's name belongs to somebody else
 DATA_INVALID: Final = "DataInvalid"
 GATE_FAILED: Final = "GateFailed"

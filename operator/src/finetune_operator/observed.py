@@ -29,7 +29,7 @@ class Observed:
     """One FineTune and everything that is its own, at one moment.
 
     `retrain`, `redeploy` and `reevaluate` are the spec's fields of that class as the user wrote them, in canonical form;
-    `revisions` and `templates` are the ControllerRevisions' data by name of the revision or the arm.
+    `revisions` ({fields, resolved}) and `templates` ({revision, fields, template}) are the ControllerRevisions' data by name.
     """
 
     namespace: str

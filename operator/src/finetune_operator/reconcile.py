@@ -6,24 +6,24 @@ cycle. The same status and spec give the same manifests, byte for byte.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from finetune_operator import conditions, names, status
+from finetune_operator import conditions, names, plan, status
 from finetune_operator.api.load import load_spec
 from finetune_operator.api.status import Status
 from finetune_operator.apply import Children, NameTaken
-from finetune_operator.build import manifests
 from finetune_operator.build.pods import Images, Owner
 from finetune_operator.cache import Cache
 from finetune_operator.clock import Clock
 from finetune_operator.cluster import Cluster
 from finetune_operator.decide import decide
 from finetune_operator.decide.draft import Draft, soonest
-from finetune_operator.errors import FineTuneError, Invalid, SpecError
+from finetune_operator.errors import Invalid, SpecError
 from finetune_operator.events import Events
 from finetune_operator.kinds import DEPLOYMENT, FINETUNE, JOB, SERVICE
 from finetune_operator.metrics import Metrics
@@ -99,20 +99,22 @@ class Reconciler:
 
     async def _act(self, key: Key, o: Observed, d: Draft) -> Waiting | None:
         """Make the world follow the status; what the API server refuses is told, and disturbs nothing else."""
-        o = _committed(o, d)
         children = Children(self.cluster, self.cache, key)
-        owner = Owner(o.namespace, o.name, o.uid)
         images = Images(self.settings.trainer_image, self.settings.router_image, self.settings.vllm_image)
+        owner = Owner(o.namespace, o.name, o.uid)
+        context = plan.Context(owner, o, d, images, self.settings.profiles, jwks(self.signing_key))
         try:
             for job in d.obsolete:
                 await children.remove(JOB, job)
                 await children.remove(SERVICE, job)
-            for kind, manifest in manifests.once(owner, o, d, images, self.settings.profiles):
+            for kind, manifest in plan.before(context):
+                await children.ensure(kind, manifest)
+            for kind, manifest in plan.once(context):
                 await children.make(kind, manifest)
-            for kind, manifest in manifests.kept(owner, o, d, images, jwks(self.signing_key), self._templates(key, o)):
+            for kind, manifest in plan.kept(context):
                 await children.ensure(kind, manifest)
             await self._push(o, d)
-            for kind, name in manifests.leftovers(d, self.cache.children(DEPLOYMENT, key)):
+            for kind, name in plan.leftovers(context, self.cache.children(DEPLOYMENT, key)):
                 await children.remove(kind, name)
         except NameTaken as error:
             return error.waiting
@@ -121,3 +123,32 @@ class Reconciler:
         except SpecError as error:
             return Waiting(conditions.INVALID_SPEC, str(error))
         return None
+
+    async def _push(self, o: Observed, d: Draft) -> None:
+        """Tell the routers their weights now; one that does not hear it is asked again in the next cycle."""
+        if d.routing is None or not d.routing.pushes:
+            return
+        token = sign(self.signing_key, o.uid, o.now)
+        addresses = {r.pod: r.ip for r in o.routers}
+        version = d.routing.structure.version
+        pushes = [self.pods.push(addresses[pod], token, version, weight) for pod, weight in d.routing.pushes.items()]
+        for answer in await asyncio.gather(*pushes, return_exceptions=True):
+            if isinstance(answer, Exception):
+                log.warning("push failed", extra={"namespace": o.namespace, "name": o.name, "error": str(answer)})
+
+    async def _tell(self, key: Key, finetune: Object, o: Observed, d: Draft, problem: Waiting | None, now: datetime) -> None:
+        """Remember why a child could not be made (or that it now can), and say so."""
+        if problem is None:
+            self.problems.pop(key, None)
+        else:
+            self.problems[key] = problem
+            await self.events.emit(dict(finetune), "Warning", problem.reason, problem.message)
+        await self._commit(finetune, status.compute(replace(o, status=_status(finetune), now=now), d, problem))
+
+
+def _status(finetune: Object) -> Status:
+    return Status.model_validate(finetune.get("status") or {})
+
+
+def _generation(finetune: Object) -> int:
+    return int(finetune["metadata"].get("generation", 0))

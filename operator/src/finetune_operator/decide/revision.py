@@ -23,7 +23,7 @@ def current(o: Observed, d: Draft) -> Draft:
 
 
 def _known(o: Observed) -> str | None:
-    return next((name for name, fields in o.revisions.items() if fields == o.retrain), None)
+    return next((name for name, kept in o.revisions.items() if kept.get("fields") == o.retrain), None)
 
 
 def _supersede(o: Observed, d: Draft, name: str) -> Draft:

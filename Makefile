@@ -1,0 +1,58 @@
+# The FineTune operator. `make help` lists everything; every target sets up what it needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+DEV := $(PYTHON) tools/env.py dev
+TRAINER := $(PYTHON) tools/env.py trainer
+CLUSTER ?= auto
+TIER ?= all
+
+.PHONY: help demo demo-down test check format e2e-kills cluster-up cluster-down cluster-status images crds lock
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  CLUSTER=auto|current|kind|node   for demo (auto: kind where Docker runs, else the built-in node)"
+	@echo "  TIER=all|unit|trainer|integration|e2e   for test"
+
+demo: ## From a bare machine to a tuned model behind a 10, 50, 100 % split; leaves it up
+	@$(DEV) python -m demo up --cluster $(CLUSTER)
+
+demo-down: ## Remove everything that the demo left
+	@$(DEV) python -m demo down --cluster $(CLUSTER)
+
+test: ## Unit, trainer, integration and end-to-end tests (TIER=unit runs a part)
+	@$(DEV) python -m tests.run --tier $(TIER)
+
+check: ## ruff, strict mypy, import-linter, CRD and chart drift, helm lint
+	@$(DEV) ruff check .
+	@$(DEV) ruff format --check .
+	@$(DEV) mypy
+	@$(DEV) lint-imports
+	@$(DEV) python -m finetune_operator.api.crd --check
+	@$(DEV) python charts/helm.py lint charts/finetune-operator
+
+format: ## Let ruff format and mend what it can
+	@$(DEV) ruff check --fix .
+	@$(DEV) ruff format .
+
+e2e-kills: ## Delete every kind of pod at random moments of a whole run; prints what was lost as JSON
+	@$(DEV) python -m tests.chaos.kills
+
+cluster-up: ## Start the built-in single-node Kubernetes (also recovers one that was killed)
+	@$(PYTHON) -m devcluster up
+
+cluster-down: ## Stop it and leave nothing behind
+	@$(PYTHON) -m devcluster down
+
+cluster-status: ## Say what of it runs
+	@$(PYTHON) -m devcluster status
+
+images: ## Build the operator's, the trainer's and the router's image into the local registry
+	@$(PYTHON) -m devcluster images
+
+crds: ## Generate the CRD and the reference page from the API models
+	@$(DEV) python -m finetune_operator.api.crd
+
+lock: ## Resolve all locks anew
+	@$(PYTHON) tools/lock.py

@@ -1,0 +1,213 @@
+"""The trainer's run configuration (docs/contracts.md): what the user wrote, with the defaults of the revision's day.
+
+`resolve` is called once per revision and its result kept in the ControllerRevision, so a new operator version with new
+defaults changes nothing that has begun. None means that prepare decides from the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_operator import names
+from finetune_operator.api.fields import digest
+from finetune_operator.api.quantities import decimal, seconds
+from finetune_operator.api.spec import CheckpointPolicy, Spec
+from finetune_operator.build import sources
+from finetune_operator.build.jobs import TRAIN_GRACE_SECONDS, Stage, job_name
+
+Config = dict[str, Any]
+STALL_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What an evaluation is given: whose answers, where to put them, what to pair them with (None: nothing)."""
+
+    path: str
+    served_name: str
+    model_path: str
+    adapter: str | None
+    reference: str | None
+    exclude_trained_on: str | None
+
+
+def resolve(spec: Spec) -> Config:
+    """The sections that decide what is trained: model, data, method, training (without its checkpoints)."""
+    return {"model": _model(spec), "data": _data(spec), "method": _method(spec), "training": _training(spec)}
+
+
+def model_path(fields: Mapping[str, Any]) -> str:
+    """Where the base model of a revision with these fields lies: shared by all revisions of the same source."""
+    model = fields["model"]
+    return f"{names.WORK}/models/{digest({'source': model['source'], 'revision': model.get('revision') or ''}, 16)}"
+
+
+def data_path(revision: str) -> str:
+    """Where a revision's prepared data lie."""
+    return f"{names.WORK}/data/{revision}"
+
+
+def evaluation_path(revision: str, kind: str, key: str) -> str:
+    """The folder of an evaluation: `kind` is `baseline` or `tuned`."""
+    return f"{names.WORK}/revisions/{revision}/evaluations/{kind}-{key}"
+
+
+def build(
+    namespace: str,
+    name: str,
+    uid: str,
+    spec: Spec,
+    stage: Stage,
+    resolved: Mapping[str, Any],
+    *,
+    gpus: int = 0,
+    resume_from: list[str] | None = None,
+    scoring: Scoring | None = None,
+) -> Config:
+    """The whole configuration of one Job; blocks that its stage does not use are absent."""
+    config: Config = {
+        "version": 1,
+        "stage": "evaluate" if stage.name == "baseline" else stage.name,
+        "finetune": {"namespace": namespace, "name": name, "uid": uid, "revision": stage.revision, "attempt": stage.number},
+        "model": {**resolved["model"]},
+    }
+    if stage.name == "fetch":
+        config["model"]["mount"] = sources.of_model(spec).mount
+        return config
+    config["data"] = {**resolved["data"], "path": data_path(stage.revision)}
+    if scoring is not None:
+        config["model"]["path"] = scoring.model_path
+        return {**config, "evaluation": _evaluation(spec, stage, scoring)}
+    config["method"] = dict(resolved["method"])
+    config["training"] = {**resolved["training"], "checkpoint": _checkpoint(spec)}
+    config["compute"] = _compute(name, spec, stage, gpus)
+    if stage.name == "train":
+        parent = f"{names.WORK}/revisions/{stage.revision}/a{stage.number}"
+        config["run"] = {"path": parent, "resumeFrom": list(resume_from or [])}
+    return config
+
+
+def _model(spec: Spec) -> Config:
+    fields = {"model": {"source": spec.model.source, "revision": spec.model.revision}}
+    return {
+        "source": spec.model.source, "revision": spec.model.revision or "", "path": model_path(fields), "allowRemoteCode": False,
+    }  # fmt: skip
+
+
+def _data(spec: Spec) -> Config:
+    data, split, quality = spec.data, spec.data.split, spec.data.quality
+    return {
+        "train": _rows(spec, "train"),
+        "validation": _rows(spec, "validation"),
+        "test": _rows(spec, "test"),
+        "split": {
+            "train": _or(split and split.train, 80),
+            "validation": _or(split and split.validation, 10),
+            "test": _or(split and split.test, 10),
+            "seed": _or(split and split.seed, 17),
+        },
+        "quality": {
+            "minResponseCharacters": quality.min_response_characters if quality else None,
+            "maxTokens": _or(quality and quality.max_tokens, 4000),
+            "onTooLong": _or(quality and quality.on_too_long, "Drop"),
+            "maxInvalidPercent": _or(quality and quality.max_invalid_percent, 5),
+            "deduplicate": _or(quality and quality.deduplicate, True),
+        },
+        "mix": [{"source": m.source, "format": m.format or "Auto", "percent": m.percent, "mount": None} for m in data.mix or ()],
+    }
+
+
+def _rows(spec: Spec, slot: str) -> Config | None:
+    given = getattr(spec.data, slot)
+    if given is None:
+        return None
+    return {"source": given.source, "mount": sources.parse(slot, given.source).mount, "format": given.format or "Auto"}
+
+
+def _method(spec: Spec) -> Config:
+    method, lora = spec.method, spec.method.lora
+    return {
+        "type": method.type,
+        "objective": method.objective or "SFT",
+        "lora": {
+            "rank": _or(lora and lora.rank, 16),
+            "alpha": _or(lora and lora.alpha, 32),
+            "dropout": decimal(lora.dropout) if lora and lora.dropout else 0,
+            "targetModules": list(lora.target_modules or ()) if lora else [],
+        },
+    }
+
+
+def _training(spec: Spec) -> Config:
+    t = spec.training
+    return {
+        "epochs": _or(t and t.epochs, 3),
+        "learningRate": decimal(t.learning_rate) if t and t.learning_rate else 2e-4,
+        "maxSequenceLength": _or(t and t.max_sequence_length, 2048),
+        "tokensPerStep": t.tokens_per_step if t else None,
+        "microBatchTokens": None,
+        "precision": "Auto",
+        "warmupPercent": 3,
+        "schedule": "Cosine",
+        "weightDecay": 0,
+        "clipNorm": 1,
+        "seed": _or(t and t.seed, 17),
+        "evaluateEverySteps": None,
+        "earlyStoppingPatience": _or(t and t.early_stopping and t.early_stopping.patience, 3),
+        "gradientCheckpointing": False,
+    }
+
+
+def _checkpoint(spec: Spec) -> Config:
+    policy = (spec.training.checkpoint if spec.training else None) or CheckpointPolicy()
+    every = seconds(policy.every) if policy.every else 900.0
+    return {"everySeconds": None if policy.every_steps else every, "everySteps": policy.every_steps, "keep": policy.keep or 2}
+
+
+def _compute(name: str, spec: Spec, stage: Stage, gpus: int) -> Config:
+    gang = job_name(name, stage)
+    return {
+        "accelerator": spec.compute.accelerator or "",
+        "nodes": spec.compute.nodes if stage.name == "train" else 1,
+        "gpusPerNode": gpus,
+        "sharding": spec.compute.sharding,
+        "threads": spec.compute.threads or 1,
+        "masterAddress": f"{gang}-0.{gang}",
+        "masterPort": names.MASTER_PORT,
+        "stallSeconds": STALL_SECONDS,
+        "graceSeconds": TRAIN_GRACE_SECONDS,
+    }
+
+
+def _evaluation(spec: Spec, stage: Stage, scoring: Scoring) -> Config:
+    return {
+        "name": "baseline" if stage.name == "baseline" else "tuned",
+        "endpoint": f"http://127.0.0.1:{names.MODEL_PORT}/v1",
+        "model": scoring.served_name,
+        "path": scoring.path,
+        "reference": scoring.reference,
+        "excludeTrainedOn": scoring.exclude_trained_on,
+        "maxNewTokens": spec.evaluation.max_new_tokens if spec.evaluation else 128,
+        "concurrency": 8,
+        "confidencePercent": 95,
+        "adapterPath": scoring.adapter,
+        "metrics": metrics(spec),
+    }
+
+
+def metrics(spec: Spec) -> list[Config]:
+    """The metrics asked for; without any, the mean loss per row is compared."""
+    mounts = {s.slot: s.mount for s in sources.of_metrics(spec)}
+    result: list[Config] = []
+    for index, metric in enumerate((spec.evaluation.metrics if spec.evaluation else None) or ()):
+        entry: Config = {"type": metric.type}
+        if metric.sql_execution is not None:
+            entry["sqlExecution"] = {"schemaMount": mounts[f"schema-{index}"] or metric.sql_execution.schema_source.removeprefix("image://")}
+        result.append(entry)
+    return result or [{"type": "Loss"}]
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value

@@ -1,0 +1,162 @@
+"""Everything that must exist because of a decision, in the order in which it is made.
+
+`once`: made and never changed (ControllerRevisions, Jobs). `kept`: made and held as wanted (volume, arms, router).
+`leftovers`: arms that serve no longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_operator import kinds, names
+from finetune_operator.api.spec import Spec
+from finetune_operator.api.status import Revision
+from finetune_operator.build import arm, jobs, revision, router, runconfig, volume
+from finetune_operator.build.arm import Served
+from finetune_operator.build.jobs import Stage
+from finetune_operator.build.pods import Accelerator, Images, Manifest, Owner
+from finetune_operator.decide.draft import ArmWanted, Draft, JobWanted
+from finetune_operator.decide.stages import evaluation_key, reference
+from finetune_operator.decide.train import folders
+from finetune_operator.errors import SpecError
+from finetune_operator.kinds import Kind
+from finetune_operator.observed import Observed
+
+Child = tuple[Kind, Manifest]
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the builders are given: the snapshot, the decision, and the operator's own values."""
+
+    owner: Owner
+    observed: Observed
+    draft: Draft
+    images: Images
+    profiles: Mapping[str, Accelerator]
+    jwks: Mapping[str, Any]
+
+    @property
+    def spec(self) -> Spec:
+        """The user's spec."""
+        return self.observed.spec
+
+    def kept(self, name: str) -> Mapping[str, Any]:
+        """The fields and resolved defaults of a revision: as kept, or as they will be."""
+        fresh = {"fields": dict(self.observed.retrain), "resolved": runconfig.resolve(self.spec)}
+        return self.observed.revisions.get(name) or fresh
+
+    def revision(self, name: str) -> Revision:
+        """What the status knows of a revision."""
+        return next(r for r in self.draft.status.revisions if r.name == name)
+
+    def accelerator(self) -> tuple[Accelerator | None, int]:
+        """The profile asked for and the GPUs of each pod; SpecError when there is no such profile."""
+        compute = self.spec.compute
+        if not compute.accelerator:
+            return None, compute.gpus_per_node or 0
+        if compute.accelerator not in self.profiles:
+            known = ", ".join(sorted(self.profiles)) or "none"
+            raise SpecError(f"spec.compute.accelerator: the operator has no profile {compute.accelerator!r}; it has: {known}")
+        return self.profiles[compute.accelerator], compute.gpus_per_node or 1
+
+
+def before(c: Context) -> Iterator[Child]:
+    """The work volume: everything else mounts it."""
+    yield kinds.PVC, volume.claim(c.owner, c.spec.storage)
+
+
+def once(c: Context) -> Iterator[Child]:
+    """Revisions, templates and Jobs."""
+    name = c.draft.revision.name
+    if name not in c.observed.revisions:
+        kept = c.kept(name)
+        yield kinds.CONTROLLER_REVISION, revision.keep_fields(c.owner, name, kept["fields"], kept["resolved"], c.observed.generation)
+    for wanted in c.draft.arms:
+        if wanted.name not in c.observed.templates:
+            template = _template(c, wanted)
+            fields = dict(c.observed.redeploy)
+            yield (
+                kinds.CONTROLLER_REVISION,
+                revision.keep_template(c.owner, wanted.name, wanted.revision, fields, template, c.observed.generation),
+            )
+    for job in c.draft.jobs:
+        stage = Stage(job.stage, job.revision, job.number)
+        yield kinds.JOB, _job(c, job, stage)
+        if job.stage == "train":
+            yield kinds.SERVICE, jobs.gang_service(c.owner, stage)
+
+
+def kept(c: Context) -> Iterator[Child]:
+    """Arms and router."""
+    replicas = c.spec.serving.replicas if c.spec.serving else 1
+    for wanted in c.draft.arms:
+        stored = c.observed.templates.get(wanted.name)
+        template = stored["template"] if stored else _template(c, wanted)
+        yield kinds.SERVICE, arm.service(c.owner, wanted.name)
+        yield kinds.DEPLOYMENT, arm.deployment(c.owner, wanted.name, wanted.revision, template, replicas)
+    if c.draft.routing is not None:
+        yield from router.children(c.owner, c.images.router, c.draft.routing, c.jwks)
+
+
+def leftovers(c: Context, deployments: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Kind, str]]:
+    """Arms that are not wanted any more, once the routers have let go of them."""
+    wanted = {names.arm(c.owner.name, a.name) for a in c.draft.arms}
+    for name, deployment in deployments.items():
+        if deployment["metadata"]["labels"].get(names.ARM) and name not in wanted:
+            yield kinds.DEPLOYMENT, name
+            yield kinds.SERVICE, name
+
+
+def _template(c: Context, wanted: ArmWanted) -> Manifest:
+    accelerator, gpus = c.accelerator()
+    return arm.template(c.owner, c.spec, _served(c, wanted.revision), c.images, accelerator, gpus)
+
+
+def _served(c: Context, name: str) -> Served:
+    """What a server of that revision loads; `base` is the model of the newest revision, untouched."""
+    fields = c.kept(c.draft.revision.name if name == BASE else name)
+    lora = fields["resolved"]["method"].get("lora") or {}
+    return Served(
+        model=fields["resolved"]["model"]["path"],
+        adapter=None if name == BASE else c.revision(name).artifact,
+        revision=name,
+        name=(c.spec.serving.model_name if c.spec.serving else None) or c.owner.name,
+        lora_rank=int(lora.get("rank", 16)),
+    )
+
+
+def _job(c: Context, job: JobWanted, stage: Stage) -> Manifest:
+    accelerator, gpus = c.accelerator()
+    o, d = c.observed, c.draft
+    scoring = _scoring(c, job.stage) if job.stage in ("baseline", "evaluate") else None
+    config = runconfig.build(
+        o.namespace, o.name, o.uid, c.spec, stage, c.kept(job.revision)["resolved"],
+        gpus=gpus, resume_from=folders(d.status.attempts, job.revision, job.number), scoring=scoring,
+    )  # fmt: skip
+    served = None
+    if scoring is not None and config["evaluation"]["metrics"] != [{"type": "Loss"}]:
+        served = _served(c, _scored_revision(c, job.stage))
+    return jobs.stage_job(c.owner, c.spec, stage, config, c.images, served=served, accelerator=accelerator, gpus=gpus)
+
+
+def _scored_revision(c: Context, stage: str) -> str:
+    return c.draft.revision.name if stage == "evaluate" else reference(c.draft)
+
+
+def _scoring(c: Context, stage: str) -> runconfig.Scoring:
+    name, key = c.draft.revision.name, evaluation_key(c.observed, c.draft)
+    scored, against = _scored_revision(c, stage), reference(c.draft)
+    served = _served(c, scored)
+    baseline = c.draft.revision.baseline
+    return runconfig.Scoring(
+        path=runconfig.evaluation_path(name, "baseline" if stage == "baseline" else "tuned", key),
+        served_name=served.name,
+        model_path=served.model,
+        adapter=served.adapter,
+        reference=baseline.path if stage == "evaluate" and baseline else None,
+        exclude_trained_on=None if against == BASE else runconfig.data_path(against),
+    )

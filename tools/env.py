@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""Python environments from hash locks, made once per lock and kept outside the tree.
+
+    python3 tools/env.py dev pytest tests/unit       run a command in the operator's development environment
+    python3 tools/env.py trainer pytest tests/trainer   … in the trainer's
+    python3 tools/env.py dev                         make it and print its folder
+
+Standard library alone; uv does the work (installed by pip into the cache, once).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".cache" / "finetune-operator")
+UV_VERSION = "0.13.9"
+# Name → (locks, folders whose sources are importable).
+ENVIRONMENTS = {
+    "dev": (["requirements-dev.lock"], ["operator/src", "trainer-image/src", "."]),
+    "trainer": (["trainer-image/requirements.lock", "trainer-image/requirements-test.lock"], ["trainer-image/src", "."]),
+}
+
+
+def say(text: str) -> None:
+    print(f"env: {text}", file=sys.stderr, flush=True)
+
+
+def uv() -> Path:
+    """uv's binary, installed into the cache when it is not there."""
+    binary = CACHE / "tools" / f"uv-{UV_VERSION}" / "bin" / "uv"
+    if not binary.exists():
+        say(f"installing uv {UV_VERSION}")
+        folder = binary.parent.parent
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "-q", f"uv=={UV_VERSION}"], check=True, stdout=sys.stderr)
+    return binary
+
+
+def python() -> str:
+    """The interpreter the environments are made from: 3.11, as in the images."""
+    wanted = shutil.which("python3.11") or sys.executable
+    version = subprocess.run([wanted, "-c", "import sys; print(sys.version_info[:2] >= (3, 11))"], check=True, capture_output=True, text=True)
+    if version.stdout.strip() != "True":
+        raise SystemExit(f"{wanted} is older than Python 3.11: install python3.11")
+    return wanted
+
+
+def ensure(name: str) -> Path:
+    """The environment's folder, made if its locks have none yet."""
+    locks, _ = ENVIRONMENTS[name]
+    texts = [(ROOT / lock).read_bytes() for lock in locks]
+    digest = hashlib.sha256(b"\0".join([*texts, python().encode()])).hexdigest()[:12]
+    folder = CACHE / "venvs" / f"{name}-{digest}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "venvs" / f"{name}.flock", "w") as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)
+        if not (folder / "COMPLETE").exists():
+            make(name, folder, [ROOT / lock for lock in locks])
+    return folder
+
+
+def make(name: str, folder: Path, locks: list[Path]) -> None:
+    started = time.monotonic()
+    say(f"making the {name} environment from {', '.join(lock.name for lock in locks)} ({'some minutes: it holds torch' if name == 'trainer' else 'about a minute'})")
+    shutil.rmtree(folder, ignore_errors=True)
+    tool = str(uv())
+    subprocess.run([tool, "venv", "-q", "--python", python(), str(folder)], check=True, stdout=sys.stderr)
+    requirements = [argument for lock in locks for argument in ("-r", str(lock))]
+    subprocess.run([tool, "pip", "install", "-q", "--python", str(folder / "bin" / "python"), "--require-hashes", *requirements], check=True, stdout=sys.stderr)
+    (folder / "COMPLETE").touch()
+    say(f"the {name} environment is ready ({time.monotonic() - started:.0f} s)")
+
+
+def main(arguments: list[str]) -> None:
+    if not arguments or arguments[0] not in ENVIRONMENTS:
+        raise SystemExit(__doc__)
+    folder = ensure(arguments[0])
+    if len(arguments) == 1:
+        print(folder)
+        return
+    sources = [str(ROOT / source) for source in ENVIRONMENTS[arguments[0]][1]]
+    environment = {
+        **os.environ,
+        "VIRTUAL_ENV": str(folder),
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(sources),
+    }
+    os.chdir(ROOT)
+    os.execvpe(arguments[1], arguments[1:], environment)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
