@@ -46,6 +46,7 @@ class ModelConfig(Model):
     source: str
     revision: str = ""
     path: Path
+    mount: Path | None = None
     allow_remote_code: bool = False
 
 

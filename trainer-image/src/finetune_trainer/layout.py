@@ -57,7 +57,8 @@ def transaction(final: Path, manifest: str = MANIFEST) -> Iterator[Transaction]:
     goes. A `final` that does not count is replaced; one that counts is replaced too (the caller decided)."""
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.parent / f".{final.name}.tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for stale in final.parent.glob(f".{final.name}.tmp-*"):
+        shutil.rmtree(stale, ignore_errors=True)
     temporary.mkdir()
     try:
         work = Transaction(temporary)

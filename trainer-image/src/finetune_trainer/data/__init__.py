@@ -1,0 +1,1 @@
+"""Raw rows → checked, cleaned, split, masked and tokenised arrays."""

@@ -1,0 +1,196 @@
+"""Raw rows of any format → conversations.
+
+Invariant: a row either becomes a conversation that ends with a non-empty assistant turn, or an error in words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from finetune_trainer.data.sources import RawRow
+from finetune_trainer.exits import UserError
+
+ROLES = ("system", "user", "assistant")
+Message = dict[str, str]
+
+
+class RowError(Exception):
+    """Why one row cannot be used; the text is shown to the user beside the row number."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One conversation with where it came from; `digest` identifies its content (sha256, hex)."""
+
+    source: str
+    row: int
+    messages: tuple[Message, ...]
+    digest: str
+
+    @property
+    def response(self) -> str:
+        """The last assistant turn."""
+        return self.messages[-1]["content"]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that is not used, and why."""
+
+    source: str
+    row: int
+    reason: str
+
+
+def detect(name: str, rows: Iterable[RawRow]) -> str:
+    """The format most of the first 200 rows look like. Raises UserError if none is recognised."""
+    votes: Counter[str] = Counter()
+    keys: Counter[str] = Counter()
+    for raw in list(rows)[:200]:
+        if isinstance(raw.value, dict):
+            keys.update(map(str, raw.value))
+            votes.update([shape] if (shape := shape_of(raw.value)) else [])
+    if not votes:
+        seen = ", ".join(key for key, _ in keys.most_common(8)) or "no JSON objects"
+        raise UserError(
+            "FormatUnknown",
+            f"{name}: no known format (fields found: {seen})",
+            "Use messages, prompt+completion, instruction(+input)+output, or input+output.",
+        )
+    return votes.most_common(1)[0][0]
+
+
+def shape_of(value: dict[str, object]) -> str:
+    """The format whose fields `value` has, or ''."""
+    if "messages" in value:
+        return "Messages"
+    if "prompt" in value and "completion" in value:
+        return "PromptCompletion"
+    if "instruction" in value and "output" in value:
+        return "InstructionInputOutput"
+    if "input" in value and "output" in value:
+        return "InputOutput"
+    return ""
+
+
+def convert(rows: Iterable[RawRow], wanted: str) -> tuple[list[Row], list[Rejected]]:
+    """Conversations of the good rows and reasons for the others."""
+    if wanted not in CONVERTERS:
+        raise UserError("FormatNotSupported", f"data format {wanted} is not supported yet", f"Use one of {', '.join(CONVERTERS)}.")
+    good: list[Row] = []
+    bad: list[Rejected] = []
+    for raw in rows:
+        try:
+            messages = tuple(check(to_messages(raw, wanted)))
+            good.append(Row(raw.source, raw.row, messages, content_digest(messages)))
+        except RowError as error:
+            bad.append(Rejected(raw.source, raw.row, str(error)))
+    return good, bad
+
+
+def to_messages(raw: RawRow, wanted: str) -> list[Message]:
+    """The conversation that a raw row spells in the format `wanted`."""
+    if raw.error:
+        raise RowError(raw.error)
+    if not isinstance(raw.value, dict):
+        raise RowError(f"not a JSON object but {type(raw.value).__name__}")
+    return CONVERTERS[wanted](raw.value)
+
+
+def check(messages: list[Message]) -> list[Message]:
+    """`messages` if they are a conversation to learn from."""
+    if len(messages) < 2:
+        raise RowError("a conversation needs a user and an assistant turn")
+    if messages[-1]["role"] != "assistant":
+        raise RowError(f"the last turn is {messages[-1]['role']}, not assistant")
+    for position, message in enumerate(messages):
+        if not message["content"].strip():
+            raise RowError(f"turn {position + 1} ({message['role']}) is empty")
+        if message["role"] == "system" and position > 0:
+            raise RowError("a system turn may only come first")
+        if position and messages[position - 1]["role"] == message["role"]:
+            raise RowError(f"turns {position} and {position + 1} are both {message['role']}")
+    if not any(message["role"] == "user" for message in messages):
+        raise RowError("there is no user turn")
+    return messages
+
+
+def content_digest(messages: Iterable[Message]) -> str:
+    """sha256 (hex) of the conversation with white space at the ends of turns left out."""
+    plain = [[message["role"], message["content"].strip()] for message in messages]
+    return hashlib.sha256(json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _text(value: dict[str, object], key: str) -> str:
+    if key not in value:
+        raise RowError(f"field {key} is missing")
+    found = value[key]
+    if not isinstance(found, str):
+        raise RowError(f"field {key} is {type(found).__name__}, not text")
+    try:
+        found.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RowError(f"field {key} holds half of a surrogate pair") from None
+    return found
+
+
+def _optional_text(value: dict[str, object], key: str) -> str:
+    return "" if value.get(key) is None else _text(value, key)
+
+
+def _turns(found: object, key: str) -> list[Message]:
+    if not isinstance(found, list) or not found:
+        raise RowError(f"field {key} is not a list of turns")
+    turns = []
+    for position, turn in enumerate(found, start=1):
+        if not isinstance(turn, dict):
+            raise RowError(f"{key}: turn {position} is not an object")
+        role = turn.get("role")
+        if role not in ROLES:
+            raise RowError(f"{key}: turn {position} has role {role!r}, not one of {', '.join(ROLES)}")
+        turns.append({"role": str(role), "content": _text(turn, "content")})
+    return turns
+
+
+def _with_system(value: dict[str, object], turns: list[Message]) -> list[Message]:
+    system = _optional_text(value, "system")
+    return [{"role": "system", "content": system}, *turns] if system.strip() else turns
+
+
+def _pair(prompt: str, response: str) -> list[Message]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+
+
+def _messages(value: dict[str, object]) -> list[Message]:
+    if "messages" not in value:
+        raise RowError("field messages is missing")
+    return _turns(value["messages"], "messages")
+
+
+def _prompt_completion(value: dict[str, object]) -> list[Message]:
+    prompt, completion = value.get("prompt"), value.get("completion")
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return [*_turns(prompt, "prompt"), *_turns(completion, "completion")]
+    return _with_system(value, _pair(_text(value, "prompt"), _text(value, "completion")))
+
+
+def _instruction(value: dict[str, object]) -> list[Message]:
+    instruction, context = _text(value, "instruction"), _optional_text(value, "input")
+    prompt = f"{instruction}\n\n{context}" if context.strip() else instruction
+    return _with_system(value, _pair(prompt, _text(value, "output")))
+
+
+def _input_output(value: dict[str, object]) -> list[Message]:
+    return _with_system(value, _pair(_text(value, "input"), _text(value, "output")))
+
+
+CONVERTERS: dict[str, Callable[[dict[str, object]], list[Message]]] = {
+    "Messages": _messages,
+    "PromptCompletion": _prompt_completion,
+    "InstructionInputOutput": _instruction,
+    "InputOutput": _input_output,
+}

@@ -1,0 +1,198 @@
+"""Stage fetch: fill the model folder from its source, once.
+
+Invariant: only safetensors weights and plain files come in; nothing that unpickles or runs code is kept unless
+`allowRemoteCode` says so, and the folder counts only when complete (see `layout`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+
+from finetune_trainer import layout
+from finetune_trainer.config import ModelConfig, RunConfig
+from finetune_trainer.exits import Infrastructure, JsonObject, TrainerError, UserError
+from finetune_trainer.progress import Progress, serving
+
+KEPT = (".safetensors", ".json", ".jinja", ".txt", ".model", ".md", ".tiktoken")
+KEPT_NAMES = ("LICENSE", "LICENCE", "NOTICE")
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".msgpack", ".h5")
+
+
+def main(config: RunConfig) -> JsonObject:
+    """Fetch `config.model` into its folder, or verify what is there; returns the stage's result."""
+    model = config.model
+    progress = Progress("fetch")
+    with serving(progress):
+        if layout.is_complete(model.path):
+            try:
+                return summary(model.path, layout.verify(model.path))
+            except layout.Corrupt as error:
+                print(f"fetched again: {error}", flush=True)
+        progress.update(state="fetching", note=model.source)
+        with opened(model) as source, layout.transaction(model.path) as work:
+            copy_model(source, work.folder, model.allow_remote_code, progress)
+            work.facts.update(source=model.source, revision=model.revision)
+        progress.update(state="done", percent=100)
+        return summary(model.path, layout.read_manifest(model.path))
+
+
+def summary(folder: Path, manifest: dict[str, object]) -> JsonObject:
+    """The result of a complete model folder."""
+    files = manifest["files"]
+    assert isinstance(files, dict)
+    return {
+        "stage": "fetch",
+        "digest": manifest["digest"],
+        "bytes": sum(int(entry["bytes"]) for entry in files.values()),
+        "files": len(files),
+        "family": json.loads((folder / "config.json").read_text()).get("model_type", ""),
+        "license": license_of(folder),
+    }
+
+
+@contextmanager
+def opened(model: ModelConfig) -> Iterator[Path]:
+    """A folder with the source's files, for as long as the block runs."""
+    scheme, rest = split_source(model.source)
+    if scheme in ("image", "pvc"):
+        yield local_folder(model, rest)
+        return
+    model.path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=model.path.parent) as scratch:
+        if scheme == "hf":
+            yield download_hub(rest.strip("/"), model, Path(scratch))
+        elif scheme == "https":
+            yield download_archive(model, Path(scratch))
+        else:
+            raise UserError(
+                "SourceNotSupported",
+                f"model.source {model.source}: {scheme}:// is not supported yet",
+                "Use image://, pvc://, hf:// or https://.",
+            )
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """Scheme and the rest of a source address."""
+    scheme, separator, rest = source.partition("://")
+    if not separator or not rest:
+        raise UserError("SourceInvalid", f"model.source {source!r} is not scheme://address", "For example image:///opt/models/x.")
+    return scheme, rest
+
+
+def local_folder(model: ModelConfig, rest: str) -> Path:
+    """The folder of an image:// or mounted pvc:// source."""
+    folder = model.mount or Path("/", rest)
+    if not folder.is_dir():
+        raise UserError("SourceMissing", f"model.source {model.source}: there is no folder {folder}", "Correct the path.")
+    return folder
+
+
+def download_hub(name: str, model: ModelConfig, scratch: Path) -> Path:
+    """Download a repository of the model hub (HF_TOKEN and HF_ENDPOINT come from the environment)."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    patterns = [f"*{suffix}" for suffix in (*KEPT, *((".py",) if model.allow_remote_code else ()))]
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=model.revision or None, local_dir=scratch, allow_patterns=[*patterns, *KEPT_NAMES]
+            )
+        )
+    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise UserError("SourceMissing", f"model.source {model.source}: {error}", "Check name, revision and secretName.") from error
+    except (HfHubHTTPError, URLError, ConnectionError, TimeoutError) as error:
+        raise Infrastructure("DownloadFailed", f"model.source {model.source}: {error}") from error
+
+
+def download_archive(model: ModelConfig, scratch: Path) -> Path:
+    """Download a .tar(.gz) whose sha256 is `model.revision`, and unpack it (plain files only)."""
+    expected = model.revision.removeprefix("sha256:")
+    if len(expected) != 64:
+        raise UserError("RevisionMissing", f"{model.source} needs model.revision: the archive's sha256", "Set model.revision.")
+    archive = scratch / "archive"
+    download(model.source, archive)
+    found = layout.sha256_file(archive)
+    if found != expected.lower():
+        raise UserError("DigestMismatch", f"{model.source} has sha256 {found}, not {expected}", "Correct model.revision.")
+    target = scratch / "files"
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(target, filter="data")
+    except tarfile.TarError as error:
+        raise UserError("SourceInvalid", f"{model.source} is not a safe tar archive: {error}", "Pack the folder with tar.") from error
+    found_configs = sorted(target.rglob("config.json"), key=lambda path: len(path.parts))
+    return found_configs[0].parent if found_configs else target
+
+
+def download(address: str, target: Path) -> None:
+    """Stream `address` to `target`. Client errors are the user's, everything else is infrastructure."""
+    try:
+        with urllib.request.urlopen(address, timeout=60) as response, target.open("wb") as stream:
+            shutil.copyfileobj(response, stream, 1 << 20)
+    except HTTPError as error:
+        kind: type[TrainerError] = UserError if error.code in (400, 401, 403, 404, 410) else Infrastructure
+        host = urlsplit(address).hostname
+        raise kind("DownloadFailed", f"{address}: HTTP {error.code} from {host}", "Check the address and its access.") from error
+    except (URLError, TimeoutError, ConnectionError) as error:
+        raise Infrastructure("DownloadFailed", f"{address}: {error}") from error
+
+
+def copy_model(source: Path, target: Path, allow_remote_code: bool, progress: Progress) -> None:
+    """Copy the files worth keeping. Raises UserError where the folder is no safetensors model."""
+    names = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
+    check_model(source, names, allow_remote_code)
+    chosen = [name for name in names if keeps(name, allow_remote_code)]
+    total = sum((source / name).stat().st_size for name in chosen)
+    if total > (free := shutil.disk_usage(target).free):
+        raise Infrastructure("DiskFull", f"the model has {total:,} bytes, the volume {free:,} free", "Raise spec.storage.size.")
+    done = 0
+    for name in chosen:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+        done += (source / name).stat().st_size
+        progress.update(percent=round(100 * done / max(1, total)))
+
+
+def check_model(source: Path, names: list[str], allow_remote_code: bool) -> None:
+    """Refuse what is no model, brings only pickled weights, or wants to run its own code."""
+    if "config.json" not in names:
+        raise UserError("ModelInvalid", f"{source} has no config.json", "Point model.source at a transformers model folder.")
+    if not any(name.endswith(".safetensors") for name in names):
+        pickles = [name for name in names if name.endswith(PICKLED)]
+        found = f"only pickled weights ({pickles[0]})" if pickles else "no weights"
+        raise UserError("WeightsNotSafe", f"{source} has {found}; safetensors are needed", "Convert the weights to safetensors.")
+    try:
+        settings = json.loads((source / "config.json").read_text())
+    except ValueError as error:
+        raise UserError("ModelInvalid", f"config.json of {source} is not JSON: {error}") from error
+    if "auto_map" in settings and not allow_remote_code:
+        raise UserError(
+            "RemoteCodeRefused", "the model brings its own Python code (auto_map)", "Set model.allowRemoteCode only if you trust it."
+        )
+
+
+def keeps(name: str, allow_remote_code: bool) -> bool:
+    """Whether a file belongs to a model folder."""
+    path = PurePosixPath(name)
+    if any(part.startswith(".") for part in path.parts):
+        return False
+    return path.suffix in KEPT or path.name in KEPT_NAMES or (allow_remote_code and path.suffix == ".py")
+
+
+def license_of(folder: Path) -> str:
+    """The licence that the model card's front matter names, or ''."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return ""
+    lines = card.read_text(errors="replace").splitlines()[:80]
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("license:")), "")

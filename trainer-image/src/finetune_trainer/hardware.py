@@ -1,0 +1,62 @@
+"""What this machine can do, read once where it matters."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from finetune_trainer.config import ComputeConfig, TrainingConfig
+
+CPU_MICRO_BATCH_TOKENS = 2048
+GPU_MICRO_BATCH_TOKENS = 8192
+
+
+def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU multiplies bfloat16 itself; without that bf16 is slower than fp32."""
+    try:
+        flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "").split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def uses_bf16(training: TrainingConfig, compute: ComputeConfig) -> bool:
+    """The precision that Auto means: bf16 on GPUs and on CPUs that have it, else fp32."""
+    if training.precision == "Auto":
+        return compute.gpus_per_node > 0 or cpu_has_bf16()
+    return training.precision == "BF16"
+
+
+def micro_batch_tokens(training: TrainingConfig, compute: ComputeConfig) -> int:
+    """Tokens (padding included) that one forward pass takes; never less than one longest sequence."""
+    default = GPU_MICRO_BATCH_TOKENS if compute.gpus_per_node else CPU_MICRO_BATCH_TOKENS
+    return max(training.micro_batch_tokens or default, training.max_sequence_length)
+
+
+def cpu_limit() -> int:
+    """Whole CPUs that this container may use (at least 1), from the cgroup's quota or the affinity."""
+    available = len(os.sched_getaffinity(0))
+    quotas = (
+        (Path("/sys/fs/cgroup/cpu.max"), None),
+        (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")),
+    )
+    for quota, period in quotas:
+        try:
+            words = quota.read_text().split() + (period.read_text().split() if period else [])
+            if words[0].isdigit() and int(words[0]) > 0:
+                return max(1, min(available, round(int(words[0]) / int(words[1]))))
+        except (OSError, ValueError, IndexError):
+            continue
+    return available
+
+
+def killed_for_memory() -> bool:
+    """Whether the kernel killed a process of this container for memory (cgroup v1 and v2)."""
+    for path in (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control")):
+        try:
+            lines = path.read_text().splitlines()
+        except OSError:
+            continue
+        if any(line.startswith("oom_kill ") and line.split()[1] != "0" for line in lines):
+            return True
+    return False

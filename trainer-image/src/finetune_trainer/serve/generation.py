@@ -1,0 +1,131 @@
+"""One request's generation, from tokens in to pieces of text out, and how a token is chosen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from finetune_trainer.serve.text import Detokenizer, StopStrings
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. Temperature 0 is greedy; `seed` None draws from the system."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_end: bool = False
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some more text of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of an answer: `reason` is `stop` or `length`; times are seconds of the monotonic clock."""
+
+    reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    submitted: float
+    first_token: float
+    last_token: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The answer cannot be given; the message is for the log and the user."""
+
+    message: str
+
+
+Event = Piece | Finished | Failed
+
+
+@dataclass(eq=False)
+class Generation:
+    """A request in the engine. `emit` is called from the engine's thread; `cancelled` may be set from any."""
+
+    prompt: list[int]
+    sampling: Sampling
+    emit: Callable[[Event], None]
+    submitted: float = field(default_factory=time.monotonic)
+    cancelled: bool = False
+    tokens: int = 0
+    first_token: float = 0.0
+    last: int = 0
+
+    def begin(self, tokenizer: Any, end_ids: frozenset[int]) -> None:
+        """Make ready to take tokens (in the engine's thread)."""
+        self._text, self._stops = Detokenizer(tokenizer), StopStrings(self.sampling.stop)
+        self._end_ids = frozenset() if self.sampling.ignore_end else end_ids
+        self._random = _generator(self.sampling)
+
+    def take(self, token: int) -> bool:
+        """Add the next token, give out its text; whether the answer ends with it."""
+        now = time.monotonic()
+        self.first_token = self.first_token or now
+        self.tokens, self.last = self.tokens + 1, token
+        if token in self._end_ids:
+            return self._finish("stop", now, "")
+        piece = self._stops.add(self._text.add(token))
+        if self._stops.hit:
+            return self._finish("stop", now, piece)
+        if self.tokens >= self.sampling.max_tokens:
+            return self._finish("length", now, piece)
+        if piece:
+            self.emit(Piece(piece))
+        return False
+
+    def choose(self, logits: torch.Tensor) -> int:
+        """The next token from this row's logits (float32, vocabulary)."""
+        if self.sampling.temperature <= 0:
+            return int(logits.argmax())
+        return sample(logits, self.sampling.temperature, self.sampling.top_p, self._random)
+
+    def fail(self, message: str) -> None:
+        """Tell the request that it failed."""
+        self.emit(Failed(message))
+
+    def _finish(self, reason: str, now: float, piece: str) -> bool:
+        tail = piece
+        if not self._stops.hit:
+            tail += self._stops.add(self._text.rest())
+            reason = "stop" if self._stops.hit else reason
+            tail += self._stops.rest()
+        if tail:
+            self.emit(Piece(tail))
+        self.emit(Finished(reason, len(self.prompt), self.tokens, self.submitted, self.first_token, now))
+        return True
+
+
+def sample(logits: torch.Tensor, temperature: float, top_p: float, random: torch.Generator | None) -> int:
+    """Draw a token from softmax(logits / temperature) restricted to the smallest set of mass `top_p`."""
+    probabilities = torch.softmax(logits.float().cpu() / temperature, dim=-1)
+    if top_p < 1:
+        ordered, order = probabilities.sort(descending=True)
+        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
+        return int(order[torch.multinomial(ordered, 1, generator=random)])
+    return int(torch.multinomial(probabilities, 1, generator=random))
+
+
+def _generator(sampling: Sampling) -> torch.Generator | None:
+    if sampling.temperature <= 0:
+        return None
+    generator = torch.Generator()
+    if sampling.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(sampling.seed & 0x7FFFFFFFFFFFFFFF)
+    return generator

@@ -1,0 +1,122 @@
+"""Load what is served: a model folder, and on it an adapter folder merged into the weights.
+
+Invariant: nothing from a folder is executed or unpickled (safetensors only, no remote code), nothing is downloaded, and
+a folder of the work volume is read only if it carries its COMMIT.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_trainer import layout
+from finetune_trainer.exits import Infrastructure, UserError
+
+WORK = Path("/work")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_FAST_BF16 = ("avx512_bf16", "amx_bf16")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to generate, its tokenizer, the ids that end a turn and its longest sequence in tokens."""
+
+    model: Any
+    tokenizer: Any
+    end_ids: frozenset[int]
+    max_model_len: int
+    device: torch.device
+
+
+def load(model: Path, adapter: Path | None, *, max_model_len: int | None = None, work: Path = WORK) -> Loaded:
+    """Load `model` and merge `adapter`. Raises UserError (not servable) or Infrastructure (not complete)."""
+    from transformers import AutoTokenizer
+
+    check(model, layout.MODEL_MANIFEST, work)
+    if adapter is not None:
+        check(adapter, layout.ARTIFACT_MANIFEST, work)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+        network = _network(model, adapter, device)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "ModelNotServable", f"{model} cannot be loaded: {' '.join(str(error).split())}",
+            "Use a causal language model in safetensors format that transformers knows without remote code.",
+        ) from error  # fmt: skip
+    longest = int(getattr(network.config, "max_position_embeddings", 0) or 4096)
+    return Loaded(
+        network, tokenizer, end_ids(network, tokenizer), min(longest, max_model_len or longest), device
+    )
+
+
+def check(folder: Path, manifest: str, work: Path = WORK) -> None:
+    """Raise unless `folder` exists and, under the work volume, is complete."""
+    if not folder.is_dir():
+        raise Infrastructure("FolderMissing", f"{folder} does not exist", "Check that the work volume is mounted.")
+    if not folder.resolve().is_relative_to(work.resolve()):
+        return
+    try:
+        layout.read_manifest(folder, manifest)
+    except layout.Corrupt as error:
+        raise Infrastructure("FolderIncomplete", str(error), "Let the stage that fills it run again.") from error
+
+
+def _network(model: Path, adapter: Path | None, device: torch.device) -> Any:
+    """The network in the serving dtype; adapters are merged in float32, so that they are rounded once."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = serving_dtype(device)
+    merge_dtype = torch.float32 if adapter is not None and device.type == "cpu" else dtype
+    network = AutoModelForCausalLM.from_pretrained(
+        model, dtype=merge_dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
+    if adapter is not None:
+        network = merged(network, adapter)
+    return network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def merged(network: Any, adapter: Path) -> Any:
+    """`network` with a LoRA adapter folder merged into its weights. Raises UserError for other folders."""
+    from peft import PeftModel
+
+    if not (adapter / ADAPTER_WEIGHTS).is_file():
+        raise UserError("AdapterNotServable", f"{adapter} has no {ADAPTER_WEIGHTS}", "Use safetensors weights.")
+    wrapped = PeftModel.from_pretrained(network, str(adapter), is_trainable=False)
+    merge = getattr(wrapped, "merge_and_unload", None)
+    if merge is None:
+        raise UserError("AdapterNotServable", f"{adapter} is not an adapter that can be merged", "Use LoRA.")
+    return merge(safe_merge=True)
+
+
+def end_ids(network: Any, tokenizer: Any) -> frozenset[int]:
+    """The token ids that end an answer, from generation settings and tokenizer."""
+    given = getattr(getattr(network, "generation_config", None), "eos_token_id", None)
+    listed = given if isinstance(given, list | tuple) else [given]
+    return frozenset(int(i) for i in (*listed, tokenizer.eos_token_id) if i is not None)
+
+
+def serving_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it, else float32 (on a CPU without it bf16 is the slower one)."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return torch.float32
+    return torch.bfloat16 if any(flag in flags for flag in _FAST_BF16) else torch.float32
+
+
+def available_threads(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """CPU cores that this container may use: its affinity, bounded by the cgroup's quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = quota_file.read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return cores
