@@ -1,0 +1,231 @@
+"""The HTTP side: routes, readiness, streaming, errors and drain.
+
+Invariant: nothing here computes: prompts are encoded on a thread of their own and tokens made on the engine's, so that
+`/healthz` answers within milliseconds under any load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from finetune_trainer.serve import prompts, protocol
+from finetune_trainer.serve.answers import Answer, event
+from finetune_trainer.serve.engine import Engine, QueueFull, Stopping
+from finetune_trainer.serve.generation import Event, Failed, Finished, Generation, Piece, Sampling
+from finetune_trainer.serve.loading import Loaded
+from finetune_trainer.serve.metrics import Metrics
+from finetune_trainer.serve.protocol import ApiError, ChatRequest, CompletionRequest
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+REVISION_HEADER = "x-finetune-revision"
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class Server:
+    """What the handlers share. `engine` and `loaded` come when the model is loaded, `ready` after a completion."""
+
+    name: str
+    revision: str
+    max_new_tokens: int
+    metrics: Metrics = field(default_factory=Metrics)
+    encoder: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encoder"))
+    created: int = field(default_factory=lambda: int(time.time()))
+    loaded: Loaded | None = None
+    engine: Engine | None = None
+    ready: bool = False
+    draining: bool = False
+    held: int = 0
+
+    def application(self) -> web.Application:
+        """The aiohttp application."""
+        app = web.Application(middlewares=[self._count, _errors], client_max_size=MAX_BODY_BYTES)
+        app.add_routes(
+            [
+                web.get("/healthz", self._health), web.get("/readyz", self._readiness), web.get("/metrics", self._metrics),
+                web.get("/v1/models", self._models), web.get("/v1/models/{model}", self._model),
+                web.post("/v1/chat/completions", self._chat), web.post("/v1/completions", self._completion),
+            ]
+        )  # fmt: skip
+        app.on_response_prepare.append(self._stamp)
+        return app
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readiness(self, _: web.Request) -> web.Response:
+        if self.ready and not self.draining:
+            return web.Response(text="ready\n")
+        return web.Response(status=503, text="draining\n" if self.draining else "loading\n")
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        self.metrics.queue.set(self.engine.waiting if self.engine else 0)
+        self.metrics.inflight.set(self.held)
+        self.metrics.ready.set(self.ready and not self.draining)
+        return web.Response(body=self.metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def _models(self, _: web.Request) -> web.Response:
+        self._parts()
+        return _json({"object": "list", "data": [self._description()]})
+
+    async def _model(self, request: web.Request) -> web.Response:
+        self._parts()
+        protocol.check_model(request.match_info["model"], self.name)
+        return _json(self._description())
+
+    def _description(self) -> dict[str, Any]:
+        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "finetune"}
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        loaded, _ = self._parts()
+        asked = protocol.parse(ChatRequest, await _document(request))
+        protocol.check_model(asked.model, self.name)
+        ids = await self._encode(prompts.chat_prompt, loaded.tokenizer, asked)
+        return await self._answer(request, asked, ids)
+
+    async def _completion(self, request: web.Request) -> web.StreamResponse:
+        loaded, _ = self._parts()
+        asked = protocol.parse(CompletionRequest, await _document(request))
+        protocol.check_model(asked.model, self.name)
+        ids = await self._encode(prompts.completion_prompt, loaded.tokenizer, asked)
+        return await self._answer(request, asked, ids)
+
+    async def _encode(self, function: Callable[[Any, Any], list[int]], tokenizer: Any, asked: Any) -> list[int]:
+        return await asyncio.get_running_loop().run_in_executor(self.encoder, function, tokenizer, asked)
+
+    async def _answer(self, request: web.Request, asked: protocol.Request, ids: list[int]) -> web.StreamResponse:
+        loaded, engine = self._parts()
+        settings = prompts.sampling(asked, len(ids), prompts.Limits(loaded.max_model_len, self.max_new_tokens))
+        answer = Answer(isinstance(asked, ChatRequest), self.name)
+        generation, events = submit(engine, ids, settings)
+        self.held += 1
+        try:
+            if asked.stream:
+                return await self._stream(request, answer, events, asked.wants_usage)
+            text, finished = await collect(events)
+            self.metrics.observe(finished)
+            return _json(answer.whole(text, finished))
+        finally:
+            generation.cancelled = True
+            self.held -= 1
+
+    async def _stream(
+        self, request: web.Request, answer: Answer, events: asyncio.Queue[Event], with_usage: bool
+    ) -> web.StreamResponse:
+        """Events as they come. A failure before the first one is a plain 500; after it the connection is cut, so that
+        whoever counts errors sees one."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        first = await events.get()
+        if isinstance(first, Failed):
+            raise ApiError(500, first.message)
+        await response.prepare(request)
+        await response.write(answer.opening())
+        current: Event = first
+        while isinstance(current, Piece):
+            await response.write(answer.piece(current.text))
+            current = await events.get()
+        if isinstance(current, Finished):
+            self.metrics.observe(current)
+            await response.write(answer.closing(current, with_usage))
+            await response.write_eof()
+            return response
+        await response.write(event(ApiError(500, current.message).body()))
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError(current.message)
+
+    def _parts(self) -> tuple[Loaded, Engine]:
+        if self.loaded is None or self.engine is None or not self.ready:
+            raise ApiError(503, "the model is loading", code="loading", retry_after=5)
+        return self.loaded, self.engine
+
+    async def _stamp(self, _: web.Request, response: web.StreamResponse) -> None:
+        if self.revision:
+            response.headers[REVISION_HEADER] = self.revision
+        if self.draining:
+            response.force_close()
+
+    @web.middleware
+    async def _count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        path = request.match_info.route.resource.canonical if request.match_info.route.resource else "other"
+        code = "499"  # the client went away
+        try:
+            response = await handler(request)
+            code = str(response.status)
+            return response
+        except ConnectionResetError:
+            code = "499" if request.transport is None else "500"
+            raise
+        finally:
+            self.metrics.requests.labels(path, code).inc()
+
+
+def submit(engine: Engine, ids: list[int], settings: Sampling) -> tuple[Generation, asyncio.Queue[Event]]:
+    """Queue a generation whose events arrive in the running loop. Raises ApiError 503 when it cannot be taken."""
+    loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+
+    def emit(item: Event) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(events.put_nowait, item)
+
+    generation = Generation(ids, settings, emit)
+    try:
+        engine.submit(generation)
+    except QueueFull:
+        raise ApiError(503, "too many requests wait", code="overloaded", retry_after=1) from None
+    except Stopping:
+        raise ApiError(503, "the server is stopping", code="stopping", retry_after=1) from None
+    return generation, events
+
+
+async def collect(events: asyncio.Queue[Event]) -> tuple[str, Finished]:
+    """The whole answer. Raises ApiError 500 where generation failed."""
+    parts: list[str] = []
+    while True:
+        item = await events.get()
+        if isinstance(item, Finished):
+            return "".join(parts), item
+        if isinstance(item, Failed):
+            raise ApiError(500, item.message)
+        parts.append(item.text)
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every error in OpenAI's form."""
+    try:
+        return await handler(request)
+    except ApiError as error:
+        return _refusal(error)
+    except web.HTTPRequestEntityTooLarge:
+        return _refusal(ApiError(413, f"the request body is larger than {MAX_BODY_BYTES} bytes"))
+    except web.HTTPException as error:
+        response = _refusal(ApiError(error.status, f"{request.method} {request.path}: {error.reason}"))
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
+
+
+async def _document(request: web.Request) -> object:
+    try:
+        return json.loads(await request.read())
+    except ValueError as error:
+        raise ApiError(400, f"the request body is not JSON: {error}") from error
+
+
+def _refusal(error: ApiError) -> web.Response:
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return _json(error.body(), error.status, headers)
+
+
+def _json(document: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    body = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    return web.Response(text=body, status=status, headers=headers, content_type="application/json")

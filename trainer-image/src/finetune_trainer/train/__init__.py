@@ -1,0 +1,1 @@
+"""Stage train: one loop over all ranks, transactional checkpoints, one artifact."""

@@ -1,0 +1,120 @@
+"""From a run configuration to a `Run`: inputs, fingerprint, model, plan and resume point."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_trainer import hardware, layout, schedule
+from finetune_trainer.config import LoraConfig, RunConfig, need
+from finetune_trainer.data import arrays
+from finetune_trainer.exits import Infrastructure, JsonObject, UserError
+from finetune_trainer.progress import Progress
+from finetune_trainer.train import artifact, checkpoint, model, plan
+from finetune_trainer.train.distributed import Ranks
+from finetune_trainer.train.loop import Run
+
+POD_UID = "POD_UID"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The manifests of model and data, and the fingerprint of the run they make with the configuration."""
+
+    model: JsonObject
+    data: JsonObject
+    fingerprint: str
+
+
+def attempt_folder(config: RunConfig, ranks: Ranks) -> Path:
+    """`<run.path>-<uid8>`, by rank 0's pod uid, made by rank 0."""
+    path = need(config.run, "run").path
+    uid = ranks.tell(os.environ.get(POD_UID) or "local")
+    folder = path.with_name(f"{path.name}-{uid[:8]}")
+    if ranks.first:
+        layout.checkpoints(folder).mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def open_inputs(config: RunConfig) -> Inputs:
+    """Read the committed manifests. Raises Infrastructure where a folder does not count."""
+    try:
+        base = layout.read_manifest(config.model.path, layout.MODEL_MANIFEST)
+        data = layout.read_manifest(need(config.data, "data").path, layout.DATA_MANIFEST)
+    except layout.Corrupt as error:
+        raise Infrastructure("InputMissing", str(error), "Fetch and prepare have to finish first.") from error
+    return Inputs(base, data, fingerprint(config, base, data))
+
+
+def fingerprint(config: RunConfig, base: JsonObject, data: JsonObject) -> str:
+    """Hash of all that decides the trajectory; not of how many ranks share the work or how much memory a pass takes."""
+    training = need(config.training, "training").model_dump(
+        by_alias=True, exclude={"checkpoint", "micro_batch_tokens", "precision", "gradient_checkpointing"}
+    )
+    method = need(config.method, "method").model_dump(by_alias=True)
+    facts = [base.get("digest"), data.get("digest"), training, method]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def finished(attempts: Sequence[Path], mark: str) -> JsonObject | None:
+    """The result of an attempt that already left its artifact for this very run."""
+    found = artifact.existing(list(attempts), mark)
+    if found is None:
+        return None
+    attempt, manifest = found
+    result = manifest["result"]
+    assert isinstance(result, dict)
+    return {**result, "artifact": str(layout.artifact(attempt)), "digest": manifest["digest"]}
+
+
+def build(
+    config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progress: Progress, beat: Callable[[], None]
+) -> Run:
+    """Load everything a loop needs; the newest valid checkpoint is found by rank 0 and read by all."""
+    training, compute = need(config.training, "training"), need(config.compute, "compute")
+    method, data = need(config.method, "method"), need(config.data, "data")
+    train, validation = (arrays.load(data.path, split) for split in ("train", "validation"))
+    if not len(train):
+        raise UserError("NoTrainingRows", f"{data.path} has no training rows")
+    bf16 = hardware.uses_bf16(training, compute)
+    base = model.load_base(config.model, bf16, ranks.device)
+    beat()
+    wrapped = model.add_lora(
+        base, method.lora or LoraConfig(), config.model.path, training.seed, training.gradient_checkpointing
+    )
+    step_tokens = schedule.tokens_per_step(int(train.lengths.sum()), len(train), training.tokens_per_step)
+    steps = plan.make(
+        train.lengths, step_tokens, training.epochs, training.seed, hardware.micro_batch_tokens(training, compute)
+    )
+    attempts = [folder, *need(config.run, "run").resume_from]
+    newest = checkpoint.newest(attempts, inputs.fingerprint) if ranks.first else None
+    chosen = ranks.tell(str(newest[0]) if newest else None)
+    resume = newest[1] if newest else (checkpoint.load(Path(chosen)) if chosen else None)
+    return Run(
+        ranks=ranks,
+        model=wrapped,
+        training=training,
+        steps=steps,
+        train=train,
+        validation=validation,
+        pad=padding(base),
+        bf16=bf16,
+        attempt=folder,
+        fingerprint=inputs.fingerprint,
+        progress=progress,
+        beat=beat,
+        resume=resume,
+        last_checkpoint=Path(chosen) if chosen else None,
+        step=resume.state.step if resume else 0,
+    )
+
+
+def padding(base: object) -> int:
+    """A token id to pad with (its positions are masked, so any id will do)."""
+    settings = base.config  # type: ignore[attr-defined]
+    found = settings.pad_token_id
+    return int(found) if isinstance(found, int) and found >= 0 else 0

@@ -1,0 +1,103 @@
+"""Checkpoints as transactions, and the walk back to the newest valid one.
+
+Invariant: a checkpoint is used only if COMMIT, manifest, every digest and the run's fingerprint fit; nothing is
+unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from finetune_trainer import layout
+from finetune_trainer.progress import timestamp
+from finetune_trainer.train.optimizer import Tensors
+
+ADAPTER, OPTIMIZER, BEST, STATE = "adapter.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands after `step` finished steps. The data position and the random state of step s are functions
+    of (seed, s), so they need no more than `step` and `seed`."""
+
+    step: int
+    seed: int
+    fingerprint: str
+    tokens: int
+    seconds: float
+    loss: float | None
+    validation_loss: float | None
+    best_step: int | None
+    best_loss: float | None
+    worse: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds; `best` are the weights with the lowest validation loss so far."""
+
+    state: State
+    adapter: Tensors
+    optimizer: Tensors
+    best: Tensors | None
+
+
+def save(attempt: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Commit a checkpoint and drop all but the `keep` newest of this attempt; returns its folder."""
+    folder = layout.checkpoint(attempt, checkpoint.state.step)
+    with layout.transaction(folder) as work:
+        save_file(checkpoint.adapter, work.folder / ADAPTER)
+        save_file(checkpoint.optimizer, work.folder / OPTIMIZER)
+        if checkpoint.best is not None:
+            save_file(checkpoint.best, work.folder / BEST)
+        layout.write_json(work.folder / STATE, asdict(checkpoint.state))
+        work.facts.update(step=checkpoint.state.step, time=timestamp())
+    for old in found([attempt])[keep:]:
+        (old / layout.COMMIT).unlink(missing_ok=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def found(attempts: Iterable[Path]) -> list[Path]:
+    """Complete checkpoint folders of all attempts, the highest step first, the earlier attempt on a tie."""
+    folders = [
+        (-int(folder.name.removeprefix("step-")), place, folder)
+        for place, attempt in enumerate(attempts)
+        for folder in layout.checkpoints(attempt).glob("step-????????")
+        if layout.is_complete(folder) and folder.name.removeprefix("step-").isdigit()
+    ]
+    return [folder for _, _, folder in sorted(folders)]
+
+
+def newest(attempts: Iterable[Path], fingerprint: str) -> tuple[Path, Checkpoint] | None:
+    """The newest valid checkpoint of the same run among `attempts`; what is broken or foreign is passed over."""
+    for folder in found(attempts):
+        try:
+            checkpoint = load(folder)
+        except (layout.Corrupt, OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+            print(f"checkpoint passed over: {folder}: {error}", flush=True)
+            continue
+        if checkpoint.state.fingerprint == fingerprint:
+            return folder, checkpoint
+        print(f"checkpoint passed over: {folder}: it belongs to another run", flush=True)
+    return None
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read and verify one checkpoint. Raises Corrupt, OSError, ValueError or SafetensorError."""
+    layout.verify(folder)
+    best = folder / BEST
+    return Checkpoint(
+        State(**json.loads((folder / STATE).read_text())),
+        load_file(folder / ADAPTER),
+        load_file(folder / OPTIMIZER),
+        load_file(best) if best.is_file() else None,
+    )

@@ -1,0 +1,59 @@
+"""The ranks of a run: joining, one all-reduce a step, and small messages.
+
+Invariant: every decision that must be common (stop, save, give up) travels in the step's all-reduce, so no rank
+acts on a signal that another has not seen.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Self
+
+import torch
+from torch import distributed
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place. `device` is its GPU or the CPU."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, timeout_seconds: float, gpus: bool) -> Self:
+        """Join the process group that the launcher's environment describes."""
+        local = int(os.environ["LOCAL_RANK"])
+        device = torch.device("cuda", local) if gpus else torch.device("cpu")
+        if gpus:
+            torch.cuda.set_device(device)
+        distributed.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(seconds=timeout_seconds))
+        return cls(distributed.get_rank(), local, distributed.get_world_size(), device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """All ranks' `values` added up, in place."""
+        if self.world_size > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def tell(self, value: Any) -> Any:
+        """Rank 0's `value` on every rank (plain data: the ranks of one gang trust each other)."""
+        if self.world_size == 1:
+            return value
+        box = [value if self.first else None]
+        distributed.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def leave(self) -> None:
+        """Leave the group in an orderly way."""
+        if distributed.is_initialized():
+            distributed.destroy_process_group()

@@ -1,0 +1,277 @@
+"""The only training loop.
+
+A step: every rank adds up the gradients of its micro-batches, each loss divided by the step's global count of
+supervised tokens; one all-reduce adds the ranks' gradients together with the loss and the two flags "stop" and
+"save"; then every rank holds the same numbers and takes the same decisions.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_trainer.config import TrainingConfig
+from finetune_trainer.data.arrays import TokenArrays
+from finetune_trainer.exits import Interrupted, NonFinite
+from finetune_trainer.progress import Progress, timestamp
+from finetune_trainer.train import checkpoint, objective, optimizer, plan
+from finetune_trainer.train.checkpoint import Checkpoint, State
+from finetune_trainer.train.distributed import Ranks
+from finetune_trainer.train.model import trained
+from finetune_trainer.train.optimizer import Tensors
+
+FLAGS = 3
+SKIPS_BEFORE_ROLLBACK = 3
+WINDOW = 20
+
+
+@dataclass
+class Run:
+    """Everything one rank's loop works with; `stop_requested` is set by the signal handler."""
+
+    ranks: Ranks
+    model: Any
+    training: TrainingConfig
+    steps: plan.Plan
+    train: TokenArrays
+    validation: TokenArrays
+    pad: int
+    bf16: bool
+    attempt: Path
+    fingerprint: str
+    progress: Progress
+    beat: Callable[[], None]
+    resume: Checkpoint | None = None
+    stop_requested: bool = False
+    last_checkpoint: Path | None = None
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished loop has found: the weights to export and the figures of the run."""
+
+    weights: Tensors
+    state: State
+    stopped_early: bool
+    tokens_per_second: float | None
+
+
+@dataclass
+class _Speed:
+    """Tokens a second and seconds a step over the last steps."""
+
+    marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=WINDOW + 1))
+
+    def mark(self, tokens: int) -> None:
+        self.marks.append((time.monotonic(), tokens))
+
+    def rates(self) -> tuple[float | None, float | None]:
+        if len(self.marks) < 2:
+            return None, None
+        seconds = max(1e-9, self.marks[-1][0] - self.marks[0][0])
+        return (self.marks[-1][1] - self.marks[0][1]) / seconds, seconds / (len(self.marks) - 1)
+
+
+class Loop:
+    """Runs a `Run` from its resume point to the end."""
+
+    def __init__(self, run: Run) -> None:
+        self.run_ = run
+        self.parameters = trained(run.model)
+        self.optimizer = optimizer.make(self.parameters, run.training)
+        self.keeps_logits = objective.can_keep_logits(run.model.get_base_model())
+        self.best: Tensors | None = None
+        self.speed = _Speed()
+        self.recent: deque[float] = deque(maxlen=WINDOW)
+        self.bad_in_a_row = 0
+        self.rolled_back = False
+        self.state = State(0, run.training.seed, run.fingerprint, 0, 0.0, None, None, None, None, 0, 0)
+        if run.resume is not None:
+            self._restore(run.resume)
+        self.started = time.monotonic() - self.state.seconds
+        self.saved_at = time.monotonic()
+        self.safe = (optimizer.values(self.parameters), optimizer.state(self.optimizer, self.parameters))
+        self.flat = self._share_gradients()
+
+    def execute(self) -> Outcome:
+        """All remaining steps. Raises Interrupted after a common stop, NonFinite when roll-back did not help."""
+        run = self.run_
+        run.model.train()
+        early = False
+        self.speed.mark(self.state.tokens)
+        while self.state.step < run.steps.total_steps and not early:
+            stop, save = self._step(self.state.step)
+            if self._evaluation_due():
+                early = self._evaluate()
+            if save or stop:
+                self._save()
+            if stop:
+                run.ranks.tell(str(run.last_checkpoint))
+                raise Interrupted("Interrupted", f"stopped on request after step {self.state.step}; a checkpoint is saved")
+        weights = self.best if self.best is not None else optimizer.values(self.parameters)
+        return Outcome(weights, self._now(), early, self.speed.rates()[0])
+
+    def _step(self, step: int) -> tuple[bool, bool]:
+        run = self.run_
+        rows = run.steps.rows(step)
+        count = max(1, objective.supervised_count(run.train, rows))
+        rate = optimizer.learning_rate(step, run.steps.total_steps, run.training)
+        torch.manual_seed((run.training.seed * 1_000_003 + step) * 4096 + run.ranks.rank)
+        self.flat.zero_()
+        total = torch.zeros((), device=run.ranks.device)
+        for micro in run.steps.micro_batches(step, run.ranks.rank, run.ranks.world_size):
+            batch = objective.collate(run.train, micro, run.pad, run.ranks.device)
+            with self._precision():
+                loss = objective.loss_sum(run.model, batch, self.keeps_logits) / count
+            torch.autograd.backward(loss)
+            total += loss.detach()
+            run.beat()
+        self.flat[-FLAGS:] = torch.tensor([float(total), float(run.stop_requested), float(self._save_due(step + 1))])
+        run.ranks.sum(self.flat)
+        run.beat()
+        loss_value, stop, save = self.flat[-FLAGS:].tolist()
+        self._update(loss_value, rate)
+        tokens = self.state.tokens + int(run.steps.lengths[list(rows)].sum())
+        self.state = replace(self.state, step=step + 1, tokens=tokens, loss=self._mean_loss())
+        run.step = step + 1
+        self._report(loss_value, rate)
+        return stop > 0, save > 0
+
+    def _update(self, loss: float, rate: float) -> None:
+        """Clip and step, or skip a non-finite step; after several skips roll back once, then give up."""
+        gradients = self.flat[:-FLAGS]
+        norm = float(torch.linalg.vector_norm(gradients))
+        if math.isfinite(norm) and math.isfinite(loss):
+            self.bad_in_a_row = 0
+            self.recent.append(loss)
+            gradients.mul_(min(1.0, self.run_.training.clip_norm / (norm + 1e-6)))
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            return
+        self.bad_in_a_row += 1
+        self.state = replace(self.state, skipped=self.state.skipped + 1)
+        if self.bad_in_a_row < SKIPS_BEFORE_ROLLBACK:
+            return
+        if self.rolled_back:
+            raise NonFinite(
+                "NonFiniteLoss",
+                f"loss or gradients are not finite at step {self.state.step + 1}, also after a roll-back "
+                f"(learning rate {rate:g})",
+                "Lower training.learningRate.",
+            )
+        self.rolled_back, self.bad_in_a_row = True, 0
+        optimizer.restore(self.optimizer, self.parameters, *self.safe)
+
+    def _evaluation_due(self) -> bool:
+        run, step = self.run_, self.state.step
+        every = run.training.evaluate_every_steps or max(1, run.steps.steps_per_epoch // 2)
+        return len(run.validation) > 0 and (step % every == 0 or step == run.steps.total_steps)
+
+    def _evaluate(self) -> bool:
+        """Score the validation rows on all ranks; keep the best weights; whether patience has run out."""
+        run = self.run_
+        run.progress.update(state="validating")
+        value = self._validation_loss()
+        if not math.isfinite(value):
+            raise NonFinite("NonFiniteLoss", f"the validation loss is {value} at step {self.state.step}", "Lower training.learningRate.")
+        if self.state.best_loss is None or value < self.state.best_loss:
+            self.best = optimizer.values(self.parameters)
+            self.state = replace(self.state, best_loss=value, best_step=self.state.step, worse=0)
+        else:
+            self.state = replace(self.state, worse=self.state.worse + 1)
+        self.state = replace(self.state, validation_loss=value)
+        run.progress.update(state="training", validationLoss=value)
+        patience = run.training.early_stopping_patience
+        return bool(patience) and self.state.worse >= (patience or 0)
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        run = self.run_
+        found = plan.batches(range(len(run.validation)), run.validation.lengths, run.steps.micro_batch_tokens, run.ranks.world_size)
+        sums = torch.zeros(2, dtype=torch.float64 if run.ranks.device.type == "cpu" else torch.float32, device=run.ranks.device)
+        run.model.eval()
+        for rows in plan.share(found, run.validation.lengths, run.ranks.rank, run.ranks.world_size):
+            batch = objective.collate(run.validation, rows, run.pad, run.ranks.device)
+            with self._precision():
+                sums[0] += objective.loss_sum(run.model, batch, self.keeps_logits)
+            sums[1] += objective.supervised_count(run.validation, rows)
+            run.beat()
+        run.model.train()
+        run.ranks.sum(sums)
+        run.beat()
+        return float(sums[0] / sums[1].clamp(min=1))
+
+    def _save_due(self, step: int) -> bool:
+        """Rank 0 decides; the others learn it in the all-reduce."""
+        settings = self.run_.training.checkpoint
+        if not self.run_.ranks.first or step >= self.run_.steps.total_steps:
+            return False
+        by_step = settings.every_steps is not None and step % settings.every_steps == 0
+        return by_step or (settings.every_seconds is not None and time.monotonic() - self.saved_at >= settings.every_seconds)
+
+    def _save(self) -> None:
+        run = self.run_
+        self.safe = (optimizer.values(self.parameters), optimizer.state(self.optimizer, self.parameters))
+        self.saved_at = time.monotonic()
+        if not run.ranks.first:
+            return
+        content = Checkpoint(self._now(), *self.safe, self.best)
+        run.last_checkpoint = checkpoint.save(run.attempt, content, run.training.checkpoint.keep)
+        run.progress.update(
+            checkpoint={"step": self.state.step, "time": timestamp(), "path": str(run.last_checkpoint)}
+        )
+        run.beat()
+
+    def _restore(self, saved: Checkpoint) -> None:
+        optimizer.restore(self.optimizer, self.parameters, saved.adapter, saved.optimizer)
+        self.state, self.best = saved.state, saved.best
+        self.run_.step = saved.state.step
+
+    def _now(self) -> State:
+        return replace(self.state, seconds=time.monotonic() - self.started)
+
+    def _mean_loss(self) -> float | None:
+        return sum(self.recent) / len(self.recent) if self.recent else self.state.loss
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.run_.ranks.device.type, torch.bfloat16) if self.run_.bf16 else nullcontext()
+
+    def _share_gradients(self) -> torch.Tensor:
+        """One flat buffer that all gradients are views of, with room for the flags at its end."""
+        flat = torch.zeros(sum(p.numel() for p in self.parameters.values()) + FLAGS, device=self.run_.ranks.device)
+        offset = 0
+        for parameter in self.parameters.values():
+            parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)
+            offset += parameter.numel()
+        return flat
+
+    def _report(self, loss: float, rate: float) -> None:
+        run, step = self.run_, self.state.step
+        self.speed.mark(self.state.tokens)
+        tokens_per_second, seconds_per_step = self.speed.rates()
+        left = run.steps.total_steps - step
+        run.progress.update(
+            state="training",
+            step=step,
+            totalSteps=run.steps.total_steps,
+            epoch=round(step / run.steps.steps_per_epoch, 3),
+            loss=loss,
+            learningRate=rate,
+            tokensPerSecond=tokens_per_second,
+            secondsPerStep=seconds_per_step,
+            etaSeconds=None if seconds_per_step is None else round(left * seconds_per_step),
+            percent=round(100 * step / run.steps.total_steps),
+        )
+        if run.ranks.first:
+            speed = "" if tokens_per_second is None else f" {tokens_per_second:.0f} tokens/s"
+            print(f"step {step}/{run.steps.total_steps} loss {loss:.4f} rate {rate:.2e}{speed}", flush=True)

@@ -1,0 +1,62 @@
+"""AdamW over the trained parameters, its learning rate by step, and its state as plain tensors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from finetune_trainer.config import TrainingConfig
+from finetune_trainer.train.model import Parameters
+
+Tensors = dict[str, torch.Tensor]
+
+
+def make(parameters: Parameters, training: TrainingConfig) -> torch.optim.AdamW:
+    """The optimizer, its state already there (zeros), so that loading and saving need no first step."""
+    optimizer = torch.optim.AdamW(
+        list(parameters.values()), lr=training.learning_rate, betas=(0.9, 0.999), weight_decay=training.weight_decay
+    )
+    for parameter in parameters.values():
+        optimizer.state[parameter] = {
+            "step": torch.zeros(()),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
+
+
+def learning_rate(step: int, total: int, training: TrainingConfig) -> float:
+    """The rate of step `step` (from 0): linear warm-up, then constant, or down to zero."""
+    warmup = math.ceil(total * training.warmup_percent / 100)
+    if step < warmup:
+        return training.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    if training.schedule == "Constant":
+        return training.learning_rate
+    if training.schedule == "Linear":
+        return training.learning_rate * (1 - done)
+    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def values(parameters: Parameters) -> Tensors:
+    """A copy of the parameters on the CPU."""
+    return {name: parameter.detach().to("cpu", copy=True).contiguous() for name, parameter in parameters.items()}
+
+
+def state(optimizer: torch.optim.AdamW, parameters: Parameters) -> Tensors:
+    """A copy of the optimizer's state on the CPU as `<kind>/<parameter>`."""
+    return {
+        f"{kind}/{name}": tensor.detach().to("cpu", copy=True).contiguous()
+        for name, parameter in parameters.items()
+        for kind, tensor in optimizer.state[parameter].items()
+    }
+
+
+@torch.no_grad()
+def restore(optimizer: torch.optim.AdamW, parameters: Parameters, weights: Tensors, moments: Tensors) -> None:
+    """Set parameters and optimizer state. Raises KeyError or RuntimeError if they do not fit."""
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])
+        for kind, tensor in optimizer.state[parameter].items():
+            tensor.copy_(moments[f"{kind}/{name}"])

@@ -1,0 +1,84 @@
+"""Which rows each step, rank and forward pass takes: a pure function of data, seed and world size.
+
+Every rank computes the whole plan, so the global count of supervised tokens of a step is known without asking.
+Invariant: a step holds the same rows however many ranks share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_trainer import schedule
+
+Rows = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Steps by epoch and place. `lengths` are tokens by row, `micro_batch_tokens` the padded size of one pass."""
+
+    lengths: npt.NDArray[np.int64]
+    seed: int
+    steps_per_epoch: int
+    total_steps: int
+    micro_batch_tokens: int
+
+    def rows(self, step: int) -> Rows:
+        """The rows of step `step` (from 0)."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order, bounds = _epoch(self, epoch)
+        return tuple(int(row) for row in order[bounds[place] : bounds[place + 1]])
+
+    def micro_batches(self, step: int, rank: int, world_size: int) -> list[Rows]:
+        """What `rank` computes of `step`."""
+        return share(batches(self.rows(step), self.lengths, self.micro_batch_tokens, world_size), self.lengths, rank, world_size)
+
+
+def make(lengths: npt.NDArray[np.int64], step_tokens: int, epochs: float, seed: int, micro_batch_tokens: int) -> Plan:
+    """The plan of a run over rows of these lengths."""
+    per_epoch = schedule.steps_per_epoch(int(lengths.sum()), len(lengths), step_tokens)
+    return Plan(np.asarray(lengths), seed, per_epoch, schedule.total_steps(per_epoch, epochs), micro_batch_tokens)
+
+
+@lru_cache(maxsize=2)
+def _epoch(plan: Plan, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The shuffled rows of an epoch and the bounds of its steps: about equal in tokens, never empty."""
+    order = np.random.default_rng([plan.seed, epoch]).permutation(len(plan.lengths))
+    steps, rows = plan.steps_per_epoch, len(order)
+    places = np.arange(steps + 1)
+    ends = np.cumsum(plan.lengths[order])
+    bounds = np.searchsorted(ends, ends[-1] * places / steps, side="left") + (places > 0)
+    bounds = np.maximum.accumulate(bounds - places) + places
+    bounds = np.minimum(bounds, rows - steps + places)
+    bounds[-1] = rows
+    return order, bounds
+
+
+def batches(rows: Sequence[int], lengths: npt.NDArray[np.int64], limit: int, ranks: int = 1) -> list[Rows]:
+    """Rows by length in batches of at most `limit` padded tokens, small enough that all ranks have work."""
+    ordered = sorted(rows, key=lambda row: (-int(lengths[row]), row))
+    limit = min(limit, -(-sum(int(lengths[row]) for row in rows) // ranks)) if ranks > 1 else limit
+    result: list[list[int]] = []
+    for row in ordered:
+        if result and (len(result[-1]) + 1) * int(lengths[result[-1][0]]) <= limit:
+            result[-1].append(row)
+        else:
+            result.append([row])
+    return [tuple(batch) for batch in result]
+
+
+def share(found: Sequence[Rows], lengths: npt.NDArray[np.int64], rank: int, world_size: int) -> list[Rows]:
+    """The batches of one rank: largest first, each to the rank with the least work."""
+    load = [0] * world_size
+    mine: list[Rows] = []
+    for batch in sorted(found, key=lambda batch: (-sum(int(lengths[row]) for row in batch), batch)):
+        target = min(range(world_size), key=lambda r: (load[r], r))
+        load[target] += sum(int(lengths[row]) for row in batch)
+        if target == rank:
+            mine.append(batch)
+    return mine

@@ -1,0 +1,176 @@
+"""One rank: join, load, resume, run the loop, export; leave an outcome file for the launcher.
+
+Invariant: whatever happens, the outcome file says why before the process ends, and the process ends with that code
+without waiting for anybody.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from finetune_trainer import exits, hardware, layout
+from finetune_trainer.config import RunConfig, load, need
+from finetune_trainer.progress import Progress, serving, timestamp
+from finetune_trainer.train.watchdog import Watchdog
+
+OUTCOMES = "FINETUNE_OUTCOMES"
+MARGIN_SECONDS = 300
+
+
+class Context:
+    """What a failure message tells: where the rank stood."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.run: object = None
+        self.stop_requested = False
+
+    def facts(self) -> exits.JsonObject:
+        """`folder`, `step` and `checkpoint` of the termination message."""
+        last = getattr(self.run, "last_checkpoint", None)
+        return {
+            "folder": str(self.folder) if self.folder else None,
+            "step": getattr(self.run, "step", None),
+            "checkpoint": str(last) if last else None,
+        }
+
+
+def main(path: str) -> int:
+    """Run this rank under the configuration at `path`; returns only on success."""
+    context = Context()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    (outcome_folder() / f"started-{os.environ['LOCAL_RANK']}").touch()
+    try:
+        config = load(path)
+        signal.signal(signal.SIGTERM, _on_stop(context))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        stall = need(config.compute, "compute").stall_seconds
+        watchdog = Watchdog(stall, lambda silent: leave(_stalled(silent, stall), context))
+        watchdog.start()
+        result = run_rank(config, context, watchdog)
+        watchdog.stop()
+        write_outcome({"code": 0, "message": result})
+        return 0
+    except BaseException as error:
+        leave(error, context)
+
+
+def run_rank(config: RunConfig, context: Context, watchdog: Watchdog) -> exits.JsonObject:
+    """Everything a rank does; the result is the termination message of rank 0."""
+    import torch
+
+    from finetune_trainer.train.distributed import Ranks
+
+    compute = need(config.compute, "compute")
+    torch.set_num_threads(compute.threads or max(1, hardware.cpu_limit() // compute.processes_per_node))
+    if compute.gpus_per_node and not torch.cuda.is_available():
+        raise exits.Infrastructure("NoGpu", "this pod sees no GPU", "Check the node's driver and device plugin.")
+    progress = Progress("train")
+    if int(os.environ["LOCAL_RANK"]) > 0:
+        return _train(config, context, watchdog, progress, Ranks.join(compute.stall_seconds + MARGIN_SECONDS, compute.gpus_per_node > 0))
+    with serving(progress):
+        progress.update(state="joining")
+        ranks = Ranks.join(compute.stall_seconds + MARGIN_SECONDS, compute.gpus_per_node > 0)
+        return _train(config, context, watchdog, progress, ranks)
+
+
+def _train(config: RunConfig, context: Context, watchdog: Watchdog, progress: Progress, ranks: object) -> exits.JsonObject:
+    from finetune_trainer.train import artifact, assemble, loop
+    from finetune_trainer.train.distributed import Ranks
+
+    assert isinstance(ranks, Ranks)
+    watchdog.beat()
+    context.folder = folder = assemble.attempt_folder(config, ranks)
+    progress.update(state="loading", folder=str(folder))
+    inputs = assemble.open_inputs(config)
+    resumable = [folder, *need(config.run, "run").resume_from]
+    done = ranks.tell(assemble.finished(resumable, inputs.fingerprint) if ranks.first else None)
+    if done is not None:
+        return dict(done)
+    run = assemble.build(config, ranks, inputs, folder, progress, watchdog.beat)
+    run.stop_requested = context.stop_requested
+    context.run = run
+    started = time.monotonic()
+    if run.resume is not None:
+        progress.update(resumedFromStep=run.resume.state.step, note=f"resumed from {run.last_checkpoint}")
+    engine = loop.Loop(run)
+    outcome = engine.execute()
+    progress.update(state="exporting", percent=100)
+    watchdog.beat()
+    result: exits.JsonObject = {
+        "stage": "train",
+        "folder": str(folder),
+        "step": outcome.state.step,
+        "totalSteps": run.steps.total_steps,
+        "loss": outcome.state.loss,
+        "validationLoss": outcome.state.best_loss,
+        "tokens": outcome.state.tokens,
+        "seconds": round(outcome.state.seconds, 1),
+        "tokensPerSecond": outcome.tokens_per_second,
+        "resumedFromStep": run.resume.state.step if run.resume else None,
+        "bestStep": outcome.state.best_step,
+        "stoppedEarly": outcome.stopped_early,
+    }
+    if ranks.first:
+        facts = artifact.provenance(config, inputs.fingerprint, inputs.model, inputs.data)
+        saved = artifact.save(folder, run.model, outcome.weights, {**facts, "result": result, "time": timestamp()})
+        result.update(artifact=str(layout.artifact(folder)), digest=saved["digest"])
+    ranks.tell(None)
+    progress.update(state="done", note=f"{time.monotonic() - started:.0f} s in this attempt")
+    ranks.leave()
+    return result
+
+
+def outcome_folder() -> Path:
+    """Where the ranks of this pod leave their outcomes."""
+    return Path(os.environ[OUTCOMES])
+
+
+def write_outcome(outcome: exits.JsonObject) -> None:
+    """Leave this rank's outcome for the launcher."""
+    path = outcome_folder() / f"rank-{os.environ['LOCAL_RANK']}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({**outcome, "time": time.time()}, allow_nan=True))
+    temporary.rename(path)
+
+
+def leave(error: BaseException, context: Context) -> NoReturn:
+    """Write the outcome of `error` and end the process with its code at once."""
+    known = exits.classify(error)
+    if not isinstance(error, exits.TrainerError):
+        traceback.print_exception(error)
+    message = {"stage": "train", "error": known.describe(), **context.facts()}
+    try:
+        write_outcome({"code": known.code, "message": message})
+    finally:
+        print(f"rank {os.environ.get('RANK')} ends: {known.failure_class} {known.reason}: {known.message}", flush=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(known.code)
+
+
+def _stalled(silent: float, limit: float) -> exits.Stalled:
+    return exits.Stalled(
+        "Stalled", f"no progress for {silent:.0f} s (limit {limit:.0f} s)", "See the pods' logs; a rank or the network hangs."
+    )
+
+
+def _on_stop(context: Context) -> object:
+    def handler(_signal: int, _frame: FrameType | None) -> None:
+        context.stop_requested = True
+        if context.run is not None:
+            context.run.stop_requested = True  # type: ignore[attr-defined]
+
+    return handler
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
