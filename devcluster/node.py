@@ -1,0 +1,214 @@
+"""The node's life: up (fresh, reused, or recovered after a crash), down, status.
+
+Whatever killed it, `up` first makes the host as after a reboot, then starts everything on the files that are left;
+if that node does not become ready, it starts again from nothing.
+"""
+
+import datetime
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from devcluster import api, cleanup, components, configs, manifests, network, nodebinary, packages, paths, pause, pki, procs
+from devcluster.components import Plane
+from devcluster.shell import DevclusterError, Progress, lock, run, say, wait_for
+
+COMPONENTS = (
+    "registry", "containerd", "etcd", "kube-apiserver", "kubelet", "kube-controller-manager", "kube-scheduler",
+    "kube-proxy", "coredns", "provisioner",
+)  # fmt: skip
+_EXPECTED = {"packages": 15.0, "node binary": 480.0, "clean host": 0.5, "control plane": 5.0, "node ready": 6.0}
+
+
+def ensure_up() -> bool:
+    """Bring the node up; True if it had to be started, False if it was up and is reused as it is."""
+    if healthy():
+        return False
+    with lock("devcluster"):
+        if healthy():
+            return False
+        _require_root()
+        progress = Progress("up", _EXPECTED)
+        with progress.phase("packages"):
+            packages.ensure(packages.NODE)
+        with progress.phase("node binary"):
+            plane = _plane(nodebinary.ensure())
+        recovering = (paths.state() / "etcd" / "member").exists()
+        try:
+            _start(plane, progress)
+        except DevclusterError as problem:
+            if not recovering:
+                raise
+            say(f"what the last node left cannot be used ({problem}); starting from nothing")
+            cleanup.stop_everything(paths.state())
+            cleanup.remove_files(paths.state())
+            _start(plane, progress)
+        progress.remember()
+    return True
+
+
+def down() -> list[str]:
+    """Remove the node and all it left on the host, keeping the cache; returns what could not be removed."""
+    _require_root()
+    with lock("devcluster"):
+        cleanup.stop_everything(paths.state())
+        cleanup.remove_files(paths.state())
+        return cleanup.left_behind(paths.state())
+
+
+def healthy() -> bool:
+    """All components run, the API server is ready, and the node is Ready by a heartbeat of this run."""
+    if not all(procs.running(paths.pid_file(name)) for name in COMPONENTS):
+        return False
+    ready = _get("/readyz") == "ok"
+    return ready and _node_ready(since=(paths.state() / "started").stat().st_mtime)
+
+
+def status() -> dict[str, object]:
+    """Components with their pids, the node's condition, and where to find what."""
+    running = {name: procs.running(paths.pid_file(name)) for name in COMPONENTS}
+    up = any(running.values())
+    return {
+        "up": up and healthy(),
+        "components": running,
+        "node": api.condition(_get(f"/api/v1/nodes/{paths.NODE_NAME}"), "Ready").get("message", "") if up else "",
+        "kubeconfig": str(paths.kubeconfig()),
+        "auditLog": str(paths.audit_log()),
+        "logs": str(paths.state() / "logs"),
+        "registry": paths.REGISTRY,
+        "cache": str(paths.cache()),
+        "leftBehind": [] if up else cleanup.left_behind(paths.state()),
+    }
+
+
+def start_registry() -> None:
+    """The local image registry alone; its data is in the cache."""
+    if procs.running(paths.pid_file("registry")):
+        return
+    home = paths.state()
+    home.mkdir(parents=True, exist_ok=True)
+    data = paths.cache() / "registry"
+    data.mkdir(parents=True, exist_ok=True)
+    _write(home / "registry.json", configs.registry(data))
+    _spawn("registry", components.registry(home))
+
+
+def _start(plane: Plane, progress: Progress) -> None:
+    with progress.phase("clean host"):
+        cleanup.stop_everything(paths.state())
+        _free_ports()
+    with progress.phase("control plane"):
+        _prepare(plane)
+        start_registry()
+        _spawn("containerd", components.containerd(plane.home))
+        _spawn("etcd", components.etcd(plane))
+        _spawn("kube-apiserver", components.api_server(plane))
+        _wait("containerd", "its socket", paths.containerd_socket().exists)
+        pause.load(paths.containerd_socket())
+        _wait("kube-apiserver", "the API", lambda: _get("/readyz") == "ok")
+    with progress.phase("node ready"):
+        started = time.time()
+        _spawn("kubelet", components.kubelet(plane))
+        _spawn("kube-controller-manager", components.controller_manager(plane))
+        _spawn("kube-scheduler", components.scheduler(plane))
+        _spawn("kube-proxy", components.proxy(plane))
+        kubectl = [plane.binary, "kubectl", f"--kubeconfig={paths.kubeconfig()}"]
+        run([*kubectl, "apply", "-f", "-"], stdin=manifests.bootstrap())
+        _spawn("coredns", components.coredns(plane))
+        _spawn("provisioner", components.provisioner(plane))
+        mark = plane.home / "started"
+        mark.touch()
+        os.utime(mark, (started, started))
+        account = "/api/v1/namespaces/default/serviceaccounts/default"
+        _wait("kubelet", "the node to be Ready", lambda: _node_ready(since=started))
+        _wait("kube-controller-manager", "the default ServiceAccount", lambda: _get(account) is not None)
+        for name in COMPONENTS:
+            _must_run(name)
+
+
+def _plane(binary: Path) -> Plane:
+    return Plane(
+        binary=binary, home=paths.state(), address=paths.BRIDGE_ADDRESS, api_port=paths.API_PORT,
+        etcd_port=22379, etcd_peer_port=22380,
+    )  # fmt: skip
+
+
+def _prepare(plane: Plane) -> None:
+    home = plane.home
+    home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o755)
+    network.up(home)
+    clients = {**pki.CLIENTS, "kubelet": f"/O=system:nodes/CN=system:node:{paths.NODE_NAME}"}
+    pki.ensure(plane.pki, clients=clients, server_names=plane.server_names)
+    for name in clients:
+        _write(home / "kubeconfigs" / name, configs.kubeconfig(plane.server, plane.pki, name), mode=0o600)
+    _write(paths.kubeconfig(), configs.kubeconfig(plane.server, plane.pki, "admin"), mode=0o600)
+    upstream = [line for line in Path("/etc/resolv.conf").read_text().splitlines() if line.startswith("nameserver")]
+    files = {
+        "resolv.conf": "".join(f"{line}\n" for line in upstream),
+        "audit-policy.json": configs.audit_policy(),
+        "containerd.toml": configs.containerd(home),
+        "certs.d/_default/hosts.toml": configs.registry_mirror(),
+        "cni/net.d/10-devcluster.conflist": configs.cni(home),
+        "kubelet.json": configs.kubelet(home),
+        "proxy.json": configs.proxy(home),
+        "Corefile": configs.corefile(home, bool(upstream)),
+    }
+    for name, text in files.items():
+        _write(home / name, text)
+    (home / "volumes").mkdir(exist_ok=True)
+    (home / "run").mkdir(exist_ok=True)
+
+
+def _write(file: Path, text: str, *, mode: int = 0o644) -> None:
+    """Write only what differs: kube-proxy ends when its configuration file is written."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
+    file.chmod(mode)
+
+
+def _spawn(name: str, argv: Sequence[str]) -> None:
+    group = cleanup.component_group()
+    procs.spawn(argv, pid_file=paths.pid_file(name), log=paths.log_file(name), cgroup=group)
+
+
+def _get(path: str) -> object:
+    return api.get(paths.BRIDGE_ADDRESS, paths.API_PORT, paths.state() / "pki", path)
+
+
+def _node_ready(*, since: float) -> bool:
+    ready = api.condition(_get(f"/api/v1/nodes/{paths.NODE_NAME}"), "Ready")
+    if ready.get("status") != "True":
+        return False
+    beat = datetime.datetime.fromisoformat(ready["lastHeartbeatTime"].replace("Z", "+00:00"))
+    return beat.timestamp() >= int(since)
+
+
+def _wait(component: str, what: str, ready: Callable[[], bool]) -> None:
+    """Wait for what a component brings about; one that has stopped ends the wait."""
+
+    def ready_or_stopped() -> bool:
+        _must_run(component)
+        return ready()
+
+    wait_for(what, ready_or_stopped, seconds=90, hint=f"See {paths.log_file(component)}")
+
+
+def _must_run(name: str) -> None:
+    if procs.running(paths.pid_file(name)) is None:
+        raise DevclusterError(f"{name} has stopped; see {paths.log_file(name)}")
+
+
+def _free_ports() -> None:
+    """Another Kubernetes or registry on the fixed ports is named before anything is started."""
+    listening = run(["ss", "-Hltn"], check=False)
+    for port, whose in ((22379, "etcd"), (10250, "a kubelet"), (10256, "a kube-proxy"), (25000, "a registry")):
+        if f":{port} " in listening:
+            raise DevclusterError(f"port {port} is taken: {whose} that is not ours runs here. Stop it first.")
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise DevclusterError("the built-in node needs root (namespaces, mounts, bridge): run this as root")

@@ -1,0 +1,46 @@
+"""Where everything lives: the cache outlives `down`, the state does not."""
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+NODE_SOURCES = Path(__file__).resolve().parent / "node"
+
+NODE_NAME = "dev"
+BRIDGE = "kbr0"
+BRIDGE_ADDRESS = "10.244.0.1"
+POD_CIDR = "10.244.0.0/16"
+SERVICE_CIDR = "10.96.0.0/16"
+SERVICE_ADDRESS = "10.96.0.1"
+API_PORT = 6443
+REGISTRY = "127.0.0.1:25000"
+
+
+def cache() -> Path:
+    """Folder of what is expensive to make again: node binary, Go, packages, image registry."""
+    return Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".cache" / "finetune-operator")
+
+
+def state() -> Path:
+    """Folder of the running node; `down` removes it."""
+    return Path(os.environ.get("FINETUNE_STATE") or "/var/lib/finetune-devcluster")
+
+
+def kubeconfig() -> Path:
+    return state() / "kubeconfig"
+
+
+def audit_log() -> Path:
+    return state() / "audit.log"
+
+
+def pid_file(name: str) -> Path:
+    return state() / "pids" / name
+
+
+def log_file(name: str) -> Path:
+    return state() / "logs" / f"{name}.log"
+
+
+def containerd_socket() -> Path:
+    return state() / "run" / "containerd.sock"
