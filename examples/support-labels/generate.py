@@ -17,10 +17,18 @@ INSTRUCTION = "Label the message: billing, delivery, return, login or praise."
 OPENINGS = ("Hello, ", "Hi there: ", "", "Good morning, ", "Sorry to bother you, ")
 THINGS = ("order", "last purchase", "package", "subscription", "new lamp", "gift card")
 SENTENCES = {
-    "billing": ("I was charged twice for my {}.", "the invoice for my {} shows the wrong amount.", "why did the price of my {} go up?"),
+    "billing": (
+        "I was charged twice for my {}.",
+        "the invoice for my {} shows the wrong amount.",
+        "why did the price of my {} go up?",
+    ),
     "delivery": ("my {} has not arrived yet.", "the courier lost my {}.", "when will my {} get here?"),
     "return": ("I want to send back my {}.", "how do I return my {}?", "my {} is broken, I want my money back."),
-    "login": ("I forgot my password and cannot see my {}.", "my account is locked, so I cannot open my {}.", "the login page fails before I reach my {}."),
+    "login": (
+        "I forgot my password and cannot see my {}.",
+        "my account is locked, so I cannot open my {}.",
+        "the login page fails before I reach my {}.",
+    ),
     "praise": ("thank you, I love my {}!", "great service with my {}.", "the {} is perfect, well done."),
 }
 

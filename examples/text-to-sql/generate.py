@@ -19,7 +19,8 @@ HERE = Path(__file__).resolve().parent
 TABLES = """\
 CREATE TABLE customers (id INTEGER PRIMARY KEY, name TEXT, city TEXT, joined INTEGER);
 CREATE TABLE products (id INTEGER PRIMARY KEY, name TEXT, category TEXT, price INTEGER, stock INTEGER);
-CREATE TABLE orders (id INTEGER PRIMARY KEY, customer_id INTEGER, product_id INTEGER, quantity INTEGER, month TEXT, status TEXT);
+CREATE TABLE orders (id INTEGER PRIMARY KEY, customer_id INTEGER, product_id INTEGER, quantity INTEGER,
+  month TEXT, status TEXT);
 """
 SYSTEM = (
     "Answer in SQLite. customers(id, name, city, joined) products(id, name, category, price, stock) "
@@ -35,7 +36,7 @@ CUSTOMERS = (
 )  # fmt: skip
 PRODUCTS = {
     "kitchen": ("kettle", "pan", "toaster", "blender"),
-    "garden": ("rake", "hose", "spade", "shears"),
+    "garden": ("rake", "hose", "spade", "trowel"),
     "office": ("desk", "lamp", "stapler", "chair"),
     "sports": ("ball", "racket", "helmet", "tent"),
     "music": ("guitar", "drum", "flute", "violin"),
@@ -59,43 +60,119 @@ class Shape(NamedTuple):
 
 
 SHAPES = (
-    Shape(8, "SELECT name FROM customers WHERE city = '{0}'",
-          ("Which customers live in {0}?", "List the customers in {0}.", "Who lives in {0}?"), (CITIES,)),
-    Shape(30, "SELECT name FROM customers WHERE city = '{0}' AND joined > {1}",
-          ("Which customers from {0} joined after {1}?", "Who in {0} joined later than {1}?", "List customers in {0} who joined after {1}."),
-          (CITIES, YEARS)),
-    Shape(22, "SELECT COUNT(*) FROM customers WHERE city = '{0}' AND joined < {1}",
-          ("How many customers from {0} joined before {1}?", "Count the customers in {0} who joined before {1}."), (CITIES, YEARS)),
-    Shape(24, "SELECT city FROM customers WHERE name = '{0}'",
-          ("Where does {0} live?", "Which city is {0} from?", "In which city does {0} live?"), (CUSTOMERS,)),
-    Shape(24, "SELECT price FROM products WHERE name = '{0}'",
-          ("How much is the {0}?", "What does the {0} cost?", "What is the price of the {0}?"), (ITEMS,)),
-    Shape(24, "SELECT stock FROM products WHERE name = '{0}'",
-          ("How many {0}s are in stock?", "What is the stock of the {0}?", "How much stock of the {0} is left?"), (ITEMS,)),
-    Shape(30, "SELECT name FROM products WHERE price < {0}",
-          ("Which products cost less than {0}?", "What can I buy for under {0}?", "List the products cheaper than {0}."), (range(12, 200, 4),)),
-    Shape(36, "SELECT name FROM products WHERE category = '{0}' AND price > {1}",
-          ("Which {0} products cost more than {1}?", "List {0} products above {1}.", "What {0} items are more expensive than {1}?"),
-          (CATEGORIES, range(5, 180, 7))),
-    Shape(28, "SELECT COUNT(*) FROM products WHERE stock < {0}",
-          ("How many products have fewer than {0} in stock?", "Count products with stock below {0}."), (range(4, 96, 2),)),
-    Shape(6, "SELECT AVG(price) FROM products WHERE category = '{0}'",
-          ("What is the average price of {0} products?", "How much does a {0} product cost on average?"), (CATEGORIES,)),
-    Shape(6, "SELECT name FROM products WHERE category = '{0}' ORDER BY price DESC LIMIT 1",
-          ("What is the most expensive {0} product?", "Which {0} product costs the most?"), (CATEGORIES,)),
-    Shape(22, "SELECT COUNT(*) FROM orders WHERE status = '{0}' AND month = '{1}'",
-          ("How many {0} orders were there in {1}?", "Count the {0} orders of {1}."), (STATUSES, MONTHS)),
-    Shape(26, f"SELECT COUNT(*) FROM orders {TO_CUSTOMER} WHERE customers.name = '{{0}}'",
-          ("How many orders did {0} place?", "Count the orders of {0}.", "How often did {0} order?"), (CUSTOMERS,)),
-    Shape(24, f"SELECT SUM(orders.quantity) FROM orders {TO_PRODUCT} WHERE products.name = '{{0}}'",
-          ("How many {0}s were sold?", "What quantity of the {0} was ordered?", "How many of the {0} did we sell?"), (ITEMS,)),
-    Shape(24, f"SELECT DISTINCT customers.name FROM orders {TO_CUSTOMER} WHERE orders.status = '{{0}}' AND orders.month = '{{1}}'",
-          ("Which customers had {0} orders in {1}?", "Who had {0} orders in {1}?"), (STATUSES, MONTHS)),
-    Shape(26, f"SELECT COUNT(*) FROM orders {TO_PRODUCT} WHERE products.category = '{{0}}' AND orders.month = '{{1}}'",
-          ("How many {0} orders came in {1}?", "Count the orders of {0} products in {1}."), (CATEGORIES, MONTHS)),
-    Shape(40, f"SELECT SUM(products.price * orders.quantity) FROM orders {TO_PRODUCT} WHERE products.category = '{{0}}' AND orders.status = '{{1}}'",
-          ("What is the revenue of {1} {0} orders?", "How much money are the {1} {0} orders worth?"), (CATEGORIES, STATUSES)),
-)  # fmt: skip
+    Shape(
+        8,
+        "SELECT name FROM customers WHERE city = '{0}'",
+        ("Which customers live in {0}?", "List the customers in {0}.", "Who lives in {0}?"),
+        (CITIES,),
+    ),
+    Shape(
+        30,
+        "SELECT name FROM customers WHERE city = '{0}' AND joined > {1}",
+        (
+            "Which customers from {0} joined after {1}?",
+            "Who in {0} joined later than {1}?",
+            "List customers in {0} who joined after {1}.",
+        ),
+        (CITIES, YEARS),
+    ),
+    Shape(
+        22,
+        "SELECT COUNT(*) FROM customers WHERE city = '{0}' AND joined < {1}",
+        ("How many customers from {0} joined before {1}?", "Count the customers in {0} who joined before {1}."),
+        (CITIES, YEARS),
+    ),
+    Shape(
+        24,
+        "SELECT city FROM customers WHERE name = '{0}'",
+        ("Where does {0} live?", "Which city is {0} from?", "In which city does {0} live?"),
+        (CUSTOMERS,),
+    ),
+    Shape(
+        24,
+        "SELECT price FROM products WHERE name = '{0}'",
+        ("How much is the {0}?", "What does the {0} cost?", "What is the price of the {0}?"),
+        (ITEMS,),
+    ),
+    Shape(
+        24,
+        "SELECT stock FROM products WHERE name = '{0}'",
+        ("How many {0}s are in stock?", "What is the stock of the {0}?", "How much stock of the {0} is left?"),
+        (ITEMS,),
+    ),
+    Shape(
+        30,
+        "SELECT name FROM products WHERE price < {0}",
+        ("Which products cost less than {0}?", "What can I buy for under {0}?", "List the products cheaper than {0}."),
+        (range(12, 200, 4),),
+    ),
+    Shape(
+        36,
+        "SELECT name FROM products WHERE category = '{0}' AND price > {1}",
+        (
+            "Which {0} products cost more than {1}?",
+            "List {0} products above {1}.",
+            "What {0} items are more expensive than {1}?",
+        ),
+        (CATEGORIES, range(5, 180, 7)),
+    ),
+    Shape(
+        28,
+        "SELECT COUNT(*) FROM products WHERE stock < {0}",
+        ("How many products have fewer than {0} in stock?", "Count products with stock below {0}."),
+        (range(4, 96, 2),),
+    ),
+    Shape(
+        6,
+        "SELECT AVG(price) FROM products WHERE category = '{0}'",
+        ("What is the average price of {0} products?", "How much does a {0} product cost on average?"),
+        (CATEGORIES,),
+    ),
+    Shape(
+        6,
+        "SELECT name FROM products WHERE category = '{0}' ORDER BY price DESC LIMIT 1",
+        ("What is the most expensive {0} product?", "Which {0} product costs the most?"),
+        (CATEGORIES,),
+    ),
+    Shape(
+        22,
+        "SELECT COUNT(*) FROM orders WHERE status = '{0}' AND month = '{1}'",
+        ("How many {0} orders were there in {1}?", "Count the {0} orders of {1}."),
+        (STATUSES, MONTHS),
+    ),
+    Shape(
+        26,
+        f"SELECT COUNT(*) FROM orders {TO_CUSTOMER} WHERE customers.name = '{{0}}'",
+        ("How many orders did {0} place?", "Count the orders of {0}.", "How often did {0} order?"),
+        (CUSTOMERS,),
+    ),
+    Shape(
+        24,
+        f"SELECT SUM(orders.quantity) FROM orders {TO_PRODUCT} WHERE products.name = '{{0}}'",
+        ("How many {0}s were sold?", "What quantity of the {0} was ordered?", "How many of the {0} did we sell?"),
+        (ITEMS,),
+    ),
+    Shape(
+        24,
+        f"SELECT DISTINCT customers.name FROM orders {TO_CUSTOMER} "
+        f"WHERE orders.status = '{{0}}' AND orders.month = '{{1}}'",
+        ("Which customers had {0} orders in {1}?", "Who had {0} orders in {1}?"),
+        (STATUSES, MONTHS),
+    ),
+    Shape(
+        26,
+        f"SELECT COUNT(*) FROM orders {TO_PRODUCT} WHERE products.category = '{{0}}' AND orders.month = '{{1}}'",
+        ("How many {0} orders came in {1}?", "Count the orders of {0} products in {1}."),
+        (CATEGORIES, MONTHS),
+    ),
+    Shape(
+        40,
+        f"SELECT SUM(products.price * orders.quantity) FROM orders {TO_PRODUCT} "
+        f"WHERE products.category = '{{0}}' AND orders.status = '{{1}}'",
+        ("What is the revenue of {1} {0} orders?", "How much money are the {1} {0} orders worth?"),
+        (CATEGORIES, STATUSES),
+    ),
+)
 
 
 def quote(row: tuple[Value, ...]) -> str:
@@ -107,9 +184,18 @@ def shop(random_: random.Random) -> str:
     """The script that makes and fills the three tables; prices differ within a category, so a maximum is one row."""
     prices = random_.sample(range(6, 200), len(ITEMS))
     people = [(i, name, random_.choice(CITIES), random_.choice(YEARS)) for i, name in enumerate(CUSTOMERS, 1)]
-    goods = [(i, item, CATEGORIES[(i - 1) // 4], prices[i - 1], random_.randint(0, 99)) for i, item in enumerate(ITEMS, 1)]
+    goods = [
+        (i, item, CATEGORIES[(i - 1) // 4], prices[i - 1], random_.randint(0, 99)) for i, item in enumerate(ITEMS, 1)
+    ]
     orders = [
-        (i, random_.randint(1, len(people)), random_.randint(1, len(goods)), random_.randint(1, 9), random_.choice(MONTHS), random_.choice(STATUSES))
+        (
+            i,
+            random_.randint(1, len(people)),
+            random_.randint(1, len(goods)),
+            random_.randint(1, 9),
+            random_.choice(MONTHS),
+            random_.choice(STATUSES),
+        )
         for i in range(1, 241)
     ]
     lines = [

@@ -1,6 +1,7 @@
 CREATE TABLE customers (id INTEGER PRIMARY KEY, name TEXT, city TEXT, joined INTEGER);
 CREATE TABLE products (id INTEGER PRIMARY KEY, name TEXT, category TEXT, price INTEGER, stock INTEGER);
-CREATE TABLE orders (id INTEGER PRIMARY KEY, customer_id INTEGER, product_id INTEGER, quantity INTEGER, month TEXT, status TEXT);
+CREATE TABLE orders (id INTEGER PRIMARY KEY, customer_id INTEGER, product_id INTEGER, quantity INTEGER,
+  month TEXT, status TEXT);
 INSERT INTO customers VALUES (1, 'Ada', 'Cairo', 2019);
 INSERT INTO customers VALUES (2, 'Ben', 'Cairo', 2024);
 INSERT INTO customers VALUES (3, 'Cleo', 'Kyoto', 2021);
@@ -38,7 +39,7 @@ INSERT INTO products VALUES (4, 'blender', 'kitchen', 99, 2);
 INSERT INTO products VALUES (5, 'rake', 'garden', 80, 79);
 INSERT INTO products VALUES (6, 'hose', 'garden', 50, 72);
 INSERT INTO products VALUES (7, 'spade', 'garden', 186, 67);
-INSERT INTO products VALUES (8, 'shears', 'garden', 193, 87);
+INSERT INTO products VALUES (8, 'trowel', 'garden', 193, 87);
 INSERT INTO products VALUES (9, 'desk', 'office', 144, 17);
 INSERT INTO products VALUES (10, 'lamp', 'office', 175, 51);
 INSERT INTO products VALUES (11, 'stapler', 'office', 77, 62);
