@@ -1,0 +1,236 @@
+"""Settings → leadership → fill the caches → workers → supervised watches. Exits when leadership is lost; a successor goes on."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import random
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import kopf
+from aiohttp import web
+from kubernetes.aio import config as kubernetes_config
+from kubernetes.aio.client import ApiClient
+from prometheus_client import generate_latest
+
+from finetune_operator import errors, handlers, names, signing
+from finetune_operator.cache import Cache, Key
+from finetune_operator.clock import SystemClock
+from finetune_operator.cluster import Cluster
+from finetune_operator.events import Events
+from finetune_operator.kinds import CHILDREN, FINETUNE
+from finetune_operator.leadership import Elector
+from finetune_operator.metrics import Metrics
+from finetune_operator.pods import PodClient
+from finetune_operator.queue import Queue
+from finetune_operator.reconcile import Reconciler
+from finetune_operator.settings import Settings, SettingsError, from_environment
+
+log = logging.getLogger("finetune_operator")
+WATCH_FAILURES: Final = 10  # in a row, before the process gives up and is started anew
+WATCH_HEALTHY_SECONDS: Final = 60.0
+
+
+class Operator:
+    """One process: a leader that reconciles, or a candidate that waits."""
+
+    def __init__(self, api: ApiClient, settings: Settings) -> None:
+        self.settings = settings
+        self.clock = SystemClock()
+        self.metrics = Metrics()
+        self.cache = Cache()
+        self.queue: Queue[Key] = Queue(self.clock.monotonic)
+        self.elector = Elector(Cluster(api), self.clock, settings.lease_namespace, settings.lease_name, settings.identity)
+        self.cluster = Cluster(api, may_write=self.elector.may_write, count=self.metrics.count_write)
+        self.pods = PodClient()
+        self.filled = False
+
+    async def run(self) -> None:
+        """Serve health and metrics, wait for the Lease, then work until it is lost or the process is asked to stop."""
+        runners = [await _serve(self.settings.health_port, self._health()), await _serve(self.settings.metrics_port, self._metrics())]
+        try:
+            await self.elector.acquire()
+            self.metrics.leading.set(1)
+            await self._lead()
+        finally:
+            await self.elector.release()
+            await self.pods.close()
+            for runner in runners:
+                await runner.cleanup()
+
+    async def _lead(self) -> None:
+        key = await signing.key(self.cluster, self.settings.lease_namespace)
+        events = Events(self.cluster, self.clock, self.settings.identity)
+        reconciler = Reconciler(
+            self.cluster, self.cache, self.pods, self.clock, self.settings, self.metrics, events, key
+        )
+        await self.fill()
+        self.filled = True
+        log.info("filled", extra={"finetunes": len(self.cache.owners())})
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.elector.keep())
+            tasks.create_task(self._sweep())
+            tasks.create_task(self._watch())
+            for _ in range(self.settings.workers):
+                tasks.create_task(self._work(reconciler.reconcile))
+
+    async def fill(self) -> None:
+        """Make the cache agree with complete lists; what was missed meanwhile becomes due."""
+        touched: set[Key] = set()
+        for namespace in self.settings.namespaces or (None,):
+            for kind in (FINETUNE, *CHILDREN):
+                selector = "" if kind is FINETUNE else names.SELECTOR
+                known = self.cache.uids(kind, namespace)
+                touched |= self.cache.fill(kind, await self.cluster.list(kind, namespace, selector), known)
+        for key in touched:
+            self.queue.add(key)
+
+    async def _sweep(self) -> None:
+        """After a 410 the watches tell nothing of what was deleted: list again now and then."""
+        while True:
+            await asyncio.sleep(self.settings.sweep_seconds * random.uniform(0.8, 1.2))  # noqa: S311
+            try:
+                await self.fill()
+            except errors.ClusterError as error:
+                log.warning("sweep", extra={"error": str(error)})
+
+    async def _work(self, reconcile: Callable[[Key], Awaitable[float | None]]) -> None:
+        while True:
+            key = await self.queue.take()
+            self.metrics.depth.set(len(self.queue))
+            started = time.monotonic()
+            try:
+                requeue = await reconcile(key)
+            except errors.Conflict:
+                self.metrics.reconciles.labels("conflict").inc()
+                self.queue.done(key, 0.2)  # somebody wrote in between: what they wrote is on its way
+            except errors.LeadershipLost:
+                raise
+            except Exception as error:
+                self.metrics.reconciles.labels("error").inc()
+                delay = self.queue.failed(key)
+                expected = isinstance(error, errors.FineTuneError)
+                extra = {"namespace": key[0], "name": key[1], "error": str(error), "retry_seconds": round(delay, 1)}
+                log.warning("reconcile", extra=extra, exc_info=None if expected else error)
+            else:
+                self.metrics.reconciles.labels("ok").inc()
+                self.queue.done(key, requeue)
+            self.metrics.seconds.observe(time.monotonic() - started)
+
+    async def _watch(self) -> None:
+        """Run kopf; begin it anew when it ends, for a failing watch must not take the workers down."""
+        failures = 0
+        while True:
+            started = self.clock.monotonic()
+            registry = handlers.registry(self.cache, self.queue)
+            try:
+                await kopf.operator(
+                    registry=registry, standalone=True, clusterwide=not self.settings.namespaces, namespaces=self.settings.namespaces
+                )
+            except Exception as error:
+                log.warning("watch", extra={"error": str(error)})
+            failures = 1 if self.clock.monotonic() - started > WATCH_HEALTHY_SECONDS else failures + 1
+            if failures >= WATCH_FAILURES:
+                raise errors.Unavailable(f"the watches ended {failures} times in a row")
+            self.metrics.watch_restarts.inc()
+            await asyncio.sleep(min(30.0, 2.0**failures) * random.uniform(0.8, 1.2))  # noqa: S311
+
+    def _health(self) -> web.Application:
+        async def healthz(_: web.Request) -> web.Response:
+            return web.Response(text="ok\n")
+
+        async def readyz(_: web.Request) -> web.Response:
+            ready = self.filled or not self.elector.leading  # a candidate is ready to take over
+            return web.Response(status=200 if ready else 503, text="ready\n" if ready else "filling caches\n")
+
+        app = web.Application()
+        app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
+        return app
+
+    def _metrics(self) -> web.Application:
+        async def metrics(_: web.Request) -> web.Response:
+            return web.Response(body=generate_latest(self.metrics.registry), content_type="text/plain")
+
+        app = web.Application()
+        app.add_routes([web.get("/metrics", metrics)])
+        return app
+
+
+async def _serve(port: int, app: web.Application) -> web.AppRunner:
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, port=port).start()
+    return runner
+
+
+class _Formatter(logging.Formatter):
+    """One line per record: the event's name, then what belongs to it as keys and values."""
+
+    STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self._json = form == "json"
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's line."""
+        extra = {k: v for k, v in vars(record).items() if k not in self.STANDARD and not k.startswith("k8s")}
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        trace = {"trace": self.formatException(record.exc_info)} if record.exc_info and record.exc_info[0] else {}
+        fields: dict[str, Any] = {"time": moment, "level": record.levelname, "event": record.getMessage(), **extra, **trace}
+        if self._json:
+            return json.dumps(fields, default=str)
+        return " ".join(f"{k}={v}" for k, v in fields.items())
+
+
+def _log_to_stderr(form: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter(form))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+
+
+async def _main(settings: Settings) -> None:
+    try:
+        kubernetes_config.load_incluster_config()
+    except kubernetes_config.ConfigException:
+        await kubernetes_config.load_kube_config()
+    async with ApiClient() as api:
+        task = asyncio.ensure_future(Operator(api, settings).run())
+        for name in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(name, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            log.info("stopped")
+
+
+def main() -> int:
+    """Entry point: 0 after a stop on request, 1 when the Lease or the API server was lost, 2 for wrong settings."""
+    parser = argparse.ArgumentParser(
+        prog="finetune-operator", description="Runs the FineTune operator. Its settings are environment variables FINETUNE_*, "
+        "see charts/finetune-operator/values.yaml and docs/reference.md.",
+    )  # fmt: skip
+    parser.parse_args()
+    try:
+        settings = from_environment()
+    except SettingsError as error:
+        print(f"finetune-operator: {error}", file=sys.stderr)
+        return 2
+    _log_to_stderr(settings.log_format)
+    try:
+        asyncio.run(_main(settings))
+    except* errors.FineTuneError as group:
+        log.error("stopped", extra={"error": "; ".join(str(e) for e in group.exceptions)})  # noqa: TRY400
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

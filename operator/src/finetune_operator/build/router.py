@@ -1,0 +1,368 @@
+"""The routers: Envoy, its documents, and the Service that users call.
+
+The ConfigMap is the durable document (file xDS, a watched directory). Weights are pushed through Envoy's runtime, under a
+key prefix of the structure's version, so that a late push to another structure is inert. Of each arm there is one cluster
+for inference by users with an identity (what the guards count), one for their other calls; requests without an identity
+have a route and a cluster of their own, to stable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from finetune_operator import kinds, names
+from finetune_operator.build import pods
+from finetune_operator.build.pods import Manifest, Owner
+from finetune_operator.kinds import Kind
+from finetune_operator.tokens import ISSUER
+from finetune_operator.traffic import Backend, Structure
+
+CONFIG: Final = "/etc/envoy"
+ADMIN_PORT: Final = 9901
+REPLICAS: Final = 2
+STRUCTURE_PATH: Final = "/.well-known/finetune-structure"
+ARM_HEADER: Final = "x-finetune-arm"
+REVISION_HEADER: Final = "x-finetune-revision"
+INFERENCE: Final = "infer"
+OTHER: Final = "other"
+ANONYMOUS: Final = "anonymous"
+INFERENCE_PATHS: Final = ("/v1/chat/completions", "/v1/completions")
+REQUEST_TIMEOUT: Final = "600s"
+DRAIN_SECONDS: Final = 10
+_TYPE: Final = "type.googleapis.com/envoy"
+
+
+def children(
+    owner: Owner, image: str, structure: Structure, weight: int, jwks: Mapping[str, Any]
+) -> Iterator[tuple[Kind, Manifest]]:
+    """ConfigMap, Deployment, PodDisruptionBudget and the users' Service."""
+    name = names.router(owner.name)
+    yield kinds.CONFIGMAP, {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": owner.metadata(name, "router"),
+        "data": documents(structure, weight, jwks, owner.uid),
+    }
+    yield kinds.DEPLOYMENT, _deployment(owner, image)
+    yield kinds.PDB, {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": owner.metadata(name, "router"),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": _selector(owner)}},
+    }
+    yield kinds.SERVICE, {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": owner.metadata(names.users_service(owner.name), "router"),
+        "spec": {
+            "selector": _selector(owner),
+            "ports": [{"name": "http", "port": names.SERVICE_PORT, "targetPort": "traffic"}],
+        },
+    }
+
+
+def documents(structure: Structure, weight: int, jwks: Mapping[str, Any], audience: str) -> dict[str, str]:
+    """The files of the watched directory; `weight` is the canary's, in percent."""
+    texts = {
+        "bootstrap.json": _bootstrap(),
+        "lds.json": _resources([_traffic_listener(), _control_listener(jwks, audience), _metrics_listener()]),
+        "cds.json": _resources(_clusters(structure)),
+        "rds.json": _resources([_routes(structure, weight)]),
+    }
+    return {name: json.dumps(text, sort_keys=True, separators=(",", ":")) for name, text in texts.items()}
+
+
+def cluster(kind: str, arm: str) -> str:
+    """Name of an arm's cluster: `kind` is one of INFERENCE, OTHER, ANONYMOUS."""
+    return f"{kind}_{arm}"
+
+
+def runtime_prefix(version: str) -> str:
+    """Prefix of the runtime keys of one structure."""
+    return f"finetune.{version}"
+
+
+def runtime_values(structure_version: str, stable: str, canary: str, weight: int) -> dict[str, int]:
+    """What a push sets: both weights of both hashed routes."""
+    prefix = runtime_prefix(structure_version)
+    return {
+        f"{prefix}.{cluster(kind, arm)}": share
+        for kind in (INFERENCE, OTHER)
+        for arm, share in ((canary, weight), (stable, 100 - weight))
+    }
+
+
+def _selector(owner: Owner) -> dict[str, str]:
+    return {names.NAME: owner.name, names.COMPONENT: "router"}
+
+
+def _deployment(owner: Owner, image: str) -> Manifest:
+    name = names.router(owner.name)
+    probe = {"httpGet": {"path": "/ready", "port": "metrics"}, "timeoutSeconds": 3}
+    container = {
+        "name": "envoy",
+        "image": image,
+        "command": ["envoy"],
+        "args": [
+            "-c", f"{CONFIG}/bootstrap.json", "--service-cluster", owner.name, "--service-node", "$(POD_NAME)",
+            "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning",
+        ],
+        "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+        "ports": [
+            {"name": "traffic", "containerPort": names.TRAFFIC_PORT},
+            {"name": "control", "containerPort": names.CONTROL_PORT},
+            {"name": "metrics", "containerPort": names.ROUTER_METRICS_PORT},
+        ],
+        "readinessProbe": {**probe, "periodSeconds": 1, "failureThreshold": 2},
+        "livenessProbe": {**probe, "periodSeconds": 10, "failureThreshold": 6},
+        "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_SECONDS}}},
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
+        "securityContext": pods.RESTRICTED_CONTAINER,
+        "volumeMounts": [{"name": "config", "mountPath": CONFIG, "readOnly": True}],
+    }  # fmt: skip
+    spread = {
+        "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": _selector(owner)},
+    }  # fmt: skip
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": owner.metadata(name, "router"),
+        "spec": {
+            "replicas": REPLICAS,
+            "revisionHistoryLimit": 0,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "selector": {"matchLabels": _selector(owner)},
+            "template": {
+                "metadata": {"labels": names.labels(owner.name, "router")},
+                "spec": {
+                    "automountServiceAccountToken": False,
+                    "enableServiceLinks": False,
+                    "securityContext": pods.RESTRICTED_POD,
+                    "terminationGracePeriodSeconds": DRAIN_SECONDS + 20,
+                    "topologySpreadConstraints": [spread],
+                    "containers": [container],
+                    "volumes": [{"name": "config", "configMap": {"name": name}}],
+                },
+            },
+        },
+    }
+
+
+def _bootstrap() -> Manifest:
+    directory = {"path": CONFIG}
+    return {
+        "admin": {
+            "address": _address("127.0.0.1", ADMIN_PORT),
+            "allow_paths": [
+                {"exact": "/ready"},
+                {"exact": "/runtime"},
+                {"prefix": "/runtime_modify?"},
+                {"prefix": "/stats/prometheus"},
+            ],
+        },
+        "dynamic_resources": {
+            "lds_config": _file("lds.json", directory),
+            "cds_config": _file("cds.json", directory),
+        },
+        "layered_runtime": {"layers": [{"name": "pushed", "admin_layer": {}}]},
+        "static_resources": {
+            "clusters": [
+                {
+                    "name": "admin",
+                    "type": "STATIC",
+                    "connect_timeout": "1s",
+                    "load_assignment": _endpoints("admin", "127.0.0.1", ADMIN_PORT),
+                }
+            ]
+        },
+    }
+
+
+def _file(name: str, directory: Mapping[str, str]) -> Manifest:
+    return {
+        "resource_api_version": "V3",
+        "path_config_source": {"path": f"{CONFIG}/{name}", "watched_directory": dict(directory)},
+    }
+
+
+def _resources(resources: list[Manifest]) -> Manifest:
+    return {"resources": resources}
+
+
+def _address(host: str, port: int) -> Manifest:
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def _endpoints(name: str, host: str, port: int) -> Manifest:
+    endpoint = {"endpoint": {"address": _address(host, port)}}
+    return {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]}
+
+
+def _listener(name: str, port: int, manager: Manifest) -> Manifest:
+    manager = {
+        "@type": f"{_TYPE}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": name,
+        **manager,
+    }
+    return {
+        "@type": f"{_TYPE}.config.listener.v3.Listener",
+        "name": name,
+        "address": _address("0.0.0.0", port),  # noqa: S104
+        "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}],
+    }
+
+
+def _router_filter() -> Manifest:
+    return {"name": "envoy.filters.http.router", "typed_config": {"@type": f"{_TYPE}.extensions.filters.http.router.v3.Router"}}
+
+
+def _traffic_listener() -> Manifest:
+    return _listener(
+        "traffic",
+        names.TRAFFIC_PORT,
+        {
+            "rds": {"route_config_name": "traffic", "config_source": _file("rds.json", {"path": CONFIG})},
+            "use_remote_address": True,
+            "normalize_path": True,
+            "merge_slashes": True,
+            "stream_idle_timeout": REQUEST_TIMEOUT,
+            "http_filters": [_router_filter()],
+        },
+    )
+
+
+def _control_listener(jwks: Mapping[str, Any], audience: str) -> Manifest:
+    provider = {
+        "issuer": ISSUER,
+        "audiences": [audience],
+        "local_jwks": {"inline_string": json.dumps(jwks, sort_keys=True)},
+        "require_expiration": True,
+        "clock_skew_seconds": 5,
+        "forward": False,
+    }
+    authentication = {
+        "@type": f"{_TYPE}.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+        "providers": {"operator": provider},
+        "rules": [{"match": {"prefix": "/"}, "requires": {"provider_name": "operator"}}],
+    }
+    jwt_filter = {"name": "envoy.filters.http.jwt_authn", "typed_config": authentication}
+    return _listener(
+        "control",
+        names.CONTROL_PORT,
+        {"route_config": _admin_routes("control", "/runtime"), "http_filters": [jwt_filter, _router_filter()]},
+    )
+
+
+def _metrics_listener() -> Manifest:
+    return _listener(
+        "metrics",
+        names.ROUTER_METRICS_PORT,
+        {"route_config": _admin_routes("metrics", "/ready", "/stats/prometheus"), "http_filters": [_router_filter()]},
+    )
+
+
+def _admin_routes(name: str, *prefixes: str) -> Manifest:
+    routes = [{"match": {"prefix": prefix}, "route": {"cluster": "admin"}} for prefix in prefixes]
+    return {"name": name, "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}]}
+
+
+def _routes(structure: Structure, weight: int) -> Manifest:
+    canary = structure.canary.arm if structure.canary else None
+    document = {"version": structure.version, "weight": weight, "canary": canary}
+    says: Manifest = {
+        "match": {"path": STRUCTURE_PATH},
+        "direct_response": {"status": 200, "body": {"inline_string": json.dumps(document, sort_keys=True)}},
+    }
+    routes = [says]
+    for header in structure.headers:
+        for path in INFERENCE_PATHS:
+            routes.append(_hashed(structure, weight, INFERENCE, {"path": path}, header))
+        routes.append(_hashed(structure, weight, OTHER, {"prefix": "/"}, header))
+    anonymous = {"cluster": cluster(ANONYMOUS, structure.stable.arm), **_forwarding()}
+    routes.append({"match": {"prefix": "/"}, "route": anonymous, "response_headers_to_add": _says_arm(structure.stable)})
+    return {
+        "@type": f"{_TYPE}.config.route.v3.RouteConfiguration",
+        "name": "traffic",
+        "virtual_hosts": [{"name": "users", "domains": ["*"], "routes": routes}],
+    }
+
+
+def _hashed(structure: Structure, weight: int, kind: str, match: Manifest, header: str) -> Manifest:
+    """The split: canary first, the sum is 100, the user's hash decides, so growth is monotone and users stick."""
+    salted = {"pattern": {"regex": "^(.*)$"}, "substitution": f"{structure.salt}:\\1"}
+    action: Manifest = {"hash_policy": [{"header": {"header_name": header, "regex_rewrite": salted}}], **_forwarding()}
+    action["weighted_clusters"] = {
+        "clusters": [
+            {"name": cluster(kind, backend.arm), "weight": share, "response_headers_to_add": _says_arm(backend)}
+            for backend, share in _shares(structure, weight)
+        ],
+        "runtime_key_prefix": runtime_prefix(structure.version),
+        "use_hash_policy": True,
+    }
+    present = {"name": header, "present_match": True}
+    return {"match": {**match, "headers": [present]}, "route": action}
+
+
+def _shares(structure: Structure, weight: int) -> list[tuple[Backend, int]]:
+    if structure.canary is None:
+        return [(structure.stable, 100)]
+    return [(structure.canary, weight), (structure.stable, 100 - weight)]
+
+
+def _says_arm(backend: Backend) -> list[Manifest]:
+    return [
+        {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+        for key, value in ((ARM_HEADER, backend.arm), (REVISION_HEADER, backend.revision))
+    ]
+
+
+def _forwarding() -> Manifest:
+    return {
+        "timeout": REQUEST_TIMEOUT,
+        "retry_policy": {
+            "retry_on": "connect-failure,reset-before-request,refused-stream",
+            "num_retries": 3,
+            "host_selection_retry_max_attempts": 5,
+            "retry_host_predicate": [
+                {
+                    "name": "envoy.retry_host_predicates.previous_hosts",
+                    "typed_config": {"@type": f"{_TYPE}.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"},
+                }
+            ],
+        },
+    }
+
+
+def _clusters(structure: Structure) -> list[Manifest]:
+    backends = [b for b in (structure.canary, structure.stable) if b is not None]
+    made = [_arm_cluster(cluster(kind, b.arm), b) for kind in (INFERENCE, OTHER) for b in backends]
+    return [*made, _arm_cluster(cluster(ANONYMOUS, structure.stable.arm), structure.stable)]
+
+
+def _arm_cluster(name: str, backend: Backend) -> Manifest:
+    return {
+        "@type": f"{_TYPE}.config.cluster.v3.Cluster",
+        "name": name,
+        "type": "STRICT_DNS",
+        "connect_timeout": "2s",
+        "dns_refresh_rate": "1s",
+        "dns_failure_refresh_rate": {"base_interval": "1s", "max_interval": "2s"},
+        "dns_lookup_family": "V4_PREFERRED",
+        "lb_policy": "LEAST_REQUEST",
+        "ignore_health_on_host_removal": True,
+        "load_assignment": _endpoints(name, backend.host, names.MODEL_PORT),
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "health_checks": [
+            {
+                "timeout": "2s",
+                "interval": "1s",
+                "unhealthy_threshold": 2,
+                "healthy_threshold": 1,
+                "http_health_check": {"path": backend.ready_path},
+            }
+        ],
+        "circuit_breakers": {"thresholds": [{"max_connections": 4096, "max_pending_requests": 4096, "max_requests": 4096}]},
+    }

@@ -1,0 +1,166 @@
+"""The only user of the Kubernetes API client: dict bodies, server-side apply, timeouts, classified errors.
+
+Every write first asks `may_write`, so that a process whose Lease has run out changes nothing any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio.client import ApiClient
+
+from finetune_operator import errors, names
+from finetune_operator.kinds import FINETUNE, Kind
+
+TIMEOUT_SECONDS: Final = 15.0
+PAGE: Final = 500
+Object = dict[str, Any]
+ERRORS: Final[Mapping[int, type[errors.ClusterError]]] = {
+    400: errors.Invalid,
+    401: errors.Forbidden,
+    403: errors.Forbidden,
+    404: errors.NotFound,
+    409: errors.Conflict,
+    413: errors.Invalid,
+    422: errors.Invalid,
+}
+
+
+def always() -> None:
+    """Writes are allowed: for tests and for the elector itself."""
+
+
+class Cluster:
+    """The API server. `count` is told (verb, kind) of each write."""
+
+    def __init__(
+        self,
+        api: ApiClient,
+        *,
+        may_write: Callable[[], None] = always,
+        count: Callable[[str, str], None] = lambda verb, kind: None,
+    ) -> None:
+        self._api = api
+        self._may_write = may_write
+        self._count = count
+
+    async def get(self, kind: Kind, namespace: str | None, name: str) -> Object | None:
+        """The object, or None when there is none."""
+        try:
+            return await self._request("GET", kind.path(namespace, name))
+        except errors.NotFound:
+            return None
+
+    async def list(
+        self, kind: Kind, namespace: str | None = None, label_selector: str = "", field_selector: str = ""
+    ) -> list[Object]:
+        """All objects, read page by page; each carries its apiVersion and kind (items of a LIST do not)."""
+        items: list[Object] = []
+        query = {"limit": str(PAGE), "labelSelector": label_selector, "fieldSelector": field_selector}
+        while True:
+            page = await self._request("GET", kind.path(namespace), query={k: v for k, v in query.items() if v})
+            items += [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in page.get("items") or ()]
+            query["continue"] = page.get("metadata", {}).get("continue", "")
+            if not query["continue"]:
+                return items
+
+    async def create(self, kind: Kind, obj: Mapping[str, Any]) -> Object:
+        """POST; AlreadyExists when the name is taken."""
+        try:
+            return await self._write("create", "POST", kind, kind.path(obj["metadata"].get("namespace")), obj)
+        except errors.Conflict as error:
+            raise errors.AlreadyExists(str(error), reason=error.reason) from error
+
+    async def apply(self, kind: Kind, obj: Mapping[str, Any], *, resource_version: str | None = None) -> Object:
+        """Server-side apply of an object that is there; Conflict when it is no longer at that resourceVersion."""
+        meta = dict(obj["metadata"])
+        if resource_version is not None:
+            meta["resourceVersion"] = resource_version
+        body = {**obj, "metadata": meta}
+        return await self._write("apply", "PATCH", kind, kind.path(meta.get("namespace"), meta["name"]), body)
+
+    async def apply_status(self, finetune: Mapping[str, Any]) -> Object:
+        """Server-side apply of a FineTune's status; the object carries uid and resourceVersion."""
+        meta = finetune["metadata"]
+        path = FINETUNE.path(meta["namespace"], meta["name"]) + "/status"
+        return await self._write("status", "PATCH", FINETUNE, path, finetune)
+
+    async def replace(self, kind: Kind, obj: Mapping[str, Any]) -> Object:
+        """PUT of an object with its resourceVersion."""
+        meta = obj["metadata"]
+        return await self._write("replace", "PUT", kind, kind.path(meta.get("namespace"), meta["name"]), obj)
+
+    async def annotate(self, kind: Kind, namespace: str, name: str, annotations: Mapping[str, str]) -> Object:
+        """Merge-patch annotations of an object that others own."""
+        body = {"metadata": {"annotations": dict(annotations)}}
+        return await self._write("annotate", "PATCH", kind, kind.path(namespace, name), body, merge=True)
+
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
+        """Delete in the background; an object that is not there (or is another one by now) is fine."""
+        body: Object = {"propagationPolicy": "Background"}
+        if uid:
+            body["preconditions"] = {"uid": uid}
+        try:
+            await self._write("delete", "DELETE", kind, kind.path(namespace, name), body)
+        except (errors.NotFound, errors.Conflict):
+            return
+
+    async def _write(
+        self, verb: str, method: str, kind: Kind, path: str, body: Mapping[str, Any], *, merge: bool = False
+    ) -> Object:
+        self._may_write()
+        query = {"fieldManager": names.FIELD_MANAGER} if method != "DELETE" else {}
+        content = "application/json"
+        if method == "PATCH":
+            content = "application/merge-patch+json" if merge else "application/apply-patch+yaml"
+            if not merge:
+                query["force"] = "true"
+        self._count(verb, kind.kind)
+        return await self._request(method, path, query=query, body=body, content=content)
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content: str = "application/json",
+    ) -> Object:
+        headers: dict[str, str] = {"Accept": "application/json", "Content-Type": content}
+        await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        url = self._api.configuration.host + path + (f"?{urlencode(query)}" if query else "")
+        try:
+            response = await self._api.rest_client.request(
+                method, url, headers=headers, body=dict(body) if body else None, _request_timeout=TIMEOUT_SECONDS
+            )
+            text = await response.read()
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            raise errors.Unavailable(f"{method} {path}: {error or type(error).__name__}") from error
+        if response.status >= 400:
+            raise _classified(method, path, response.status, text, response.headers.get("Retry-After"))
+        return _without_managed_fields(json.loads(text))
+
+
+def _classified(method: str, path: str, status: int, text: bytes, retry_after: str | None) -> errors.ClusterError:
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        answer = {}
+    message, reason = str(answer.get("message") or text[:300].decode(errors="replace")), str(answer.get("reason", ""))
+    kind = ERRORS.get(status, errors.Unavailable if status == 429 or status >= 500 else errors.ClusterError)
+    delay = float(retry_after) if retry_after and retry_after.isdigit() else None
+    return kind(f"{method} {path}: {status} {message}", reason=reason, retry_after=delay)
+
+
+def _without_managed_fields(obj: Any) -> Object:
+    if isinstance(obj, dict) and isinstance(obj.get("metadata"), dict):
+        obj["metadata"].pop("managedFields", None)
+    for item in obj.get("items") or () if isinstance(obj, dict) else ():
+        item.get("metadata", {}).pop("managedFields", None)
+    return cast(Object, obj)

@@ -1,0 +1,40 @@
+"""kopf's decorators: every event goes into the cache and makes its FineTune due. Nothing is decided here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kopf
+
+from finetune_operator import names
+from finetune_operator.cache import Cache, Key
+from finetune_operator.kinds import CHILDREN, FINETUNE, Kind
+from finetune_operator.queue import Queue
+
+
+def registry(cache: Cache, queue: Queue[Key]) -> kopf.OperatorRegistry:
+    """A registry whose handlers feed that cache and that queue."""
+    made = kopf.OperatorRegistry()
+    _watch(made, FINETUNE, cache, queue, {})
+    for kind in CHILDREN:
+        _watch(made, kind, cache, queue, {names.MANAGED_BY: names.FIELD_MANAGER})
+
+    @kopf.on.startup(registry=made)
+    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+        settings.posting.enabled = False
+        settings.scanning.disabled = True
+        settings.networking.request_timeout = 30
+        settings.watching.server_timeout = 300
+        for kind in CHILDREN:
+            settings.watching.label_selectors[kind.group, kind.plural] = names.SELECTOR
+
+    return made
+
+
+def _watch(made: kopf.OperatorRegistry, kind: Kind, cache: Cache, queue: Queue[Key], labels: dict[str, str]) -> None:
+    @kopf.on.event(kind.group, kind.version, kind.plural, labels=labels, registry=made, id=kind.plural)
+    def seen(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002
+        obj = dict(body)
+        key = cache.drop(kind, obj) if type == "DELETED" else cache.put(kind, obj)
+        if key is not None:
+            queue.add(key)

@@ -1,0 +1,142 @@
+"""The only HTTP to pods: training progress, routers' state, weight pushes. Short timeouts; a pod that fails says nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import aiohttp
+
+from finetune_operator import names
+from finetune_operator.build.router import INFERENCE, STRUCTURE_PATH, runtime_prefix, runtime_values
+from finetune_operator.traffic import ArmTotals, Buckets, RouterState, Structure
+from finetune_operator.workloads import ready
+
+TIMEOUT: Final = aiohttp.ClientTimeout(total=3.0)
+_METRIC = re.compile(r'^(?P<name>envoy_cluster_\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$', re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+_STATISTICS: Final = "/stats/prometheus?" + urlencode(
+    {"filter": rf"cluster\.{INFERENCE}_.*(upstream_rq_[0-9]xx|upstream_rq_rx_reset|upstream_rq_time|membership_healthy)"}
+)
+
+Object = Mapping[str, Any]
+# (pod's IP, port) → base URL; tests put their own in.
+Address = Callable[[str, int], str]
+
+
+def pod_address(ip: str, port: int) -> str:
+    """The pod itself."""
+    return f"http://[{ip}]:{port}" if ":" in ip else f"http://{ip}:{port}"
+
+
+class PodClient:
+    """An HTTP client for pods."""
+
+    def __init__(self, address: Address = pod_address) -> None:
+        self._address = address
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def progress(self, ip: str) -> dict[str, Any] | None:
+        """What a stage's pod says of its progress; None when it does not answer."""
+        try:
+            answer = json.loads(await self._get(ip, names.PROGRESS_PORT, "/progress"))
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return None
+        return answer if isinstance(answer, dict) else None
+
+    async def router_state(self, pod: Object, token: str) -> RouterState:
+        """A router's structure, weight and counters; `error` is set when it cannot be asked."""
+        name, status = pod["metadata"]["name"], pod["status"]
+        ip, started = status["podIP"], _started(status)
+        known = {"pod": name, "ip": ip, "started": started, "ready": ready(pod)}
+        try:
+            document, runtime, statistics = await asyncio.gather(
+                self._get(ip, names.TRAFFIC_PORT, STRUCTURE_PATH),
+                self._get(ip, names.CONTROL_PORT, "/runtime", token),
+                self._get(ip, names.ROUTER_METRICS_PORT, _STATISTICS),
+            )
+            served = json.loads(document)
+            weight = _weight(served, json.loads(runtime))
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError) as error:
+            return RouterState(**known, error=f"{type(error).__name__}: {error}")
+        return RouterState(**known, version=served["version"], weight=weight, totals=totals(statistics))
+
+    async def push(self, ip: str, token: str, structure: Structure, weight: int) -> None:
+        """Set both weights in one call; raises aiohttp.ClientError or TimeoutError."""
+        if structure.canary is None:
+            return
+        values = runtime_values(structure.version, structure.stable.arm, structure.canary.arm, weight)
+        url = f"{self._address(ip, names.CONTROL_PORT)}/runtime_modify?{urlencode(values)}"
+        async with self._http().post(url, headers=_bearer(token), timeout=TIMEOUT) as response:
+            response.raise_for_status()
+
+    async def _get(self, ip: str, port: int, path: str, token: str | None = None) -> str:
+        headers = _bearer(token) if token else {}
+        async with self._http().get(self._address(ip, port) + path, headers=headers, timeout=TIMEOUT) as response:
+            response.raise_for_status()
+            return await response.text()
+
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession()
+        return self._session
+
+
+def totals(statistics: str) -> dict[str, ArmTotals]:
+    """Counters per arm from Envoy's Prometheus text."""
+    requests: dict[str, int] = defaultdict(int)
+    errors: dict[str, int] = defaultdict(int)
+    healthy: dict[str, int] = {}
+    buckets: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for found in _METRIC.finditer(statistics):
+        labels = dict(_LABEL.findall(found["labels"]))
+        arm = labels.get("envoy_cluster_name", "").removeprefix(f"{INFERENCE}_")
+        name, value = found["name"], float(found["value"])
+        if name.endswith("upstream_rq_xx"):
+            requests[arm] += int(value)
+            errors[arm] += int(value) if labels.get("envoy_response_code_class") == "5" else 0
+        elif name.endswith("upstream_rq_rx_reset"):
+            errors[arm] += int(value)
+        elif name.endswith("membership_healthy"):
+            healthy[arm] = int(value)
+        elif name.endswith("upstream_rq_time_bucket"):
+            bound = math.inf if labels.get("le") == "+Inf" else float(labels["le"])
+            buckets[arm].append((bound, value))
+    arms = {*requests, *errors, *healthy}
+    return {a: ArmTotals(requests[a], errors[a], _sorted(buckets[a]), healthy.get(a, 0)) for a in sorted(arms)}
+
+
+def _sorted(buckets: list[tuple[float, float]]) -> Buckets:
+    return tuple(sorted(buckets))
+
+
+def _weight(document: Object, runtime: Object) -> int:
+    """The canary's weight in force: what was pushed for this very structure, else the document's."""
+    prefix = f"{runtime_prefix(document['version'])}.{INFERENCE}_"
+    pushed = {k.removeprefix(prefix): v.get("final_value") for k, v in (runtime.get("entries") or {}).items() if k.startswith(prefix)}
+    canary = document.get("canary")
+    value = pushed.get(canary)
+    return int(value) if value not in (None, "") else int(document["weight"])
+
+
+def _started(status: Object) -> str:
+    """When the router's container began: a restarted one counts from zero."""
+    for container in status.get("containerStatuses") or ():
+        if running := (container.get("state") or {}).get("running"):
+            return str(running.get("startedAt", ""))
+    return str(status.get("startTime", ""))
+
+
+def _bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}

@@ -1,0 +1,110 @@
+"""The operator's settings: environment → one frozen value. An error names the variable, what is wrong and the fix."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune_operator.build.pods import Accelerator
+from finetune_operator.errors import FineTuneError
+
+
+class SettingsError(FineTuneError):
+    """A variable is missing or wrong."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the chart tells the operator."""
+
+    trainer_image: str
+    router_image: str
+    vllm_image: str = ""
+    namespaces: tuple[str, ...] = ()  # empty: all
+    lease_namespace: str = "default"
+    lease_name: str = "finetune-operator"
+    identity: str = ""
+    metrics_port: int = 9090
+    health_port: int = 8080
+    workers: int = 8
+    sweep_seconds: float = 300.0
+    log_format: str = "json"
+    profiles: Mapping[str, Accelerator] = field(default_factory=dict)
+
+
+def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings; SettingsError names the variable."""
+    return Settings(
+        trainer_image=_required(environ, "FINETUNE_TRAINER_IMAGE"),
+        router_image=_required(environ, "FINETUNE_ROUTER_IMAGE"),
+        vllm_image=environ.get("FINETUNE_VLLM_IMAGE", ""),
+        namespaces=tuple(n.strip() for n in environ.get("FINETUNE_NAMESPACES", "").split(",") if n.strip()),
+        lease_namespace=environ.get("FINETUNE_LEASE_NAMESPACE", "default"),
+        lease_name=environ.get("FINETUNE_LEASE_NAME", "finetune-operator"),
+        identity=environ.get("FINETUNE_IDENTITY") or environ.get("HOSTNAME", "finetune-operator"),
+        metrics_port=int(_number(environ, "FINETUNE_METRICS_PORT", 9090, 1, 65535)),
+        health_port=int(_number(environ, "FINETUNE_HEALTH_PORT", 8080, 1, 65535)),
+        workers=int(_number(environ, "FINETUNE_WORKERS", 8, 1, 256)),
+        sweep_seconds=_number(environ, "FINETUNE_SWEEP_SECONDS", 300, 1, 86400),
+        log_format=_choice(environ, "FINETUNE_LOG_FORMAT", ("json", "text")),
+        profiles=_profiles(environ.get("FINETUNE_PROFILES_FILE")),
+    )
+
+
+def accelerators(document: Any) -> dict[str, Accelerator]:
+    """Accelerator profiles from their YAML: name → {resource, nodeLabels: {label: [values]}, env}."""
+    if not isinstance(document, Mapping):
+        raise SettingsError("FINETUNE_PROFILES_FILE must hold a mapping of names to profiles")
+    return {str(name): _accelerator(str(name), profile) for name, profile in document.items()}
+
+
+def _accelerator(name: str, profile: Any) -> Accelerator:
+    if not isinstance(profile, Mapping):
+        raise SettingsError(f"FINETUNE_PROFILES_FILE: profile {name} must be a mapping with resource and nodeLabels")
+    unknown = set(profile) - {"resource", "nodeLabels", "env"}
+    if unknown:
+        raise SettingsError(f"FINETUNE_PROFILES_FILE: profile {name} has unknown keys {', '.join(sorted(unknown))}")
+    labels = {str(k): tuple(str(x) for x in v) for k, v in (profile.get("nodeLabels") or {}).items()}
+    env = {str(k): str(v) for k, v in (profile.get("env") or {}).items()}
+    return Accelerator(name, str(profile.get("resource", "nvidia.com/gpu")), labels, env)
+
+
+def _profiles(path: str | None) -> dict[str, Accelerator]:
+    if not path:
+        return {}
+    try:
+        return accelerators(yaml.safe_load(Path(path).read_text()) or {})
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"FINETUNE_PROFILES_FILE={path} cannot be read: {error}") from error
+
+
+def _required(environ: Mapping[str, str], name: str) -> str:
+    value = environ.get(name, "").strip()
+    if not value:
+        raise SettingsError(f"{name} is not set: it must name an image (the chart's values set it)")
+    return value
+
+
+def _number(environ: Mapping[str, str], name: str, default: float, low: float, high: float) -> float:
+    text = environ.get(name, "")
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        raise SettingsError(f"{name}={text!r} is not a number") from None
+    if not low <= value <= high:
+        raise SettingsError(f"{name}={text} is not between {low:g} and {high:g}")
+    return value
+
+
+def _choice(environ: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
+    value = environ.get(name) or choices[0]
+    if value not in choices:
+        raise SettingsError(f"{name}={value!r} is none of {', '.join(choices)}")
+    return value

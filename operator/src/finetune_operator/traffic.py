@@ -1,0 +1,62 @@
+"""What the routers serve and what they report: values shared by builders, decisions and the pods' client."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+
+# Histogram of latencies: (upper bound in milliseconds, cumulative count); the last bound is infinite.
+Buckets = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An arm as the routers see it: its name, the DNS name of its pods, what it serves, where it says that it is ready."""
+
+    arm: str
+    host: str
+    revision: str
+    ready_path: str = "/readyz"
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a document says besides its weight: arms, salt, where the user's identity is read from."""
+
+    stable: Backend
+    canary: Backend | None
+    salt: str
+    headers: tuple[str, ...]
+
+    @cached_property
+    def version(self) -> str:
+        """Names the structure; weights pushed for another version are inert."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class ArmTotals:
+    """Counters of one arm in one router since that router started: inference requests of users with an identity."""
+
+    requests: int = 0
+    errors: int = 0
+    latency: Buckets = ()
+    healthy: int = 0  # members of its cluster that pass the health check
+
+
+@dataclass(frozen=True)
+class RouterState:
+    """A router's own word; `error` says why it could not be asked."""
+
+    pod: str
+    ip: str
+    started: str
+    ready: bool
+    version: str | None = None
+    weight: int | None = None
+    totals: Mapping[str, ArmTotals] = field(default_factory=dict)
+    error: str = ""
