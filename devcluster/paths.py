@@ -44,3 +44,14 @@ def log_file(name: str) -> Path:
 
 def containerd_socket() -> Path:
     return state() / "run" / "containerd.sock"
+
+
+def in_registry(reference: str) -> str:
+    """Path under which the registry keeps an image: containerd asks a mirror for the name without its host.
+
+    `finetune.dev/router:1` is `router:1`, `envoyproxy/envoy:v1` stays as it is, `redis:7` is `library/redis:7`.
+    """
+    first, slash, rest = reference.partition("/")
+    if not slash:
+        return f"library/{reference}"
+    return rest if "." in first or ":" in first or first == "localhost" else reference
