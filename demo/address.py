@@ -12,7 +12,7 @@ import aiohttp
 from demo.kube import DemoError, Kubectl, child, reader
 
 TRAFFIC_PORT = 10000  # the routers' port for users
-PROBE_SECONDS = 3
+PROBES, PROBE_SECONDS, PROBE_PAUSE = 3, 2, 0.5
 FORWARD_SECONDS = 20
 FORWARDING = re.compile(rb"Forwarding from 127\.0\.0\.1:(\d+)")
 
@@ -53,12 +53,16 @@ def router_pods(kubectl: Kubectl, namespace: str, name: str) -> list[str]:
 
 
 async def _connects(session: aiohttp.ClientSession, base: str) -> bool:
-    """Whether a router answers there; without x-finetune-arm it is somebody else."""
-    try:
-        async with session.get(f"{base}/v1/models", timeout=aiohttp.ClientTimeout(total=PROBE_SECONDS)) as response:
-            return "x-finetune-arm" in response.headers
-    except (aiohttp.ClientError, TimeoutError):
-        return False
+    """Whether a router answers there soon; without x-finetune-arm it is somebody else."""
+    for _ in range(PROBES):
+        try:
+            async with session.get(f"{base}/v1/models", timeout=aiohttp.ClientTimeout(total=PROBE_SECONDS)) as response:
+                if "x-finetune-arm" in response.headers:
+                    return True
+        except (aiohttp.ClientError, TimeoutError):
+            pass
+        await asyncio.sleep(PROBE_PAUSE)
+    return False
 
 
 @asynccontextmanager
