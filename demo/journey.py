@@ -7,6 +7,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -23,8 +24,9 @@ from demo.view import View
 Status = Mapping[str, Any]
 ENDED = frozenset({"Live", "Trained", "NotNeeded", "Rejected", "Failed"})
 SERVING = frozenset({"RollingOut", "Baking", "Live"})
+MOVING = frozenset({"Deploying", "Connecting", "Shifting"})  # the weight is committed, but not every router has it yet
 REDRAW_SECONDS = 1.0
-SPLIT_TRIES = 4  # status names a weight a moment before every router has it
+SPLIT_TRIES = 3
 SPLIT_PAUSE = 1.5
 FEED_PER_ARM = 120
 QUESTIONS_PER_STEP = 12
@@ -121,7 +123,7 @@ class Traveller:
                 asking: list[asyncio.Task[None]] = []
                 try:
                     for number, weight_ in enumerate(self._example.weights):
-                        await self._until(lambda s, w=weight_: weight(s) >= w or ended(s))  # type: ignore[misc]
+                        await self._until(partial(reached, weight_=weight_))
                         asking += await self._step(traffic, number, weight_)
                     await self._until(ended)
                     await asyncio.gather(*asking)
@@ -141,7 +143,7 @@ class Traveller:
         return [asyncio.create_task(self._ask(traffic, split, number))]
 
     async def _measure(self, traffic: Traffic, weight_: int) -> dict[str, str]:
-        """The split at this weight: measured again while it is off, for status is ahead of the routers by a moment."""
+        """The split at this weight; measured again if it is off, and the last measurement counts."""
         split: dict[str, str] = {}
         share: Share | None = None
         for _ in range(SPLIT_TRIES):
@@ -197,6 +199,12 @@ def condition(status: Status, type_: str) -> bool:
 def weight(status: Status) -> int:
     """Percent of the users on the new arm."""
     return int((status.get("rollout") or {}).get("weight", 0))
+
+
+def reached(status: Status, weight_: int) -> bool:
+    """Whether that weight is in force on every router, or was passed already, or nothing more will happen."""
+    moving = (status.get("rollout") or {}).get("state") in MOVING
+    return weight(status) > weight_ or (weight(status) == weight_ and not moving) or ended(status)
 
 
 def ended(status: Status) -> bool:

@@ -1,4 +1,4 @@
-"""The examples: what is committed is what the generators write, every answer runs, and the API accepts the manifests."""
+"""The examples: committed is what the generators write, every answer runs, the API accepts the manifests."""
 
 from __future__ import annotations
 

@@ -34,7 +34,6 @@ class World:
     forgetful: bool = False  # at 50 % other users are moved than at 10 %
     requests: int = 0
     port: int = 0
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def arm(self, user: str) -> str:
         salt = "other" if self.forgetful and self.weight == 50 else ""
@@ -86,7 +85,7 @@ class FakeKubectl(Kubectl):
             before = self.world.requests
             self.world.weight = weight
             yield status("RollingOut", weight)
-            while self.world.requests < before + len(traffic.USERS) + 20:
+            while self.world.requests < before + len(traffic.USERS) + 20:  # noqa: ASYNC110 - a counter, not an event
                 await asyncio.sleep(0.02)
         yield status(self.end, 100)
         await asyncio.Event().wait()
