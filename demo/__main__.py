@@ -35,20 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        prog="python -m demo", description="From a bare machine to a tuned model that users move to."
-    )
+    top = argparse.ArgumentParser(prog="python -m demo", description="From a bare machine to a tuned model that users move to.")
     commands = top.add_subparsers(dest="command", required=True)
     for name, text in (("up", "run the demo and leave it up"), ("down", "remove all that it left")):
         command = commands.add_parser(name, help=text)
         command.add_argument("--cluster", choices=("auto", "current", "kind", "node"), default="auto")
         if name == "up":
-            command.add_argument(
-                "--images", default="{}", help='for --cluster current: JSON such as {"operator": "…", "trainer": "…"}'
-            )
-            command.add_argument(
-                "--limit", type=float, default=LIMIT_SECONDS, help="seconds for the FineTune to come to its end"
-            )
+            command.add_argument("--images", default="{}", help='for --cluster current: JSON such as {"operator": "…", "trainer": "…"}')
+            command.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds for the FineTune to come to its end")
     return top
 
 

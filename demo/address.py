@@ -27,9 +27,7 @@ def cluster_ip(kubectl: Kubectl, namespace: str, name: str) -> str | None:
 
 
 @asynccontextmanager
-async def reachable(
-    kubectl: Kubectl, session: aiohttp.ClientSession, namespace: str, name: str
-) -> AsyncIterator[list[str]]:
+async def reachable(kubectl: Kubectl, session: aiohttp.ClientSession, namespace: str, name: str) -> AsyncIterator[list[str]]:
     """Base addresses that work from here while the block lasts: the Service's, or one port-forward per router."""
     direct = await asyncio.to_thread(cluster_ip, kubectl, namespace, name)
     if direct is None:

@@ -102,9 +102,7 @@ def install(cluster: Cluster) -> None:
             cluster.kubectl, "upgrade", "--install", "finetune-operator", str(CHART), "-n", OPERATOR_NAMESPACE,
             "--create-namespace", *context, *chart_values(cluster.images),
         )  # fmt: skip
-        cluster.kubectl(
-            "wait", "--for", "condition=Established", "crd/finetunes.finetune.dev", f"--timeout={READY_SECONDS}s"
-        )
+        cluster.kubectl("wait", "--for", "condition=Established", "crd/finetunes.finetune.dev", f"--timeout={READY_SECONDS}s")
         cluster.kubectl(
             "-n", OPERATOR_NAMESPACE, "rollout", "status", "deployment", "-l",
             "app.kubernetes.io/name=finetune-operator", f"--timeout={READY_SECONDS}s", seconds=READY_SECONDS + 30,

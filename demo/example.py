@@ -67,9 +67,7 @@ def apply(kubectl: Kubectl, example: Example) -> None:
     """Remove what an earlier demo left, then apply the example afresh."""
     if kubectl.get("namespace", example.namespace):
         with step(f"removing namespace {example.namespace} of an earlier demo"):
-            kubectl(
-                "delete", "namespace", example.namespace, f"--timeout={DELETE_SECONDS}s", seconds=DELETE_SECONDS + 30
-            )
+            kubectl("delete", "namespace", example.namespace, f"--timeout={DELETE_SECONDS}s", seconds=DELETE_SECONDS + 30)
     with step(f"applying {FOLDER.relative_to(REPOSITORY)}"):
         for manifest in manifests(example.namespace):
             kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(manifest))

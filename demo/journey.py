@@ -108,9 +108,7 @@ class Traveller:
             self._view.note(f"the test rows could not be read: {error}")
             return
         found = self._sealed
-        self._view.note(
-            f"{len(found.questions)} sealed test rows, {found.leaked} of them among the {found.trained} training rows"
-        )
+        self._view.note(f"{len(found.questions)} sealed test rows, {found.leaked} of them among the {found.trained} training rows")
 
     async def _send_users(self) -> None:
         where = (self._example.namespace, self._example.name)
@@ -136,9 +134,7 @@ class Traveller:
         split = await self._measure(traffic, weight_)
         if not split:
             return []
-        self._view.note(
-            f"at {weight_} %: {self._shares[-1].on_new} of {self._shares[-1].users} users are on the new model"
-        )
+        self._view.note(f"at {weight_} %: {self._shares[-1].on_new} of {self._shares[-1].users} users are on the new model")
         await traffic.feed(chosen(split, self._tally.new_arm, FEED_PER_ARM))
         return [asyncio.create_task(self._ask(traffic, split, number))]
 

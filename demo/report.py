@@ -90,10 +90,7 @@ def problems(outcome: Outcome) -> list[str]:
         if share is None:
             found.append(f"the split at {weight} % was over before it was measured")
         elif not within(share):
-            found.append(
-                f"at {weight} % the new model had {share.percent:.1f} % of {share.users} users "
-                f"(allowed: ± {off_by(share):.1f})"
-            )
+            found.append(f"at {weight} % the new model had {share.percent:.1f} % of {share.users} users (allowed: ± {off_by(share):.1f})")
     if outcome.switched:
         found.append(f"{outcome.switched} users were taken back to the old model")
     if outcome.failed:

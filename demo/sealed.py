@@ -93,8 +93,6 @@ def pod(example: Example, image: str, revision: str) -> dict[str, Any]:
                     "volumeMounts": [{"name": "work", "mountPath": "/work", "readOnly": True}],
                 }
             ],
-            "volumes": [
-                {"name": "work", "persistentVolumeClaim": {"claimName": f"{example.name}-work", "readOnly": True}}
-            ],
+            "volumes": [{"name": "work", "persistentVolumeClaim": {"claimName": f"{example.name}-work", "readOnly": True}}],
         },
     }

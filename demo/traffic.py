@@ -88,9 +88,7 @@ class Traffic:
                 text = await response.text()
                 ok = response.status < 400
                 answer = await response.json() if ok else None
-                reply = Reply(
-                    user, arm, ok, sent, answer, "" if ok else f"{path} answered {response.status}: {text[:120]}"
-                )
+                reply = Reply(user, arm, ok, sent, answer, "" if ok else f"{path} answered {response.status}: {text[:120]}")
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             reply = Reply(user, "", False, sent, problem=f"{path}: {type(error).__name__} {error}")
         if count:
@@ -108,9 +106,7 @@ class Traffic:
 
     async def one_token(self, user: str) -> Reply:
         """The cheapest inference request: what the guards look at."""
-        return await self.call(
-            user, "/v1/completions", {"model": self._model, "prompt": "SELECT", "max_tokens": 1, "temperature": 0}
-        )
+        return await self.call(user, "/v1/completions", {"model": self._model, "prompt": "SELECT", "max_tokens": 1, "temperature": 0})
 
     async def feed(self, users: Iterable[str]) -> None:
         """One-token completions by these users, so that the guards have evidence soon."""

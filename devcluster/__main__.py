@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from typing import NoReturn
 
 from devcluster import images, node, nodebinary, paths
 from devcluster.shell import DevclusterError, say
@@ -12,7 +13,7 @@ from devcluster.shell import DevclusterError, say
 
 def main(arguments: list[str]) -> int:
     if arguments[:1] == ["kubectl"]:
-        return _kubectl(arguments[1:])
+        _kubectl(arguments[1:])
     parsed = _parser().parse_args(arguments)
     try:
         return int(parsed.run(parsed) or 0)
@@ -70,11 +71,11 @@ def _kubeconfig(_: argparse.Namespace) -> None:
     print(paths.kubeconfig())
 
 
-def _kubectl(arguments: list[str]) -> int:
+def _kubectl(arguments: list[str]) -> NoReturn:
     binary = nodebinary.cached()
     if binary is None:
         say("devcluster: no node binary yet: python3 -m devcluster up")
-        return 1
+        sys.exit(1)
     environment = {"KUBECONFIG": str(paths.kubeconfig()), **os.environ}
     os.execve(binary, ["kubectl", *arguments], environment)
 

@@ -34,9 +34,7 @@ def spawn(
     log.parent.mkdir(parents=True, exist_ok=True)
     command = ["/bin/sh", "-c", _LAUNCH, "sh", str(cgroup or ""), str(log), *map(str, argv)]
     merged = {**os.environ, **(env or {})}
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True, env=merged, check=True
-    )
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True, env=merged, check=True)
     pid = int(done.stdout)
     pid_file.write_text(f"{pid} {start_time(pid) or 0}\n")
     return pid

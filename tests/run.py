@@ -41,7 +41,9 @@ def run(tier: Tier, arguments: list[str]) -> int:
     command = [sys.executable, "tools/env.py", tier.environment]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # set-up is not the tests' time
     try:
-        return subprocess.run([*command, "python", "-m", "pytest", *folders, *arguments], cwd=ROOT, timeout=tier.minutes * 60 * 2).returncode
+        return subprocess.run(
+            [*command, "python", "-m", "pytest", *folders, *arguments], cwd=ROOT, timeout=tier.minutes * 60 * 2
+        ).returncode
     except subprocess.TimeoutExpired:
         print(f"tier {tier.name} took more than twice its budget of {tier.minutes} min", file=sys.stderr)
         return 124

@@ -48,7 +48,9 @@ def uv() -> Path:
 def python() -> str:
     """The interpreter the environments are made from: 3.11, as in the images."""
     wanted = shutil.which("python3.11") or sys.executable
-    version = subprocess.run([wanted, "-c", "import sys; print(sys.version_info[:2] >= (3, 11))"], check=True, capture_output=True, text=True)
+    version = subprocess.run(
+        [wanted, "-c", "import sys; print(sys.version_info[:2] >= (3, 11))"], check=True, capture_output=True, text=True
+    )
     if version.stdout.strip() != "True":
         raise SystemExit(f"{wanted} is older than Python 3.11: install python3.11")
     return wanted
@@ -70,12 +72,17 @@ def ensure(name: str) -> Path:
 
 def make(name: str, folder: Path, locks: list[Path]) -> None:
     started = time.monotonic()
-    say(f"making the {name} environment from {', '.join(lock.name for lock in locks)} ({'some minutes: it holds torch' if name == 'trainer' else 'about a minute'})")
+    expected = "some minutes: it holds torch" if name == "trainer" else "about a minute"
+    say(f"making the {name} environment from {', '.join(lock.name for lock in locks)} ({expected})")
     shutil.rmtree(folder, ignore_errors=True)
     tool = str(uv())
     subprocess.run([tool, "venv", "-q", "--python", python(), str(folder)], check=True, stdout=sys.stderr)
     requirements = [argument for lock in locks for argument in ("-r", str(lock))]
-    subprocess.run([tool, "pip", "install", "-q", "--python", str(folder / "bin" / "python"), "--require-hashes", *requirements], check=True, stdout=sys.stderr)
+    subprocess.run(
+        [tool, "pip", "install", "-q", "--python", str(folder / "bin" / "python"), "--require-hashes", *requirements],
+        check=True,
+        stdout=sys.stderr,
+    )
     (folder / "COMPLETE").touch()
     say(f"the {name} environment is ready ({time.monotonic() - started:.0f} s)")
 

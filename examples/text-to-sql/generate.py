@@ -154,8 +154,7 @@ SHAPES = (
     ),
     Shape(
         24,
-        f"SELECT DISTINCT customers.name FROM orders {TO_CUSTOMER} "
-        f"WHERE orders.status = '{{0}}' AND orders.month = '{{1}}'",
+        f"SELECT DISTINCT customers.name FROM orders {TO_CUSTOMER} WHERE orders.status = '{{0}}' AND orders.month = '{{1}}'",
         ("Which customers had {0} orders in {1}?", "Who had {0} orders in {1}?"),
         (STATUSES, MONTHS),
     ),
@@ -184,9 +183,7 @@ def shop(random_: random.Random) -> str:
     """The script that makes and fills the three tables; prices differ within a category, so a maximum is one row."""
     prices = random_.sample(range(6, 200), len(ITEMS))
     people = [(i, name, random_.choice(CITIES), random_.choice(YEARS)) for i, name in enumerate(CUSTOMERS, 1)]
-    goods = [
-        (i, item, CATEGORIES[(i - 1) // 4], prices[i - 1], random_.randint(0, 99)) for i, item in enumerate(ITEMS, 1)
-    ]
+    goods = [(i, item, CATEGORIES[(i - 1) // 4], prices[i - 1], random_.randint(0, 99)) for i, item in enumerate(ITEMS, 1)]
     orders = [
         (
             i,

@@ -67,9 +67,7 @@ class Operator:
     async def _lead(self) -> None:
         key = await signing.key(self.cluster, self.settings.lease_namespace)
         events = Events(self.cluster, self.clock, self.settings.identity)
-        reconciler = Reconciler(
-            self.cluster, self.cache, self.pods, self.clock, self.settings, self.metrics, events, key
-        )
+        reconciler = Reconciler(self.cluster, self.cache, self.pods, self.clock, self.settings, self.metrics, events, key)
         await self.fill()
         self.filled = True
         log.info("filled", extra={"finetunes": len(self.cache.owners())})

@@ -5,7 +5,6 @@ Every write first asks `may_write`, so that a process whose Lease has run out ch
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
@@ -56,9 +55,7 @@ class Cluster:
         except errors.NotFound:
             return None
 
-    async def list(
-        self, kind: Kind, namespace: str | None = None, label_selector: str = "", field_selector: str = ""
-    ) -> list[Object]:
+    async def list(self, kind: Kind, namespace: str | None = None, label_selector: str = "", field_selector: str = "") -> list[Object]:
         """All objects, read page by page; each carries its apiVersion and kind (items of a LIST do not)."""
         items: list[Object] = []
         query = {"limit": str(PAGE), "labelSelector": label_selector, "fieldSelector": field_selector}
@@ -110,9 +107,7 @@ class Cluster:
         except (errors.NotFound, errors.Conflict):
             return
 
-    async def _write(
-        self, verb: str, method: str, kind: Kind, path: str, body: Mapping[str, Any], *, merge: bool = False
-    ) -> Object:
+    async def _write(self, verb: str, method: str, kind: Kind, path: str, body: Mapping[str, Any], *, merge: bool = False) -> Object:
         self._may_write()
         query = {"fieldManager": names.FIELD_MANAGER} if method != "DELETE" else {}
         content = "application/json"
@@ -140,7 +135,7 @@ class Cluster:
                 method, url, headers=headers, body=dict(body) if body else None, _request_timeout=TIMEOUT_SECONDS
             )
             text = await response.read()
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise errors.Unavailable(f"{method} {path}: {error or type(error).__name__}") from error
         if response.status >= 400:
             raise _classified(method, path, response.status, text, response.headers.get("Retry-After"))

@@ -1,15 +1,15 @@
 """Every error the operator raises, as one tree.
 
-    FineTuneError
-    ├── ClusterError            what the API server answered, classified in `cluster`
-    │   ├── NotFound            404
-    │   ├── AlreadyExists       409 on a POST
-    │   ├── Conflict            409 on a write that carried a resourceVersion
-    │   ├── Invalid             400, 422: the manifest itself was refused
-    │   ├── Forbidden           401, 403: the operator lacks a right
-    │   └── Unavailable         429, 5xx, timeouts, connection errors: try again later
-    ├── LeadershipLost          this process may no longer write
-    └── SpecError               the FineTune asks for something that cannot be; names the field and the fix
+FineTuneError
+├── ClusterError            what the API server answered, classified in `cluster`
+│   ├── NotFound            404
+│   ├── AlreadyExists       409 on a POST
+│   ├── Conflict            409 on a write that carried a resourceVersion
+│   ├── Invalid             400, 422: the manifest itself was refused
+│   ├── Forbidden           401, 403: the operator lacks a right
+│   └── Unavailable         429, 5xx, timeouts, connection errors: try again later
+├── LeadershipLost          this process may no longer write
+└── SpecError               the FineTune asks for something that cannot be; names the field and the fix
 """
 
 from __future__ import annotations

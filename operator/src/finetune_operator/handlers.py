@@ -33,7 +33,7 @@ def registry(cache: Cache, queue: Queue[Key]) -> kopf.OperatorRegistry:
 
 def _watch(made: kopf.OperatorRegistry, kind: Kind, cache: Cache, queue: Queue[Key], labels: dict[str, str]) -> None:
     @kopf.on.event(kind.group, kind.version, kind.plural, labels=labels, registry=made, id=kind.plural)
-    def seen(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002
+    def seen(type: str | None, body: kopf.Body, **_: Any) -> None:
         obj = dict(body)
         key = cache.drop(kind, obj) if type == "DELETED" else cache.put(kind, obj)
         if key is not None:

@@ -82,9 +82,7 @@ class Observer:
             (templates if _component(obj) == "arm" else revisions)[name] = obj.get("data") or {}
         return revisions, templates
 
-    async def _missing(
-        self, status: Status, spec: Spec, namespace: str, retrain: Object, runs: Mapping[str, Run]
-    ) -> dict[str, Waiting]:
+    async def _missing(self, status: Status, spec: Spec, namespace: str, retrain: Object, runs: Mapping[str, Run]) -> dict[str, Waiting]:
         """What the stage that comes next needs and has not; asked only while its Job is not there."""
         stage = _next_stage(_newest(status, digest(dict(retrain))))
         if stage is None or any(r.state in ("Running", "Waiting") for r in runs.values()):
@@ -162,5 +160,3 @@ def _next_stage(revision: Revision | None) -> str | None:
     if revision.baseline is None:
         return "baseline"
     return "evaluate" if revision.artifact and revision.evaluated is None else None
-
-

@@ -18,14 +18,13 @@ from finetune_operator.build.arm import Served
 from finetune_operator.build.jobs import Stage
 from finetune_operator.build.pods import Accelerator, Images, Manifest, Owner
 from finetune_operator.decide.draft import ArmWanted, Draft, JobWanted
-from finetune_operator.decide.stages import evaluation_key, reference
+from finetune_operator.decide.stages import BASE, evaluation_key, reference
 from finetune_operator.decide.train import folders
 from finetune_operator.errors import SpecError
 from finetune_operator.kinds import Kind
 from finetune_operator.observed import Observed
 
 Child = tuple[Kind, Manifest]
-BASE = "base"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from finetune_operator.traffic import ArmTotals, Buckets, RouterState, Structure
 from finetune_operator.workloads import ready
 
 TIMEOUT: Final = aiohttp.ClientTimeout(total=3.0)
-_METRIC = re.compile(r'^(?P<name>envoy_cluster_\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$', re.MULTILINE)
+_METRIC = re.compile(r"^(?P<name>envoy_cluster_\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _STATISTICS: Final = "/stats/prometheus?" + urlencode(
     {"filter": rf"cluster\.{INFERENCE}_.*(upstream_rq_[0-9]xx|upstream_rq_rx_reset|upstream_rq_time|membership_healthy)"}

@@ -33,7 +33,9 @@ async def _storage(cluster: Cluster, spec: Spec) -> Waiting | None:
     classes = await cluster.list(kinds.STORAGE_CLASS)
     if any((c["metadata"].get("annotations") or {}).get("storageclass.kubernetes.io/is-default-class") == "true" for c in classes):
         return None
-    text = f"storage.storageClassName is not set and the cluster has no default StorageClass. Name one, or make one the default. {BY_ITSELF}"
+    text = (
+        f"storage.storageClassName is not set and the cluster has no default StorageClass. Name one, or make one the default. {BY_ITSELF}"
+    )
     return Waiting(conditions.STORAGE_CLASS_MISSING, text)
 
 

@@ -92,7 +92,10 @@ class Reconciler:
         }
         written = await self.cluster.apply_status(body)
         if new.get("phase") != old.get("phase"):
-            log.info("phase", extra={"namespace": meta["namespace"], "name": meta["name"], "phase": new.get("phase"), "reason": new.get("reason")})
+            log.info(
+                "phase",
+                extra={"namespace": meta["namespace"], "name": meta["name"], "phase": new.get("phase"), "reason": new.get("reason")},
+            )
         self.cache.put(FINETUNE, written)
         self.metrics.observe_finetune(written)
         return written

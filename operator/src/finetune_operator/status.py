@@ -88,7 +88,11 @@ def _stalled(phase: str, reason: str, message: str) -> Fact | None:
 def _stages(d: Draft) -> dict[str, Fact | None]:
     revision, status = d.revision, d.status
     rows = revision.rows
-    prepared = f"{rows.train} training, {rows.validation} validation, {rows.test} test rows; {_dropped(rows.invalid, rows.duplicate)}" if rows else ""
+    prepared = (
+        f"{rows.train} training, {rows.validation} validation, {rows.test} test rows; {_dropped(rows.invalid, rows.duplicate)}"
+        if rows
+        else ""
+    )
     scored = revision.baseline
     baseline = f"{scored.metric} {scored.score.score} [{scored.score.low}, {scored.score.high}], n={scored.score.n}" if scored else ""
     tuned = status.evaluation.message if status.evaluation and revision.evaluated and status.evaluation.message else ""

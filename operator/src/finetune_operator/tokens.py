@@ -18,9 +18,7 @@ LIFETIME_SECONDS: Final = 60
 def generate_key() -> str:
     """A new private key, PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
 
 
 def jwks(pem: str) -> dict[str, Any]:

@@ -180,9 +180,7 @@ def _pod_failure(pod: Mapping[str, Any]) -> tuple[str, Failure] | None:
         kind: FailureClass = EXIT_CLASSES.get(code, "error")
         if ended.get("reason") == "OOMKilled":
             kind = "outOfMemory"
-        elif disrupted and kind not in ("user", "nonFinite", "outOfMemory"):
-            kind = "disruption"
-        elif code == 137 and "deletionTimestamp" not in meta:
+        elif (disrupted and kind not in ("user", "nonFinite", "outOfMemory")) or (code == 137 and "deletionTimestamp" not in meta):
             kind = "disruption"
         reason, text = _explain(ended, code, result, disrupted)
         failure = Failure(kind, reason, text, meta["name"], pod.get("spec", {}).get("nodeName", ""), result)
@@ -193,9 +191,7 @@ def _pod_failure(pod: Mapping[str, Any]) -> tuple[str, Failure] | None:
     return None
 
 
-def _explain(
-    ended: Mapping[str, Any], code: int, result: Mapping[str, Any], disrupted: Mapping[str, Any] | None
-) -> tuple[str, str]:
+def _explain(ended: Mapping[str, Any], code: int, result: Mapping[str, Any], disrupted: Mapping[str, Any] | None) -> tuple[str, str]:
     error = result.get("error")
     if isinstance(error, Mapping):
         fix = f" {error['fix']}" if error.get("fix") else ""

@@ -85,7 +85,7 @@ class FakeKubectl(Kubectl):
             before = self.world.requests
             self.world.weight = weight
             yield status("RollingOut", weight)
-            while self.world.requests < before + len(traffic.USERS) + 20:  # noqa: ASYNC110 - a counter, not an event
+            while self.world.requests < before + len(traffic.USERS) + 20:
                 await asyncio.sleep(0.02)
         yield status(self.end, 100)
         await asyncio.Event().wait()

@@ -42,9 +42,7 @@ HEADLINES = {
 
 
 def test_headlines() -> None:
-    assert {case: headline(status) for case, (status, _) in HEADLINES.items()} == {
-        case: line for case, (_, line) in HEADLINES.items()
-    }
+    assert {case: headline(status) for case, (status, _) in HEADLINES.items()} == {case: line for case, (_, line) in HEADLINES.items()}
 
 
 def test_a_line_is_printed_only_when_it_says_something_new() -> None:

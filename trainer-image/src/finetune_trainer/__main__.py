@@ -47,9 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in helps.items():
         command = commands.add_parser(name, help=text)
         command.add_argument("--config", required=True, help="run configuration (JSON, version 1)")
-    commands.add_parser(
-        "serve", help="serve a model with an OpenAI-compatible API (see serve --help)", add_help=False
-    )
+    commands.add_parser("serve", help="serve a model with an OpenAI-compatible API (see serve --help)", add_help=False)
     return parser
 
 
@@ -57,9 +55,7 @@ def _run(stage: str, path: str) -> int:
     try:
         config = load(path)
         if config.stage != stage:
-            raise exits.UserError(
-                "ConfigurationInvalid", f"the configuration is for {config.stage}, not for {stage}"
-            )
+            raise exits.UserError("ConfigurationInvalid", f"the configuration is for {config.stage}, not for {stage}")
         if stage != "train":
             signal.signal(signal.SIGTERM, _interrupt)
         run = cast(StageMain, import_module(STAGES[stage]).main)
@@ -87,9 +83,7 @@ def fail(stage: str, error: BaseException, **facts: object) -> int:
     known = exits.classify(error)
     if type(known) is exits.TrainerError:
         traceback.print_exception(error)
-    exits.write_termination(
-        {"stage": stage, "error": known.describe(), "folder": None, "step": None, "checkpoint": None, **facts}
-    )
+    exits.write_termination({"stage": stage, "error": known.describe(), "folder": None, "step": None, "checkpoint": None, **facts})
     return known.code
 
 

@@ -17,17 +17,13 @@ from finetune_trainer.exits import UserError
 
 T = TypeVar("T")
 Stage = Literal["fetch", "prepare", "train", "evaluate"]
-Format = Literal[
-    "Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput", "Text", "Preference"
-]
+Format = Literal["Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput", "Text", "Preference"]
 
 
 class Model(BaseModel):
     """Base of every block: frozen, camelCase, closed."""
 
-    model_config = ConfigDict(
-        alias_generator=to_camel, frozen=True, extra="forbid", strict=False, allow_inf_nan=False
-    )
+    model_config = ConfigDict(alias_generator=to_camel, frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
 
 
 class FineTuneRef(Model):

@@ -57,9 +57,7 @@ def lora_parameters(shape: Shape, lora: LoraConfig) -> int:
     return lora.rank * shape.layers * (attention + feed_forward)
 
 
-def estimate(
-    shape: Shape, lora: LoraConfig, compute: ComputeConfig, tokens: int, micro_batch_tokens: int, bf16: bool
-) -> JsonObject:
+def estimate(shape: Shape, lora: LoraConfig, compute: ComputeConfig, tokens: int, micro_batch_tokens: int, bf16: bool) -> JsonObject:
     """`memoryBytes` of one rank with its `memory` by component, and `seconds` of the whole run of `tokens`."""
     width = 2 if bf16 else 4
     trained = lora_parameters(shape, lora)

@@ -87,8 +87,7 @@ class Interrupted(TrainerError):
 
 
 BY_CODE: dict[int, type[TrainerError]] = {
-    kind.code: kind
-    for kind in (TrainerError, UserError, OutOfMemory, Stalled, NonFinite, Infrastructure, Interrupted)
+    kind.code: kind for kind in (TrainerError, UserError, OutOfMemory, Stalled, NonFinite, Infrastructure, Interrupted)
 }
 
 _VOLUME_ERRNOS = {
@@ -142,9 +141,7 @@ def classify(error: BaseException) -> TrainerError:
     if _is_disk_failure(error):
         return Infrastructure("DiskFull", _one_line(error), "Raise spec.storage.size.")
     if _is_peer_failure(error):
-        return Infrastructure(
-            "PeerLost", f"another rank went away: {_one_line(error)}", "See the other pods for the cause."
-        )
+        return Infrastructure("PeerLost", f"another rank went away: {_one_line(error)}", "See the other pods for the cause.")
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("Interrupted", "stopped on request")
     return TrainerError(type(error).__name__, _one_line(error) or type(error).__name__)
@@ -152,10 +149,7 @@ def classify(error: BaseException) -> TrainerError:
 
 def explain_validation(error: ValidationError) -> str:
     """One line: each wrong field by its path with what is wrong about it (first eight)."""
-    parts = [
-        f"{'.'.join(str(p) for p in item['loc']) or 'configuration'}: {item['msg']}"
-        for item in error.errors()[:8]
-    ]
+    parts = [f"{'.'.join(str(p) for p in item['loc']) or 'configuration'}: {item['msg']}" for item in error.errors()[:8]]
     return "; ".join(parts)
 
 

@@ -93,11 +93,7 @@ def verify(folder: Path, manifest: str = MANIFEST) -> dict[str, object]:
         raise Corrupt(f"{folder / manifest} lists no files")
     for name, expected in files.items():
         path = folder / name
-        if (
-            not path.is_file()
-            or path.stat().st_size != expected["bytes"]
-            or sha256_file(path) != expected["sha256"]
-        ):
+        if not path.is_file() or path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
             raise Corrupt(f"{path} is not what {manifest} says")
     return document
 

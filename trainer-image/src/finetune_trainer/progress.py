@@ -69,10 +69,7 @@ class Progress:
         """A copy of all fields; numbers that JSON cannot carry are None."""
         with self._lock:
             facts = dict(self._facts)
-        return {
-            key: None if isinstance(value, float) and not _finite(value) else value
-            for key, value in facts.items()
-        }
+        return {key: None if isinstance(value, float) and not _finite(value) else value for key, value in facts.items()}
 
     def metrics(self) -> str:
         """The Prometheus text exposition of the numeric fields."""

@@ -14,10 +14,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from finetune_operator.api.quantities import canonical_decimal, canonical_duration
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-
-from finetune_operator.api.quantities import canonical_decimal, canonical_duration
 
 
 @dataclass(frozen=True)

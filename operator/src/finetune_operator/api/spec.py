@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
-
 from finetune_operator.api.fields import IMMUTABLE, LIVE, REDEPLOY, REEVALUATE, RETRAIN
 from finetune_operator.api.quantities import DECIMAL_PATTERN, DURATION_PATTERN, decimal, seconds
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
 
 
 def _checked_duration(text: str) -> str:
@@ -26,8 +25,12 @@ def _checked_decimal(text: str) -> str:
     return text
 
 
-Duration = Annotated[str, Field(max_length=32, pattern=DURATION_PATTERN, json_schema_extra={"x-finetune": "duration"}), AfterValidator(_checked_duration)]
-Decimal = Annotated[str, Field(max_length=32, pattern=DECIMAL_PATTERN, json_schema_extra={"x-finetune": "decimal"}), AfterValidator(_checked_decimal)]
+Duration = Annotated[
+    str, Field(max_length=32, pattern=DURATION_PATTERN, json_schema_extra={"x-finetune": "duration"}), AfterValidator(_checked_duration)
+]
+Decimal = Annotated[
+    str, Field(max_length=32, pattern=DECIMAL_PATTERN, json_schema_extra={"x-finetune": "decimal"}), AfterValidator(_checked_decimal)
+]
 Name = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 Word = Annotated[str, Field(max_length=128)]
 ModelSource = Annotated[str, Field(max_length=1024, pattern=r"^(image://|pvc://|hf://|https://|s3://|oci://).+$")]
@@ -54,10 +57,12 @@ class Model(SpecModel):
 class Source(SpecModel):
     """Rows of a data set."""
 
-    source: Annotated[DataSource, RETRAIN] = Field(description="configmap://name/key, pvc://claim/path, image:///path, https://… or hf://owner/name/file.")
-    format: Annotated[Literal["Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput", "Text", "Preference"] | None, RETRAIN] = (
-        Field(default=None, description="Form of a row; Auto (default) tells it from the first rows.")
+    source: Annotated[DataSource, RETRAIN] = Field(
+        description="configmap://name/key, pvc://claim/path, image:///path, https://… or hf://owner/name/file."
     )
+    format: Annotated[
+        Literal["Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput", "Text", "Preference"] | None, RETRAIN
+    ] = Field(default=None, description="Form of a row; Auto (default) tells it from the first rows.")
     secret_name: Annotated[Name | None, LIVE] = Field(default=None, description="Secret that opens the source.")
 
 
@@ -73,10 +78,14 @@ class Split(SpecModel):
 class Quality(SpecModel):
     """What a row must be like, and how many bad ones are borne."""
 
-    min_response_characters: Annotated[int | None, RETRAIN] = Field(default=None, ge=0, le=100000, description="Default 10; 1 where answers are a small set of labels.")
+    min_response_characters: Annotated[int | None, RETRAIN] = Field(
+        default=None, ge=0, le=100000, description="Default 10; 1 where answers are a small set of labels."
+    )
     max_tokens: Annotated[int | None, RETRAIN] = Field(default=None, ge=1, le=1048576, description="Longest row; default 4000.")
     on_too_long: Annotated[Literal["Drop", "Truncate"] | None, RETRAIN] = Field(default=None, description="Default Drop.")
-    max_invalid_percent: Annotated[int | None, RETRAIN] = Field(default=None, ge=0, le=100, description="Above it the run stops before training; default 5.")
+    max_invalid_percent: Annotated[int | None, RETRAIN] = Field(
+        default=None, ge=0, le=100, description="Above it the run stops before training; default 5."
+    )
     deduplicate: Annotated[bool | None, RETRAIN] = Field(default=None, description="Drop rows that are there twice; default true.")
 
 
@@ -103,7 +112,9 @@ class Lora(SpecModel):
     rank: Annotated[int | None, RETRAIN] = Field(default=None, ge=1, le=1024, description="Default 16.")
     alpha: Annotated[int | None, RETRAIN] = Field(default=None, ge=1, le=4096, description="Default 32.")
     dropout: Annotated[Decimal | None, RETRAIN] = Field(default=None, description="Default 0.")
-    target_modules: Annotated[list[Word] | None, RETRAIN] = Field(default=None, max_length=64, description="Default: all linear layers but the head and a MoE's router.")
+    target_modules: Annotated[list[Word] | None, RETRAIN] = Field(
+        default=None, max_length=64, description="Default: all linear layers but the head and a MoE's router."
+    )
 
 
 class Method(SpecModel):
@@ -117,7 +128,9 @@ class Method(SpecModel):
 class EarlyStopping(SpecModel):
     """Stop when the validation loss no longer falls."""
 
-    patience: Annotated[int | None, RETRAIN] = Field(default=None, ge=1, le=1000, description="Validations without a better loss; default 3.")
+    patience: Annotated[int | None, RETRAIN] = Field(
+        default=None, ge=1, le=1000, description="Validations without a better loss; default 3."
+    )
 
 
 class CheckpointPolicy(SpecModel):
@@ -134,7 +147,9 @@ class Training(SpecModel):
     epochs: Annotated[int | None, RETRAIN] = Field(default=None, ge=1, le=1000, description="Default 3.")
     learning_rate: Annotated[Decimal | None, RETRAIN] = Field(default=None, description='Default "2e-4".')
     max_sequence_length: Annotated[int | None, RETRAIN] = Field(default=None, ge=16, le=1048576, description="Tokens; default 2048.")
-    tokens_per_step: Annotated[int | None, RETRAIN] = Field(default=None, ge=16, le=67108864, description="Default: what leaves at least 50 steps an epoch, at most 32768.")
+    tokens_per_step: Annotated[int | None, RETRAIN] = Field(
+        default=None, ge=16, le=67108864, description="Default: what leaves at least 50 steps an epoch, at most 32768."
+    )
     seed: Annotated[int | None, RETRAIN] = Field(default=None, ge=0, le=2147483647, description="Default 17.")
     early_stopping: EarlyStopping | None = None
     checkpoint: CheckpointPolicy | None = None
@@ -143,7 +158,9 @@ class Training(SpecModel):
 class Compute(SpecModel):
     """The gang that trains. Changing it moves the next attempt and never retrains."""
 
-    accelerator: Annotated[Word | None, LIVE] = Field(default=None, description="A profile of the operator's: h100, h200, a100-80, …; absent: CPU.")
+    accelerator: Annotated[Word | None, LIVE] = Field(
+        default=None, description="A profile of the operator's: h100, h200, a100-80, …; absent: CPU."
+    )
     nodes: Annotated[int, LIVE] = Field(default=1, ge=1, le=512, description="Pods of the gang, torchrun's nnodes.")
     gpus_per_node: Annotated[int | None, LIVE] = Field(default=None, ge=0, le=16, description="Default 1 with an accelerator, else 0.")
     sharding: Annotated[Literal["Auto", "DDP", "ZeRO1", "ZeRO2", "ZeRO3"], LIVE] = Field(default="Auto")
@@ -173,7 +190,9 @@ class Retries(SpecModel):
 class SqlExecution(SpecModel):
     """Answers are SQL: executed on SQLite, results compared."""
 
-    schema_source: Annotated[DataSource, REEVALUATE] = Field(alias="schema", description="configmap://name/key of a script that makes and fills the tables.")
+    schema_source: Annotated[DataSource, REEVALUATE] = Field(
+        alias="schema", description="configmap://name/key of a script that makes and fills the tables."
+    )
 
 
 class Metric(SpecModel):
@@ -187,8 +206,12 @@ class Gate(SpecModel):
     """What the tuned model must reach before any user is moved."""
 
     min_score: Annotated[Decimal | None, LIVE] = Field(default=None, description="Of the score itself.")
-    min_improvement: Annotated[Decimal | None, LIVE] = Field(default=None, description="Over the base model, of the interval's lower bound; default: above 0.")
-    min_improvement_over_live: Annotated[Decimal | None, LIVE] = Field(default=None, description="Over the live revision; default: not provably worse.")
+    min_improvement: Annotated[Decimal | None, LIVE] = Field(
+        default=None, description="Over the base model, of the interval's lower bound; default: above 0."
+    )
+    min_improvement_over_live: Annotated[Decimal | None, LIVE] = Field(
+        default=None, description="Over the live revision; default: not provably worse."
+    )
     max_forgetting_percent: Annotated[int | None, LIVE] = Field(default=None, ge=0, le=100)
 
 
@@ -211,8 +234,12 @@ class Resources(SpecModel):
 class Serving(SpecModel):
     """How the model serves; absent: train only."""
 
-    runtime: Annotated[Literal["Auto", "Transformers", "vLLM"], REDEPLOY] = Field(default="Auto", description="Auto: vLLM with an accelerator, else Transformers.")
-    image: Annotated[Annotated[str, Field(max_length=512)] | None, REDEPLOY] = Field(default=None, description="Replaces the server's image; started with `finetune-trainer serve`'s arguments, port and probe.")
+    runtime: Annotated[Literal["Auto", "Transformers", "vLLM"], REDEPLOY] = Field(
+        default="Auto", description="Auto: vLLM with an accelerator, else Transformers."
+    )
+    image: Annotated[Annotated[str, Field(max_length=512)] | None, REDEPLOY] = Field(
+        default=None, description="Replaces the server's image; started with `finetune-trainer serve`'s arguments, port and probe."
+    )
     replicas: Annotated[int, LIVE] = Field(default=1, ge=1, le=1000, description="Of each arm.")
     resources: Annotated[Resources | None, REDEPLOY] = None
     model_name: Annotated[Word | None, REDEPLOY] = Field(default=None, description="Default: the FineTune's name.")
@@ -244,7 +271,9 @@ class Rollout(SpecModel):
     """How users are moved."""
 
     steps: list[Step] | None = Field(default=None, max_length=20, description="Default 10 % for 30m, 50 % for 1h, 100 %.")
-    identity: list[Identity] | None = Field(default=None, max_length=8, description="Default header x-user-id; requests without one stay on stable.")
+    identity: list[Identity] | None = Field(
+        default=None, max_length=8, description="Default header x-user-id; requests without one stay on stable."
+    )
     guards: Guards = Guards()
     bake: Annotated[Duration, LIVE] = Field(default="1h", description="The old arm is kept warm for this time after the last step.")
     progress_deadline: Annotated[Duration, LIVE] = Field(default="10m", description="A canary that is not ready by then is rolled back.")

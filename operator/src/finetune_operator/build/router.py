@@ -34,33 +34,40 @@ DRAIN_SECONDS: Final = 10
 _TYPE: Final = "type.googleapis.com/envoy"
 
 
-def children(
-    owner: Owner, image: str, structure: Structure, weight: int, jwks: Mapping[str, Any]
-) -> Iterator[tuple[Kind, Manifest]]:
+def children(owner: Owner, image: str, structure: Structure, weight: int, jwks: Mapping[str, Any]) -> Iterator[tuple[Kind, Manifest]]:
     """ConfigMap, Deployment, PodDisruptionBudget and the users' Service."""
     name = names.router(owner.name)
-    yield kinds.CONFIGMAP, {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": owner.metadata(name, "router"),
-        "data": documents(structure, weight, jwks, owner.uid),
-    }
-    yield kinds.DEPLOYMENT, _deployment(owner, image)
-    yield kinds.PDB, {
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": owner.metadata(name, "router"),
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": _selector(owner)}},
-    }
-    yield kinds.SERVICE, {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": owner.metadata(names.users_service(owner.name), "router"),
-        "spec": {
-            "selector": _selector(owner),
-            "ports": [{"name": "http", "port": names.SERVICE_PORT, "targetPort": "traffic"}],
+    yield (
+        kinds.CONFIGMAP,
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": owner.metadata(name, "router"),
+            "data": documents(structure, weight, jwks, owner.uid),
         },
-    }
+    )
+    yield kinds.DEPLOYMENT, _deployment(owner, image)
+    yield (
+        kinds.PDB,
+        {
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": owner.metadata(name, "router"),
+            "spec": {"maxUnavailable": 1, "selector": {"matchLabels": _selector(owner)}},
+        },
+    )
+    yield (
+        kinds.SERVICE,
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": owner.metadata(names.users_service(owner.name), "router"),
+            "spec": {
+                "selector": _selector(owner),
+                "ports": [{"name": "http", "port": names.SERVICE_PORT, "targetPort": "traffic"}],
+            },
+        },
+    )
 
 
 def documents(structure: Structure, weight: int, jwks: Mapping[str, Any], audience: str) -> dict[str, str]:
@@ -88,9 +95,7 @@ def runtime_values(structure_version: str, stable: str, canary: str, weight: int
     """What a push sets: both weights of both hashed routes."""
     prefix = runtime_prefix(structure_version)
     return {
-        f"{prefix}.{cluster(kind, arm)}": share
-        for kind in (INFERENCE, OTHER)
-        for arm, share in ((canary, weight), (stable, 100 - weight))
+        f"{prefix}.{cluster(kind, arm)}": share for kind in (INFERENCE, OTHER) for arm, share in ((canary, weight), (stable, 100 - weight))
     }
 
 
@@ -210,7 +215,7 @@ def _listener(name: str, port: int, manager: Manifest) -> Manifest:
     return {
         "@type": f"{_TYPE}.config.listener.v3.Listener",
         "name": name,
-        "address": _address("0.0.0.0", port),  # noqa: S104
+        "address": _address("0.0.0.0", port),
         "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}],
     }
 

@@ -204,7 +204,9 @@ def metrics(spec: Spec) -> list[Config]:
     for index, metric in enumerate((spec.evaluation.metrics if spec.evaluation else None) or ()):
         entry: Config = {"type": metric.type}
         if metric.sql_execution is not None:
-            entry["sqlExecution"] = {"schemaMount": mounts[f"schema-{index}"] or metric.sql_execution.schema_source.removeprefix("image://")}
+            entry["sqlExecution"] = {
+                "schemaMount": mounts[f"schema-{index}"] or metric.sql_execution.schema_source.removeprefix("image://")
+            }
         result.append(entry)
     return result or [{"type": "Loss"}]
 

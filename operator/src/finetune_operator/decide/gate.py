@@ -11,7 +11,7 @@ from finetune_operator import conditions
 from finetune_operator.api.spec import Gate
 from finetune_operator.api.status import Evaluation, Scored, Stopped
 from finetune_operator.decide.draft import Draft, stamp
-from finetune_operator.decide.stages import reference
+from finetune_operator.decide.stages import BASE, reference
 from finetune_operator.observed import Observed
 
 
@@ -52,7 +52,7 @@ def verdict(gate: Gate | None, scored: Scored, against: str) -> list[str]:
     difference = scored.difference
     if difference is None:
         return [*failures, "it could not be paired with the reference's rows"]
-    if against == "base":
+    if against == BASE:
         limit = gate.min_improvement if gate else None
         missed = float(difference.low) < float(limit) if limit is not None else float(difference.low) <= 0
         field = f"evaluation.gate.minImprovement {limit}" if limit is not None else "0 (no minImprovement is set)"
@@ -68,7 +68,7 @@ def verdict(gate: Gate | None, scored: Scored, against: str) -> list[str]:
 
 
 def _sentence(scored: Scored, base: Scored, against: str, failures: list[str]) -> str:
-    who = "the base model" if against == "base" else f"live revision {against}"
+    who = "the base model" if against == BASE else f"live revision {against}"
     numbers = (
         f"{scored.metric}: tuned {scored.score.score} [{scored.score.low}, {scored.score.high}], {who} {base.score.score} "
         f"[{base.score.low}, {base.score.high}], n={scored.score.n}"

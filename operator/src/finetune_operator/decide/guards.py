@@ -45,7 +45,7 @@ def errors(guards: Guards, canary: ArmTotals, stable: ArmTotals) -> Finding:
         f"errors: canary {_share(canary)} of {canary.requests} requests, stable {_share(stable)} of {stable.requests}, "
         f"limit {guards.max_error_rate_percent} %"
     )
-    low, high = wilson(canary.errors, canary.requests)
+    low, _ = wilson(canary.errors, canary.requests)
     stable_low, _ = wilson(stable.errors, stable.requests)
     if canary.requests >= EARLY_REQUESTS and low > limit:
         if stable.requests and stable_low > limit and not _worse(canary, stable):
@@ -65,7 +65,9 @@ def latency(guards: Guards, canary: ArmTotals, stable: ArmTotals) -> Finding:
         text = f"latency: {canary.requests} of {guards.min_requests} canary requests seen"
         return Finding("latency", "Insufficient" if guards.min_requests else "Pass", text)
     if _count(stable.latency) < EARLY_REQUESTS:
-        return Finding("latency", "Pass", f"latency: canary p50 {quantile(canary.latency, 0.5):.0f} ms; stable has too little traffic to compare")
+        return Finding(
+            "latency", "Pass", f"latency: canary p50 {quantile(canary.latency, 0.5):.0f} ms; stable has too little traffic to compare"
+        )
     factor = 1 + guards.max_latency_regression_percent / 100
     figures = {q: (quantile(canary.latency, q), quantile(stable.latency, q)) for q in (0.5, 0.95)}
     text = "latency: " + ", ".join(f"p{q * 100:.0f} canary {c:.0f} ms, stable {s:.0f} ms" for q, (c, s) in figures.items())

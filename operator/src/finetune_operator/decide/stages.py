@@ -27,6 +27,7 @@ WORDS = {
     "evaluate": "scoring the tuned model on the sealed test split",
 }
 POLL_SECONDS = 5.0
+BASE = "base"  # the untouched model, where a revision is named
 
 
 def fetch(o: Observed, d: Draft) -> Draft:
@@ -78,7 +79,7 @@ def evaluate(o: Observed, d: Draft) -> Draft:
 
 def reference(d: Draft) -> str:
     """What the newest revision is compared with: the revision that is live, else `base`."""
-    return d.status.live_revision or "base"
+    return d.status.live_revision or BASE
 
 
 def evaluation_key(o: Observed, d: Draft) -> str:
@@ -119,9 +120,7 @@ def _failed(o: Observed, d: Draft, stage: str, number: int) -> Draft:
     if d.revision.stopped:
         return d.end(stage, o.now)
     wait = seconds_until(d.revision.retry_at, o.now)
-    return d.block(
-        STAGE_PHASES[stage], f"{WORDS[stage]} failed: {failure.message}; tried again at {d.revision.retry_at}", requeue=wait
-    )
+    return d.block(STAGE_PHASES[stage], f"{WORDS[stage]} failed: {failure.message}; tried again at {d.revision.retry_at}", requeue=wait)
 
 
 def _in_progress(o: Observed, d: Draft, stage: str, number: int) -> Draft:
@@ -153,9 +152,7 @@ def _scored(key: str, result: Mapping[str, Any]) -> Scored:
         path=str(result.get("path", "")),
         metric=metric,
         score=Score(score=_text(numbers["score"]), low=_text(numbers["low"]), high=_text(numbers["high"]), n=numbers["n"]),
-        difference=Difference(
-            difference=_text(paired["difference"]), low=_text(paired["low"]), high=_text(paired["high"]), n=paired["n"]
-        )
+        difference=Difference(difference=_text(paired["difference"]), low=_text(paired["low"]), high=_text(paired["high"]), n=paired["n"])
         if paired
         else None,
         excluded=result.get("excluded") or None,

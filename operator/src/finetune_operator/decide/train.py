@@ -101,7 +101,9 @@ def _ended(o: Observed, d: Draft, attempt: Attempt, failure: Failure) -> Draft:
         node=failure.node or None, failure_class=failure.failure_class, message=failure.message[:1024],
         step=failure.result.get("step", attempt.step),
     )  # fmt: skip
-    d = d.note("Normal" if disrupted else "Warning", "AttemptEnded", f"attempt {attempt.number}: {failure.failure_class}: {failure.message}")
+    d = d.note(
+        "Normal" if disrupted else "Warning", "AttemptEnded", f"attempt {attempt.number}: {failure.failure_class}: {failure.message}"
+    )
     d = after_failure(o, d, f"attempt {attempt.number}", failure)
     if d.revision.stopped:
         return d.end("train", o.now)

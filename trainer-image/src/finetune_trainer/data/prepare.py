@@ -119,9 +119,7 @@ def load_rows(data: DataConfig) -> Loaded:
     return Loaded(splits, rejected, read, duplicates + leaked, minimum, _warnings(splits, leaked))
 
 
-def encode(
-    config: RunConfig, splits: quality.Splits, encoder: ChatEncoder
-) -> tuple[dict[str, list[Encoded]], list[Rejected], int]:
+def encode(config: RunConfig, splits: quality.Splits, encoder: ChatEncoder) -> tuple[dict[str, list[Encoded]], list[Rejected], int]:
     """Tokenise every split; rows that the template refuses are rejected, rows that are too long treated as asked."""
     limits = [need(config.training, "training").max_sequence_length, need(config.data, "data").quality.max_tokens]
     limit = min(value for value in limits if value is not None)

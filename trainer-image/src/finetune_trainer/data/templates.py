@@ -29,9 +29,7 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: Any) -> None:
         if not getattr(tokenizer, "chat_template", None):
-            raise UserError(
-                "NoChatTemplate", "the model's tokenizer has no chat template", "Use the instruct variant of the model."
-            )
+            raise UserError("NoChatTemplate", "the model's tokenizer has no chat template", "Use the instruct variant of the model.")
         self._tokenizer = tokenizer
         self._ends = end_tokens(tokenizer)
 
@@ -77,11 +75,7 @@ class ChatEncoder:
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-                )
-            )
+            return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt))
         except Exception as error:
             raise RowError(f"the chat template refuses it: {' '.join(str(error).split())[:160]}") from error
 
@@ -92,9 +86,7 @@ class ChatEncoder:
 def end_tokens(tokenizer: Any) -> frozenset[int]:
     """Ids that may end a turn: the tokenizer's end-of-sequence and its special tokens."""
     special = {int(token) for token in tokenizer.all_special_ids}
-    added = {
-        int(index) for index, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if getattr(token, "special", False)
-    }
+    added = {int(index) for index, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if getattr(token, "special", False)}
     return frozenset(special | added)
 
 

@@ -117,9 +117,7 @@ class Server:
             generation.cancelled = True
             self.held -= 1
 
-    async def _stream(
-        self, request: web.Request, answer: Answer, events: asyncio.Queue[Event], with_usage: bool
-    ) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, answer: Answer, events: asyncio.Queue[Event], with_usage: bool) -> web.StreamResponse:
         """Events as they come. A failure before the first one is a plain 500; after it the connection is cut, so that
         whoever counts errors sees one."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})

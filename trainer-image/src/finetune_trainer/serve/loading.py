@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from finetune_trainer import layout
+from finetune_trainer.data.formats import Row, RowError
+from finetune_trainer.data.templates import ChatEncoder
 from finetune_trainer.exits import Infrastructure, UserError
 
 WORK = Path("/work")
@@ -33,7 +35,9 @@ class Loaded:
     device: torch.device
 
 
-def load(model: Path, adapter: Path | None, *, max_model_len: int | None = None, work: Path = WORK) -> Loaded:
+def load(
+    model: Path, adapter: Path | None, *, max_model_len: int | None = None, dtype: torch.dtype | None = None, work: Path = WORK
+) -> Loaded:  # fmt: skip
     """Load `model` and merge `adapter`. Raises UserError (not servable) or Infrastructure (not complete)."""
     from transformers import AutoTokenizer
 
@@ -43,16 +47,14 @@ def load(model: Path, adapter: Path | None, *, max_model_len: int | None = None,
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
-        network = _network(model, adapter, device)
+        network = _network(model, adapter, device, dtype or serving_dtype(device))
     except (OSError, ValueError) as error:
         raise UserError(
             "ModelNotServable", f"{model} cannot be loaded: {' '.join(str(error).split())}",
             "Use a causal language model in safetensors format that transformers knows without remote code.",
         ) from error  # fmt: skip
     longest = int(getattr(network.config, "max_position_embeddings", 0) or 4096)
-    return Loaded(
-        network, tokenizer, end_ids(network, tokenizer), min(longest, max_model_len or longest), device
-    )
+    return Loaded(network, tokenizer, end_ids(network, tokenizer), min(longest, max_model_len or longest), device)
 
 
 def check(folder: Path, manifest: str, work: Path = WORK) -> None:
@@ -67,11 +69,10 @@ def check(folder: Path, manifest: str, work: Path = WORK) -> None:
         raise Infrastructure("FolderIncomplete", str(error), "Let the stage that fills it run again.") from error
 
 
-def _network(model: Path, adapter: Path | None, device: torch.device) -> Any:
-    """The network in the serving dtype; adapters are merged in float32, so that they are rounded once."""
+def _network(model: Path, adapter: Path | None, device: torch.device, dtype: torch.dtype) -> Any:
+    """The network in `dtype`; adapters are merged in float32, so that they are rounded once."""
     from transformers import AutoModelForCausalLM
 
-    dtype = serving_dtype(device)
     merge_dtype = torch.float32 if adapter is not None and device.type == "cpu" else dtype
     network = AutoModelForCausalLM.from_pretrained(
         model, dtype=merge_dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
@@ -95,10 +96,20 @@ def merged(network: Any, adapter: Path) -> Any:
 
 
 def end_ids(network: Any, tokenizer: Any) -> frozenset[int]:
-    """The token ids that end an answer, from generation settings and tokenizer."""
+    """The token ids that end an answer: of generation settings, tokenizer, and what training taught to end a turn."""
     given = getattr(getattr(network, "generation_config", None), "eos_token_id", None)
     listed = given if isinstance(given, list | tuple) else [given]
-    return frozenset(int(i) for i in (*listed, tokenizer.eos_token_id) if i is not None)
+    return frozenset(int(i) for i in (*listed, tokenizer.eos_token_id, turn_end(tokenizer)) if i is not None)
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The token by which the chat template ends an assistant's turn, as training supervises it."""
+    messages = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+    try:
+        encoded = ChatEncoder(tokenizer).encode(Row("", 0, messages, ""))
+    except (RowError, UserError):
+        return None
+    return max(zip(encoded.mask, range(len(encoded.ids)), encoded.ids, strict=True))[2]
 
 
 def serving_dtype(device: torch.device) -> torch.dtype:

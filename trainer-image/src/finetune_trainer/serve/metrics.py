@@ -15,9 +15,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "finetune_server_requests", "Requests by path and status code", ["path", "code"], registry=self.registry
-        )
+        self.requests = Counter("finetune_server_requests", "Requests by path and status code", ["path", "code"], registry=self.registry)
         self.inflight = Gauge("finetune_server_inflight_requests", "Inference requests held", registry=self.registry)
         self.queue = Gauge("finetune_server_queued_requests", "Requests that wait for a slot", registry=self.registry)
         self.ready = Gauge("finetune_server_ready", "1 while ready", registry=self.registry)

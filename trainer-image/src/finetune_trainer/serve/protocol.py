@@ -74,9 +74,7 @@ class Request(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     n: int | None = Field(default=None, ge=1, le=1)
-    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_listed)] = Field(
-        default=[], max_length=MAX_STOPS
-    )
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_listed)] = Field(default=[], max_length=MAX_STOPS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False

@@ -71,9 +71,7 @@ def finished(attempts: Sequence[Path], mark: str) -> JsonObject | None:
     return {**result, "artifact": str(layout.artifact(attempt)), "digest": manifest["digest"]}
 
 
-def build(
-    config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progress: Progress, beat: Callable[[], None]
-) -> Run:
+def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progress: Progress, beat: Callable[[], None]) -> Run:
     """Load everything a loop needs; the newest valid checkpoint is found by rank 0 and read by all."""
     training, compute = need(config.training, "training"), need(config.compute, "compute")
     method, data = need(config.method, "method"), need(config.data, "data")
@@ -83,13 +81,9 @@ def build(
     bf16 = hardware.uses_bf16(training, compute)
     base = model.load_base(config.model, bf16, ranks.device)
     beat()
-    wrapped = model.add_lora(
-        base, method.lora or LoraConfig(), config.model.path, training.seed, training.gradient_checkpointing
-    )
+    wrapped = model.add_lora(base, method.lora or LoraConfig(), config.model.path, training.seed, training.gradient_checkpointing)
     step_tokens = schedule.tokens_per_step(int(train.lengths.sum()), len(train), training.tokens_per_step)
-    steps = plan.make(
-        train.lengths, step_tokens, training.epochs, training.seed, hardware.micro_batch_tokens(training, compute)
-    )
+    steps = plan.make(train.lengths, step_tokens, training.epochs, training.seed, hardware.micro_batch_tokens(training, compute))
     attempts = [folder, *need(config.run, "run").resume_from]
     newest = checkpoint.newest(attempts, inputs.fingerprint) if ranks.first else None
     chosen = ranks.tell(str(newest[0]) if newest else None)

@@ -134,9 +134,7 @@ def _leave_at_once_until_ranks_run(outcomes: Path) -> None:
         while data := os.read(reader, 64):
             if signal.SIGTERM in data and not list(outcomes.glob("started-*")):
                 error = exits.Interrupted("Interrupted", "stopped on request before training began")
-                exits.write_termination(
-                    {"stage": "train", "error": error.describe(), "folder": None, "step": None, "checkpoint": None}
-                )
+                exits.write_termination({"stage": "train", "error": error.describe(), "folder": None, "step": None, "checkpoint": None})
                 os._exit(error.code)
 
     threading.Thread(target=watch, name="signals", daemon=True).start()

@@ -165,8 +165,7 @@ class Loop:
         if self.rolled_back:
             raise NonFinite(
                 "NonFiniteLoss",
-                f"loss or gradients are not finite at step {self.state.step + 1}, also after a roll-back "
-                f"(learning rate {rate:g})",
+                f"loss or gradients are not finite at step {self.state.step + 1}, also after a roll-back (learning rate {rate:g})",
                 "Lower training.learningRate.",
             )
         self.rolled_back, self.bad_in_a_row = True, 0
@@ -227,9 +226,7 @@ class Loop:
             return
         content = Checkpoint(self._now(), *self.safe, self.best)
         run.last_checkpoint = checkpoint.save(run.attempt, content, run.training.checkpoint.keep)
-        run.progress.update(
-            checkpoint={"step": self.state.step, "time": timestamp(), "path": str(run.last_checkpoint)}
-        )
+        run.progress.update(checkpoint={"step": self.state.step, "time": timestamp(), "path": str(run.last_checkpoint)})
         run.beat()
 
     def _restore(self, saved: Checkpoint) -> None:

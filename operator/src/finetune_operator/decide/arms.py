@@ -1,0 +1,262 @@
+"""What serves, and what is to serve next: at most two arms, and one rollout at a time.
+
+What is live goes on serving whatever becomes of the newest revision. A rollout in progress goes on while another revision
+trains; when that one passes its gate, the unfinished rollout is taken back first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from finetune_operator import conditions as c
+from finetune_operator.api.fields import digest
+from finetune_operator.api.quantities import seconds
+from finetune_operator.api.spec import Identity, Spec, Step
+from finetune_operator.api.status import Arm, Rollout, Status, Stopped
+from finetune_operator.build import arm as arms
+from finetune_operator.build.pods import Owner
+from finetune_operator.decide import rollout as machine
+from finetune_operator.decide.draft import ArmWanted, Draft, Routing, Serving, soonest, stamp
+from finetune_operator.decide.stages import BASE
+from finetune_operator.observed import ArmHealth, Observed
+from finetune_operator.traffic import Backend, Structure
+
+DEFAULT_STEPS: Final = (Step(weight=10, hold="30m"), Step(weight=50, hold="1h"), Step(weight=100))
+DEFAULT_IDENTITY: Final = (Identity(header="x-user-id"),)
+PHASES: Final = {
+    machine.DEPLOYING: c.DEPLOYING, machine.CONNECTING: c.DEPLOYING, machine.SHIFTING: c.ROLLING_OUT,
+    machine.HOLDING: c.ROLLING_OUT, machine.BAKING: c.BAKING, machine.ROLLING_BACK: c.ROLLING_OUT,
+}  # fmt: skip
+
+
+def rollout(o: Observed, d: Draft) -> Draft:
+    """Move the users on, back, or leave them where they are."""
+    if o.spec.serving is None:
+        return _no_serving(d)
+    wanted, running = _wanted(o, d), d.status.rollout
+    if running is not None and running.state in machine.ACTIVE:
+        return _roll(o, d, running, wanted)
+    if wanted is None or wanted.name == d.status.live_arm:
+        return _steady(o, d, wanted)
+    known = _arm(d.status, wanted.name)
+    if known and known.stopped and known.stopped.tried == o.tried:
+        d = _steady(o, d, None)
+        return d if d.blocked else d.block(c.REJECTED, known.stopped.message, reason=known.stopped.reason)
+    return _begin(o, d, wanted)
+
+
+def router_moves(status: Status) -> bool:
+    """Must the routers be asked? While users are moved, and until the document of what came of it is in force."""
+    return status.rollout is not None and not status.rollout.memory.get("settled")
+
+
+def _wanted(o: Observed, d: Draft) -> ArmWanted | None:
+    """The arm of the newest revision once it may serve; the base model where training was not needed."""
+    if d.revision.gate == "NotNeeded":
+        return _base(o) if d.status.live_arm is None or d.status.live_revision == BASE else None
+    if d.revision.gate != "Passed" or (d.blocked and d.phase != c.SUSPENDED):
+        return None
+    return ArmWanted(digest({"revision": d.revision.name, "redeploy": dict(o.redeploy)}), d.revision.name)
+
+
+def _base(o: Observed) -> ArmWanted:
+    fields = {"revision": BASE, "model": o.retrain.get("model"), "redeploy": dict(o.redeploy)}
+    return ArmWanted(digest(fields), BASE)
+
+
+def _begin(o: Observed, d: Draft, wanted: ArmWanted) -> Draft:
+    """A rollout against what is live; the first one against the base model, which is made for it."""
+    if o.spec.suspend:
+        return _steady(o, d, None)
+    if d.status.live_arm is None:
+        base = _base(o)
+        d = _remember(d, base).set(live_arm=base.name, live_revision=BASE)
+        if wanted.revision == BASE:
+            return _steady(o, d, wanted)
+    d = _remember(d, wanted)
+    first = Rollout(
+        arm=wanted.name, revision=wanted.revision, stable=d.status.live_arm or "", state=machine.DEPLOYING, weight=0,
+        steps=len(_plan(o, d, wanted.name).steps), memory={"since": stamp(o.now)},
+    )  # fmt: skip
+    d = d.set(rollout=first).begin("deploy", o.now)
+    d = d.note("Normal", "RolloutStarted", f"revision {wanted.revision} is deployed beside {d.status.live_revision}")
+    return _roll(o, d, first, wanted)
+
+
+def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> Draft:
+    structure = _structure(o, d, running)
+    superseded = wanted is not None and wanted.name != running.arm
+    scene = machine.Scene(
+        now=o.now,
+        stable=_health(o, running.stable),
+        canary=_health(o, running.arm),
+        routers=o.routers,
+        routers_wanted=o.routers_wanted,
+        structure=structure,
+        hold=o.spec.suspend,
+        abort=f"the spec asks for revision {wanted.revision} now" if superseded and wanted else "",
+    )
+    step = machine.advance(_plan(o, d, running.arm), scene, running)
+    d = _stages(o, d, running.state, step.rollout.state)
+    d = d.set(rollout=step.rollout)
+    if step.rollout.last_decision != running.last_decision and step.rollout.last_decision:
+        bad = step.rollout.state in (machine.ROLLING_BACK, machine.ROLLED_BACK)
+        d = d.note("Warning" if bad else "Normal", "Rollout", step.rollout.last_decision.split(": ", 1)[-1])
+    if step.rollout.state == machine.PROMOTED:
+        return _steady(o, _promoted(d, step.rollout), wanted)
+    if step.rollout.state == machine.ROLLED_BACK:
+        return _rolled_back(o, d, step.rollout)
+    canary = ArmWanted(running.arm, running.revision)
+    routing = Routing(structure, step.rollout.weight, step.pushes)
+    d = replace(d, arms=(*_live(d), canary), routing=routing, serving=_serving(o, d.status.live_arm))
+    d = replace(d, requeue=soonest(d.requeue, machine.POLL_SECONDS))
+    if d.blocked:
+        return d
+    phase = c.PAUSED if step.reason == c.PAUSED else PHASES[step.rollout.state]
+    return d.block(phase, step.message, reason=step.reason if step.reason != c.PAUSED else "")
+
+
+def _steady(o: Observed, d: Draft, wanted: ArmWanted | None) -> Draft:
+    """One arm serves everybody. What else there was goes once the routers have let go of it."""
+    live = d.status.live_arm
+    if live is None:
+        return d
+    structure = _structure(o, d, None)
+    last = d.status.rollout or Rollout(arm=live, revision=d.status.live_revision or BASE, stable=live, state=machine.PROMOTED, weight=0)
+    d = replace(d, arms=_live(d), routing=Routing(structure, 0), serving=_serving(o, live))
+    health = _health(o, live)
+    acknowledged = [r for r in o.routers if r.ready and r.version == structure.version]
+    settled = bool(acknowledged) and len(acknowledged) == len([r for r in o.routers if r.ready]) and health.ready > 0
+    if (settled and not last.memory.get("settled")) or (last.memory.get("structure") not in (None, structure.version)):
+        last = last.model_copy(update={"memory": {"settled": settled, "structure": structure.version}})
+    if not last.memory.get("settled"):
+        d = replace(d, arms=(*d.arms, *_others(o, d)), requeue=soonest(d.requeue, machine.POLL_SECONDS))
+    d = d.set(rollout=last)
+    if d.blocked:
+        return d
+    if wanted is None or wanted.name != live:
+        return d
+    if not last.memory.get("settled") and health.ready == 0:
+        waiting = health.waiting
+        return d.block(
+            c.DEPLOYING,
+            waiting.message if waiting else f"{health.ready} of {health.wanted} pods are ready",
+            reason=waiting.reason if waiting else "",
+        )
+    return d.block(c.LIVE, f"revision {d.status.live_revision} serves all users at Service {o.name}")
+
+
+def _promoted(d: Draft, done: Rollout) -> Draft:
+    old = next((r for r in d.status.revisions if r.name == done.revision), None)
+    if old is not None:
+        d = d.with_revision(old.model_copy(update={"promoted": True}))
+    listed = [a.model_copy(update={"promoted": True, "stopped": None}) if a.name == done.arm else a for a in d.status.arms]
+    return d.set(live_arm=done.arm, live_revision=done.revision, arms=listed).note(
+        "Normal", "Promoted", f"revision {done.revision} serves all users"
+    )
+
+
+def _rolled_back(o: Observed, d: Draft, done: Rollout) -> Draft:
+    reason = str(done.memory.get("reason", c.GUARD_FAILED))
+    done = done.model_copy(update={"memory": {}})
+    d = d.set(rollout=done)
+    if reason == "Superseded":
+        d = _steady(o, d, None)
+        return d if d.blocked else d.block(c.DEPLOYING, "the unfinished rollout was taken back", requeue=0.5)
+    fix = " Change the spec, or annotate finetune.dev/retry with a new value, to try again."
+    text = f"{done.last_decision or 'rolled back'}"[: 1023 - len(fix)] + fix
+    stopped = Stopped(reason=reason, message=text, time=stamp(o.now), tried=o.tried)
+    listed = [a.model_copy(update={"stopped": stopped}) if a.name == done.arm else a for a in d.status.arms]
+    d = _steady(o, d.set(arms=listed), None)
+    return d if d.blocked else d.block(c.REJECTED, text, reason=reason)
+
+
+def _no_serving(d: Draft) -> Draft:
+    if d.status.live_arm is not None:
+        d = d.set(live_arm=None, live_revision=None, rollout=None)
+    if d.blocked or d.revision.artifact is None:
+        return d
+    return d.block(
+        c.TRAINED_ONLY, f"the artifact is at {d.revision.artifact} on the work volume; spec.serving is absent, so nothing serves it"
+    )
+
+
+def _structure(o: Observed, d: Draft, running: Rollout | None) -> Structure:
+    live, revision = d.status.live_arm or "", d.status.live_revision or BASE
+    salt = digest({"uid": o.uid, "live": live}, 16)
+    canary = _backend(o, running.arm, running.revision) if running else None
+    identity = o.spec.rollout.identity or DEFAULT_IDENTITY
+    return Structure(_backend(o, live, revision), canary, salt, tuple(i.header for i in identity if i.header))
+
+
+def _backend(o: Observed, name: str, revision: str) -> Backend:
+    kept = o.templates.get(name)
+    ready = "/readyz"
+    if kept:
+        ready = kept["template"]["spec"]["containers"][0]["readinessProbe"]["httpGet"]["path"]
+    elif arms.runtime(o.spec) == "vLLM" and not (o.spec.serving and o.spec.serving.image):
+        ready = "/health"
+    return Backend(name, arms.host(Owner(o.namespace, o.name, o.uid), name), revision, ready)
+
+
+def _plan(o: Observed, d: Draft, arm: str) -> machine.Plan:
+    """The user's steps; an arm that was promoted before takes all users at once, and bakes."""
+    spec: Spec = o.spec
+    known = _arm(d.status, arm)
+    given = spec.rollout.steps or DEFAULT_STEPS
+    steps = tuple((s.weight, seconds(s.hold)) for s in given)
+    if known and known.promoted:
+        steps = ((100, 0.0),)
+    return machine.Plan(steps, seconds(spec.rollout.bake), seconds(spec.rollout.progress_deadline), spec.rollout.guards)
+
+
+def _remember(d: Draft, wanted: ArmWanted) -> Draft:
+    """An entry for the arm; one that is tried again has its refusal taken back."""
+    others: list[Any] = [a for a in d.status.arms if a.name != wanted.name]
+    known = _arm(d.status, wanted.name) or Arm(name=wanted.name, revision=wanted.revision)
+    entry = known.model_copy(update={"stopped": None})
+    kept = [a for a in others if a.name == d.status.live_arm] + [a for a in others if a.name != d.status.live_arm][-8:]
+    return d.set(arms=[*kept, entry])
+
+
+def _stages(o: Observed, d: Draft, old: str, new: str) -> Draft:
+    """Note when deployment, rollout and bake began and ended."""
+    order = {
+        machine.DEPLOYING: "deploy",
+        machine.CONNECTING: "deploy",
+        machine.SHIFTING: "rollout",
+        machine.HOLDING: "rollout",
+        machine.BAKING: "bake",
+    }
+    before, after = order.get(old), order.get(new)
+    if before == after:
+        return d
+    d = d.end(before, o.now) if before else d
+    return d.begin(after, o.now) if after else d
+
+
+def _live(d: Draft) -> tuple[ArmWanted, ...]:
+    return (ArmWanted(d.status.live_arm, d.status.live_revision or BASE),) if d.status.live_arm else ()
+
+
+def _others(o: Observed, d: Draft) -> tuple[ArmWanted, ...]:
+    """Arms that still run and serve nobody: kept until the routers know."""
+    return tuple(
+        ArmWanted(name, str(o.templates[name].get("revision", BASE)))
+        for name in sorted(o.arms)
+        if name != d.status.live_arm and name in o.templates
+    )
+
+
+def _arm(status: Status, name: str) -> Arm | None:
+    return next((a for a in status.arms if a.name == name), None)
+
+
+def _health(o: Observed, arm: str) -> ArmHealth:
+    return o.arms.get(arm) or ArmHealth()
+
+
+def _serving(o: Observed, arm: str | None) -> Serving | None:
+    health = _health(o, arm) if arm else ArmHealth()
+    return Serving(arm, health.ready, health.wanted) if arm else None

@@ -1,0 +1,291 @@
+"""One rollout, one cycle further: from a canary that nobody has to the arm that everybody has, or back.
+
+    Deploying → Connecting → Shifting ⇄ Holding → Baking → Promoted
+                     any of them → RollingBack → RolledBack
+
+A weight is committed in `status.rollout` before it is pushed, and a step begins only when every ready router says that it is
+in force. Weights grow only on evidence; a rollback needs none from the routers to begin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from finetune_operator import conditions
+from finetune_operator.api.spec import Guards
+from finetune_operator.api.status import Rollout
+from finetune_operator.decide.draft import later, seconds_until, stamp
+from finetune_operator.decide.guards import Finding, add, judge, overall, subtract
+from finetune_operator.observed import ArmHealth
+from finetune_operator.traffic import ArmTotals, RouterState, Structure
+from finetune_operator.workloads import time
+
+DEPLOYING: Final = "Deploying"
+CONNECTING: Final = "Connecting"
+SHIFTING: Final = "Shifting"
+HOLDING: Final = "Holding"
+BAKING: Final = "Baking"
+ROLLING_BACK: Final = "RollingBack"
+PROMOTED: Final = "Promoted"
+ROLLED_BACK: Final = "RolledBack"
+ACTIVE: Final = frozenset({DEPLOYING, CONNECTING, SHIFTING, HOLDING, BAKING, ROLLING_BACK})
+POLL_SECONDS: Final = 2.0
+LOOKS: Final = 10  # times that the evidence of a step is written to the status, at most, while it runs in time
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the user asks of the rollout: steps as (percent, seconds), and what guards it."""
+
+    steps: tuple[tuple[int, float], ...]
+    bake: float
+    deadline: float
+    guards: Guards
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is seen of both arms and of the routers. `abort` says why the canary is wanted no longer."""
+
+    now: datetime
+    stable: ArmHealth
+    canary: ArmHealth
+    routers: tuple[RouterState, ...]
+    routers_wanted: int
+    structure: Structure
+    hold: bool = False
+    abort: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The rollout as it will be in the status, and the routers that must hear the weight now."""
+
+    rollout: Rollout
+    pushes: Mapping[str, int]
+    message: str
+    reason: str = ""
+
+
+def advance(plan: Plan, scene: Scene, rollout: Rollout) -> Step:
+    """One cycle further."""
+    if scene.abort and rollout.state != ROLLING_BACK:
+        return roll_back(scene, rollout, "Superseded", scene.abort)
+    moves = {
+        DEPLOYING: _deploying, CONNECTING: _connecting, SHIFTING: _shifting, HOLDING: _holding, BAKING: _baking,
+        ROLLING_BACK: _rolling_back,
+    }  # fmt: skip
+    return moves[rollout.state](plan, scene, rollout)
+
+
+def roll_back(scene: Scene, rollout: Rollout, reason: str, message: str) -> Step:
+    """Everybody back to stable, now: committed, then pushed to every router that can be reached."""
+    memory = {**rollout.memory, "reason": reason, "cause": message[:900]}
+    back = _with(
+        rollout,
+        state=ROLLING_BACK,
+        weight=0,
+        next_step_at=None,
+        last_decision=f"{stamp(scene.now)}: rolling back: {message}"[:1024],
+        memory=memory,
+    )
+    return Step(back, _unheard(scene, 0), f"rolling back: {message}", reason)
+
+
+def in_force(scene: Scene, weight: int) -> bool:
+    """Does every ready router serve this structure with this weight? At least one must."""
+    ready = [r for r in scene.routers if r.ready]
+    return bool(ready) and all((r.version, r.weight) == (scene.structure.version, weight) for r in ready)
+
+
+def _deploying(plan: Plan, scene: Scene, r: Rollout) -> Step:
+    if _serves(scene.stable) and _serves(scene.canary):
+        return _connecting(plan, scene, _with(r, state=CONNECTING, memory={**r.memory, "since": stamp(scene.now)}))
+    arm, health = ("the present arm", scene.stable) if not _serves(scene.stable) else ("the new arm", scene.canary)
+    message = f"{arm}: {health.ready} of {health.wanted or '?'} pods are ready"
+    if health.waiting:
+        message += f"; {health.waiting.message}"
+    elif health.restarts:
+        message += f"; its containers were restarted {health.restarts} times"
+    if _serves(scene.stable) and _late(plan, scene, r):
+        fix = "Look at its pods' logs; change serving or the revision to try again."
+        return roll_back(scene, r, conditions.NEVER_READY, f"{message}, not ready within rollout.progressDeadline. {fix}")
+    return Step(r, {}, message, health.waiting.reason if health.waiting else "")
+
+
+def _connecting(plan: Plan, scene: Scene, r: Rollout) -> Step:
+    """The structure first, at canary 0, until every router serves it and its clusters are warm."""
+    if in_force(scene, 0) and all(_warm(state, scene.structure) for state in scene.routers if state.ready):
+        return _shift(plan, scene, r, 1)
+    waiting = [s for s in scene.routers if s.version != scene.structure.version or not _warm(s, scene.structure)]
+    message = f"{len(scene.routers) - len(waiting)} of {scene.routers_wanted or '?'} routers serve both arms, the new one to nobody yet"
+    if errors := [f"{s.pod}: {s.error}" for s in waiting if s.error]:
+        message += f"; {errors[0]}"
+    if _late(plan, scene, r):
+        return roll_back(scene, r, conditions.NEVER_READY, f"{message}, within rollout.progressDeadline")
+    return Step(r, _unheard(scene, 0), message)
+
+
+def _shift(plan: Plan, scene: Scene, r: Rollout, step: int) -> Step:
+    if scene.hold:
+        return Step(r, _unheard(scene, r.weight), f"suspend is true: held at {r.weight} %", conditions.PAUSED)
+    weight = plan.steps[step - 1][0]
+    decision = f"{stamp(scene.now)}: step {step} of {len(plan.steps)}: {weight} %"
+    memory = {k: v for k, v in r.memory.items() if k in ("since", "created")}
+    shifted = _with(
+        r, state=SHIFTING, step=step, steps=len(plan.steps), weight=weight, next_step_at=None, last_decision=decision, memory=memory
+    )
+    return Step(shifted, _unheard(scene, weight), f"step {step} of {len(plan.steps)}: moving {weight} % of the users")
+
+
+def _shifting(plan: Plan, scene: Scene, r: Rollout) -> Step:
+    if not in_force(scene, r.weight):
+        agreed = sum(1 for s in scene.routers if (s.version, s.weight) == (scene.structure.version, r.weight))
+        return Step(
+            r, _unheard(scene, r.weight), f"step {r.step} of {r.steps}: {agreed} of {len(scene.routers)} routers serve {r.weight} %"
+        )
+    last = r.step >= len(plan.steps)
+    seconds = plan.bake if last else plan.steps[r.step - 1][1]
+    memory = {**r.memory, "began": stamp(scene.now), "seconds": seconds, "counted": _counters(scene.routers)}
+    held = _with(r, state=BAKING if last else HOLDING, next_step_at=later(scene.now, seconds), memory=memory, evidence=[])
+    return Step(held, {}, _holding_message(held))
+
+
+def _holding(plan: Plan, scene: Scene, r: Rollout) -> Step:
+    findings = judge(plan.guards, *_counted(scene, r))
+    if overall(findings) == "Fail":
+        return _failed(scene, r, findings)
+    r = _look(scene, r, findings)
+    if seconds_until(r.next_step_at, scene.now) > 0:
+        return Step(r, _unheard(scene, r.weight), _holding_message(r))
+    match overall(findings):
+        case "Pass":
+            return _shift(plan, scene, _with(r, evidence=_evidence(findings)), r.step + 1)
+        case "Insufficient":
+            lacking = _first(findings, "Insufficient")
+            message = f"step {r.step} of {r.steps}, {r.weight} %: goes on once there is enough traffic to judge ({lacking})"
+            return Step(r, _unheard(scene, r.weight), message)
+        case _:
+            return Step(
+                r,
+                _unheard(scene, r.weight),
+                f"step {r.step} of {r.steps} is held at {r.weight} %: {_first(findings, 'Error')}",
+                conditions.PAUSED,
+            )
+
+
+def _baking(plan: Plan, scene: Scene, r: Rollout) -> Step:
+    """Everybody is on the new arm; the old one is kept warm for this time."""
+    findings = judge(plan.guards, *_counted(scene, r))
+    if overall(findings) == "Fail":
+        return _failed(scene, r, findings)
+    r = _look(scene, r, findings)
+    if seconds_until(r.next_step_at, scene.now) > 0:
+        return Step(r, _unheard(scene, r.weight), f"all users are on the new arm; the old one is kept warm until {r.next_step_at}")
+    if scene.hold:
+        return Step(r, {}, "suspend is true: the old arm is kept warm", conditions.PAUSED)
+    decision = f"{stamp(scene.now)}: promoted"
+    return Step(_with(r, state=PROMOTED, next_step_at=None, last_decision=decision, memory={}), {}, "promoted")
+
+
+def _rolling_back(plan: Plan, scene: Scene, r: Rollout) -> Step:
+    cause = str(r.memory.get("cause", ""))
+    if in_force(scene, 0) or not scene.routers:
+        decision = f"{stamp(scene.now)}: rolled back: {cause}"[:1024]
+        return Step(_with(r, state=ROLLED_BACK, last_decision=decision), {}, f"rolled back: {cause}")
+    return Step(r, _unheard(scene, 0), f"rolling back: {cause}")
+
+
+def _failed(scene: Scene, r: Rollout, findings: list[Finding]) -> Step:
+    first = next(f for f in findings if f.verdict == "Fail")
+    text = f"guard {first.guard} failed at {r.weight} %: {first.evidence}"
+    return roll_back(scene, _with(r, evidence=_evidence(findings)), conditions.GUARD_FAILED, text)
+
+
+def _look(scene: Scene, r: Rollout, findings: list[Finding]) -> Rollout:
+    """Write the evidence at planned looks only: status grows with transitions, not with time."""
+    began, seconds = time(r.memory.get("began")), float(r.memory.get("seconds") or 0)
+    elapsed = (scene.now - began).total_seconds() if began else 0.0
+    look = int(LOOKS * elapsed / seconds) if seconds else LOOKS
+    if look > LOOKS:
+        look = LOOKS + int((elapsed - seconds) / max(60.0, seconds))  # over time: rarely
+    if look == r.memory.get("look") and r.evidence:
+        return r
+    return _with(r, evidence=_evidence(findings), memory={**r.memory, "look": look})
+
+
+def _unheard(scene: Scene, weight: int) -> dict[str, int]:
+    """Routers that serve this structure with another weight."""
+    return {s.pod: weight for s in scene.routers if s.version == scene.structure.version and s.weight != weight}
+
+
+def _serves(health: ArmHealth) -> bool:
+    return health.wanted > 0 and health.ready >= health.wanted
+
+
+def _late(plan: Plan, scene: Scene, r: Rollout) -> bool:
+    since = time(r.memory.get("since"))
+    return since is not None and (scene.now - since).total_seconds() > plan.deadline
+
+
+def _warm(state: RouterState, structure: Structure) -> bool:
+    arms = [structure.stable.arm, *([structure.canary.arm] if structure.canary else [])]
+    return all(state.totals.get(arm, ArmTotals()).healthy > 0 for arm in arms)
+
+
+def _holding_message(r: Rollout) -> str:
+    return f"step {r.step} of {r.steps}: {r.weight} % of the users until {r.next_step_at}"
+
+
+def _evidence(findings: list[Finding]) -> list[str]:
+    return [f"{f.verdict}: {f.evidence}"[:1024] for f in findings]
+
+
+def _first(findings: list[Finding], verdict: str) -> str:
+    return next((f.evidence for f in findings if f.verdict == verdict), "")
+
+
+def _counters(routers: tuple[RouterState, ...]) -> dict[str, Any]:
+    """Counters now, per router and its start, in a form that the status can hold."""
+    return {
+        f"{s.pod}@{s.started}": {
+            arm: [t.requests, t.errors, [[_wire(bound), count] for bound, count in t.latency if count]] for arm, t in s.totals.items()
+        }
+        for s in routers
+        if not s.error
+    }
+
+
+def _counted(scene: Scene, r: Rollout) -> tuple[ArmTotals, ArmTotals]:
+    """(canary, stable) sums since the step began; a router that started since then counts from zero."""
+    before = r.memory.get("counted") or {}
+    structure = scene.structure
+    canary, stable = ArmTotals(), ArmTotals()
+    for state in scene.routers:
+        old = before.get(f"{state.pod}@{state.started}") or {}
+        for arm, totals in state.totals.items():
+            part = subtract(totals, _read(old.get(arm)))
+            if structure.canary and arm == structure.canary.arm:
+                canary = add(canary, part)
+            elif arm == structure.stable.arm:
+                stable = add(stable, part)
+    return canary, stable
+
+
+def _read(stored: list[Any] | None) -> ArmTotals:
+    if not stored:
+        return ArmTotals()
+    requests, errors, latency = stored
+    return ArmTotals(int(requests), int(errors), tuple((math.inf if b == "Inf" else float(b), float(c)) for b, c in latency))
+
+
+def _wire(bound: float) -> float | str:
+    return "Inf" if math.isinf(bound) else bound
+
+
+def _with(rollout: Rollout, **changes: Any) -> Rollout:
+    return rollout.model_copy(update=changes)

@@ -1,0 +1,61 @@
+"""Answers that are kept while an evaluation runs, so that an interrupted one goes on where it was.
+
+One line of JSON per answer in a file beside the evaluation's folder; the first line holds the fingerprint of what was
+asked. Invariant: answers to other questions, or of another model, are never taken up.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import IO
+
+from finetune_trainer.evaluate.client import Reply
+
+
+class Kept:
+    """Replies by row id, appended to a file as they come."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        """`folder` is the evaluation's final folder; the file lies beside it."""
+        self._path = folder.parent / f".{folder.name}.answers.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.replies = _read(self._path, fingerprint)
+        self._stream = self._open(fingerprint)
+
+    def add(self, row: str, reply: Reply) -> None:
+        """Keep one reply."""
+        self.replies[row] = reply
+        self._line({"id": row, "answer": reply.answer, "error": reply.error})
+
+    def close(self) -> None:
+        """Close the file; it stays."""
+        self._stream.close()
+
+    def remove(self) -> None:
+        """Close and delete the file."""
+        self.close()
+        self._path.unlink(missing_ok=True)
+
+    def _open(self, fingerprint: str) -> IO[str]:
+        self._stream = self._path.open("w")
+        self._line({"fingerprint": fingerprint})
+        for row, reply in self.replies.items():
+            self._line({"id": row, "answer": reply.answer, "error": reply.error})
+        return self._stream
+
+    def _line(self, document: dict[str, object]) -> None:
+        self._stream.write(json.dumps(document, ensure_ascii=False) + "\n")
+        self._stream.flush()
+
+
+def _read(path: Path, fingerprint: str) -> dict[str, Reply]:
+    """Whole lines of a file with this fingerprint; a torn last line is left out."""
+    try:
+        lines = path.read_text().split("\n")[:-1]
+        if not lines or json.loads(lines[0]).get("fingerprint") != fingerprint:
+            return {}
+        documents = [json.loads(line) for line in lines[1:]]
+    except (OSError, ValueError):
+        return {}
+    return {document["id"]: Reply(document["answer"], document["error"]) for document in documents}

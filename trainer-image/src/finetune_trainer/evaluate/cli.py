@@ -1,0 +1,123 @@
+"""`finetune-trainer evaluate`: score what an endpoint serves (or, for Loss, a model in this process) and commit it.
+
+Invariant: an evaluation folder that counts is reported as it is, never made again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import aiohttp
+
+from finetune_trainer import layout
+from finetune_trainer.config import DataConfig, EvaluationConfig, RunConfig, need
+from finetune_trainer.evaluate import client, rows, scoring
+from finetune_trainer.evaluate.answers import Kept
+from finetune_trainer.evaluate.client import Endpoint, Reply
+from finetune_trainer.evaluate.rows import ScoredRow, TestRow
+from finetune_trainer.evaluate.running import Meter, interruptible
+from finetune_trainer.exits import JsonObject
+from finetune_trainer.progress import Progress, serving
+
+RESULT = "result.json"
+
+
+def main(config: RunConfig) -> JsonObject:
+    """The termination message of docs/contracts.md."""
+    evaluation, data = need(config.evaluation, "evaluation"), need(config.data, "data")
+    with serving(progress := Progress("evaluate")):
+        progress.update(folder=str(evaluation.path))
+        known = finished(evaluation)
+        if known is None:
+            known = _evaluate(config, evaluation, data, progress)
+        progress.update(state="done", percent=100, etaSeconds=0)
+        return known
+
+
+def finished(evaluation: EvaluationConfig) -> JsonObject | None:
+    """The result of a folder that counts and is intact, else None."""
+    try:
+        layout.verify(evaluation.path)
+        return dict(json.loads((evaluation.path / RESULT).read_text()))
+    except (layout.Corrupt, OSError, ValueError):
+        return None
+
+
+def _evaluate(config: RunConfig, evaluation: EvaluationConfig, data: DataConfig, progress: Progress) -> JsonObject:
+    test, excluded = rows.without_trained_on(rows.test_rows(data.path), evaluation.exclude_trained_on)
+    progress.update(state="checking", totalSteps=len(test))
+    scorers = scoring.scorers(evaluation.metrics)
+    scoring.check(scorers, test)
+    asks = [metric for metric in evaluation.metrics if metric.type != "Loss"]
+    scored: list[ScoredRow] = [ScoredRow(row.id, None, {}) for row in test]
+    kept = None
+    if asks and test:
+        kept = Kept(evaluation.path, _fingerprint(evaluation, test))
+        _ask(evaluation, test, kept, progress)
+        progress.update(state="scoring")
+        scored = scoring.score(scorers, test, kept.replies)
+    if test and any(metric.type == "Loss" for metric in evaluation.metrics):
+        scored = scoring.with_loss(config, evaluation, test, scored, progress)
+    result = _result(evaluation, scored, excluded)
+    with layout.transaction(evaluation.path) as work:
+        rows.write(work.folder / rows.ROWS, scored)
+        layout.write_json(work.folder / RESULT, result)
+        work.facts.update(evaluation=evaluation.name, revision=config.finetune.revision)
+    if kept is not None:
+        kept.remove()
+    return result
+
+
+def _ask(evaluation: EvaluationConfig, test: Sequence[TestRow], kept: Kept, progress: Progress) -> None:
+    """Fill `kept` with a reply to every row."""
+    open_rows = [row for row in test if row.id not in kept.replies]
+    if not open_rows:
+        return
+    endpoint = Endpoint(evaluation.endpoint.rstrip("/"), evaluation.model, evaluation.concurrency, evaluation.max_new_tokens)
+    meter = Meter(progress, len(test), len(test) - len(open_rows))
+
+    async def run() -> None:
+        async with aiohttp.ClientSession() as session:
+            progress.update(state="waiting", note=f"for the model server at {endpoint.url}")
+            await client.wait_ready(session, endpoint)
+            progress.update(state="answering", note="")
+            meter.start()
+
+            def answered(row: TestRow, reply: Reply) -> None:
+                kept.add(row.id, reply)
+                meter.advance()
+
+            await client.ask_all(session, endpoint, open_rows, answered)
+
+    try:
+        asyncio.run(interruptible(run()))
+    finally:
+        kept.close()
+
+
+def _result(evaluation: EvaluationConfig, scored: Sequence[ScoredRow], excluded: int) -> JsonObject:
+    """The result document; without rows the scores are null and n is 0."""
+    names = [metric.type for metric in evaluation.metrics]
+    reference = rows.read_scores(evaluation.reference, names[0]) if evaluation.reference else None
+    paired = None
+    if reference is not None:
+        paired = scoring.paired(names[0], scored, reference, evaluation.confidence_percent)
+    return {
+        "stage": "evaluate",
+        "name": evaluation.name,
+        "metrics": {name: scoring.interval(name, scored, evaluation.confidence_percent) for name in names},
+        "paired": paired,
+        "excluded": excluded,
+        "path": str(evaluation.path),
+    }
+
+
+def _fingerprint(evaluation: EvaluationConfig, test: Sequence[TestRow]) -> str:
+    """What the kept answers answer: endpoint, model, length and questions."""
+    asked = [evaluation.name, evaluation.endpoint, evaluation.model, evaluation.max_new_tokens]
+    document = json.dumps([asked, [asdict(row) for row in test]], sort_keys=True)
+    return hashlib.sha256(document.encode()).hexdigest()

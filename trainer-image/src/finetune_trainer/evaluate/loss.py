@@ -1,0 +1,90 @@
+"""Metric Loss: bits per byte of the reference answers, computed in-process, so that models with different tokenizers
+compare.
+
+For one row: the negative log2-likelihood of the reference turn's tokens (with the token that ends the turn), given the
+conversation before it, divided by the UTF-8 bytes of the reference. The score is its negative: larger is better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from finetune_trainer.data.formats import Row, RowError, content_digest
+from finetune_trainer.data.templates import ChatEncoder
+from finetune_trainer.evaluate.rows import ScoredRow, TestRow
+from finetune_trainer.exits import UserError
+from finetune_trainer.serve.loading import Loaded
+
+BATCH_TOKENS = 4096  # padded tokens read at once
+MAX_ROWS = 16
+
+
+def loss_rows(loaded: Loaded, rows: Sequence[TestRow], done: Callable[[int], None]) -> list[ScoredRow]:
+    """Every row with its score; `done` is told how many are finished. Raises UserError for an unusable template."""
+    encoder = ChatEncoder(loaded.tokenizer)
+    encoded = [_encode(encoder, row, loaded.max_model_len) for row in rows]
+    order = sorted(range(len(rows)), key=lambda index: len(encoded[index][0]))
+    bits: dict[int, float] = {}
+    for batch in _batches(order, [len(ids) for ids, _ in encoded]):
+        for index, value in zip(batch, _bits(loaded, [encoded[i] for i in batch]), strict=True):
+            bits[index] = value
+        done(len(bits))
+    return [ScoredRow(row.id, None, {"Loss": -bits[index] / max(1, len(row.reference.encode()))}) for index, row in enumerate(rows)]
+
+
+def loss_dtype() -> torch.dtype | None:
+    """float32 on a CPU, where rows are few and differences small; else what serving uses (None)."""
+    return None if torch.cuda.is_available() else torch.float32
+
+
+def _encode(encoder: ChatEncoder, row: TestRow, longest: int) -> tuple[list[int], int]:
+    """Token ids up to the end of the reference turn, and where it begins."""
+    messages = (*row.messages, {"role": "assistant", "content": row.reference})
+    try:
+        encoded = encoder.encode(Row("test", 0, messages, content_digest(messages)))
+    except RowError as error:
+        raise UserError("TestRowInvalid", f"test row {row.id}: {error}") from error
+    last = max(index for index, supervised in enumerate(encoded.mask) if supervised)
+    first = last
+    while first > 0 and encoded.mask[first - 1]:
+        first -= 1
+    ids = list(encoded.ids[: last + 1])
+    if first == 0 or len(ids) > longest:
+        raise UserError("TestRowInvalid", f"test row {row.id}: {len(ids)} tokens do not fit into {longest}")
+    return ids, first
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """`order` (shortest first) in groups within the token budget."""
+    groups: list[list[int]] = []
+    for index in order:
+        fits = groups and len(groups[-1]) < MAX_ROWS and lengths[index] * (len(groups[-1]) + 1) <= BATCH_TOKENS
+        if fits:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+@torch.inference_mode()
+def _bits(loaded: Loaded, batch: Sequence[tuple[list[int], int]]) -> list[float]:
+    """Bits of each row's reference turn. Rows are padded on the right, where a causal model does not look."""
+    width = max(len(ids) for ids, _ in batch)
+    tokens = torch.zeros(len(batch), width, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for index, (ids, _) in enumerate(batch):
+        tokens[index, : len(ids)] = torch.tensor(ids)
+        mask[index, : len(ids)] = 1
+    output: Any = loaded.model(input_ids=tokens.to(loaded.device), attention_mask=mask.to(loaded.device), use_cache=False)
+    return [_row_bits(output.logits[index], ids, first) for index, (ids, first) in enumerate(batch)]
+
+
+def _row_bits(logits: torch.Tensor, ids: list[int], first: int) -> float:
+    """Bits of ids[first:], from logits (columns, vocabulary) of one row."""
+    targets = torch.tensor(ids[first:], device=logits.device)
+    nats = torch.nn.functional.cross_entropy(logits[first - 1 : len(ids) - 1].float(), targets, reduction="sum")
+    return float(nats) / math.log(2)

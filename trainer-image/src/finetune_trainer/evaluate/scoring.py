@@ -1,0 +1,106 @@
+"""From replies to scores, and from scores to what the result says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from finetune_trainer.config import EvaluationConfig, MetricConfig, RunConfig
+from finetune_trainer.evaluate import sql
+from finetune_trainer.evaluate.client import Reply
+from finetune_trainer.evaluate.exact import exact_match
+from finetune_trainer.evaluate.rows import ScoredRow, TestRow
+from finetune_trainer.evaluate.running import Meter
+from finetune_trainer.evaluate.statistics import bootstrap, paired_differences
+from finetune_trainer.exits import JsonObject, UserError
+from finetune_trainer.progress import Progress
+
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """One metric: the score of (answer, reference), and a check of a row's reference that raises UserError."""
+
+    name: str
+    score: Callable[[str, str], tuple[float, str]]
+    check: Callable[[TestRow], None]
+
+
+def scorers(metrics: Sequence[MetricConfig]) -> list[Scorer]:
+    """The metrics that look at answers, ready to score. Raises UserError (schema)."""
+    return [_scorer(metric) for metric in metrics if metric.type != "Loss"]
+
+
+def check(every: Sequence[Scorer], test: Sequence[TestRow]) -> None:
+    """Check all references before a question is asked. Raises UserError that names the row."""
+    for scorer in every:
+        for row in test:
+            scorer.check(row)
+
+
+def score(every: Sequence[Scorer], test: Sequence[TestRow], replies: Mapping[str, Reply]) -> list[ScoredRow]:
+    """Every row's scores; a row that the server refused scores 0. Raises UserError if it refused them all."""
+    refused = [row for row in test if replies[row.id].answer is None]
+    if refused and len(refused) == len(test):
+        raise UserError("EveryRowRefused", f"the server refused every row; the first: {replies[refused[0].id].error}")
+    return [_score(every, row, replies[row.id]) for row in test]
+
+
+def with_loss(
+    config: RunConfig, evaluation: EvaluationConfig, test: Sequence[TestRow], scored: Sequence[ScoredRow], progress: Progress
+) -> list[ScoredRow]:  # fmt: skip
+    """`scored` with the metric Loss, computed in this process."""
+    from finetune_trainer.evaluate.loss import loss_dtype, loss_rows  # torch is not needed otherwise
+    from finetune_trainer.serve.loading import load
+
+    progress.update(state="loading")
+    loaded = load(config.model.path, evaluation.adapter_path, dtype=loss_dtype())
+    progress.update(state="scoring")
+    meter = Meter(progress, len(test))
+    losses = loss_rows(loaded, test, meter.advance)
+    return [ScoredRow(row.id, row.answer, {**row.scores, **loss.scores}, row.notes) for row, loss in zip(scored, losses, strict=True)]
+
+
+def interval(metric: str, scored: Sequence[ScoredRow], confidence_percent: float) -> JsonObject:
+    """`{score, low, high, n}` of one metric."""
+    found = bootstrap([row.scores[metric] for row in scored], confidence_percent)
+    if found is None:
+        return {"score": None, "low": None, "high": None, "n": 0}
+    return {"score": _rounded(found.mean), "low": _rounded(found.low), "high": _rounded(found.high), "n": found.n}
+
+
+def paired(metric: str, scored: Sequence[ScoredRow], reference: Mapping[str, float], confidence_percent: float) -> JsonObject:
+    """`{metric, difference, low, high, n}` over the rows that the reference has too."""
+    differences = paired_differences({row.id: row.scores[metric] for row in scored}, dict(reference))
+    found = bootstrap(differences, confidence_percent)
+    if found is None:
+        return {"metric": metric, "difference": None, "low": None, "high": None, "n": 0}
+    return {
+        "metric": metric, "difference": _rounded(found.mean), "low": _rounded(found.low), "high": _rounded(found.high),
+        "n": found.n,
+    }  # fmt: skip
+
+
+def _scorer(metric: MetricConfig) -> Scorer:
+    if metric.type == "SqlExecution" and metric.sql_execution is not None:
+        database = sql.open_schema(metric.sql_execution.schema_mount)
+
+        def run(answer: str, reference: str) -> tuple[float, str]:
+            verdict = sql.score(database, answer, reference)
+            return verdict.score, verdict.note
+
+        return Scorer(metric.type, run, lambda row: sql.check_reference(database, row.id, row.reference))
+    return Scorer(metric.type, lambda answer, reference: (exact_match(answer, reference), ""), lambda row: None)
+
+
+def _score(every: Sequence[Scorer], row: TestRow, reply: Reply) -> ScoredRow:
+    if reply.answer is None:
+        return ScoredRow(row.id, None, {scorer.name: 0.0 for scorer in every}, {"server": reply.error})
+    outcomes = {scorer.name: scorer.score(reply.answer, row.reference) for scorer in every}
+    notes = {name: note for name, (_, note) in outcomes.items() if note}
+    return ScoredRow(row.id, reply.answer, {name: value for name, (value, _) in outcomes.items()}, notes)
+
+
+def _rounded(value: float) -> float:
+    return round(value, DIGITS)
