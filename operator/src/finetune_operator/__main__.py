@@ -37,6 +37,10 @@ WATCH_FAILURES: Final = 10  # in a row, before the process gives up and is start
 WATCH_HEALTHY_SECONDS: Final = 60.0
 
 
+class StopRequested(Exception):
+    """SIGTERM or SIGINT came."""
+
+
 class Operator:
     """One process: a leader that reconciles, or a candidate that waits."""
 
@@ -122,7 +126,10 @@ class Operator:
             self.metrics.seconds.observe(time.monotonic() - started)
 
     async def _watch(self) -> None:
-        """Run kopf; begin it anew when it ends, for a failing watch must not take the workers down."""
+        """Run kopf; begin it anew when it fails, for a failing watch must not take the workers down.
+
+        kopf takes SIGTERM and SIGINT for itself, and returns when it got one.
+        """
         failures = 0
         while True:
             started = self.clock.monotonic()
@@ -133,6 +140,8 @@ class Operator:
                 )
             except Exception as error:
                 log.warning("watch", extra={"error": str(error)})
+            else:
+                raise StopRequested
             failures = 1 if self.clock.monotonic() - started > WATCH_HEALTHY_SECONDS else failures + 1
             if failures >= WATCH_FAILURES:
                 raise errors.Unavailable(f"the watches ended {failures} times in a row")
@@ -196,9 +205,9 @@ def _log_to_stderr(form: str) -> None:
 
 async def _main(settings: Settings) -> None:
     try:
-        kubernetes_config.load_incluster_config()
+        kubernetes_config.load_incluster_config()  # type: ignore[no-untyped-call]
     except kubernetes_config.ConfigException:
-        await kubernetes_config.load_kube_config()
+        await kubernetes_config.load_kube_config()  # type: ignore[no-untyped-call]
     async with ApiClient() as api:
         task = asyncio.ensure_future(Operator(api, settings).run())
         for name in (signal.SIGTERM, signal.SIGINT):
@@ -222,12 +231,15 @@ def main() -> int:
         print(f"finetune-operator: {error}", file=sys.stderr)
         return 2
     _log_to_stderr(settings.log_format)
+    code = 0
     try:
         asyncio.run(_main(settings))
+    except* StopRequested:
+        log.info("stopped")
     except* errors.FineTuneError as group:
         log.error("stopped", extra={"error": "; ".join(str(e) for e in group.exceptions)})  # noqa: TRY400
-        return 1
-    return 0
+        code = 1
+    return code
 
 
 if __name__ == "__main__":

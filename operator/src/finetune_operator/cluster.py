@@ -131,7 +131,7 @@ class Cluster:
         await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = self._api.configuration.host + path + (f"?{urlencode(query)}" if query else "")
         try:
-            response = await self._api.rest_client.request(
+            response = await self._api.rest_client.request(  # type: ignore[no-untyped-call]
                 method, url, headers=headers, body=dict(body) if body else None, _request_timeout=TIMEOUT_SECONDS
             )
             text = await response.read()

@@ -19,6 +19,10 @@ def registry(cache: Cache, queue: Queue[Key]) -> kopf.OperatorRegistry:
     for kind in CHILDREN:
         _watch(made, kind, cache, queue, {names.MANAGED_BY: names.FIELD_MANAGER})
 
+    @kopf.on.login(registry=made)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
     @kopf.on.startup(registry=made)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         settings.posting.enabled = False

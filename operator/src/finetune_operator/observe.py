@@ -50,7 +50,7 @@ class Observer:
         router_pods = [p for p in pods.values() if _component(p) == "router"]
         retrain = extract(finetune["spec"], Spec, RETRAIN)
         revisions, templates = self._kept(key)
-        routers = await self._routers(router_pods, meta["uid"]) if router_moves(status) else ()
+        routers = await self._routers(router_pods, meta["uid"], now) if router_moves(status) else ()
         return Observed(
             namespace=key[0],
             name=key[1],
@@ -94,8 +94,8 @@ class Observer:
         address = next((r.leader_ip for r in runs.values() if r.state == "Running" and r.leader_ip), None)
         return await self.pods.progress(address) if address else None
 
-    async def _routers(self, pods: list[Object], uid: str) -> tuple[RouterState, ...]:
-        states = await asyncio.gather(*(self.pods.router_state(p, sign(self.signing_key, uid)) for p in pods if _asked(p)))
+    async def _routers(self, pods: list[Object], uid: str, now: datetime) -> tuple[RouterState, ...]:
+        states = await asyncio.gather(*(self.pods.router_state(p, sign(self.signing_key, uid, now)) for p in pods if _asked(p)))
         return tuple(sorted(states, key=lambda s: s.pod))
 
     def _arms(self, key: tuple[str, str], pods: Mapping[str, Object], now: datetime) -> dict[str, ArmHealth]:

@@ -98,7 +98,7 @@ def kept(c: Context) -> Iterator[Child]:
         yield kinds.SERVICE, arm.service(c.owner, wanted.name)
         yield kinds.DEPLOYMENT, arm.deployment(c.owner, wanted.name, wanted.revision, template, replicas)
     if c.draft.routing is not None:
-        yield from router.children(c.owner, c.images.router, c.draft.routing, c.jwks)
+        yield from router.children(c.owner, c.images.router, c.draft.routing.structure, c.draft.routing.weight, c.jwks)
 
 
 def leftovers(c: Context, deployments: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Kind, str]]:

@@ -59,6 +59,7 @@ class Reconciler:
         finetune = self.cache.owner(key)
         if finetune is None or "deletionTimestamp" in finetune["metadata"]:
             self.problems.pop(key, None)
+            self.metrics.forget(key)
             return None
         now = self.clock.now()
         try:
@@ -133,8 +134,8 @@ class Reconciler:
             return
         token = sign(self.signing_key, o.uid, o.now)
         addresses = {r.pod: r.ip for r in o.routers}
-        version = d.routing.structure.version
-        pushes = [self.pods.push(addresses[pod], token, version, weight) for pod, weight in d.routing.pushes.items()]
+        structure = d.routing.structure
+        pushes = [self.pods.push(addresses[pod], token, structure, weight) for pod, weight in d.routing.pushes.items()]
         for answer in await asyncio.gather(*pushes, return_exceptions=True):
             if isinstance(answer, Exception):
                 log.warning("push failed", extra={"namespace": o.namespace, "name": o.name, "error": str(answer)})

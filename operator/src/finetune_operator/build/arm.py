@@ -109,7 +109,7 @@ def deployment(owner: Owner, arm: str, revision: str, kept: Manifest, replicas: 
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": owner.metadata(names.arm(owner.name, arm), "arm", **{names.ARM: arm, names.REVISION: revision}),
+        "metadata": owner.metadata(names.arm(owner.name, arm), "arm", {names.ARM: arm, names.REVISION: revision}),
         "spec": {
             "replicas": replicas,
             "revisionHistoryLimit": 0,
@@ -126,7 +126,7 @@ def service(owner: Owner, arm: str) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": owner.metadata(names.arm(owner.name, arm), "arm", **{names.ARM: arm}),
+        "metadata": owner.metadata(names.arm(owner.name, arm), "arm", {names.ARM: arm}),
         "spec": {
             "clusterIP": "None",
             "selector": {names.NAME: owner.name, names.ARM: arm},

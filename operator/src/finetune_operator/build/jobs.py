@@ -65,7 +65,7 @@ def stage_job(
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": owner.metadata(job_name(owner.name, stage), "stage", **labels),
+        "metadata": owner.metadata(job_name(owner.name, stage), "stage", labels),
         "spec": job_spec,
     }
 
@@ -83,7 +83,7 @@ def gang_service(owner: Owner, stage: Stage) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": owner.metadata(name, "stage", **{names.REVISION: stage.revision, names.ATTEMPT: str(stage.number)}),
+        "metadata": owner.metadata(name, "stage", {names.REVISION: stage.revision, names.ATTEMPT: str(stage.number)}),
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,

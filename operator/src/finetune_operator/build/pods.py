@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from finetune_operator import names
 from finetune_operator.api.spec import Pods, Spec
 
 Manifest = dict[str, Any]
+NO_LABELS: Final[Mapping[str, str]] = {}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Owner:
             "controller": True, "blockOwnerDeletion": False,
         }  # fmt: skip
 
-    def metadata(self, name: str, component: str, *, owned: bool = True, **labels: str) -> Manifest:
+    def metadata(self, name: str, component: str, labels: Mapping[str, str] = NO_LABELS, *, owned: bool = True) -> Manifest:
         """Metadata of a child; `labels` are label names of `names` with their values."""
         meta: Manifest = {"name": name, "namespace": self.namespace, "labels": names.labels(self.name, component, **labels)}
         if owned:

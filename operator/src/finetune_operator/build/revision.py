@@ -23,7 +23,7 @@ def _revision(owner: Owner, name: str, component: str, data: Manifest, number: i
     return {
         "apiVersion": "apps/v1",
         "kind": "ControllerRevision",
-        "metadata": owner.metadata(names.controller_revision(owner.name, name), component, **{names.REVISION: name}),
+        "metadata": owner.metadata(names.controller_revision(owner.name, name), component, {names.REVISION: name}),
         "revision": number,
         "data": data,
     }
