@@ -37,8 +37,8 @@ def stop_everything(state: Path) -> None:
     _remove_groups()
     shutil.rmtree(state / "run", ignore_errors=True)  # containerd's volatile state, sockets, network namespaces
     shutil.rmtree(state / "cni" / "ipam", ignore_errors=True)
-    for folder in ("/var/lib/cni", *_shim_sockets()):
-        shutil.rmtree(folder, ignore_errors=True)
+    for leftover in ("/var/lib/cni", *_shim_sockets()):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def remove_files(state: Path) -> None:

@@ -113,7 +113,7 @@ def _start(plane: Plane, progress: Progress) -> None:
         _spawn("kube-controller-manager", components.controller_manager(plane))
         _spawn("kube-scheduler", components.scheduler(plane))
         _spawn("kube-proxy", components.proxy(plane))
-        kubectl = [plane.binary, "kubectl", f"--kubeconfig={paths.kubeconfig()}"]
+        kubectl = [str(plane.binary), "kubectl", f"--kubeconfig={paths.kubeconfig()}"]
         run([*kubectl, "apply", "-f", "-"], stdin=manifests.bootstrap())
         _spawn("coredns", components.coredns(plane))
         _spawn("provisioner", components.provisioner(plane))

@@ -39,15 +39,15 @@ def ensure(folder: Path, *, clients: dict[str, str], server_names: Sequence[str]
 
 
 def _new(stem: Path, subject: str, extra: list[str]) -> None:
-    files = ["-keyout", stem.with_suffix(".key"), "-out", stem.with_suffix(".crt")]
+    files = ["-keyout", f"{stem}.key", "-out", f"{stem}.crt"]
     run(["openssl", "req", "-x509", *_KEY, "-days", _DAYS, "-subj", subject, *files, *extra])
 
 
 def _signed(folder: Path, name: str, subject: str, extensions: str) -> None:
     request, draft = folder / f"{name}.csr", folder / f"{name}.draft"
     run(["openssl", "req", *_KEY, "-subj", subject, "-keyout", folder / f"{name}.key", "-out", request])
-    authority = ["-CA", folder / "ca.crt", "-CAkey", folder / "ca.key", "-set_serial", str(_serial(folder, name))]
-    sign = ["openssl", "x509", "-req", "-in", request, *authority, "-days", _DAYS, "-extfile", "/dev/stdin"]
+    authority = ["-CA", f"{folder}/ca.crt", "-CAkey", f"{folder}/ca.key", "-set_serial", str(_serial(folder, name))]
+    sign = ["openssl", "x509", "-req", "-in", str(request), *authority, "-days", _DAYS, "-extfile", "/dev/stdin"]
     run([*sign, "-out", draft], stdin=f"basicConstraints=CA:FALSE\n{extensions}")
     draft.rename(folder / f"{name}.crt")  # a certificate that is there is complete
     request.unlink()
