@@ -26,7 +26,7 @@ UV_VERSION = "0.13.9"
 # Name → (locks, folders whose sources are importable).
 ENVIRONMENTS = {
     "dev": (["requirements-dev.lock"], ["operator/src", "trainer-image/src", "."]),
-    "trainer": (["trainer-image/requirements.lock", "trainer-image/requirements-test.lock"], ["trainer-image/src", "."]),
+    "trainer": (["trainer-image/requirements-test.lock", "trainer-image/model-requirements.lock"], ["trainer-image/src", "."]),
 }
 
 
@@ -78,8 +78,9 @@ def make(name: str, folder: Path, locks: list[Path]) -> None:
     tool = str(uv())
     subprocess.run([tool, "venv", "-q", "--python", python(), str(folder)], check=True, stdout=sys.stderr)
     requirements = [argument for lock in locks for argument in ("-r", str(lock))]
+    # A lock is the whole resolution, or leaves something out on purpose.
     subprocess.run(
-        [tool, "pip", "install", "-q", "--python", str(folder / "bin" / "python"), "--require-hashes", *requirements],
+        [tool, "pip", "install", "-q", "--python", str(folder / "bin" / "python"), "--no-deps", "--require-hashes", *requirements],
         check=True,
         stdout=sys.stderr,
     )

