@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_operator.api.quantities import canonical_decimal, canonical_duration
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+from finetune_operator.api.quantities import canonical_decimal, canonical_duration
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def nested_model(annotation: Any) -> type[BaseModel] | None:
 
 
 def extract(value: Mapping[str, Any], model: type[BaseModel], wanted: FieldClass) -> dict[str, Any]:
-    """The fields of one class as written, in canonical form; what is absent stays absent."""
+    """The fields of one class as written, in canonical form; what is absent or empty stays absent."""
     result: dict[str, Any] = {}
     for name, info in model.model_fields.items():
         key = info.alias or name
@@ -69,7 +70,7 @@ def extract(value: Mapping[str, Any], model: type[BaseModel], wanted: FieldClass
             continue
         marker, nested = field_class(info), nested_model(info.annotation)
         part = _part(value[key], info, marker, nested, wanted)
-        if part not in (None, {}, []):
+        if part not in (None, {}, [], ""):
             result[key] = part
     return result
 

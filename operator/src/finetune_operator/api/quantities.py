@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
-DURATION_PATTERN = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+$"
-DECIMAL_PATTERN = r"^-?[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$"
+# Bounded, so that no value, however written, overflows a date or fills the memory when it is brought to canonical form.
+DURATION_PATTERN = r"^([0-9]{1,7}(\.[0-9]{1,3})?(ms|s|m|h|d)){1,5}$"
+DECIMAL_PATTERN = r"^-?[0-9]{1,12}(\.[0-9]{1,12})?([eE]-?[0-9]{1,2})?$"
+QUANTITY_PATTERN = r"^[0-9]{1,12}(\.[0-9]{1,3})?([KMGTPE]i|[kMGTPEm])?$"
+LONGEST_SECONDS = 3650 * 86400
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
 
@@ -15,20 +18,22 @@ def seconds(text: str) -> float:
     """Seconds of a duration; ValueError names the text and the form it must have."""
     if not re.match(DURATION_PATTERN, text):
         raise ValueError(f"{text!r} is not a duration such as 90s, 15m or 1h30m")
-    return float(sum((Decimal(n) * _SECONDS[unit] for n, unit in _PART.findall(text)), Decimal(0)))
+    total = float(sum((Decimal(n) * _SECONDS[unit] for n, unit in _PART.findall(text)), Decimal(0)))
+    if total > LONGEST_SECONDS:
+        raise ValueError(f"{text!r} is more than 3650d")
+    return total
 
 
 def decimal(text: str) -> float:
     """Value of a decimal; ValueError names the text and the form it must have."""
-    try:
-        return float(Decimal(text))
-    except InvalidOperation as error:
-        raise ValueError(f"{text!r} is not a decimal such as 0.5 or 2e-4") from error
+    if not re.match(DECIMAL_PATTERN, text):
+        raise ValueError(f"{text!r} is not a decimal such as 0.5 or 2e-4")
+    return float(Decimal(text))
 
 
 def canonical_duration(text: str) -> str:
     """The same duration in seconds: `15m` is `900s`."""
-    return f"{seconds(text):g}s"
+    return f"{f'{seconds(text):.3f}'.rstrip('0').rstrip('.')}s"
 
 
 def canonical_decimal(text: str) -> str:

@@ -2,17 +2,18 @@
 
 Field classes (what an edit does) are markers on the leaves: Retrain makes a new revision, Reevaluate scores again,
 Redeploy makes a new arm (and so a canary), Live changes in place, Immutable is refused by the API server.
-What the schema has but no code yet does is listed in `NOT_YET` and refused by the API server, never silently ignored.
+What the schema has but no code yet does is listed in `rules.NOT_YET` and refused, never silently ignored.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from finetune_operator.api.fields import IMMUTABLE, LIVE, REDEPLOY, REEVALUATE, RETRAIN
-from finetune_operator.api.quantities import DECIMAL_PATTERN, DURATION_PATTERN, decimal, seconds
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+
+from finetune_operator.api.fields import IMMUTABLE, LIVE, REDEPLOY, REEVALUATE, RETRAIN
+from finetune_operator.api.quantities import DECIMAL_PATTERN, DURATION_PATTERN, QUANTITY_PATTERN, decimal, seconds
 
 
 def _checked_duration(text: str) -> str:
@@ -25,6 +26,11 @@ def _checked_decimal(text: str) -> str:
     return text
 
 
+def _written(value: Any) -> Any:
+    """Kubernetes takes `cpu: 2` for `cpu: "2"`."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 Duration = Annotated[
     str, Field(max_length=32, pattern=DURATION_PATTERN, json_schema_extra={"x-finetune": "duration"}), AfterValidator(_checked_duration)
 ]
@@ -33,10 +39,13 @@ Decimal = Annotated[
 ]
 Name = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 Word = Annotated[str, Field(max_length=128)]
-ModelSource = Annotated[str, Field(max_length=1024, pattern=r"^(image://|pvc://|hf://|https://|s3://|oci://).+$")]
-DataSource = Annotated[str, Field(max_length=1024, pattern=r"^(configmap://|image://|pvc://|hf://|https://|s3://).+$")]
+ModelSource = Annotated[str, Field(max_length=1024, pattern=r"^(image:///|pvc://[^/]+/|hf://|https://|s3://|oci://).+$")]
+DataSource = Annotated[str, Field(max_length=1024, pattern=r"^(configmap://[^/]+/|image:///|pvc://[^/]+/|hf://|https://|s3://).+$")]
 Percent = Annotated[int, Field(ge=0, le=100)]
-Quantity = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?([KMGTP]i?|m|k)?$")]
+Quantity = Annotated[
+    str, BeforeValidator(_written), Field(max_length=32, pattern=QUANTITY_PATTERN, json_schema_extra={"x-kubernetes-int-or-string": True})
+]
+HeaderName = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$")]
 Free = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 
 
@@ -49,8 +58,12 @@ class SpecModel(BaseModel):
 class Model(SpecModel):
     """The base model."""
 
-    source: Annotated[ModelSource, RETRAIN] = Field(description="image:///path in the trainer image, pvc://claim/path, or hf://owner/name.")
-    revision: Annotated[Word | None, RETRAIN] = Field(default=None, description="Commit or tag, for hf://.")
+    source: Annotated[ModelSource, RETRAIN] = Field(
+        description="image:///path in the trainer image, pvc://claim/path, hf://owner/name, or https://… of a tar archive."
+    )
+    revision: Annotated[Word | None, RETRAIN] = Field(
+        default=None, description="Commit or tag, for hf://; the archive's sha256, for https://."
+    )
     secret_name: Annotated[Name | None, LIVE] = Field(default=None, description="Secret whose key `token` opens the source.")
 
 
@@ -58,7 +71,7 @@ class Source(SpecModel):
     """Rows of a data set."""
 
     source: Annotated[DataSource, RETRAIN] = Field(
-        description="configmap://name/key, pvc://claim/path, image:///path, https://… or hf://owner/name/file."
+        description="configmap://name/key, pvc://claim/path, image:///path or https://…; JSONL, or a JSON array."
     )
     format: Annotated[
         Literal["Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput", "Text", "Preference"] | None, RETRAIN
@@ -69,7 +82,7 @@ class Source(SpecModel):
 class Split(SpecModel):
     """Shares of train, validation and test, by content hash; they sum to 100."""
 
-    train: Annotated[Percent | None, RETRAIN] = Field(default=None, description="Percent; default 80.")
+    train: Annotated[int | None, RETRAIN] = Field(default=None, ge=1, le=100, description="Percent; default 80.")
     validation: Annotated[Percent | None, RETRAIN] = Field(default=None, description="Percent; default 10.")
     test: Annotated[Percent | None, RETRAIN] = Field(default=None, description="Percent; default 10.")
     seed: Annotated[int | None, RETRAIN] = Field(default=None, ge=0, le=2147483647, description="Default 17.")
@@ -82,7 +95,7 @@ class Quality(SpecModel):
         default=None, ge=0, le=100000, description="Default 10; 1 where answers are a small set of labels."
     )
     max_tokens: Annotated[int | None, RETRAIN] = Field(default=None, ge=1, le=1048576, description="Longest row; default 4000.")
-    on_too_long: Annotated[Literal["Drop", "Truncate"] | None, RETRAIN] = Field(default=None, description="Default Drop.")
+    on_too_long: Annotated[Literal["Drop", "Truncate", "Fail"] | None, RETRAIN] = Field(default=None, description="Default Drop.")
     max_invalid_percent: Annotated[int | None, RETRAIN] = Field(
         default=None, ge=0, le=100, description="Above it the run stops before training; default 5."
     )
@@ -92,7 +105,7 @@ class Quality(SpecModel):
 class Mix(Source):
     """General data mixed in against forgetting."""
 
-    percent: Annotated[Percent, RETRAIN] = Field(description="Share of the training rows.")
+    percent: Annotated[int, RETRAIN] = Field(ge=1, le=100, description="Share of the training rows.")
 
 
 class Data(SpecModel):
@@ -255,8 +268,8 @@ class Step(SpecModel):
 class Identity(SpecModel):
     """Where a request's user is read from."""
 
-    header: Annotated[Word | None, LIVE] = None
-    body_field: Annotated[Word | None, LIVE] = None
+    header: Annotated[HeaderName | None, LIVE] = Field(default=None, description="A request header.")
+    body_field: Annotated[Word | None, LIVE] = Field(default=None, description="A field of the request's JSON body.")
 
 
 class Guards(SpecModel):
@@ -270,7 +283,7 @@ class Guards(SpecModel):
 class Rollout(SpecModel):
     """How users are moved."""
 
-    steps: list[Step] | None = Field(default=None, max_length=20, description="Default 10 % for 30m, 50 % for 1h, 100 %.")
+    steps: list[Step] | None = Field(default=None, min_length=1, max_length=20, description="Default 10 % for 30m, 50 % for 1h, 100 %.")
     identity: list[Identity] | None = Field(
         default=None, max_length=8, description="Default header x-user-id; requests without one stay on stable."
     )

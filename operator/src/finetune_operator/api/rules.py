@@ -1,0 +1,209 @@
+"""Rules that types and bounds cannot say, each once: as CEL for the API server, and as Python for objects that were stored
+before the rule was there.
+
+A rule stands on the node `path` of the object (`[]`: each item of a list); both forms see that node with its defaults.
+`NOT_YET` lists what the schema has and no code does: it is refused, never silently ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+Node = Any
+NAME_PATTERN: Final = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`field` (below `path`) is what the message names; `holds` is None for rules about a change."""
+
+    path: str
+    field: str
+    cel: str
+    message: str
+    holds: Callable[[Node], bool] | None
+
+    @property
+    def text(self) -> str:
+        """The message: the field, what is wrong and the fix."""
+        return f"{'.'.join(part for part in (self.path, self.field) if part)}: {self.message}"
+
+
+def _shares(split: Node) -> int:
+    return int(split.get("train", 80)) + int(split.get("validation", 10)) + int(split.get("test", 10))
+
+
+def _weights_grow(steps: Node) -> bool:
+    weights = [step["weight"] for step in steps]
+    return weights == sorted(set(weights)) and weights[-1] == 100
+
+
+def _archive_has_digest(model: Node) -> bool:
+    digest = re.match(r"^(sha256:)?[0-9a-fA-F]{64}$", model.get("revision", ""))
+    return not model["source"].startswith("https://") or digest is not None
+
+
+ALWAYS: Final = (
+    Rule(
+        "", "metadata.name",
+        f"self.metadata.name.size() <= 40 && self.metadata.name.matches('{NAME_PATTERN}')",
+        "must be a DNS label of at most 40 characters that starts with a letter (a-z, 0-9, -): names of children derive from it; choose another",
+        lambda o: len(o["metadata"]["name"]) <= 40 and re.match(NAME_PATTERN, o["metadata"]["name"]) is not None,
+    ),
+    Rule(
+        "spec.model", "revision",
+        "!self.source.startsWith('https://') || (has(self.revision) && self.revision.matches('^(sha256:)?[0-9a-fA-F]{64}$'))",
+        "an https:// model is an archive whose sha256 must be given here",
+        _archive_has_digest,
+    ),
+    Rule(
+        "spec.data.split", "",
+        "(has(self.train) ? self.train : 80) + (has(self.validation) ? self.validation : 10) + (has(self.test) ? self.test : 10) == 100",
+        "train, validation and test must sum to 100 (unset they are 80, 10 and 10)",
+        lambda split: _shares(split) == 100,
+    ),
+    Rule(
+        "spec.method", "lora",
+        "!has(self.lora) || self.type in ['LoRA', 'QLoRA']",
+        "belongs to method.type LoRA or QLoRA; remove it or change the type",
+        lambda method: "lora" not in method or method["type"] in ("LoRA", "QLoRA"),
+    ),
+    Rule(
+        "spec.method.lora", "dropout",
+        "!has(self.dropout) || (double(self.dropout) >= 0.0 && double(self.dropout) < 1.0)",
+        "must be at least 0 and below 1",
+        lambda lora: 0 <= float(lora.get("dropout", 0)) < 1,
+    ),
+    Rule(
+        "spec.training", "learningRate",
+        "!has(self.learningRate) || (double(self.learningRate) > 0.0 && double(self.learningRate) <= 1000.0)",
+        'must be above 0 and at most 1000; "2e-4" is usual for LoRA',
+        lambda training: 0 < float(training.get("learningRate", 1)) <= 1000,
+    ),
+    Rule(
+        "spec.training.checkpoint", "",
+        "!(has(self.every) && has(self.everySteps))",
+        "every and everySteps exclude each other; remove one",
+        lambda policy: not ("every" in policy and "everySteps" in policy),
+    ),
+    Rule(
+        "spec.training.checkpoint", "every",
+        "!has(self.every) || self.every.matches('[1-9]')",
+        "must be above 0",
+        lambda policy: re.search("[1-9]", policy.get("every", "1")) is not None,
+    ),
+    Rule(
+        "spec.evaluation.metrics[]", "sqlExecution",
+        "(self.type == 'SqlExecution') == has(self.sqlExecution)",
+        "belongs to type SqlExecution, which needs it: name the schema there",
+        lambda metric: (metric["type"] == "SqlExecution") == ("sqlExecution" in metric),
+    ),
+    Rule(
+        "spec.rollout", "steps",
+        "!has(self.steps) || (self.steps[self.steps.size() - 1].weight == 100 && self.steps.map(s, s.weight).isSorted() && "
+        "self.steps.all(a, self.steps.exists_one(b, b.weight == a.weight)))",
+        "weights must grow from step to step, and the last must be 100",
+        lambda rollout: "steps" not in rollout or _weights_grow(rollout["steps"]),
+    ),
+    Rule(
+        "spec.rollout.identity[]", "",
+        "has(self.header) != has(self.bodyField)",
+        "name either a header or a bodyField",
+        lambda identity: ("header" in identity) != ("bodyField" in identity),
+    ),
+)  # fmt: skip
+
+CHANGES: Final = (
+    Rule(
+        "spec.storage", "storageClassName",
+        "has(self.storageClassName) == has(oldSelf.storageClassName) && "
+        "(!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName)",
+        "cannot change once the volume is made; make a new FineTune",
+        None,
+    ),
+    Rule(
+        "spec.storage", "accessMode",
+        "self.accessMode == oldSelf.accessMode",
+        "cannot change once the volume is made; make a new FineTune",
+        None,
+    ),
+    Rule(
+        "spec.storage", "size",
+        "quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0",
+        "a volume can grow but never shrink; keep the old size or make a new FineTune",
+        None,
+    ),
+)  # fmt: skip
+
+
+def _not_yet(path: str, field: str, cel: str, holds: Callable[[Node], bool], instead: str = "") -> Rule:
+    return Rule(path, field, cel, f"not supported yet{'; ' if instead else ''}{instead}", holds)
+
+
+def _unset(path: str, field: str, instead: str = "") -> Rule:
+    return _not_yet(path, field, f"!has(self.{field})", lambda node: field not in node, instead)
+
+
+def _only(path: str, field: str, values: tuple[str, ...], instead: str) -> Rule:
+    """Absent, or one of these."""
+    listed = ", ".join(f"'{value}'" for value in values)
+    cel = f"!has(self.{field}) || self.{field} in [{listed}]"
+    return _not_yet(path, field, cel, lambda node: node.get(field, values[0]) in values, instead)
+
+
+def _not_from(path: str, field: str, schemes: tuple[str, ...], instead: str) -> Rule:
+    cel = " && ".join(f"!self.{field}.startsWith('{scheme}')" for scheme in schemes)
+    return _not_yet(path, field, cel, lambda node: not node[field].startswith(schemes), instead)
+
+
+_FORMATS: Final = ("Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput")
+
+
+def _rows(path: str) -> Iterator[Rule]:
+    yield _not_from(path, "source", ("hf://", "s3://"), "use configmap://, pvc://, image:/// or https://")
+    yield _only(path, "format", _FORMATS, f"use {', '.join(_FORMATS[1:])}")
+    yield _unset(path, "secretName", "copy the file into a volume and use pvc://")
+
+
+NOT_YET: Final = (
+    _not_from("spec.model", "source", ("s3://", "oci://"), "use image:///, pvc://, hf:// or https://"),
+    _unset("spec.model", "secretName", "copy the model into a volume and use pvc://"),
+    *(rule for name in ("train", "validation", "test") for rule in _rows(f"spec.data.{name}")),
+    _unset("spec.data", "mix", "join the files into one source"),
+    _only("spec.method", "type", ("LoRA",), "use LoRA"),
+    _only("spec.method", "objective", ("SFT",), "use SFT"),
+    _only("spec.compute", "sharding", ("Auto", "DDP"), "use Auto"),
+    _unset("spec.compute", "queueName"),
+    _not_from("spec.evaluation.metrics[].sqlExecution", "schema", ("hf://", "s3://", "https://"), "use configmap://, pvc:// or image:///"),
+    _unset("spec.evaluation.gate", "maxForgettingPercent"),
+    _unset("spec.rollout.identity[]", "bodyField", "use header"),
+    _unset("spec", "budget"),
+    _unset("spec", "provider"),
+)
+
+RULES: Final = (*ALWAYS, *CHANGES, *NOT_YET)
+
+
+def broken(finetune: Mapping[str, Any]) -> list[str]:
+    """Texts of the rules that an object (with its defaults) breaks."""
+    found = []
+    for rule in RULES:
+        if rule.holds is not None and not all(rule.holds(node) for node in nodes(finetune, rule.path)):
+            found.append(rule.text)
+    return found
+
+
+def nodes(obj: Node, path: str) -> Iterator[Node]:
+    """The nodes that a rule stands on; none where a block above is absent."""
+    head, _, rest = path.partition(".")
+    if not head:
+        yield obj
+        return
+    child = obj.get(head.removesuffix("[]"))
+    if child is None:
+        return
+    for item in child if head.endswith("[]") else (child,):
+        yield from nodes(item, rest)
