@@ -30,7 +30,7 @@ class Image:
 
 IMAGES: Mapping[str, Image] = {
     "trainer": Image("Dockerfile.trainer", ["trainer-image"], 400),
-    "operator": Image("operator/Dockerfile", ["operator", "pyproject.toml", "uv.lock"], 60),
+    "operator": Image("operator/Dockerfile", ["operator", "requirements.lock"], 60),
     "router": Image("devcluster/router/Dockerfile", ["devcluster/router"], 30),
 }
 NAMES = tuple(IMAGES)
