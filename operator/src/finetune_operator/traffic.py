@@ -30,6 +30,7 @@ class Structure:
     canary: Backend | None
     salt: str
     headers: tuple[str, ...]
+    rollout: str = ""  # names the rollout: weights that routers remember of an earlier one between the same arms are inert
 
     @cached_property
     def version(self) -> str:

@@ -209,6 +209,7 @@ class Status(StatusModel):
 
     observed_generation: Count = 0
     phase: Short = "Pending"
+    phase_since: Time | None = Field(default=None, description="Since when it is in this phase for this reason.")
     conditions: list[Condition] = Field(default_factory=list, max_length=16)
     revision: Short | None = Field(default=None, description="The revision that the spec asks for.")
     live_revision: Short | None = Field(default=None, description="The revision that serves the users; `base` is the untouched model.")
