@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import random
 import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
 import kopf
 from aiohttp import web
@@ -19,7 +18,7 @@ from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client import ApiClient
 from prometheus_client import generate_latest
 
-from finetune_operator import errors, handlers, names, signing
+from finetune_operator import errors, handlers, logs, names, signing
 from finetune_operator.cache import Cache, Key
 from finetune_operator.clock import SystemClock
 from finetune_operator.cluster import Cluster
@@ -74,7 +73,7 @@ class Operator:
         reconciler = Reconciler(self.cluster, self.cache, self.pods, self.clock, self.settings, self.metrics, events, key)
         await self.fill()
         self.filled = True
-        log.info("filled", extra={"finetunes": len(self.cache.owners())})
+        log.info("filled", extra=logs.of(finetunes=len(self.cache.owners())))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.elector.keep())
             tasks.create_task(self._sweep())
@@ -100,7 +99,7 @@ class Operator:
             try:
                 await self.fill()
             except errors.ClusterError as error:
-                log.warning("sweep", extra={"error": str(error)})
+                log.warning("sweep", extra=logs.of(error=str(error)))
 
     async def _work(self, reconcile: Callable[[Key], Awaitable[float | None]]) -> None:
         while True:
@@ -118,7 +117,7 @@ class Operator:
                 self.metrics.reconciles.labels("error").inc()
                 delay = self.queue.failed(key)
                 expected = isinstance(error, errors.FineTuneError)
-                extra = {"namespace": key[0], "name": key[1], "error": str(error), "retry_seconds": round(delay, 1)}
+                extra = logs.of(namespace=key[0], name=key[1], error=str(error), retry_seconds=round(delay, 1))
                 log.warning("reconcile", extra=extra, exc_info=None if expected else error)
             else:
                 self.metrics.reconciles.labels("ok").inc()
@@ -139,7 +138,7 @@ class Operator:
                     registry=registry, standalone=True, clusterwide=not self.settings.namespaces, namespaces=self.settings.namespaces
                 )
             except Exception as error:
-                log.warning("watch", extra={"error": str(error)})
+                log.warning("watch", extra=logs.of(error=str(error)))
             else:
                 raise StopRequested
             failures = 1 if self.clock.monotonic() - started > WATCH_HEALTHY_SECONDS else failures + 1
@@ -176,33 +175,6 @@ async def _serve(port: int, app: web.Application) -> web.AppRunner:
     return runner
 
 
-class _Formatter(logging.Formatter):
-    """One line per record: the event's name, then what belongs to it as keys and values."""
-
-    STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-    def __init__(self, form: str) -> None:
-        super().__init__()
-        self._json = form == "json"
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record's line."""
-        extra = {k: v for k, v in vars(record).items() if k not in self.STANDARD and not k.startswith("k8s")}
-        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
-        trace = {"trace": self.formatException(record.exc_info)} if record.exc_info and record.exc_info[0] else {}
-        fields: dict[str, Any] = {"time": moment, "level": record.levelname, "event": record.getMessage(), **extra, **trace}
-        if self._json:
-            return json.dumps(fields, default=str)
-        return " ".join(f"{k}={v}" for k, v in fields.items())
-
-
-def _log_to_stderr(form: str) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter(form))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("kopf").setLevel(logging.WARNING)
-
-
 async def _main(settings: Settings) -> None:
     try:
         kubernetes_config.load_incluster_config()  # type: ignore[no-untyped-call]
@@ -230,14 +202,14 @@ def main() -> int:
     except SettingsError as error:
         print(f"finetune-operator: {error}", file=sys.stderr)
         return 2
-    _log_to_stderr(settings.log_format)
+    logs.to_stderr(settings.log_format)
     code = 0
     try:
         asyncio.run(_main(settings))
     except* StopRequested:
         log.info("stopped")
     except* errors.FineTuneError as group:
-        log.error("stopped", extra={"error": "; ".join(str(e) for e in group.exceptions)})  # noqa: TRY400
+        log.error("stopped", extra=logs.of(error="; ".join(str(e) for e in group.exceptions)))  # noqa: TRY400
         code = 1
     return code
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_operator import conditions, names
+from finetune_operator import conditions, logs, names
 from finetune_operator.api.quantities import quantity
 from finetune_operator.build.pods import Manifest
 from finetune_operator.cache import Cache
@@ -53,7 +53,7 @@ class Children:
             actual = await self._create(kind, manifest)
         if not contains(actual, manifest):
             version = actual["metadata"]["resourceVersion"]
-            log.info("apply", extra={"kind": kind.kind, "name": name, "namespace": self.key[0]})
+            log.info("apply", extra=logs.of(kind=kind.kind, name=name, namespace=self.key[0]))
             self.cache.put(kind, await self.cluster.apply(kind, manifest, resource_version=version))
 
     async def remove(self, kind: Kind, name: str) -> None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from finetune_operator import errors, names
+from finetune_operator import errors, logs, names
 from finetune_operator.clock import Clock
 from finetune_operator.cluster import Cluster
 from finetune_operator.kinds import EVENT
@@ -33,7 +33,7 @@ class Events:
         try:
             await self._cluster.create(EVENT, self._event(meta, type_, reason, message))
         except (errors.ClusterError, errors.LeadershipLost) as error:
-            log.warning("event", extra={"reason": reason, "error": str(error)})
+            log.warning("event", extra=logs.of(reason=reason, error=str(error)))
 
     def _event(self, meta: Mapping[str, Any], type_: str, reason: str, message: str) -> dict[str, Any]:
         now = self._clock.now()

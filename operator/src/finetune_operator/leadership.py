@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from finetune_operator import errors
+from finetune_operator import errors, logs
 from finetune_operator.clock import Clock
 from finetune_operator.cluster import Cluster
 from finetune_operator.kinds import LEASE
@@ -48,7 +48,7 @@ class Elector:
         """Wait until this process leads."""
         while not await self._try():
             await asyncio.sleep(RENEW_SECONDS / 2)
-        log.info("leading", extra={"lease": f"{self._namespace}/{self._name}", "identity": self._identity})
+        log.info("leading", extra=logs.of(lease=f"{self._namespace}/{self._name}", identity=self._identity))
 
     async def keep(self) -> None:
         """Renew until leadership is lost: raises LeadershipLost."""
@@ -81,7 +81,7 @@ class Elector:
         except (errors.AlreadyExists, errors.Conflict):
             return False
         except errors.ClusterError as error:
-            log.warning("lease", extra={"error": str(error)})
+            log.warning("lease", extra=logs.of(error=str(error)))
             return self.leading
         self._deadline = asked + LEASE_SECONDS - MARGIN_SECONDS
         return True

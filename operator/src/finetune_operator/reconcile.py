@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from finetune_operator import conditions, names, plan, status
+from finetune_operator import conditions, logs, names, plan, status
 from finetune_operator.api.load import load_spec
 from finetune_operator.api.status import Status
 from finetune_operator.apply import Children, NameTaken
@@ -95,7 +95,7 @@ class Reconciler:
         if new.get("phase") != old.get("phase"):
             log.info(
                 "phase",
-                extra={"namespace": meta["namespace"], "name": meta["name"], "phase": new.get("phase"), "reason": new.get("reason")},
+                extra=logs.of(namespace=meta["namespace"], name=meta["name"], phase=new.get("phase"), reason=new.get("reason")),
             )
         self.cache.put(FINETUNE, written)
         self.metrics.observe_finetune(written)
@@ -138,7 +138,7 @@ class Reconciler:
         pushes = [self.pods.push(addresses[pod], token, structure, weight) for pod, weight in d.routing.pushes.items()]
         for answer in await asyncio.gather(*pushes, return_exceptions=True):
             if isinstance(answer, Exception):
-                log.warning("push failed", extra={"namespace": o.namespace, "name": o.name, "error": str(answer)})
+                log.warning("push failed", extra=logs.of(namespace=o.namespace, name=o.name, error=str(answer)))
 
     async def _tell(self, key: Key, finetune: Object, o: Observed, d: Draft, problem: Waiting | None, now: datetime) -> None:
         """Remember why a child could not be made (or that it now can), and say so."""

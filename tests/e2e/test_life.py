@@ -1,0 +1,177 @@
+"""One FineTune from Pending to Live, edited, reverted, broken and mended, with users calling all the while."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+
+from demo.cluster import OPERATOR_NAMESPACE
+from tests.e2e.world import FineTune, Object, Space, World, audit, condition, labelled_rows, spec
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+LIFE_SECONDS = 400.0
+
+
+@pytest.fixture(scope="module")
+def space(world: World) -> Iterator[Space]:
+    """A namespace for this file."""
+    with world.namespace("e2e-life") as found:
+        found.config_map("rows", {"train.jsonl": labelled_rows(160)})
+        yield found
+
+
+@pytest.fixture(scope="module")
+def bot(space: Space) -> FineTune:
+    """The FineTune of this file's tests; each test goes on where the last one ended."""
+    return space.finetune("bot")
+
+
+async def test_two_ranks_train_it_and_it_goes_live(bot: FineTune) -> None:
+    bot.apply(spec(compute={"nodes": 2, "cpu": "100m", "memory": "2Gi"}, evaluation={"metrics": [{"type": "ExactMatch"}], "maxNewTokens": 16}))
+    status = await bot.phase("Live", "Rejected", "Failed", seconds=LIFE_SECONDS)
+    assert status["phase"] == "Live", bot.describe()
+    assert status["liveRevision"] == status["revision"]
+    assert float(status["evaluation"]["tuned"]["score"]) > float(status["evaluation"]["baseline"]["score"])
+    assert condition(status, "Ready")["status"] == "True"
+    assert condition(status, "Available")["status"] == "True"
+    assert [a["outcome"] for a in status["attempts"]] == ["Succeeded"]
+    assert len(bot.children("pods", "finetune.dev/stage=train")) == 2
+    finished = [s["name"] for s in status["stages"] if s.get("finished")]
+    assert finished == ["fetch", "prepare", "baseline", "train", "evaluate", "deploy", "rollout", "bake"]
+
+
+async def test_no_test_row_is_in_a_training_file(bot: FineTune) -> None:
+    status = bot.status()
+    found = json.loads(_read_volume(bot, _SPLITS, status["revision"]))
+    assert found["test"] > 0
+    assert found["train"] > 0
+    assert found["both"] == 0
+
+
+async def test_at_rest_it_writes_nothing(bot: FineTune) -> None:
+    await asyncio.sleep(3)
+    since = datetime.now(UTC)
+    await asyncio.sleep(20)
+    assert _by_operator(since) == []
+
+
+async def test_a_restarted_operator_writes_nothing(bot: FineTune) -> None:
+    since = datetime.now(UTC)
+    selector = ("-n", OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/name=finetune-operator")
+    bot.kubectl("delete", "pod", *selector, "--wait=true", seconds=120)
+    bot.kubectl("wait", "pod", *selector, "--for=condition=Ready", "--timeout=60s")
+    await asyncio.sleep(12)
+    assert _by_operator(since) == []
+
+
+async def test_an_edited_learning_rate_trains_anew_and_is_compared_with_what_is_live(bot: FineTune) -> None:
+    first = bot.status()["liveRevision"]
+    async with bot.users() as users:
+        edited = bot.get()["spec"]
+        edited["training"]["learningRate"] = "8e-3"
+        bot.apply(edited)
+        status = await bot.watch("another live revision", lambda s: s["phase"] == "Live" and s["liveRevision"] != first, seconds=LIFE_SECONDS)
+        await asyncio.sleep(1)
+    assert status["evaluation"]["reference"] == first
+    assert status["liveRevision"] == status["revision"] != first
+    assert users.failed == []
+    assert len(users.arms()) == 2
+
+
+async def test_a_reverted_edit_is_live_again_without_training(bot: FineTune) -> None:
+    before = {j["metadata"]["name"] for j in bot.children("jobs", "finetune.dev/stage=train")}
+    second = bot.status()["liveRevision"]
+    reverted = bot.get()["spec"]
+    reverted["training"]["learningRate"] = "1e-2"
+    async with bot.users() as users:
+        bot.apply(reverted)
+        await bot.watch("the old revision live", lambda s: s["phase"] == "Live" and s["liveRevision"] != second, seconds=180)
+    assert {j["metadata"]["name"] for j in bot.children("jobs", "finetune.dev/stage=train")} == before
+    assert users.failed == []
+
+
+async def test_a_learning_rate_of_ten_reaches_no_user(bot: FineTune) -> None:
+    live = bot.status()["liveRevision"]
+    good = bot.get()["spec"]
+    bad = json.loads(json.dumps(good))
+    bad["training"]["learningRate"] = "10"
+    async with bot.users() as users:
+        bot.apply(bad)
+        status = await bot.phase("Rejected", "Failed", "RollingOut", seconds=LIFE_SECONDS)
+    assert status["phase"] in ("Rejected", "Failed")
+    assert status["liveRevision"] == live
+    assert condition(status, "Stalled")["status"] == "True"
+    assert condition(status, "Available")["status"] == "True"
+    assert "retry" in condition(status, "Ready")["message"] or "gate" in condition(status, "Ready")["message"]
+    assert len(users.arms()) == 1
+    bot.apply(good)
+    await bot.phase("Live", seconds=60)
+
+
+async def test_an_image_that_is_never_ready_gets_no_user(bot: FineTune) -> None:
+    good = bot.get()["spec"]
+    live = bot.status()["liveArm"]
+    async with bot.users() as users:
+        bot.apply(_with_image(good, "finetune.dev/there-is-no-such-image:1", deadline="15s"))
+        status = await bot.phase("Rejected", seconds=120)
+    assert condition(status, "Ready")["reason"] == "NeverReady"
+    assert "there-is-no-such-image" in condition(status, "Ready")["message"]
+    assert users.arms() == {live}
+    assert users.failed == []
+    bot.apply(good)
+    await bot.phase("Live", seconds=60)
+
+
+async def test_an_image_that_answers_errors_is_taken_back_from_every_user(bot: FineTune, broken_image: str) -> None:
+    good = bot.get()["spec"]
+    live = bot.status()["liveArm"]
+    async with bot.users(every=0.05) as users:
+        bot.apply(_with_image(good, broken_image, deadline="60s", minimum=20))
+        status = await bot.phase("Rejected", seconds=180)
+        back = time.monotonic()
+        await asyncio.sleep(3)
+    assert condition(status, "Ready")["reason"] == "GuardFailed", bot.describe()
+    assert status["liveArm"] == live
+    broken = [c.answered for c in users.failed]
+    assert broken, "no user met the canary: the guard had nothing to see"
+    assert users.arms(since=back) == {live}
+    assert max(broken) <= back
+    print(f"users met the broken arm for {max(broken) - min(broken):.1f} s")
+    bot.apply(good)
+    await bot.phase("Live", seconds=60)
+
+
+_SPLITS = """
+import json, pathlib, sys
+folder = pathlib.Path("/work/data") / sys.argv[1]
+test = [json.loads(line)["id"] for line in (folder / "test.jsonl").read_text().splitlines()]
+train = set((folder / "train-hashes.txt").read_text().split())
+print(json.dumps({"test": len(test), "train": len(train), "both": len(train & set(test))}))
+"""
+
+
+def _read_volume(bot: FineTune, script: str, *arguments: str) -> str:
+    """What a script prints in a model server's pod, which mounts the work volume."""
+    pod = next(p["metadata"]["name"] for p in bot.children("pods", "finetune.dev/component=arm"))
+    return bot.kubectl("-n", bot.space.name, "exec", pod, "--", "python3", "-c", script, *arguments)
+
+
+def _by_operator(since: datetime) -> list[str]:
+    """Successful writes of the operator's account but its Lease's."""
+    account = f"system:serviceaccount:{OPERATOR_NAMESPACE}:"
+    writes = [e for e in audit(since) if e["user"]["username"].startswith(account) and e["objectRef"]["resource"] != "leases"]
+    return [f"{e['verb']} {e['objectRef']['resource']} {e['objectRef'].get('name')}" for e in writes]
+
+
+def _with_image(good: Object, image: str, *, deadline: str, minimum: int = 0) -> Object:
+    """The same spec with another server image and a shorter patience."""
+    changed: Object = json.loads(json.dumps(good))
+    changed["serving"]["image"] = image
+    changed["rollout"]["progressDeadline"] = deadline
+    changed["rollout"]["guards"]["minRequests"] = minimum
+    return changed
