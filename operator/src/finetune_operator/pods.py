@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -19,10 +18,10 @@ from finetune_operator.traffic import ArmTotals, Buckets, RouterState, Structure
 from finetune_operator.workloads import ready
 
 TIMEOUT: Final = aiohttp.ClientTimeout(total=3.0)
-_METRIC = re.compile(r"^(?P<name>envoy_cluster_\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
+_METRIC = re.compile(r"^envoy_cluster_(?P<name>\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _STATISTICS: Final = "/stats/prometheus?" + urlencode(
-    {"filter": rf"cluster\.{INFERENCE}_.*(upstream_rq_[0-9]xx|upstream_rq_rx_reset|upstream_rq_time|membership_healthy)"}
+    {"filter": rf"^cluster\.{INFERENCE}_[^.]+\.(upstream_rq_[0-9]xx|upstream_cx_protocol_error|upstream_rq_time|membership_healthy)$"}
 )
 
 Object = Mapping[str, Any]
@@ -94,27 +93,33 @@ class PodClient:
 
 
 def totals(statistics: str) -> dict[str, ArmTotals]:
-    """Counters per arm from Envoy's Prometheus text."""
+    """Counters per arm from Envoy's Prometheus text.
+
+    An answer of class 5 is an error, also one that Envoy gives for an arm without a healthy pod; so is an answer that began
+    well and was cut, which Envoy counts as a protocol error of the connection. One both cut and of class 5 counts once.
+    """
     requests: dict[str, int] = defaultdict(int)
     errors: dict[str, int] = defaultdict(int)
     healthy: dict[str, int] = {}
     buckets: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for found in _METRIC.finditer(statistics):
         labels = dict(_LABEL.findall(found["labels"]))
-        arm = labels.get("envoy_cluster_name", "").removeprefix(f"{INFERENCE}_")
-        name, value = found["name"], float(found["value"])
-        if name.endswith("upstream_rq_xx"):
-            requests[arm] += int(value)
-            errors[arm] += int(value) if labels.get("envoy_response_code_class") == "5" else 0
-        elif name.endswith("upstream_rq_rx_reset"):
-            errors[arm] += int(value)
-        elif name.endswith("membership_healthy"):
-            healthy[arm] = int(value)
-        elif name.endswith("upstream_rq_time_bucket"):
-            bound = math.inf if labels.get("le") == "+Inf" else float(labels["le"])
-            buckets[arm].append((bound, value))
-    arms = {*requests, *errors, *healthy}
-    return {a: ArmTotals(requests[a], errors[a], _sorted(buckets[a]), healthy.get(a, 0)) for a in sorted(arms)}
+        kind, _, arm = labels.get("envoy_cluster_name", "").partition("_")
+        if kind != INFERENCE:
+            continue
+        value = float(found["value"])
+        match found["name"]:
+            case "upstream_rq_xx":
+                requests[arm] += int(value)
+                errors[arm] += int(value) if labels.get("envoy_response_code_class") == "5" else 0
+            case "upstream_cx_protocol_error":
+                errors[arm] += int(value)
+            case "membership_healthy":
+                healthy[arm] = int(value)
+            case "upstream_rq_time_bucket":
+                buckets[arm].append((float(labels["le"]), value))
+    arms = sorted({*requests, *errors, *healthy})
+    return {a: ArmTotals(requests[a], min(errors[a], requests[a]), _sorted(buckets[a]), healthy.get(a, 0)) for a in arms}
 
 
 def _sorted(buckets: list[tuple[float, float]]) -> Buckets:

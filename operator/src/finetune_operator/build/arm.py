@@ -136,8 +136,12 @@ def service(owner: Owner, arm: str) -> Manifest:
 
 
 def host(owner: Owner, arm: str) -> str:
-    """The DNS name that routers resolve."""
-    return f"{names.arm(owner.name, arm)}.{owner.namespace}.svc"
+    """The DNS name that routers resolve: the Service's alone, for they are in its namespace.
+
+    The first search domain of a pod then answers, whatever the cluster's domain is; Envoy's resolver did not get beyond it
+    with `<name>.<namespace>.svc`, which is found under the second or third.
+    """
+    return names.arm(owner.name, arm)
 
 
 def _labels(owner: Owner, arm: str) -> dict[str, str]:

@@ -4,6 +4,9 @@ The ConfigMap is the durable document (file xDS, a watched directory). Weights a
 key prefix of the structure's version, so that a late push to another structure is inert. Of each arm there is one cluster
 for inference by users with an identity (what the guards count), one for their other calls; requests without an identity
 have a route and a cluster of their own, to stable.
+
+Invariant: routes and clusters may be read in either order. Between two documents a route names only clusters that both have
+(the anonymous one has the same name in all and is warmed before it is replaced) or clusters that have no users.
 """
 
 from __future__ import annotations
@@ -28,9 +31,15 @@ REVISION_HEADER: Final = "x-finetune-revision"
 INFERENCE: Final = "infer"
 OTHER: Final = "other"
 ANONYMOUS: Final = "anonymous"
+METADATA: Final = "finetune"  # of endpoints: which arm they are
 INFERENCE_PATHS: Final = ("/v1/chat/completions", "/v1/completions")
 REQUEST_TIMEOUT: Final = "600s"
-DRAIN_SECONDS: Final = 10
+DRAIN_SECONDS: Final = 30  # a router that is taken away goes on for so long: nobody new comes, answers begun are ended
+CONNECTION_SECONDS: Final = 15  # users' connections are renewed after this, so that they leave a draining router by themselves
+MAX_CONNECTIONS: Final = 50_000
+# Bounds of the latency histogram in ms, 10 ms to 600 s, 16 a decade: 15 % apart, finer than any sensible regression limit.
+# Two significant digits, as Envoy counts.
+LATENCY_BOUNDS: Final = tuple(float(f"{10 ** (1 + i / 16):.1e}") for i in range(77))
 _TYPE: Final = "type.googleapis.com/envoy"
 
 
@@ -53,7 +62,11 @@ def children(owner: Owner, image: str, structure: Structure, weight: int, jwks: 
             "apiVersion": "policy/v1",
             "kind": "PodDisruptionBudget",
             "metadata": owner.metadata(name, "router"),
-            "spec": {"maxUnavailable": 1, "selector": {"matchLabels": _selector(owner)}},
+            "spec": {
+                "maxUnavailable": 1,
+                "selector": {"matchLabels": _selector(owner)},
+                "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            },
         },
     )
     yield (
@@ -73,16 +86,15 @@ def children(owner: Owner, image: str, structure: Structure, weight: int, jwks: 
 def documents(structure: Structure, weight: int, jwks: Mapping[str, Any], audience: str) -> dict[str, str]:
     """The files of the watched directory; `weight` is the canary's, in percent."""
     texts = {
-        "bootstrap.json": _bootstrap(),
         "lds.json": _resources([_traffic_listener(), _control_listener(jwks, audience), _metrics_listener()]),
         "cds.json": _resources(_clusters(structure)),
         "rds.json": _resources([_routes(structure, weight)]),
     }
-    return {name: json.dumps(text, sort_keys=True, separators=(",", ":")) for name, text in texts.items()}
+    return {name: _text(text) for name, text in texts.items()}
 
 
 def cluster(kind: str, arm: str) -> str:
-    """Name of an arm's cluster: `kind` is one of INFERENCE, OTHER, ANONYMOUS."""
+    """Name of an arm's cluster: `kind` is INFERENCE or OTHER."""
     return f"{kind}_{arm}"
 
 
@@ -111,7 +123,7 @@ def _deployment(owner: Owner, image: str) -> Manifest:
         "image": image,
         "command": ["envoy"],
         "args": [
-            "-c", f"{CONFIG}/bootstrap.json", "--service-cluster", owner.name, "--service-node", "$(POD_NAME)",
+            "--config-yaml", _text(_bootstrap()), "--service-cluster", owner.name, "--service-node", "$(POD_NAME)",
             "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning",
         ],
         "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
@@ -173,6 +185,22 @@ def _bootstrap() -> Manifest:
             "cds_config": _file("cds.json", directory),
         },
         "layered_runtime": {"layers": [{"name": "pushed", "admin_layer": {}}]},
+        "stats_config": {
+            "histogram_bucket_settings": [
+                {"match": {"prefix": f"cluster.{INFERENCE}_"}, "buckets": [*LATENCY_BOUNDS]},
+            ]
+        },
+        "overload_manager": {
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": {
+                        "@type": f"{_TYPE}.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                        "max_active_downstream_connections": MAX_CONNECTIONS,
+                    },
+                }
+            ]
+        },
         "static_resources": {
             "clusters": [
                 {
@@ -184,6 +212,10 @@ def _bootstrap() -> Manifest:
             ]
         },
     }
+
+
+def _text(document: Manifest) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
 
 def _file(name: str, directory: Mapping[str, str]) -> Manifest:
@@ -206,7 +238,7 @@ def _endpoints(name: str, host: str, port: int) -> Manifest:
     return {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]}
 
 
-def _listener(name: str, port: int, manager: Manifest) -> Manifest:
+def _listener(name: str, port: int, manager: Manifest, **options: Any) -> Manifest:
     manager = {
         "@type": f"{_TYPE}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": name,
@@ -216,6 +248,7 @@ def _listener(name: str, port: int, manager: Manifest) -> Manifest:
         "@type": f"{_TYPE}.config.listener.v3.Listener",
         "name": name,
         "address": _address("0.0.0.0", port),
+        **options,
         "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}],
     }
 
@@ -233,6 +266,10 @@ def _traffic_listener() -> Manifest:
             "use_remote_address": True,
             "normalize_path": True,
             "merge_slashes": True,
+            "path_with_escaped_slashes_action": "UNESCAPE_AND_FORWARD",
+            "internal_address_config": {"cidr_ranges": []},  # nobody may steer retries and timeouts by x-envoy- headers
+            "common_http_protocol_options": {"max_connection_duration": f"{CONNECTION_SECONDS}s"},
+            "http1_safe_max_connection_duration": True,
             "stream_idle_timeout": REQUEST_TIMEOUT,
             "http_filters": [_router_filter()],
         },
@@ -258,6 +295,7 @@ def _control_listener(jwks: Mapping[str, Any], audience: str) -> Manifest:
         "control",
         names.CONTROL_PORT,
         {"route_config": _admin_routes("control", "/runtime"), "http_filters": [jwt_filter, _router_filter()]},
+        ignore_global_conn_limit=True,  # users, however many, never shut the operator out
     )
 
 
@@ -266,6 +304,7 @@ def _metrics_listener() -> Manifest:
         "metrics",
         names.ROUTER_METRICS_PORT,
         {"route_config": _admin_routes("metrics", "/ready", "/stats/prometheus"), "http_filters": [_router_filter()]},
+        ignore_global_conn_limit=True,
     )
 
 
@@ -286,8 +325,8 @@ def _routes(structure: Structure, weight: int) -> Manifest:
         for path in INFERENCE_PATHS:
             routes.append(_hashed(structure, weight, INFERENCE, {"path": path}, header))
         routes.append(_hashed(structure, weight, OTHER, {"prefix": "/"}, header))
-    anonymous = {"cluster": cluster(ANONYMOUS, structure.stable.arm), **_forwarding()}
-    routes.append({"match": {"prefix": "/"}, "route": anonymous, "response_headers_to_add": _says_arm(structure.stable)})
+    anonymous = {"cluster": ANONYMOUS, **_forwarding()}
+    routes.append({"match": {"prefix": "/"}, "route": anonymous, "response_headers_to_add": _says_upstream()})
     return {
         "@type": f"{_TYPE}.config.route.v3.RouteConfiguration",
         "name": "traffic",
@@ -307,8 +346,12 @@ def _hashed(structure: Structure, weight: int, kind: str, match: Manifest, heade
         "runtime_key_prefix": runtime_prefix(structure.version),
         "use_hash_policy": True,
     }
-    present = {"name": header, "present_match": True}
-    return {"match": {**match, "headers": [present]}, "route": action}
+    identified = [
+        {"name": header, "present_match": True},
+        {"name": header, "string_match": {"exact": ""}, "invert_match": True},  # an empty one would be one and the same user
+    ]
+    post = [{"name": ":method", "string_match": {"exact": "POST"}}] if kind == INFERENCE else []
+    return {"match": {**match, "headers": [*identified, *post]}, "route": action}
 
 
 def _shares(structure: Structure, weight: int) -> list[tuple[Backend, int]]:
@@ -318,9 +361,18 @@ def _shares(structure: Structure, weight: int) -> list[tuple[Backend, int]]:
 
 
 def _says_arm(backend: Backend) -> list[Manifest]:
+    return _headers(backend.arm, backend.revision)
+
+
+def _says_upstream() -> list[Manifest]:
+    """The arm of the pod that answered: the anonymous cluster may change a moment before or after its route."""
+    return _headers(f"%UPSTREAM_METADATA({METADATA}:arm)%", f"%UPSTREAM_METADATA({METADATA}:revision)%")
+
+
+def _headers(arm: str, revision: str) -> list[Manifest]:
     return [
         {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-        for key, value in ((ARM_HEADER, backend.arm), (REVISION_HEADER, backend.revision))
+        for key, value in ((ARM_HEADER, arm), (REVISION_HEADER, revision))
     ]
 
 
@@ -344,30 +396,50 @@ def _forwarding() -> Manifest:
 def _clusters(structure: Structure) -> list[Manifest]:
     backends = [b for b in (structure.canary, structure.stable) if b is not None]
     made = [_arm_cluster(cluster(kind, b.arm), b) for kind in (INFERENCE, OTHER) for b in backends]
-    return [*made, _arm_cluster(cluster(ANONYMOUS, structure.stable.arm), structure.stable)]
+    return [*made, _arm_cluster(ANONYMOUS, structure.stable)]
 
 
 def _arm_cluster(name: str, backend: Backend) -> Manifest:
+    load = _endpoints(name, backend.host, names.MODEL_PORT)
+    load["endpoints"][0]["lb_endpoints"][0]["metadata"] = {
+        "filter_metadata": {METADATA: {"arm": backend.arm, "revision": backend.revision}}
+    }
     return {
         "@type": f"{_TYPE}.config.cluster.v3.Cluster",
         "name": name,
-        "type": "STRICT_DNS",
+        "cluster_type": {
+            "name": "envoy.clusters.dns",
+            "typed_config": {
+                "@type": f"{_TYPE}.extensions.clusters.dns.v3.DnsCluster",
+                "dns_refresh_rate": "1s",
+                "dns_failure_refresh_rate": {"base_interval": "1s", "max_interval": "2s"},
+                "dns_lookup_family": "V4_PREFERRED",
+            },
+        },
         "connect_timeout": "2s",
-        "dns_refresh_rate": "1s",
-        "dns_failure_refresh_rate": {"base_interval": "1s", "max_interval": "2s"},
-        "dns_lookup_family": "V4_PREFERRED",
         "lb_policy": "LEAST_REQUEST",
         "ignore_health_on_host_removal": True,
-        "load_assignment": _endpoints(name, backend.host, names.MODEL_PORT),
+        "load_assignment": load,
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
         "health_checks": [
             {
-                "timeout": "2s",
+                "timeout": "5s",  # as patient as the kubelet's probe: a busy server is not a dead one
                 "interval": "1s",
+                "no_traffic_interval": "1s",  # else a canary that nobody calls yet is looked at once a minute
                 "unhealthy_threshold": 2,
                 "healthy_threshold": 1,
                 "http_health_check": {"path": backend.ready_path},
             }
         ],
-        "circuit_breakers": {"thresholds": [{"max_connections": 4096, "max_pending_requests": 4096, "max_requests": 4096}]},
+        "circuit_breakers": {
+            "thresholds": [{"max_connections": 4096, "max_pending_requests": 4096, "max_requests": 4096, "max_retries": 1024}]
+        },
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": f"{_TYPE}.extensions.upstreams.http.v3.HttpProtocolOptions",
+                # Shorter than the servers' own (uvicorn's is 5 s): a request must not meet a connection that is being closed.
+                "common_http_protocol_options": {"idle_timeout": "3s"},
+                "explicit_http_config": {"http_protocol_options": {}},
+            }
+        },
     }

@@ -1,0 +1,208 @@
+"""A real Envoy on loopback with the operator's own documents: only addresses, ports and folders are put in place of a pod's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from finetune_operator import kinds, names, tokens
+from finetune_operator.build import router
+from finetune_operator.build.pods import Owner
+from finetune_operator.pods import PodClient
+from finetune_operator.traffic import Backend as Arm
+from finetune_operator.traffic import RouterState, Structure
+from yarl import URL
+
+UID = "0b6c1d2e-aaaa-bbbb-cccc-000000000001"
+OWNER = Owner("ml", "bot", UID)
+KEY = tokens.generate_key()
+SALT = "5d41402abc4b2a76"
+PORTS = (names.TRAFFIC_PORT, names.CONTROL_PORT, names.ROUTER_METRICS_PORT, router.ADMIN_PORT)
+CHAT = "/v1/chat/completions"
+
+
+def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
+    """Ports that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for s in sockets:
+            s.bind((address, 0))
+        return [s.getsockname()[1] for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()
+
+
+def structure(stable: Arm, canary: Arm | None = None, headers: tuple[str, ...] = ("x-user-id",), salt: str = SALT) -> Structure:
+    return Structure(stable, canary, salt, headers)
+
+
+class Router:
+    """One Envoy. Its folder is written like kubelet writes a ConfigMap: a dated folder, `..data` renamed over, symlinks."""
+
+    def __init__(self, folder: Path, model_port: int, dns_port: int) -> None:
+        self.folder = folder
+        self._log = folder.with_suffix(".log")
+        self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        self._replaced = {**self.ports, names.MODEL_PORT: model_port}
+        self._dns_port = dns_port
+        self._process: asyncio.subprocess.Process | None = None
+        self._writes = 0
+        self._first: Structure | None = None
+        self.started = ""
+        self.client = PodClient(lambda ip, port: f"http://127.0.0.1:{self.ports[port]}")
+        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+
+    def write(self, wanted: Structure, weight: int) -> None:
+        """Sync the ConfigMap's volume."""
+        self._writes += 1
+        self._first = self._first or wanted
+        dated = self.folder / f"..2026_{self._writes}"
+        dated.mkdir(parents=True)
+        for name, text in router.documents(wanted, weight, tokens.jwks(KEY), UID).items():
+            (dated / name).write_text(json.dumps(self._local(json.loads(text))))
+        fresh = self.folder / "..data_tmp"
+        fresh.symlink_to(dated.name)
+        previous = (self.folder / "..data").resolve() if (self.folder / "..data").exists() else None
+        fresh.rename(self.folder / "..data")
+        for file in dated.iterdir():
+            link = self.folder / file.name
+            if not link.is_symlink():
+                link.symlink_to(f"..data/{file.name}")
+        if previous is not None:
+            shutil.rmtree(previous)
+
+    def _local(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: self._replaced.get(v, v) if k == "port_value" else self._local(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self._local(v) for v in value]
+        return value.replace(router.CONFIG, str(self.folder)) if isinstance(value, str) else value
+
+    def _command(self) -> list[str]:
+        """The container's command line, with the test's name server in place of the cluster's."""
+        deployment = next(m for kind, m in router.children(OWNER, "envoy", self._first, 0, tokens.jwks(KEY)) if kind == kinds.DEPLOYMENT)
+        container = deployment["spec"]["template"]["spec"]["containers"][0]
+        arguments = [a.replace("$(POD_NAME)", "router-0") for a in container["args"]]
+        at = arguments.index("--config-yaml") + 1
+        bootstrap = self._local(json.loads(arguments[at]))
+        bootstrap["typed_dns_resolver_config"] = {
+            "name": "envoy.network.dns_resolver.cares",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+                "resolvers": [{"socket_address": {"address": "127.0.0.1", "port_value": self._dns_port}}],
+            },
+        }
+        arguments[at] = json.dumps(bootstrap)
+        return [*container["command"], *arguments]
+
+    async def start(self) -> Router:
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command(),
+                stdout=log,
+                stderr=log,
+                # c-ares reads its search list from here, as it does from a pod's resolv.conf
+                env={**os.environ, "LOCALDOMAIN": "ml.svc.cluster.local", "RES_OPTIONS": "ndots:5"},
+            )
+        self.started = datetime.now(UTC).isoformat()
+        await until(self._is_ready, "Envoy is ready", 15, self.log)
+        return self
+
+    async def _is_ready(self) -> bool:
+        assert self._process is not None
+        assert self._process.returncode is None, self.log()
+        try:
+            return await self.status("/ready", names.ROUTER_METRICS_PORT) == 200
+        except aiohttp.ClientError:
+            return False
+
+    async def kill(self) -> None:
+        """SIGKILL, as the kubelet's last word."""
+        if self._process is not None:
+            if self._process.returncode is None:
+                self._process.kill()
+            await self._process.wait()
+            self._process = None
+
+    def log(self) -> str:
+        """The end of what Envoy said."""
+        return self._log.read_text()[-3000:]
+
+    async def close(self) -> None:
+        await self.kill()
+        await self.client.close()
+        await self._http.close()
+
+    def url(self, path: str, port: int = names.TRAFFIC_PORT) -> str:
+        return f"http://127.0.0.1:{self.ports[port]}{path}"
+
+    def request(self, method: str, path: str, port: int = names.TRAFFIC_PORT, **options: Any) -> Any:
+        """aiohttp's request; use it with `async with`."""
+        return self._http.request(method, URL(self.url(path, port), encoded=True), **options)
+
+    async def status(self, path: str, port: int = names.TRAFFIC_PORT, method: str = "GET", **options: Any) -> int:
+        async with self.request(method, path, port, **options) as answer:
+            await answer.read()
+            return int(answer.status)
+
+    async def arm_of(self, user: str | None, path: str = CHAT, header: str = "x-user-id", **options: Any) -> str:
+        """The arm that answers this user; the status when it is an error."""
+        headers = {**options.pop("headers", {}), **({header: user} if user is not None else {})}
+        async with self.request("POST", path, headers=headers, json={"model": "m"}, **options) as answer:
+            await answer.read()
+            return str(answer.headers[router.ARM_HEADER]) if answer.status == 200 else str(answer.status)
+
+    async def assignment(self, users: list[str], path: str = CHAT) -> dict[str, str]:
+        """User → arm."""
+        slots = asyncio.Semaphore(32)
+
+        async def ask(user: str) -> tuple[str, str]:
+            async with slots:
+                return user, await self.arm_of(user, path)
+
+        return dict(await asyncio.gather(*(ask(u) for u in users)))
+
+    def pod(self) -> Mapping[str, Any]:
+        status = {"podIP": "127.0.0.1", "startTime": self.started, "conditions": [{"type": "Ready", "status": "True"}]}
+        return {"metadata": {"name": "router-0"}, "status": status}
+
+    async def state(self) -> RouterState:
+        return await self.client.router_state(self.pod(), token())
+
+    async def push(self, wanted: Structure, weight: int) -> None:
+        await self.client.push("127.0.0.1", token(), wanted, weight)
+
+    async def serves(self, wanted: Structure, weight: int) -> None:
+        """Wait until the router says so."""
+
+        async def said() -> bool:
+            state = await self.state()
+            return (state.version, state.weight) == (wanted.version, weight)
+
+        await until(
+            said, f"the router serves {wanted.version} at {weight} %", 10, lambda: self.folder.with_suffix(".log").read_text()[-2000:]
+        )
+
+
+def token(key: str = KEY, audience: str = UID, now: datetime | None = None) -> str:
+    return tokens.sign(key, audience, now or datetime.now(UTC))
+
+
+async def until(condition: Any, what: str, seconds: float = 5.0, explain: Any = lambda: "") -> None:
+    """Wait for a condition (a function, or a coroutine function)."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        answer = condition()
+        if await answer if asyncio.iscoroutine(answer) else answer:
+            return
+        assert asyncio.get_running_loop().time() < deadline, f"not within {seconds} s: {what} {explain()}"
+        await asyncio.sleep(0.02)
