@@ -106,6 +106,7 @@ class Revision(StatusModel):
     model_digest: Short | None = None
     data_digest: Short | None = None
     rows: Rows | None = None
+    dropped: Text | None = Field(default=None, description="The first rows that were dropped, with their reasons.")
     baseline: Scored | None = None
     evaluated: Scored | None = None
     artifact: Short | None = Field(default=None, description="Path on the work volume.")
