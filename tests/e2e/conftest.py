@@ -38,8 +38,7 @@ def broken_image(world: World, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("broken")
     (folder / "server.py").write_text(BROKEN_SERVER)
     (folder / "Dockerfile").write_text(
-        "ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nCOPY server.py /server.py\nUSER 10001:10001\n"
-        'ENTRYPOINT ["python3", "/server.py"]\n'
+        'ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nCOPY server.py /server.py\nUSER 10001:10001\nENTRYPOINT ["python3", "/server.py"]\n'
     )
     build = [*buildenv.build_command(baseimage.reference()), "-t", "localhost/e2e-broken:1", "-f", folder / "Dockerfile", folder]
     run(build, env=buildenv.environment())

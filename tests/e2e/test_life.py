@@ -32,7 +32,9 @@ def bot(space: Space) -> FineTune:
 
 
 async def test_two_ranks_train_it_and_it_goes_live(bot: FineTune) -> None:
-    bot.apply(spec(compute={"nodes": 2, "cpu": "100m", "memory": "2Gi"}, evaluation={"metrics": [{"type": "ExactMatch"}], "maxNewTokens": 16}))
+    bot.apply(
+        spec(compute={"nodes": 2, "cpu": "100m", "memory": "2Gi"}, evaluation={"metrics": [{"type": "ExactMatch"}], "maxNewTokens": 16})
+    )
     status = await bot.phase("Live", "Rejected", "Failed", seconds=LIFE_SECONDS)
     assert status["phase"] == "Live", bot.describe()
     assert status["liveRevision"] == status["revision"]
@@ -75,7 +77,7 @@ async def test_an_edited_learning_rate_trains_anew_and_is_compared_with_what_is_
         edited = bot.get()["spec"]
         edited["training"]["learningRate"] = "8e-3"
         bot.apply(edited)
-        status = await bot.watch("another live revision", lambda s: s["phase"] == "Live" and s["liveRevision"] != first, seconds=LIFE_SECONDS)
+        status = await bot.watch("another live revision", lambda s: _lives_another(s, first), seconds=LIFE_SECONDS)
         await asyncio.sleep(1)
     assert status["evaluation"]["reference"] == first
     assert status["liveRevision"] == status["revision"] != first
@@ -90,7 +92,7 @@ async def test_a_reverted_edit_is_live_again_without_training(bot: FineTune) -> 
     reverted["training"]["learningRate"] = "1e-2"
     async with bot.users() as users:
         bot.apply(reverted)
-        await bot.watch("the old revision live", lambda s: s["phase"] == "Live" and s["liveRevision"] != second, seconds=180)
+        await bot.watch("the old revision live", lambda s: _lives_another(s, second), seconds=180)
     assert {j["metadata"]["name"] for j in bot.children("jobs", "finetune.dev/stage=train")} == before
     assert users.failed == []
 
@@ -166,6 +168,10 @@ def _by_operator(since: datetime) -> list[str]:
     account = f"system:serviceaccount:{OPERATOR_NAMESPACE}:"
     writes = [e for e in audit(since) if e["user"]["username"].startswith(account) and e["objectRef"]["resource"] != "leases"]
     return [f"{e['verb']} {e['objectRef']['resource']} {e['objectRef'].get('name')}" for e in writes]
+
+
+def _lives_another(status: Object, revision: str) -> bool:
+    return bool(status["phase"] == "Live" and status["liveRevision"] != revision)
 
 
 def _with_image(good: Object, image: str, *, deadline: str, minimum: int = 0) -> Object:

@@ -226,10 +226,10 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
-def labelled_rows(count: int, start: int = 0) -> str:
+def labelled_rows(count: int) -> str:
     """JSONL: `count` distinct prompts, all with the same short answer; anything learns it."""
-    rows = ({"prompt": f"Ticket {number}: the printer on floor {number % 7} is broken.", "completion": "hardware"} for number in range(start, start + count))
-    return "".join(json.dumps(row) + "\n" for row in rows)
+    prompts = (f"Ticket {number}: the printer on floor {number % 7} is broken." for number in range(count))
+    return "".join(json.dumps({"prompt": prompt, "completion": "hardware"}) + "\n" for prompt in prompts)
 
 
 def spec(source: str = "configmap://rows/train.jsonl", **changes: Any) -> Object:
