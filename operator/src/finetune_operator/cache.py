@@ -1,6 +1,6 @@
 """Last seen objects by owner. Filled by lists before watching, then by events; own writes are put in at once.
 
-Invariant: an object is never replaced by an older one of itself (resourceVersions of one kind are ordered).
+Invariant: an object is never replaced by an older one of its name (resourceVersions are ordered), and what is gone stays gone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 from finetune_operator import names
 from finetune_operator.kinds import FINETUNE, Kind
 
+GRAVES = 10_000  # uids of deleted objects that are remembered
 Key = tuple[str, str]  # namespace, name of the FineTune
 Object = Mapping[str, Any]
 
@@ -21,6 +22,7 @@ class Cache:
     def __init__(self) -> None:
         self._owners: dict[Key, Object] = {}
         self._children: dict[Kind, dict[Key, dict[str, Object]]] = {}
+        self._gone: dict[str, None] = {}
 
     def owner(self, key: Key) -> Object | None:
         """The FineTune, or None when it is gone."""
@@ -42,7 +44,7 @@ class Cache:
         store = self._store(kind, key)
         name = obj["metadata"]["name"] if kind is not FINETUNE else ""
         known = store.get(name)
-        if known is None or _version(obj) >= _version(known) or known["metadata"]["uid"] != obj["metadata"]["uid"]:
+        if obj["metadata"]["uid"] not in self._gone and (known is None or _version(obj) >= _version(known)):
             self._set(kind, key, stripped(kind, obj))
         return key
 
@@ -51,6 +53,7 @@ class Cache:
         key = owner_key(kind, obj)
         if key is None:
             return None
+        self._bury(obj["metadata"]["uid"])
         name = obj["metadata"]["name"] if kind is not FINETUNE else ""
         known = self._store(kind, key).get(name)
         if known is not None and known["metadata"]["uid"] == obj["metadata"]["uid"]:
@@ -82,6 +85,12 @@ class Cache:
             if (old is None or _version(old) < _version(obj)) and (key := self.put(kind, obj)) is not None:
                 touched.add(key)
         return touched
+
+    def _bury(self, uid: str) -> None:
+        """A write's answer may come after the event of its object's deletion: it must not bring the object back."""
+        self._gone[uid] = None
+        while len(self._gone) > GRAVES:
+            del self._gone[next(iter(self._gone))]
 
     def _all(self, kind: Kind) -> list[Object]:
         if kind is FINETUNE:

@@ -54,6 +54,7 @@ class Elector:
         """Renew until leadership is lost: raises LeadershipLost."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
+            self.may_write()  # what was frozen past its deadline must not go on with the work that it had begun
             await self._try()
             self.may_write()
 

@@ -23,7 +23,7 @@ from finetune_operator.observed import ArmHealth, Observed
 from finetune_operator.pods import PodClient
 from finetune_operator.tokens import sign
 from finetune_operator.traffic import RouterState
-from finetune_operator.workloads import Run, Waiting, read_run, ready, restarts, stuck_since, waiting
+from finetune_operator.workloads import JOB_NAME, Run, Waiting, leftovers, read_run, ready, restarts, stuck_since, waiting
 
 MOUNT_PATIENCE = 60.0  # seconds that a scheduled pod may wait before its Events are read
 
@@ -47,6 +47,7 @@ class Observer:
         jobs, pods = self.cache.children(kinds.JOB, key), self.cache.children(kinds.POD, key)
         runs = {name: read_run(job, pods.values(), now) for name, job in jobs.items()}
         runs = {name: await self._with_mount_trouble(run, pods, key[0], now) for name, run in runs.items()}
+        runs |= leftovers(jobs, pods.values(), now)
         router_pods = [p for p in pods.values() if _component(p) == "router"]
         retrain = extract(finetune["spec"], Spec, RETRAIN)
         revisions, templates = self._kept(key)
@@ -90,9 +91,10 @@ class Observer:
         found = await preflight.missing(self.cluster, namespace, spec, stage)
         return {stage: found} if found else {}
 
-    async def _progress(self, runs: Mapping[str, Run]) -> dict[str, Any] | None:
-        address = next((r.leader_ip for r in runs.values() if r.state == "Running" and r.leader_ip), None)
-        return await self.pods.progress(address) if address else None
+    async def _progress(self, runs: Mapping[str, Run]) -> dict[str, Mapping[str, Any]]:
+        addresses = {name: run.leader_ip for name, run in runs.items() if run.state == "Running" and run.leader_ip}
+        answers = await asyncio.gather(*(self.pods.progress(ip) for ip in addresses.values()))
+        return {name: answer for name, answer in zip(addresses, answers, strict=True) if answer}
 
     async def _routers(self, pods: list[Object], uid: str, now: datetime) -> tuple[RouterState, ...]:
         states = await asyncio.gather(*(self.pods.router_state(p, sign(self.signing_key, uid, now)) for p in pods if _asked(p)))
@@ -110,7 +112,7 @@ class Observer:
     async def _with_mount_trouble(self, run: Run, pods: Mapping[str, Object], namespace: str, now: datetime) -> Run:
         if run.state != "Waiting" or run.waiting:
             return run
-        stuck = [p for p in pods.values() if p["metadata"]["labels"].get("batch.kubernetes.io/job-name") == run.name]
+        stuck = [p for p in pods.values() if p["metadata"]["labels"].get(JOB_NAME) == run.name]
         stuck = [p for p in stuck if stuck_since(p, now) > MOUNT_PATIENCE]
         if not stuck:
             return run

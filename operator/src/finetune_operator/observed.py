@@ -29,6 +29,7 @@ class Observed:
     """One FineTune and everything that is its own, at one moment.
 
     `retrain`, `redeploy` and `reevaluate` are the spec's fields of that class as the user wrote them, in canonical form;
+    `progress` is what the Jobs' leaders say, by Job;
     `revisions` ({fields, resolved}) and `templates` ({revision, fields, template}) are the ControllerRevisions' data by name.
     """
 
@@ -47,7 +48,7 @@ class Observed:
     templates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     runs: Mapping[str, Run] = field(default_factory=dict)
     missing: Mapping[str, Waiting] = field(default_factory=dict)
-    progress: Mapping[str, Any] | None = None
+    progress: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     arms: Mapping[str, ArmHealth] = field(default_factory=dict)
     routers: tuple[RouterState, ...] = ()
     routers_wanted: int = 0

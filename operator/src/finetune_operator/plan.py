@@ -1,7 +1,7 @@
 """Everything that must exist because of a decision, in the order in which it is made.
 
 `once`: made and never changed (ControllerRevisions, Jobs). `kept`: made and held as wanted (volume, arms, router).
-`leftovers`: arms that serve no longer.
+`leftovers`: what serves no longer.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def once(c: Context) -> Iterator[Child]:
             )
     for job in c.draft.jobs:
         stage = Stage(job.stage, job.revision, job.number)
-        yield kinds.JOB, _job(c, job, stage)
-        if job.stage == "train":
+        if job.stage == "train":  # before the Job: once that is there, nothing is made for the attempt any more
             yield kinds.SERVICE, jobs.gang_service(c.owner, stage)
+        yield kinds.JOB, _job(c, job, stage)
 
 
 def kept(c: Context) -> Iterator[Child]:
@@ -102,12 +102,20 @@ def kept(c: Context) -> Iterator[Child]:
 
 
 def leftovers(c: Context, deployments: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Kind, str]]:
-    """Arms that are not wanted any more, once the routers have let go of them."""
+    """What is not wanted any more: arms that the routers have let go of, routers without arms, Services of gangs that ended."""
     wanted = {names.arm(c.owner.name, a.name) for a in c.draft.arms}
     for name, deployment in deployments.items():
         if deployment["metadata"]["labels"].get(names.ARM) and name not in wanted:
             yield kinds.DEPLOYMENT, name
             yield kinds.SERVICE, name
+    if c.draft.routing is None:
+        name = names.router(c.owner.name)
+        yield from ((kind, name) for kind in (kinds.DEPLOYMENT, kinds.CONFIGMAP, kinds.PDB))
+        yield kinds.SERVICE, names.users_service(c.owner.name)
+    for attempt in c.draft.status.attempts:
+        job = names.attempt_job(c.owner.name, attempt.revision, attempt.number)
+        if attempt.outcome != "Running" and c.observed.run(job).state not in ("Waiting", "Running", "Ending"):
+            yield kinds.SERVICE, job
 
 
 def _template(c: Context, wanted: ArmWanted) -> Manifest:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 
 from finetune_operator import conditions as c
 from finetune_operator import names
-from finetune_operator.api.status import Condition, Status
+from finetune_operator.api.status import Condition, Revision, Scored, Status
 from finetune_operator.decide.draft import Draft, stamp
 from finetune_operator.observed import Observed
 from finetune_operator.workloads import Waiting
 
+_REASON = re.compile(r"^[A-Za-z]([A-Za-z0-9_,:]{0,251}[A-Za-z0-9_])?$")  # what the API server takes; an image may say anything
 PROGRESSING = frozenset(c.PHASES) - c.READY_PHASES - c.STALLED_PHASES - {c.SUSPENDED}
 
 
@@ -19,15 +21,25 @@ def compute(o: Observed, d: Draft, problem: Waiting | None = None) -> Status:
     phase, reason, message = d.phase, d.reason or d.phase, d.message
     if problem is not None:
         reason, message = problem.reason, problem.message
-    status = d.status.model_copy(update={"observed_generation": o.generation, "phase": phase, **_columns(o, d, reason)})
+    since = _since(o.status, phase, reason, o.now)
+    if phase not in c.READY_PHASES or problem is not None:
+        message = f"{message[:980]} (since {since})"
+    columns = {"phase_since": since, **_columns(o, d, reason)}
+    status = d.status.model_copy(update={"observed_generation": o.generation, "phase": phase, **columns})
     facts = {
         c.READY: _ready(phase, problem, reason, message),
-        c.RECONCILING: _reconciling(phase, message),
+        c.RECONCILING: _reconciling(phase, problem, message),
         c.STALLED: _stalled(phase, reason, message),
         **_stages(d),
     }
     wanted = {type_: fact for type_, fact in facts.items() if fact is not None}
     return status.model_copy(update={"conditions": merge(o.status.conditions, wanted, o.generation, o.now)})
+
+
+def _since(before: Status, phase: str, reason: str, now: datetime) -> str:
+    """When this phase began for this reason."""
+    same = (before.phase, before.reason) == (phase, reason)
+    return before.phase_since if same and before.phase_since else stamp(now)
 
 
 def invalid(previous: Status, generation: int, message: str, now: datetime) -> Status:
@@ -39,8 +51,11 @@ def invalid(previous: Status, generation: int, message: str, now: datetime) -> S
     kept = {x.type: (x.status, x.reason, x.message) for x in previous.conditions if x.type not in (*facts, c.RECONCILING)}
     merged = merge(previous.conditions, {**kept, **facts}, generation, now)
     return previous.model_copy(
-        update={"observed_generation": generation, "phase": c.FAILED, "reason": c.INVALID_SPEC, "conditions": merged}
-    )
+        update={
+            "observed_generation": generation, "phase": c.FAILED, "reason": c.INVALID_SPEC, "conditions": merged,
+            "phase_since": _since(previous, c.FAILED, c.INVALID_SPEC, now),
+        }
+    )  # fmt: skip
 
 
 Fact = tuple[str, str, str]
@@ -59,7 +74,7 @@ def _condition(before: Condition | None, type_: str, fact: Fact, generation: int
         {
             "type": type_,
             "status": status,
-            "reason": reason or "Unknown",
+            "reason": reason if _REASON.match(reason) else "Unknown",
             "message": message[:1024],
             "lastTransitionTime": since,
             "observedGeneration": generation,
@@ -77,8 +92,10 @@ def _ready(phase: str, problem: Waiting | None, reason: str, message: str) -> Fa
     return ("Unknown", reason, message)
 
 
-def _reconciling(phase: str, message: str) -> Fact | None:
-    return ("True", phase, message) if phase in PROGRESSING else None
+def _reconciling(phase: str, problem: Waiting | None, message: str) -> Fact | None:
+    """Work goes on, or is tried again by itself."""
+    going = phase in PROGRESSING or (problem is not None and phase not in c.STALLED_PHASES)
+    return ("True", phase, message) if going else None
 
 
 def _stalled(phase: str, reason: str, message: str) -> Fact | None:
@@ -86,28 +103,43 @@ def _stalled(phase: str, reason: str, message: str) -> Fact | None:
 
 
 def _stages(d: Draft) -> dict[str, Fact | None]:
-    revision, status = d.revision, d.status
-    rows = revision.rows
-    prepared = (
-        f"{rows.train} training, {rows.validation} validation, {rows.test} test rows; {_dropped(rows.invalid, rows.duplicate)}"
-        if rows
-        else ""
-    )
-    scored = revision.baseline
-    baseline = f"{scored.metric} {scored.score.score} [{scored.score.low}, {scored.score.high}], n={scored.score.n}" if scored else ""
-    tuned = status.evaluation.message if status.evaluation and revision.evaluated and status.evaluation.message else ""
-    rollout = status.rollout
-    done = revision.promoted and status.live_revision == revision.name
+    revision = d.revision
+    scored, tuned = revision.baseline, revision.evaluated
     return {
-        c.DATA_PREPARED: _stage(revision.data_digest is not None, "Prepared", prepared),
-        c.BASELINE_SCORED: _stage(scored is not None, "Scored", baseline),
+        c.DATA_PREPARED: _stage(revision.data_digest is not None, "Prepared", _rows(revision)),
+        c.BASELINE_SCORED: _stage(scored is not None, "Scored", _numbers(scored) if scored else ""),
         c.TRAINED: _stage(revision.artifact is not None, "ArtifactKept", revision.artifact or ""),
-        c.EVALUATED: _stage(revision.evaluated is not None, "Scored", tuned),
+        c.EVALUATED: _stage(tuned is not None, "Scored", _numbers(tuned) if tuned else ""),
         c.AVAILABLE: _available(d),
-        c.ROLLED_OUT: ("True", "Promoted", f"revision {revision.name} serves all users")
-        if done
-        else ("False", rollout.state if rollout else "NotStarted", (rollout.last_decision or "") if rollout else ""),
+        c.ROLLED_OUT: _rolled_out(d),
     }
+
+
+def _rows(revision: Revision) -> str:
+    rows = revision.rows
+    if rows is None:
+        return ""
+    counted = f"{rows.train} training, {rows.validation} validation, {rows.test} test rows; {_dropped(rows.invalid, rows.duplicate)}"
+    return f"{counted}: {revision.dropped}" if revision.dropped else counted
+
+
+def _numbers(scored: Scored) -> str:
+    score, difference = scored.score, scored.difference
+    text = f"{scored.metric} {score.score} [{score.low}, {score.high}], n={score.n}"
+    if difference:
+        text += f"; against the reference {difference.difference} [{difference.low}, {difference.high}], n={difference.n}"
+    return f"{text}; {scored.excluded} rows left out, for the live revision was trained on them" if scored.excluded else text
+
+
+def _rolled_out(d: Draft) -> Fact:
+    """Has the newest revision all users? An arm of it that still rolls out says not yet."""
+    revision, rollout = d.revision, d.status.rollout
+    mine = rollout if rollout and rollout.revision == revision.name else None
+    if mine and mine.state not in ("Promoted", "RolledBack"):
+        return ("False", mine.state, mine.last_decision or "")
+    if revision.promoted and d.status.live_revision == revision.name:
+        return ("True", "Promoted", f"revision {revision.name} serves all users")
+    return ("False", mine.state, mine.last_decision or "") if mine else ("False", "NotStarted", "")
 
 
 def _stage(done: bool, reason: str, message: str) -> Fact:
@@ -130,12 +162,8 @@ def _columns(o: Observed, d: Draft, reason: str) -> dict[str, str | None]:
     status, training = d.status, d.status.training
     attempt = next((a for a in reversed(status.attempts) if a.revision == status.revision), None)
     live = training if training and training.revision == status.revision else None
-    scored, evaluation = d.revision.baseline, status.evaluation
-    score = None
-    if d.revision.evaluated and evaluation and evaluation.tuned and evaluation.baseline:
-        score = f"{evaluation.baseline.score} → {evaluation.tuned.score}"
-    elif scored:
-        score = f"{scored.score.score} → ?"
+    scored, tuned = d.revision.baseline, d.revision.evaluated
+    score = f"{scored.score.score} → {tuned.score.score if tuned else '?'}" if scored else None
     rolling = status.rollout
     return {
         "progress": f"{live.percent}%" if live else None,

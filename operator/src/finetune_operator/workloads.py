@@ -26,11 +26,14 @@ EXIT_CLASSES: Final[Mapping[int, FailureClass]] = {
     137: "disruption",
     143: "disruption",
 }
-# When ranks of one gang fail with different classes, the first of these is the cause and the others its echo:
-# a rank that dies takes its peers down (lost peer: infrastructure; ended by the Job controller: disruption).
-PRECEDENCE: Final[tuple[FailureClass, ...]] = (
-    "user", "nonFinite", "outOfMemory", "stalled", "error", "disruption", "infrastructure",
-)  # fmt: skip
+# When ranks of one gang fail with different classes, the lowest is the cause and the others its echo. A rank that dies takes its
+# peers down: they lose a peer (infrastructure), hang (stalled), crash (error) or are ended by the Job controller (disruption);
+# among the last three what came first is the cause.
+PRECEDENCE: Final[Mapping[FailureClass, int]] = {
+    "user": 0, "nonFinite": 1, "outOfMemory": 2, "stalled": 3, "error": 3, "disruption": 3, "infrastructure": 4,
+}  # fmt: skip
+UNREACHABLE_SECONDS: Final = 60.0  # a pod that is still there so long after its grace period is on a node that is lost
+JOB_NAME: Final = "batch.kubernetes.io/job-name"  # label of a Job's pods
 _JOB_MESSAGE = re.compile(r"Container \S+ for pod \S+/(?P<pod>\S+) failed with exit code (?P<code>\d+)")
 
 
@@ -59,7 +62,7 @@ class Run:
     """A Job and its pods, read."""
 
     name: str
-    state: Literal["Absent", "Waiting", "Running", "Succeeded", "Failed"]
+    state: Literal["Absent", "Waiting", "Running", "Ending", "Succeeded", "Failed"]  # Ending: failed or deleted, pods not yet gone
     result: Mapping[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
     waiting: Waiting | None = None
@@ -96,7 +99,13 @@ def read_run(job: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]], n
         return Run(name, "Succeeded", result=_leader_result(mine), leader_uid=uid)
     if failed := condition(job, "Failed"):
         return Run(name, "Failed", failure=root_cause(mine, failed), leader_uid=uid)
+    failing = condition(job, "FailureTarget")
+    if failing and not any(_lives(p, now) for p in mine):
+        return Run(name, "Failed", failure=root_cause(mine, failing), leader_uid=uid)
     suspended = bool(job.get("spec", {}).get("suspend"))
+    if "deletionTimestamp" in job["metadata"] or failing or (not suspended and any(_phase(p) == "Failed" for p in mine)):
+        known = any(_pod_failure(p) for p in mine) or failing
+        return Run(name, "Ending", failure=root_cause(mine, failing or {}) if known else None, leader_uid=uid)
     waits = next((w for w in (waiting(p, now) for p in mine) if w), None)
     if mine and waits is None and all(_phase(p) in ("Running", "Succeeded") for p in mine):
         ip = leader.get("status", {}).get("podIP") if leader and _phase(leader) == "Running" else None
@@ -104,17 +113,23 @@ def read_run(job: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]], n
     return Run(name, "Waiting", waiting=waits, leader_uid=uid, suspended=suspended)
 
 
+def leftovers(jobs: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: datetime) -> dict[str, Run]:
+    """Runs whose Job is gone while pods of it still end, by the Job's name."""
+    named = (str((p["metadata"].get("labels") or {}).get(JOB_NAME, "")) for p in pods if _lives(p, now))
+    return {name: Run(name, "Ending") for name in named if name and name not in jobs}
+
+
 def root_cause(pods: Iterable[Mapping[str, Any]], failed: Mapping[str, Any]) -> Failure:
     """The failure that brought the Job down: by class precedence, then by the time a container ended."""
+    message = str(failed.get("message", ""))
+    if failed.get("reason") == "DeadlineExceeded":
+        return Failure("stalled", "DeadlineExceeded", f"it did not end within its deadline: {message}")
     failures = [f for f in (_pod_failure(p) for p in pods) if f]
     if failures:
-        return min(failures, key=lambda f: (PRECEDENCE.index(f[1].failure_class), f[0]))[1]
-    message = str(failed.get("message", ""))
+        return min(failures, key=lambda f: (PRECEDENCE[f[1].failure_class], f[0], f[1].failure_class == "disruption"))[1]
     if found := _JOB_MESSAGE.search(message):
         code = int(found["code"])
         return Failure(EXIT_CLASSES.get(code, "error"), "ExitCode", f"exit code {code}", pod=found["pod"])
-    if failed.get("reason") == "DeadlineExceeded":
-        return Failure("stalled", "DeadlineExceeded", message)
     return Failure("disruption", str(failed.get("reason", "")), message or "its pods were deleted")
 
 
@@ -163,15 +178,29 @@ def _container_waits(pod: str, container: Mapping[str, Any], state: Mapping[str,
         missing = conditions.SECRET_MISSING if "secret" in text.lower() else conditions.SOURCE_MISSING
         return Waiting(missing, f"pod {pod}: {text}; it starts by itself once that is there")
     if reason in ("CrashLoopBackOff", "CreateContainerError", "RunContainerError"):
-        return Waiting(reason, f"pod {pod}, container {container.get('name')}: {text or reason}")
+        return Waiting(reason, f"pod {pod}, container {container.get('name')}: {_last_words(container) or text or reason}")
     return None
 
 
+def _last_words(container: Mapping[str, Any]) -> str:
+    """How the container that is now backed off ended: the back-off itself says nothing of the cause."""
+    ended = (container.get("lastState") or {}).get("terminated")
+    if not ended:
+        return ""
+    _, text = _explain(ended, int(ended.get("exitCode", 1)), parse_result(ended.get("message")), None)
+    return f"it ends again and again: {text}"
+
+
 def _pod_failure(pod: Mapping[str, Any]) -> tuple[str, Failure] | None:
-    """(time it ended, failure) of a pod's failed container; a disrupted pod counts as such whatever its exit code."""
+    """(time it ended, failure) of a pod's failed container; a disrupted pod counts as such whatever its exit code.
+
+    Sidecars are asked last: they are ended when the container that they serve has ended.
+    """
     meta, status = pod["metadata"], pod.get("status", {})
+    node = str(pod.get("spec", {}).get("nodeName", ""))
     disrupted = condition(pod, "DisruptionTarget")
-    for container in _containers(status):
+    since = str(disrupted.get("lastTransitionTime", "")) if disrupted else ""
+    for container in [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]:
         ended = container.get("state", {}).get("terminated")
         if not ended or ended.get("exitCode") == 0:
             continue
@@ -180,15 +209,34 @@ def _pod_failure(pod: Mapping[str, Any]) -> tuple[str, Failure] | None:
         kind: FailureClass = EXIT_CLASSES.get(code, "error")
         if ended.get("reason") == "OOMKilled":
             kind = "outOfMemory"
-        elif (disrupted and kind not in ("user", "nonFinite", "outOfMemory")) or (code == 137 and "deletionTimestamp" not in meta):
+        elif disrupted and kind not in ("user", "nonFinite", "outOfMemory"):
             kind = "disruption"
+        if kind in ("error", "infrastructure") and (killed := next(iter(_ended_by_memory(status)), None)):
+            text = f"sidecar {killed['name']} used more memory than its limit; raise serving.resources"
+            return str(ended.get("finishedAt", "")), Failure("outOfMemory", "OOMKilled", text, meta["name"], node, result)
         reason, text = _explain(ended, code, result, disrupted)
-        failure = Failure(kind, reason, text, meta["name"], pod.get("spec", {}).get("nodeName", ""), result)
-        return str(ended.get("finishedAt", "")), failure
+        return since or str(ended.get("finishedAt", "")), Failure(kind, reason, text, meta["name"], node, result)
     if disrupted:
-        failure = Failure("disruption", str(disrupted.get("reason")), str(disrupted.get("message", "")), meta["name"])
-        return str(disrupted.get("lastTransitionTime", "")), failure
+        failure = Failure("disruption", str(disrupted.get("reason")), str(disrupted.get("message", "")), meta["name"], node)
+        return since, failure
     return None
+
+
+def _ended_by_memory(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Sidecars that were killed for their memory, now or in an earlier life."""
+    return [
+        c
+        for c in status.get("initContainerStatuses") or ()
+        if any(((c.get(state) or {}).get("terminated") or {}).get("reason") == "OOMKilled" for state in ("state", "lastState"))
+    ]
+
+
+def _lives(pod: Mapping[str, Any], now: datetime) -> bool:
+    """Can the pod still write? Not once it ended, nor on a node that has been lost for a while."""
+    if _phase(pod) in ("Succeeded", "Failed"):
+        return False
+    until = time(pod["metadata"].get("deletionTimestamp"))
+    return until is None or (now - until).total_seconds() < UNREACHABLE_SECONDS
 
 
 def _explain(ended: Mapping[str, Any], code: int, result: Mapping[str, Any], disrupted: Mapping[str, Any] | None) -> tuple[str, str]:

@@ -8,12 +8,12 @@ from finetune_operator.decide.gate import gate
 from finetune_operator.decide.retry import reopen
 from finetune_operator.decide.revision import current
 from finetune_operator.decide.stages import baseline, evaluate, fetch, not_needed, prepare
-from finetune_operator.decide.suspend import stopped, suspended
+from finetune_operator.decide.suspend import obsolete, stopped, suspended
 from finetune_operator.decide.train import train
 from finetune_operator.observed import Observed
 
-# The newest revision's way, in order; the first rule that must wait blocks the ones behind it. `rollout` always runs:
-# what serves goes on serving, and what rolls out goes on, whatever the newest revision waits for.
+# The newest revision's way, in order; the first rule that must wait blocks the ones behind it. `rollout` and `obsolete`
+# always run: what serves goes on serving, and what rolls out goes on, whatever the newest revision waits for.
 RULES: tuple[Rule, ...] = (
     current,
     reopen,
@@ -27,6 +27,7 @@ RULES: tuple[Rule, ...] = (
     evaluate,
     gate,
     rollout,
+    obsolete,
 )
 
 

@@ -43,6 +43,9 @@ def rollout(o: Observed, d: Draft) -> Draft:
     if known and known.stopped and known.stopped.tried == o.tried:
         d = _steady(o, d, None)
         return d if d.blocked else d.block(c.REJECTED, known.stopped.message, reason=known.stopped.reason)
+    if not _let_go(o, d):
+        d = _steady(o, d, None)
+        return d if d.blocked else d.block(c.DEPLOYING, "the next rollout begins once no router knows the last one any more")
     return _begin(o, d, wanted)
 
 
@@ -77,9 +80,9 @@ def _begin(o: Observed, d: Draft, wanted: ArmWanted) -> Draft:
     d = _remember(d, wanted)
     first = Rollout(
         arm=wanted.name, revision=wanted.revision, stable=d.status.live_arm or "", state=machine.DEPLOYING, weight=0,
-        steps=len(_plan(o, d, wanted.name).steps), memory={"since": stamp(o.now)},
+        steps=len(_plan(o, d, wanted.name).steps), memory={"since": stamp(o.now), "created": stamp(o.now)},
     )  # fmt: skip
-    d = d.set(rollout=first).begin("deploy", o.now)
+    d = d.set(rollout=first).begin("deploy", o.now, wanted.revision)
     d = d.note("Normal", "RolloutStarted", f"revision {wanted.revision} is deployed beside {d.status.live_revision}")
     return _roll(o, d, first, wanted)
 
@@ -95,10 +98,10 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
         routers_wanted=o.routers_wanted,
         structure=structure,
         hold=o.spec.suspend,
-        abort=f"the spec asks for revision {wanted.revision} now" if superseded and wanted else "",
+        abort=_otherwise(wanted, running) if superseded and wanted else "",
     )
     step = machine.advance(_plan(o, d, running.arm), scene, running)
-    d = _stages(o, d, running.state, step.rollout.state)
+    d = _stages(o, d, running, step.rollout.state)
     d = d.set(rollout=step.rollout)
     if step.rollout.last_decision != running.last_decision and step.rollout.last_decision:
         bad = step.rollout.state in (machine.ROLLING_BACK, machine.ROLLED_BACK)
@@ -112,9 +115,16 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
     d = replace(d, arms=(*_live(d), canary), routing=routing, serving=_serving(o, d.status.live_arm))
     d = replace(d, requeue=soonest(d.requeue, machine.POLL_SECONDS))
     if d.blocked:
-        return d
-    phase = c.PAUSED if step.reason == c.PAUSED else PHASES[step.rollout.state]
-    return d.block(phase, step.message, reason=step.reason if step.reason != c.PAUSED else "")
+        return replace(d, message=f"{d.message}; rollout of revision {running.revision}: {step.message}"[:1024])
+    if step.reason == c.PAUSED:
+        return d.block(c.PAUSED, step.message, reason=c.GUARD_UNDECIDED)
+    return d.block(PHASES[step.rollout.state], step.message, reason=step.reason if step.reason != "Superseded" else "")
+
+
+def _otherwise(wanted: ArmWanted, running: Rollout) -> str:
+    if wanted.revision != running.revision:
+        return f"the spec asks for revision {wanted.revision} now"
+    return "serving was changed while it rolled out"
 
 
 def _steady(o: Observed, d: Draft, wanted: ArmWanted | None) -> Draft:
@@ -126,25 +136,38 @@ def _steady(o: Observed, d: Draft, wanted: ArmWanted | None) -> Draft:
     last = d.status.rollout or Rollout(arm=live, revision=d.status.live_revision or BASE, stable=live, state=machine.PROMOTED, weight=0)
     d = replace(d, arms=_live(d), routing=Routing(structure, 0), serving=_serving(o, live))
     health = _health(o, live)
-    acknowledged = [r for r in o.routers if r.ready and r.version == structure.version]
-    settled = bool(acknowledged) and len(acknowledged) == len([r for r in o.routers if r.ready]) and health.ready > 0
+    settled = _acknowledged(o, structure) and health.ready > 0
     if (settled and not last.memory.get("settled")) or (last.memory.get("structure") not in (None, structure.version)):
         last = last.model_copy(update={"memory": {"settled": settled, "structure": structure.version}})
     if not last.memory.get("settled"):
         d = replace(d, arms=(*d.arms, *_others(o, d)), requeue=soonest(d.requeue, machine.POLL_SECONDS))
     d = d.set(rollout=last)
-    if d.blocked:
+    if wanted is None or wanted.name != live or (d.blocked and d.phase != c.NOT_NEEDED):
         return d
-    if wanted is None or wanted.name != live:
-        return d
-    if not last.memory.get("settled") and health.ready == 0:
-        waiting = health.waiting
-        return d.block(
-            c.DEPLOYING,
-            waiting.message if waiting else f"{health.ready} of {health.wanted} pods are ready",
-            reason=waiting.reason if waiting else "",
-        )
-    return d.block(c.LIVE, f"revision {d.status.live_revision} serves all users at Service {o.name}")
+    if health.ready == 0:
+        text = f"revision {d.status.live_revision}: {health.ready} of {health.wanted} pods are ready"
+        text += f"; {health.waiting.message}" if health.waiting else ""
+        started = bool(last.memory.get("settled"))
+        return d.block(c.DEPLOYING, text, reason=health.waiting.reason if health.waiting else c.NO_READY_PODS if started else "")
+    if not last.memory.get("settled") and last.steps == 0:
+        waiting = o.router_waiting
+        text = waiting.message if waiting else f"revision {d.status.live_revision} is ready; the routers are starting"
+        return d.block(c.DEPLOYING, text, reason=waiting.reason if waiting else "")
+    return d if d.blocked else d.block(c.LIVE, f"revision {d.status.live_revision} serves all users at Service {o.name}")
+
+
+def _acknowledged(o: Observed, structure: Structure) -> bool:
+    """Do all ready routers serve that document? At least one must."""
+    ready = [r for r in o.routers if r.ready]
+    return bool(ready) and all(r.version == structure.version for r in ready)
+
+
+def _let_go(o: Observed, d: Draft) -> bool:
+    """Does every router serve the live arm alone? Until then arms of the last rollout are in the routers' documents."""
+    last = d.status.rollout
+    if last is None or d.status.live_arm is None or last.memory.get("settled") or not o.routers:
+        return True
+    return _acknowledged(o, _structure(o, d, None))
 
 
 def _promoted(d: Draft, done: Rollout) -> Draft:
@@ -187,7 +210,8 @@ def _structure(o: Observed, d: Draft, running: Rollout | None) -> Structure:
     salt = digest({"uid": o.uid, "live": live}, 16)
     canary = _backend(o, running.arm, running.revision) if running else None
     identity = o.spec.rollout.identity or DEFAULT_IDENTITY
-    return Structure(_backend(o, live, revision), canary, salt, tuple(i.header for i in identity if i.header))
+    headers = tuple(i.header for i in identity if i.header)
+    return Structure(_backend(o, live, revision), canary, salt, headers, str(running.memory.get("created", "")) if running else "")
 
 
 def _backend(o: Observed, name: str, revision: str) -> Backend:
@@ -201,11 +225,12 @@ def _backend(o: Observed, name: str, revision: str) -> Backend:
 
 
 def _plan(o: Observed, d: Draft, arm: str) -> machine.Plan:
-    """The user's steps; an arm that was promoted before takes all users at once, and bakes."""
+    """The user's steps, made to grow up to 100 %; an arm that was promoted before takes all users at once, and bakes."""
     spec: Spec = o.spec
     known = _arm(d.status, arm)
-    given = spec.rollout.steps or DEFAULT_STEPS
-    steps = tuple((s.weight, seconds(s.hold)) for s in given)
+    given = [*(spec.rollout.steps or DEFAULT_STEPS), Step(weight=100)]
+    above = [max((s.weight for s in given[:n]), default=0) for n in range(len(given))]
+    steps = tuple((s.weight, seconds(s.hold)) for s, reached in zip(given, above, strict=True) if s.weight > reached)
     if known and known.promoted:
         steps = ((100, 0.0),)
     return machine.Plan(steps, seconds(spec.rollout.bake), seconds(spec.rollout.progress_deadline), spec.rollout.guards)
@@ -220,7 +245,7 @@ def _remember(d: Draft, wanted: ArmWanted) -> Draft:
     return d.set(arms=[*kept, entry])
 
 
-def _stages(o: Observed, d: Draft, old: str, new: str) -> Draft:
+def _stages(o: Observed, d: Draft, running: Rollout, new: str) -> Draft:
     """Note when deployment, rollout and bake began and ended."""
     order = {
         machine.DEPLOYING: "deploy",
@@ -229,11 +254,11 @@ def _stages(o: Observed, d: Draft, old: str, new: str) -> Draft:
         machine.HOLDING: "rollout",
         machine.BAKING: "bake",
     }
-    before, after = order.get(old), order.get(new)
+    before, after = order.get(running.state), order.get(new)
     if before == after:
         return d
-    d = d.end(before, o.now) if before else d
-    return d.begin(after, o.now) if after else d
+    d = d.end(before, o.now, running.revision) if before else d
+    return d.begin(after, o.now, running.revision) if after else d
 
 
 def _live(d: Draft) -> tuple[ArmWanted, ...]:

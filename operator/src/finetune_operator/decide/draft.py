@@ -94,7 +94,8 @@ class Draft:
             return self.set(revisions=[revision if r.name == revision.name else r for r in others])
         kept = {self.status.live_revision, self.status.rollout.revision if self.status.rollout else None}
         while len(others) >= MAX_REVISIONS:
-            oldest = next(r for r in others if r.name not in kept)
+            idle = [r for r in others if r.name not in kept]
+            oldest = next((r for r in idle if r.artifact is None), idle[0])
             others = [r for r in others if r is not oldest]
         return self.set(revisions=[*others, revision])
 
@@ -116,16 +117,17 @@ class Draft:
         """The same draft with one more Event."""
         return replace(self, notes=(*self.notes, Note(type_, reason, message[:1024])))
 
-    def begin(self, stage: str, now: datetime) -> Draft:
-        """Note when a stage began, once."""
-        if any(s.name == stage and s.revision == self.revision.name and s.finished is None for s in self.status.stages):
+    def begin(self, stage: str, now: datetime, revision: str | None = None) -> Draft:
+        """Note when a stage began, once; of the newest revision if none is named."""
+        name = revision or self.revision.name
+        if any(s.name == stage and s.revision == name and s.finished is None for s in self.status.stages):
             return self
-        entry = Stage(name=stage, revision=self.revision.name, started=stamp(now))
+        entry = Stage(name=stage, revision=name, started=stamp(now))
         return self.set(stages=[*self.status.stages, entry][-MAX_STAGES:])
 
-    def end(self, stage: str, now: datetime) -> Draft:
+    def end(self, stage: str, now: datetime, revision: str | None = None) -> Draft:
         """Note when a stage ended."""
-        name = self.revision.name
+        name = revision or self.revision.name
         return self.set(
             stages=[
                 s.model_copy(update={"finished": stamp(now)}) if (s.name, s.revision, s.finished) == (stage, name, None) else s

@@ -23,10 +23,12 @@ BUDGETS: Final[Mapping[str, str]] = {
 FINAL_REASONS: Final[Mapping[str, str]] = {"user": conditions.DATA_INVALID, "nonFinite": conditions.NON_FINITE}
 FIRST_DELAY: Final = 5.0
 LONGEST_DELAY: Final = 300.0
+AT_ONCE: Final = 1.0
+FREE_DISRUPTIONS: Final = 5  # so many are tried again at once; what goes on being disrupted waits longer each time
 
 
 def after_failure(o: Observed, d: Draft, stage: str, failure: Failure) -> Draft:
-    """Charge the failure; then either allow another try at a later time, or stop the revision with its cause."""
+    """Charge the failure; then either allow another try at a later time, or stop the revision with its cause (and block)."""
     where = f"{stage}: {_place(failure)}{failure.message}"
     if failure.failure_class in FINAL_REASONS:
         reason = FINAL_REASONS[failure.failure_class] if not failure.reason else failure.reason
@@ -38,8 +40,14 @@ def after_failure(o: Observed, d: Draft, stage: str, failure: Failure) -> Draft:
     if limit is not None and used > limit:
         text = f"{where} ({used} failures of class {failure.failure_class}, retries.{_camel(budget)} allows {limit} retries)"
         return stop(o, d, conditions.RETRIES_EXHAUSTED, text)
-    delay = backoff(f"{o.uid}/{d.revision.name}/{stage}", used) if budget != "disruption" else 1.0
+    patience = FREE_DISRUPTIONS if budget == "disruption" else 0
+    delay = backoff(f"{o.uid}/{d.revision.name}/{stage}", used - patience) if used > patience else AT_ONCE
     return d.update(retry_at=later(o.now, delay))
+
+
+def trouble(failure: Failure) -> str:
+    """The reason to show while a failure waits for its next try: none for a disruption, which is nobody's fault."""
+    return "" if failure.failure_class == "disruption" else failure.reason
 
 
 def stop(o: Observed, d: Draft, reason: str, message: str) -> Draft:
@@ -47,7 +55,7 @@ def stop(o: Observed, d: Draft, reason: str, message: str) -> Draft:
     fix = " Change the spec, or annotate finetune.dev/retry with a new value, to try again."
     text = message[: 1023 - len(fix)].rstrip(". ") + "." + fix
     stopped = Stopped(reason=reason, message=text, time=stamp(o.now), tried=o.tried)
-    return d.update(stopped=stopped, retry_at=None).note("Warning", reason, text)
+    return d.update(stopped=stopped, retry_at=None).note("Warning", reason, text).block(conditions.FAILED, text, reason=reason)
 
 
 def reopen(o: Observed, d: Draft) -> Draft:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from finetune_operator import names
 from finetune_operator.api.fields import digest
-from finetune_operator.api.status import Attempt, Revision
+from finetune_operator.api.status import Attempt, Revision, Stage
 from finetune_operator.decide.draft import Draft, stamp
 from finetune_operator.observed import Observed
 
@@ -28,12 +25,14 @@ def _known(o: Observed) -> str | None:
 
 def _supersede(o: Observed, d: Draft, name: str) -> Draft:
     """Stop what trains for another revision: its checkpoints stay, so that a revert goes on from them."""
-    running = [a for a in d.status.attempts if a.outcome == "Running" and a.revision != name]
-    if not running:
-        return d
-    attempts = [_ended(a, o) if a in running else a for a in d.status.attempts]
-    jobs = tuple(names.attempt_job(o.name, a.revision, a.number) for a in running)
-    return replace(d.set(attempts=attempts), obsolete=(*d.obsolete, *jobs))
+    attempts = [_ended(a, o) if a.outcome == "Running" and a.revision != name else a for a in d.status.attempts]
+    stages = [s.model_copy(update={"finished": stamp(o.now)}) if _was_on_the_way(s) else s for s in d.status.stages]
+    return d.set(attempts=attempts, stages=stages, evaluation=None)
+
+
+def _was_on_the_way(stage: Stage) -> bool:
+    """A stage before the rollout, which goes on whatever the spec asks for now."""
+    return stage.finished is None and stage.name not in ("deploy", "rollout", "bake")
 
 
 def _ended(attempt: Attempt, o: Observed) -> Attempt:

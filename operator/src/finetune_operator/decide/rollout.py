@@ -10,7 +10,7 @@ in force. Weights grow only on evidence; a rollback needs none from the routers 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -34,12 +34,13 @@ PROMOTED: Final = "Promoted"
 ROLLED_BACK: Final = "RolledBack"
 ACTIVE: Final = frozenset({DEPLOYING, CONNECTING, SHIFTING, HOLDING, BAKING, ROLLING_BACK})
 POLL_SECONDS: Final = 2.0
+LATE_LOOK_SECONDS: Final = 60.0
 LOOKS: Final = 10  # times that the evidence of a step is written to the status, at most, while it runs in time
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the user asks of the rollout: steps as (percent, seconds), and what guards it."""
+    """What the user asks of the rollout: growing steps as (percent, seconds) up to 100 %, and what guards it."""
 
     steps: tuple[tuple[int, float], ...]
     bake: float
@@ -120,20 +121,20 @@ def _deploying(plan: Plan, scene: Scene, r: Rollout) -> Step:
 def _connecting(plan: Plan, scene: Scene, r: Rollout) -> Step:
     """The structure first, at canary 0, until every router serves it and its clusters are warm."""
     if in_force(scene, 0) and all(_warm(state, scene.structure) for state in scene.routers if state.ready):
-        return _shift(plan, scene, r, 1)
+        return _shift(plan, scene, r)
     waiting = [s for s in scene.routers if s.version != scene.structure.version or not _warm(s, scene.structure)]
     message = f"{len(scene.routers) - len(waiting)} of {scene.routers_wanted or '?'} routers serve both arms, the new one to nobody yet"
-    if errors := [f"{s.pod}: {s.error}" for s in waiting if s.error]:
-        message += f"; {errors[0]}"
+    message += _first_error(waiting)
     if _late(plan, scene, r):
         return roll_back(scene, r, conditions.NEVER_READY, f"{message}, within rollout.progressDeadline")
     return Step(r, _unheard(scene, 0), message)
 
 
-def _shift(plan: Plan, scene: Scene, r: Rollout, step: int) -> Step:
+def _shift(plan: Plan, scene: Scene, r: Rollout) -> Step:
+    """The next step of today's plan: the first that is above the weight in force, whatever was edited meanwhile."""
     if scene.hold:
-        return Step(r, _unheard(scene, r.weight), f"suspend is true: held at {r.weight} %", conditions.PAUSED)
-    weight = plan.steps[step - 1][0]
+        return Step(r, _unheard(scene, r.weight), f"held at {r.weight} %", conditions.PAUSED)
+    step, weight = next(((n, w) for n, (w, _) in enumerate(plan.steps, 1) if w > r.weight), (len(plan.steps), 100))
     decision = f"{stamp(scene.now)}: step {step} of {len(plan.steps)}: {weight} %"
     memory = {k: v for k, v in r.memory.items() if k in ("since", "created")}
     shifted = _with(
@@ -145,11 +146,10 @@ def _shift(plan: Plan, scene: Scene, r: Rollout, step: int) -> Step:
 def _shifting(plan: Plan, scene: Scene, r: Rollout) -> Step:
     if not in_force(scene, r.weight):
         agreed = sum(1 for s in scene.routers if (s.version, s.weight) == (scene.structure.version, r.weight))
-        return Step(
-            r, _unheard(scene, r.weight), f"step {r.step} of {r.steps}: {agreed} of {len(scene.routers)} routers serve {r.weight} %"
-        )
-    last = r.step >= len(plan.steps)
-    seconds = plan.bake if last else plan.steps[r.step - 1][1]
+        message = f"step {r.step} of {r.steps}: {agreed} of {len(scene.routers)} routers serve {r.weight} %"
+        return Step(r, _unheard(scene, r.weight), message + _first_error(scene.routers))
+    last = r.weight >= 100
+    seconds = plan.bake if last else next((hold for weight, hold in plan.steps if weight >= r.weight), 0.0)
     memory = {**r.memory, "began": stamp(scene.now), "seconds": seconds, "counted": _counters(scene.routers)}
     held = _with(r, state=BAKING if last else HOLDING, next_step_at=later(scene.now, seconds), memory=memory, evidence=[])
     return Step(held, {}, _holding_message(held))
@@ -159,35 +159,35 @@ def _holding(plan: Plan, scene: Scene, r: Rollout) -> Step:
     findings = judge(plan.guards, *_counted(scene, r))
     if overall(findings) == "Fail":
         return _failed(scene, r, findings)
-    r = _look(scene, r, findings)
-    if seconds_until(r.next_step_at, scene.now) > 0:
+    over = seconds_until(r.next_step_at, scene.now) <= 0
+    r = _look(scene, r, findings, over)
+    if not over:
         return Step(r, _unheard(scene, r.weight), _holding_message(r))
+    where = f"step {r.step} of {r.steps}, {r.weight} %"
     match overall(findings):
         case "Pass":
-            return _shift(plan, scene, _with(r, evidence=_evidence(findings)), r.step + 1)
+            return _shift(plan, scene, _with(r, evidence=_evidence(findings)))
         case "Insufficient":
-            lacking = _first(findings, "Insufficient")
-            message = f"step {r.step} of {r.steps}, {r.weight} %: goes on once there is enough traffic to judge ({lacking})"
+            message = f"{where}: goes on once there is enough traffic to judge ({_first(r, 'Insufficient')})"
             return Step(r, _unheard(scene, r.weight), message)
         case _:
-            return Step(
-                r,
-                _unheard(scene, r.weight),
-                f"step {r.step} of {r.steps} is held at {r.weight} %: {_first(findings, 'Error')}",
-                conditions.PAUSED,
-            )
+            return Step(r, _unheard(scene, r.weight), f"{where}: held, {_first(r, 'Error')}", conditions.PAUSED)
 
 
 def _baking(plan: Plan, scene: Scene, r: Rollout) -> Step:
-    """Everybody is on the new arm; the old one is kept warm for this time."""
+    """Everybody is on the new arm; the old one is kept warm for this time. A quiet service is promoted all the same."""
     findings = judge(plan.guards, *_counted(scene, r))
     if overall(findings) == "Fail":
         return _failed(scene, r, findings)
-    r = _look(scene, r, findings)
-    if seconds_until(r.next_step_at, scene.now) > 0:
+    over = seconds_until(r.next_step_at, scene.now) <= 0
+    r = _look(scene, r, findings, over)
+    if not over:
         return Step(r, _unheard(scene, r.weight), f"all users are on the new arm; the old one is kept warm until {r.next_step_at}")
     if scene.hold:
-        return Step(r, {}, "suspend is true: the old arm is kept warm", conditions.PAUSED)
+        return Step(r, _unheard(scene, r.weight), "all users are on the new arm; the old one is kept warm", conditions.PAUSED)
+    if overall(findings) == "Error":
+        message = f"all users are on the new arm; the old one is kept warm: {_first(r, 'Error')}"
+        return Step(r, _unheard(scene, r.weight), message, conditions.PAUSED)
     decision = f"{stamp(scene.now)}: promoted"
     return Step(_with(r, state=PROMOTED, next_step_at=None, last_decision=decision, memory={}), {}, "promoted")
 
@@ -206,16 +206,17 @@ def _failed(scene: Scene, r: Rollout, findings: list[Finding]) -> Step:
     return roll_back(scene, _with(r, evidence=_evidence(findings)), conditions.GUARD_FAILED, text)
 
 
-def _look(scene: Scene, r: Rollout, findings: list[Finding]) -> Rollout:
-    """Write the evidence at planned looks only: status grows with transitions, not with time."""
+def _look(scene: Scene, r: Rollout, findings: list[Finding], over: bool) -> Rollout:
+    """Write the evidence at planned looks, and over time when the verdict changes: status grows with transitions, not with time."""
     began, seconds = time(r.memory.get("began")), float(r.memory.get("seconds") or 0)
     elapsed = (scene.now - began).total_seconds() if began else 0.0
-    look = int(LOOKS * elapsed / seconds) if seconds else LOOKS
-    if look > LOOKS:
-        look = LOOKS + int((elapsed - seconds) / max(60.0, seconds))  # over time: rarely
-    if look == r.memory.get("look") and r.evidence:
+    look = min(LOOKS, int(LOOKS * elapsed / seconds)) if seconds else LOOKS
+    if over:
+        look = LOOKS + int((elapsed - seconds) / max(LATE_LOOK_SECONDS, seconds))
+    seen = [look, overall(findings)] if over else [look]
+    if seen == r.memory.get("look") and r.evidence:
         return r
-    return _with(r, evidence=_evidence(findings), memory={**r.memory, "look": look})
+    return _with(r, evidence=_evidence(findings), memory={**r.memory, "look": seen})
 
 
 def _unheard(scene: Scene, weight: int) -> dict[str, int]:
@@ -245,8 +246,13 @@ def _evidence(findings: list[Finding]) -> list[str]:
     return [f"{f.verdict}: {f.evidence}"[:1024] for f in findings]
 
 
-def _first(findings: list[Finding], verdict: str) -> str:
-    return next((f.evidence for f in findings if f.verdict == verdict), "")
+def _first(r: Rollout, verdict: str) -> str:
+    """The evidence as last written: a message that followed every request would write the status all the time."""
+    return next((e.removeprefix(f"{verdict}: ") for e in r.evidence if e.startswith(verdict)), "")
+
+
+def _first_error(routers: Iterable[RouterState]) -> str:
+    return next((f"; router {s.pod} cannot be asked: {s.error}" for s in routers if s.error), "")
 
 
 def _counters(routers: tuple[RouterState, ...]) -> dict[str, Any]:
@@ -261,12 +267,19 @@ def _counters(routers: tuple[RouterState, ...]) -> dict[str, Any]:
 
 
 def _counted(scene: Scene, r: Rollout) -> tuple[ArmTotals, ArmTotals]:
-    """(canary, stable) sums since the step began; a router that started since then counts from zero."""
-    before = r.memory.get("counted") or {}
+    """(canary, stable) sums since the step began; a router that started since then counts from zero.
+
+    One that is older and could not be asked when the step began is left out: what it counts belongs to other steps as well.
+    """
+    before, began = r.memory.get("counted") or {}, time(r.memory.get("began"))
     structure = scene.structure
     canary, stable = ArmTotals(), ArmTotals()
     for state in scene.routers:
-        old = before.get(f"{state.pod}@{state.started}") or {}
+        old = before.get(f"{state.pod}@{state.started}")
+        started = time(state.started)
+        if old is None and began and started and started <= began:
+            continue
+        old = old or {}
         for arm, totals in state.totals.items():
             part = subtract(totals, _read(old.get(arm)))
             if structure.canary and arm == structure.canary.arm:

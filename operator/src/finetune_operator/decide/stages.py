@@ -7,13 +7,13 @@ from typing import Any
 
 from finetune_operator import conditions, names
 from finetune_operator.api.fields import digest
-from finetune_operator.api.status import Difference, Revision, Rows, Score, Scored
+from finetune_operator.api.status import Difference, Rows, Score, Scored
 from finetune_operator.decide.draft import Draft, seconds_until
-from finetune_operator.decide.retry import after_failure
+from finetune_operator.decide.retry import after_failure, trouble
 from finetune_operator.observed import Observed
-from finetune_operator.workloads import Failure
+from finetune_operator.workloads import Failure, Run
 
-Finish = Callable[[Revision, Mapping[str, Any]], dict[str, Any]]
+Finish = Callable[[Mapping[str, Any]], dict[str, Any]]
 STAGE_PHASES = {
     "fetch": conditions.FETCHING,
     "prepare": conditions.PREPARING,
@@ -41,26 +41,31 @@ def prepare(o: Observed, d: Draft) -> Draft:
 
 
 def baseline(o: Observed, d: Draft) -> Draft:
-    """Is what serves now (or the base model) scored on this revision's test split, with today's metrics?"""
+    """Is what serves now (or the base model) scored on this revision's test split, with today's metrics?
+
+    Not asked again while an attempt trains: it would compete for the machines, and nothing is compared before it has ended.
+    """
     wanted = evaluation_key(o, d)
-    if d.revision.promoted:
+    if d.revision.promoted or any(a.outcome == "Running" and a.revision == d.revision.name for a in d.status.attempts):
         return d
     scored = d.revision.baseline
     if scored is not None and scored.key != wanted:
         d = _again(d, "baseline", baseline=None, evaluated=None, gate=None)
-    return _stage(o, d, "baseline", done=d.revision.baseline is not None, finish=lambda r, x: {"baseline": _scored(wanted, x)})
+    d = _asked_otherwise(o, d, "baseline", wanted)
+    return _stage(o, d, "baseline", done=d.revision.baseline is not None, finish=lambda x: {"baseline": _scored(wanted, x)})
 
 
 def not_needed(o: Observed, d: Draft) -> Draft:
     """Is the reference good enough already, so that training is not worth its money?"""
     limit = o.spec.evaluation.skip_training_if_baseline_at_least if o.spec.evaluation else None
     scored = d.revision.baseline
-    if d.blocked or d.revision.artifact or limit is None or scored is None:
+    if d.blocked or d.revision.attempts or scored is None:
         return d
-    if float(scored.score.score) < float(limit):
+    if limit is None or float(scored.score.score) < float(limit):
         return d.update(gate=None) if d.revision.gate == "NotNeeded" else d
+    who = "the base model" if reference(d) == BASE else f"live revision {reference(d)}"
     message = (
-        f"{reference(d)} already scores {scored.score.score} on {scored.score.n} test rows, at least "
+        f"{who} already scores {scored.score.score} on {scored.score.n} test rows, at least "
         f"evaluation.skipTrainingIfBaselineAtLeast {limit}: training is not needed"
     )
     return d.update(gate="NotNeeded").block(conditions.NOT_NEEDED, message, reason=conditions.BASELINE_GOOD_ENOUGH)
@@ -74,7 +79,8 @@ def evaluate(o: Observed, d: Draft) -> Draft:
     scored = d.revision.evaluated
     if scored is not None and scored.key != wanted:
         d = _again(d, "evaluate", evaluated=None, gate=None)
-    return _stage(o, d, "evaluate", done=d.revision.evaluated is not None, finish=lambda r, x: {"evaluated": _scored(wanted, x)})
+    d = _asked_otherwise(o, d, "evaluate", wanted)
+    return _stage(o, d, "evaluate", done=d.revision.evaluated is not None, finish=lambda x: {"evaluated": _scored(wanted, x)})
 
 
 def reference(d: Draft) -> str:
@@ -84,11 +90,16 @@ def reference(d: Draft) -> str:
 
 def evaluation_key(o: Observed, d: Draft) -> str:
     """Names an evaluation by what is asked and against what; another key means that it must be run again."""
-    metrics = {k: v for k, v in o.reevaluate.items() if k != "gate"}
-    evaluation = dict(metrics.get("evaluation", {}))
-    evaluation.pop("gate", None)
-    evaluation.pop("skipTrainingIfBaselineAtLeast", None)
-    return digest({"evaluation": evaluation, "reference": reference(d)})
+    return digest({"evaluation": o.reevaluate.get("evaluation", {}), "reference": reference(d)})
+
+
+def _asked_otherwise(o: Observed, d: Draft, stage: str, wanted: str) -> Draft:
+    """An evaluation that was asked otherwise than is wanted by the time it ends counts for nothing: another one is made."""
+    number = d.revision.tries.get(stage, 0)
+    run = o.run(names.stage_job(o.name, d.revision.name, stage, number)) if number else o.run("")
+    path = str(run.result.get("path", ""))
+    open_ = (d.revision.baseline if stage == "baseline" else d.revision.evaluated) is None
+    return _again(d, stage) if open_ and run.state == "Succeeded" and path and not path.endswith(f"-{wanted}") else d
 
 
 def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> Draft:
@@ -105,30 +116,42 @@ def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> 
         number = number or 1
         d = d.update(tries={**d.revision.tries, stage: number}).want(stage, number)
         return d.block(STAGE_PHASES[stage], f"{WORDS[stage]}: starting")
-    if run.state == "Succeeded" and run.result:
-        return d.update(**finish(d.revision, run.result)).end(stage, o.now)
-    if run.state in ("Succeeded", "Failed"):
-        return _failed(o, d, stage, number)
-    return _in_progress(o, d, stage, number)
+    if run.state == "Succeeded":
+        found = _outcome(finish, run)
+        return _failed(o, d, stage, number, found) if isinstance(found, Failure) else d.update(**found).end(stage, o.now)
+    if run.state == "Failed":
+        return _failed(o, d, stage, number, run.failure or Failure("error", "Failed", "its Job failed"))
+    return _in_progress(o, d, stage, run)
 
 
-def _failed(o: Observed, d: Draft, stage: str, number: int) -> Draft:
-    run = o.run(names.stage_job(o.name, d.revision.name, stage, number))
-    failure = run.failure or Failure("error", "NoResult", "its pod ended without a result message; was it deleted?")
+def _outcome(finish: Finish, run: Run) -> dict[str, Any] | Failure:
+    """What a stage that succeeded found out; a Failure when it did not say so, or not in the form that was agreed."""
+    if not run.result:
+        return Failure("infrastructure", "NoResult", "its pod ended well but its result message is gone; was the pod deleted?")
+    try:
+        return finish(run.result)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return Failure("error", "BadResult", f"its result message is not as agreed: {type(error).__name__}: {error}"[:400])
+
+
+def _failed(o: Observed, d: Draft, stage: str, number: int, failure: Failure) -> Draft:
     d = after_failure(o, d, stage, failure)
     d = d.update(tries={**d.revision.tries, stage: number + 1})
     if d.revision.stopped:
         return d.end(stage, o.now)
     wait = seconds_until(d.revision.retry_at, o.now)
-    return d.block(STAGE_PHASES[stage], f"{WORDS[stage]} failed: {failure.message}; tried again at {d.revision.retry_at}", requeue=wait)
+    text = f"{WORDS[stage]} failed: {failure.message}; tried again at {d.revision.retry_at}"
+    return d.block(STAGE_PHASES[stage], text, reason=trouble(failure), requeue=wait)
 
 
-def _in_progress(o: Observed, d: Draft, stage: str, number: int) -> Draft:
-    run = o.run(names.stage_job(o.name, d.revision.name, stage, number))
+def _in_progress(o: Observed, d: Draft, stage: str, run: Run) -> Draft:
     if run.waiting:
         return d.block(STAGE_PHASES[stage], run.waiting.message, reason=run.waiting.reason, requeue=POLL_SECONDS)
-    percent = o.progress.get("percent") if o.progress else None
-    rounded = f" ({int(percent) // 10 * 10} %)" if percent else ""
+    if run.state == "Ending":
+        cause = f": {run.failure.message}" if run.failure else ""
+        return d.block(STAGE_PHASES[stage], f"{WORDS[stage]}: its pod is ending{cause}", requeue=POLL_SECONDS)
+    percent = (o.progress.get(run.name) or {}).get("percent")
+    rounded = f" ({int(percent) // 10 * 10} %)" if isinstance(percent, int | float) else ""
     return d.block(STAGE_PHASES[stage], f"{WORDS[stage]}{rounded}", requeue=POLL_SECONDS)
 
 
@@ -136,16 +159,23 @@ def _again(d: Draft, stage: str, **reset: Any) -> Draft:
     return d.update(tries={**d.revision.tries, stage: d.revision.tries.get(stage, 0) + 1}, **reset)
 
 
-def _fetched(_: Revision, result: Mapping[str, Any]) -> dict[str, Any]:
-    return {"model_digest": str(result.get("digest", "unknown"))[:128]}
+def _fetched(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {"model_digest": str(result["digest"])[:128]}
 
 
-def _prepared(_: Revision, result: Mapping[str, Any]) -> dict[str, Any]:
-    return {"data_digest": str(result.get("digest", "unknown"))[:128], "rows": Rows.model_validate(result.get("rows") or {})}
+def _prepared(result: Mapping[str, Any]) -> dict[str, Any]:
+    complaints = [f"{row.get('source')} row {row.get('row')}: {row.get('reason')}" for row in result.get("invalid") or ()]
+    return {
+        "data_digest": str(result["digest"])[:128],
+        "rows": Rows.model_validate(result["rows"]),
+        "dropped": "; ".join(complaints)[:900] or None,
+    }
 
 
 def _scored(key: str, result: Mapping[str, Any]) -> Scored:
-    metric, numbers = next(iter(result["metrics"].items()))
+    metric, numbers = next(iter(result["metrics"].items()), ("none", None))
+    if numbers is None:
+        raise ValueError("it holds no metric")
     paired = result.get("paired")
     return Scored(
         key=key,

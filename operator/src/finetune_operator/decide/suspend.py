@@ -15,11 +15,17 @@ def suspended(o: Observed, d: Draft) -> Draft:
     if not o.spec.suspend:
         return d
     if attempt := running(d):
-        job = names.attempt_job(o.name, attempt.revision, attempt.number)
         ended = attempt.model_copy(update={"outcome": "Suspended", "finished": stamp(o.now)})
         d = d.set(attempts=[ended if a is attempt else a for a in d.status.attempts])
-        d = replace(d, obsolete=(*d.obsolete, job)).note("Normal", conditions.SUSPENDED, f"attempt {attempt.number} is stopped")
+        d = d.note("Normal", conditions.SUSPENDED, f"attempt {attempt.number} is stopped")
     return d.block(conditions.SUSPENDED, "suspend is true: set it to false to go on from the last checkpoint")
+
+
+def obsolete(o: Observed, d: Draft) -> Draft:
+    """Which Jobs must go? Those of attempts that were ended in the status: asked in every cycle, for a kill may come between."""
+    ended = [a for a in d.status.attempts if a.outcome in ("Superseded", "Suspended")]
+    jobs = (names.attempt_job(o.name, a.revision, a.number) for a in ended)
+    return replace(d, obsolete=tuple(j for j in jobs if o.run(j).state in ("Waiting", "Running")))
 
 
 def stopped(o: Observed, d: Draft) -> Draft:

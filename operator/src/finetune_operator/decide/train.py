@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from finetune_operator import conditions, names
-from finetune_operator.api.status import Attempt, Checkpoint, Revision, Training
+from finetune_operator.api.status import Attempt, Checkpoint, Training
 from finetune_operator.decide.draft import Draft, seconds_until, stamp
-from finetune_operator.decide.retry import after_failure
+from finetune_operator.decide.retry import after_failure, trouble
 from finetune_operator.observed import Observed
 from finetune_operator.workloads import Failure, Run
 
@@ -31,8 +32,14 @@ def train(o: Observed, d: Draft) -> Draft:
             return _absent(o, d, attempt)
         case "Succeeded" if run.result.get("artifact"):
             return _succeeded(o, d, attempt, run.result)
-        case "Succeeded" | "Failed":
-            return _failed(o, d, attempt, run)
+        case "Succeeded":
+            said = "all ranks ended well but rank 0's result message is gone; was its pod deleted?"
+            return _ended(o, d, attempt, Failure("infrastructure", "NoResult", said))
+        case "Failed":
+            return _ended(o, d, attempt, run.failure or Failure("error", "Failed", "its Job failed"))
+        case "Ending":
+            cause = f": {run.failure.message}" if run.failure else ""
+            return d.block(conditions.TRAINING, f"the pods of attempt {attempt.number} are ending{cause}", requeue=POLL_SECONDS)
         case "Waiting":
             return _waiting(d, attempt, run)
         case _:
@@ -57,7 +64,12 @@ def attempt_folder(revision: str, number: int, rank0_uid: str) -> str:
 
 def _next_attempt(o: Observed, d: Draft) -> Draft:
     if wait := seconds_until(d.revision.retry_at, o.now):
-        return d.block(conditions.TRAINING, f"the next attempt starts at {d.revision.retry_at}", requeue=wait)
+        last = next((a for a in reversed(d.status.attempts) if a.revision == d.revision.name), None)
+        cause = f"attempt {last.number} ended ({last.failure_class}: {last.message}); " if last and last.message else ""
+        return d.block(conditions.TRAINING, f"{cause}the next starts at {d.revision.retry_at}", requeue=wait)
+    if alive := _still_there(o, d):
+        text = f"the next attempt starts once the pods of {alive} have ended: they save a checkpoint"
+        return d.block(conditions.TRAINING, text, requeue=POLL_SECONDS)
     number = d.revision.attempts + 1
     attempt = Attempt(revision=d.revision.name, number=number, started=stamp(o.now))
     d = d.begin("train", o.now).update(attempts=number, retry_at=None)
@@ -65,10 +77,18 @@ def _next_attempt(o: Observed, d: Draft) -> Draft:
     return d.want("train", number).block(conditions.TRAINING, f"attempt {number} is starting")
 
 
+def _still_there(o: Observed, d: Draft) -> str | None:
+    """The Job of an earlier attempt, of any revision, whose pods have not ended: two gangs at once would share the machines."""
+    jobs = (names.attempt_job(o.name, a.revision, a.number) for a in d.status.attempts)
+    return next((j for j in jobs if o.run(j).state in ("Waiting", "Running", "Ending")), None)
+
+
 def _learn_folder(d: Draft, attempt: Attempt, run: Run) -> tuple[Draft, Attempt]:
-    if attempt.folder or not run.leader_uid:
+    """The folder of the rank 0 that is there now: a Job that its queue suspends and resumes gets another one."""
+    if not run.leader_uid:
         return d, attempt
-    return _change(d, attempt, folder=attempt_folder(attempt.revision, attempt.number, run.leader_uid))
+    folder = attempt_folder(attempt.revision, attempt.number, run.leader_uid)
+    return (d, attempt) if folder == attempt.folder else _change(d, attempt, folder=folder)
 
 
 def _absent(o: Observed, d: Draft, attempt: Attempt) -> Draft:
@@ -80,18 +100,15 @@ def _absent(o: Observed, d: Draft, attempt: Attempt) -> Draft:
 
 def _succeeded(o: Observed, d: Draft, attempt: Attempt, result: Mapping[str, Any]) -> Draft:
     d, attempt = _change(
-        d, attempt, outcome="Succeeded", finished=stamp(o.now), step=result.get("step"),
-        resumed_from_step=result.get("resumedFromStep"),
+        d, attempt, outcome="Succeeded", finished=stamp(o.now), step=_count(result.get("step")),
+        resumed_from_step=_count(result.get("resumedFromStep")),
     )  # fmt: skip
-    total = int(result.get("totalSteps") or result.get("step") or 0)
+    total = _count(result.get("totalSteps")) or _count(result.get("step")) or 0
     last = _training(o, attempt, {**result, "totalSteps": total, "etaSeconds": 0}, d.status.training)
     d = d.set(training=last.model_copy(update={"percent": 100}))
-    return d.update(artifact=str(result["artifact"]), artifact_digest=str(result.get("digest", "")), retry_at=None).end("train", o.now)
-
-
-def _failed(o: Observed, d: Draft, attempt: Attempt, run: Run) -> Draft:
-    nothing = Failure("error", "NoResult", "rank 0 ended without a result message")
-    return _ended(o, d, attempt, run.failure or nothing)
+    return d.update(artifact=str(result["artifact"])[:253], artifact_digest=str(result.get("digest", ""))[:128], retry_at=None).end(
+        "train", o.now
+    )
 
 
 def _ended(o: Observed, d: Draft, attempt: Attempt, failure: Failure) -> Draft:
@@ -99,7 +116,7 @@ def _ended(o: Observed, d: Draft, attempt: Attempt, failure: Failure) -> Draft:
     d, attempt = _change(
         d, attempt, outcome="Disrupted" if disrupted else "Failed", finished=stamp(o.now), pod=failure.pod or None,
         node=failure.node or None, failure_class=failure.failure_class, message=failure.message[:1024],
-        step=failure.result.get("step", attempt.step),
+        step=_count(failure.result.get("step", attempt.step)),
     )  # fmt: skip
     d = d.note(
         "Normal" if disrupted else "Warning", "AttemptEnded", f"attempt {attempt.number}: {failure.failure_class}: {failure.message}"
@@ -109,7 +126,7 @@ def _ended(o: Observed, d: Draft, attempt: Attempt, failure: Failure) -> Draft:
         return d.end("train", o.now)
     wait = seconds_until(d.revision.retry_at, o.now)
     text = f"attempt {attempt.number} ended ({failure.failure_class}: {failure.message}); the next starts at {d.revision.retry_at}"
-    return d.block(conditions.TRAINING, text, requeue=wait)
+    return d.block(conditions.TRAINING, text, reason=trouble(failure), requeue=wait)
 
 
 def _waiting(d: Draft, attempt: Attempt, run: Run) -> Draft:
@@ -121,18 +138,21 @@ def _waiting(d: Draft, attempt: Attempt, run: Run) -> Draft:
 
 
 def _running(o: Observed, d: Draft, attempt: Attempt) -> Draft:
-    progress = o.progress or {}
-    if not progress.get("totalSteps"):
-        return d.block(conditions.TRAINING, f"attempt {attempt.number} is loading the model and the data", requeue=POLL_SECONDS)
-    if attempt.resumed_from_step is None and progress.get("resumedFromStep") is not None:
-        d, attempt = _change(d, attempt, resumed_from_step=progress["resumedFromStep"])
+    progress = o.progress.get(names.attempt_job(o.name, attempt.revision, attempt.number)) or {}
     last = d.status.training
+    if not _count(progress.get("totalSteps")):
+        if last and (last.revision, last.attempt) == (attempt.revision, attempt.number):  # it was asked in vain this once
+            return d.block(conditions.TRAINING, _sentence(last), requeue=POLL_SECONDS)
+        return d.block(conditions.TRAINING, f"attempt {attempt.number} is loading the model and the data", requeue=POLL_SECONDS)
+    resumed = _count(progress.get("resumedFromStep"))
+    if attempt.resumed_from_step is None and resumed is not None:
+        d, attempt = _change(d, attempt, resumed_from_step=resumed)
     latest = _training(o, attempt, progress, last)
     if last is None or _differs(last, latest):
         d, attempt = _change(d, attempt, step=latest.step)
         d = d.set(training=latest)
     shown = d.status.training or latest
-    return d.block(conditions.TRAINING, _sentence(d.revision, shown), requeue=POLL_SECONDS)
+    return d.block(conditions.TRAINING, _sentence(shown), requeue=POLL_SECONDS)
 
 
 def _differs(old: Training, new: Training) -> bool:
@@ -142,11 +162,10 @@ def _differs(old: Training, new: Training) -> bool:
 
 
 def _training(o: Observed, attempt: Attempt, progress: Mapping[str, Any], last: Training | None) -> Training:
-    step, total = int(progress.get("step") or 0), int(progress.get("totalSteps") or 0)
+    step, total = _count(progress.get("step")) or 0, _count(progress.get("totalSteps")) or 0
     saved = progress.get("checkpoint") or {}
     same = last is not None and (last.revision, last.attempt) == (attempt.revision, attempt.number)
     checkpoint = Checkpoint(step=saved["step"], time=saved["time"]) if saved.get("time") else (last.checkpoint if same and last else None)
-    eta = progress.get("etaSeconds")
     return Training(
         revision=attempt.revision,
         attempt=attempt.number,
@@ -156,13 +175,13 @@ def _training(o: Observed, attempt: Attempt, progress: Mapping[str, Any], last: 
         loss=_number(progress.get("loss"), 4),
         validation_loss=_number(progress.get("validationLoss"), 4),
         tokens_per_second=_number(progress.get("tokensPerSecond"), 1),
-        eta_seconds=int(eta) if eta is not None else None,
+        eta_seconds=_count(progress.get("etaSeconds")),
         checkpoint=checkpoint,
         updated=stamp(o.now),
     )
 
 
-def _sentence(revision: Revision, t: Training) -> str:
+def _sentence(t: Training) -> str:
     loss = f", loss {t.loss}" if t.loss else ""
     eta = f", about {t.eta_seconds} s left" if t.eta_seconds else ""
     saved = f"; checkpoint at step {t.checkpoint.step}, {t.checkpoint.time}" if t.checkpoint else "; no checkpoint yet"
@@ -175,4 +194,9 @@ def _change(d: Draft, attempt: Attempt, **changes: Any) -> tuple[Draft, Attempt]
 
 
 def _number(value: Any, digits: int) -> str | None:
-    return None if value is None else f"{float(value):.{digits}f}"
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else None
+
+
+def _count(value: Any) -> int | None:
+    """A number that a pod tells, if it is one: never is the status made unwritable by what a pod says."""
+    return max(0, int(value)) if isinstance(value, int | float) and math.isfinite(value) else None
