@@ -81,7 +81,8 @@ def _part(value: Any, info: FieldInfo, marker: FieldClass | None, nested: type[B
     if nested is None:
         return None
     if isinstance(value, list):
-        return [extract(item, nested, wanted) for item in value]
+        items = [extract(item, nested, wanted) for item in value]
+        return items if any(items) else None  # places count only where something of the class is in one of them
     return extract(value, nested, wanted)
 
 

@@ -125,14 +125,14 @@ CHANGES: Final = (
         None,
     ),
     Rule(
-        "spec.storage", "accessMode",
-        "self.accessMode == oldSelf.accessMode",
+        "spec.storage.accessMode", "",
+        "self == oldSelf",
         "cannot change once the volume is made; make a new FineTune",
         None,
     ),
     Rule(
-        "spec.storage", "size",
-        "quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0",
+        "spec.storage.size", "",
+        "quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0",
         "a volume can grow but never shrink; keep the old size or make a new FineTune",
         None,
     ),
@@ -140,7 +140,7 @@ CHANGES: Final = (
 
 
 def _not_yet(path: str, field: str, cel: str, holds: Callable[[Node], bool], instead: str = "") -> Rule:
-    return Rule(path, field, cel, f"not supported yet{'; ' if instead else ''}{instead}", holds)
+    return Rule(path, field, cel, f"not supported yet{instead and f'; {instead}'}", holds)
 
 
 def _unset(path: str, field: str, instead: str = "") -> Rule:
@@ -156,7 +156,7 @@ def _only(path: str, field: str, values: tuple[str, ...], instead: str) -> Rule:
 
 def _not_from(path: str, field: str, schemes: tuple[str, ...], instead: str) -> Rule:
     cel = " && ".join(f"!self.{field}.startsWith('{scheme}')" for scheme in schemes)
-    return _not_yet(path, field, cel, lambda node: not node[field].startswith(schemes), instead)
+    return _not_yet(path, field, cel, lambda node: not node[field].startswith(schemes), f"{instead} instead of {' or '.join(schemes)}")
 
 
 _FORMATS: Final = ("Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput")

@@ -116,7 +116,7 @@ class Data(SpecModel):
     test: Source | None = Field(default=None, description="Else a share of `train`. Never seen by training.")
     split: Split | None = None
     quality: Quality | None = None
-    mix: list[Mix] | None = Field(default=None, max_length=8)
+    mix: list[Mix] | None = Field(default=None, max_length=8, description="General data, mixed into the training rows.")
 
 
 class Lora(SpecModel):
@@ -240,8 +240,8 @@ class Evaluation(SpecModel):
 class Resources(SpecModel):
     """Requests and limits of a container."""
 
-    requests: dict[Word, Quantity] | None = Field(default=None, max_length=16)
-    limits: dict[Word, Quantity] | None = Field(default=None, max_length=16)
+    requests: dict[Word, Quantity] | None = Field(default=None, max_length=16, description="What is reserved, by resource.")
+    limits: dict[Word, Quantity] | None = Field(default=None, max_length=16, description="What may be used, by resource.")
 
 
 class Serving(SpecModel):
@@ -295,8 +295,8 @@ class Rollout(SpecModel):
 class EnvVar(SpecModel):
     """A variable of every pod."""
 
-    name: Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    value: Annotated[str, Field(max_length=4096)] = ""
+    name: Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Wins over the operator's own.")]
+    value: Annotated[str, Field(max_length=4096, description="Its text.")] = ""
 
 
 class Pods(SpecModel):

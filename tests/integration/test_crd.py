@@ -1,0 +1,128 @@
+"""The CRD on a real API server: accepted without complaint, defaults land, every rule refuses with its message."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from finetune_operator.api import crd
+
+from devcluster.controlplane import ControlPlane
+from devcluster.shell import CommandError
+from tests.unit.api.refusals import REFUSED, Manifest, changed, full_finetune, make_finetune
+
+CRD = "crds/finetune.dev_finetunes.yaml"
+
+
+@pytest.fixture(scope="module")
+def plane() -> Iterator[ControlPlane]:
+    with ControlPlane(controllers=False, scheduler=False) as started:
+        started.kubectl("apply", "-f", str(crd.ROOT / CRD))
+        started.kubectl("wait", "--for=condition=Established", "crd/finetunes.finetune.dev", "--timeout=30s")
+        yield started
+
+
+def apply(plane: ControlPlane, manifest: Manifest) -> dict[str, Any]:
+    return dict(json.loads(plane.kubectl("apply", "-f", "-", "-o", "json", stdin=json.dumps(manifest))))
+
+
+def refused(plane: ControlPlane, manifest: Manifest, *arguments: str) -> str:
+    with pytest.raises(CommandError) as caught:
+        plane.kubectl("apply", *arguments, "-f", "-", stdin=json.dumps(manifest))
+    return str(caught.value)
+
+
+def test_the_schema_is_structural(plane: ControlPlane) -> None:
+    conditions = json.loads(plane.kubectl("get", "crd", "finetunes.finetune.dev", "-o", "json"))["status"]["conditions"]
+    assert {c["type"]: c["status"] for c in conditions} == {"NamesAccepted": "True", "Established": "True"}
+
+
+def test_designs_example_applies(plane: ControlPlane) -> None:
+    written = full_finetune()
+    kept = apply(plane, written)["spec"]
+    assert kept["compute"]["cpu"] == 8  # a quantity may be a number
+    assert {key: kept[key] for key in ("model", "data", "method", "training", "pods")} == {
+        key: written["spec"][key] for key in ("model", "data", "method", "training", "pods")
+    }
+
+
+def test_defaults_land(plane: ControlPlane) -> None:
+    kept = apply(plane, make_finetune("smallest", serving={}))["spec"]
+    assert kept == {
+        **make_finetune()["spec"],
+        "compute": {"nodes": 1, "sharding": "Auto"},
+        "storage": {"size": "50Gi", "accessMode": "ReadWriteOnce", "retain": True},
+        "retries": {"error": 2, "outOfMemory": 2, "infrastructure": 10},
+        "serving": {"runtime": "Auto", "replicas": 1},
+        "rollout": {
+            "guards": {"maxErrorRatePercent": 2, "maxLatencyRegressionPercent": 25, "minRequests": 200},
+            "bake": "1h",
+            "progressDeadline": "10m",
+        },
+        "suspend": False,
+    }
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refuses(plane: ControlPlane, case: str) -> None:
+    finetune, message = REFUSED[case]
+    assert message.replace("[]", "") in refused(plane, finetune).replace("[]", "")
+
+
+def test_a_misspelt_field_is_refused_by_name(plane: ControlPlane) -> None:
+    misspelt = changed(make_finetune(), "spec.training", {"learningRat": "1"})
+    assert 'unknown field "spec.training.learningRat"' in refused(plane, misspelt)
+    assert ".spec.training.learningRat: field not declared in schema" in refused(plane, misspelt, "--server-side")
+
+
+STORED = changed(make_finetune("stored"), "spec.storage", {"size": "10Gi", "storageClassName": "fast", "accessMode": "ReadWriteOnce"})
+
+
+@pytest.mark.parametrize(
+    ("case", "storage", "message"),
+    [
+        ("another class", {"storageClassName": "slow"}, "spec.storage.storageClassName: cannot change"),
+        ("no class", {"storageClassName": None}, "spec.storage.storageClassName: cannot change"),
+        ("another access mode", {"accessMode": "ReadWriteMany"}, "spec.storage.accessMode: cannot change"),
+        ("a smaller size", {"size": "9Gi"}, "spec.storage.size: a volume can grow but never shrink"),
+    ],
+)
+def test_an_edit_of_the_volume_is_refused(plane: ControlPlane, case: str, storage: dict[str, Any], message: str) -> None:
+    apply(plane, STORED)
+    patch = json.dumps({"spec": {"storage": storage}})
+    with pytest.raises(CommandError, match=message):
+        plane.kubectl("patch", "ft", "stored", "--type=merge", "-p", patch)
+
+
+def test_a_volume_may_grow_and_what_is_live_may_change(plane: ControlPlane) -> None:
+    apply(plane, STORED)
+    grown = changed(changed(STORED, "spec.storage.size", "20Gi"), "spec.compute", {"nodes": 4})
+    assert apply(plane, grown)["metadata"]["generation"] > 1
+
+
+def test_the_columns_show_the_status(plane: ControlPlane) -> None:
+    apply(plane, make_finetune("shown"))
+    status = {
+        "phase": "Training",
+        "progress": "40/300",
+        "eta": "7m",
+        "score": "0.1 → 0.6",
+        "weight": "10 %",
+        "revision": "1f2e3d4c",
+        "attempt": "2",
+    }
+    body = json.dumps({"status": {**status, "reason": "Training"}})
+    plane.kubectl("patch", "ft", "shown", "--subresource=status", "--type=merge", "-p", body)
+    narrow = plane.kubectl("get", "ft", "shown").splitlines()
+    assert narrow[0].split() == ["NAME", "PHASE", "METHOD", "PROGRESS", "ETA", "SCORE", "WEIGHT", "AGE"]
+    assert narrow[1].split()[:4] == ["shown", "Training", "LoRA", "40/300"]
+    wide = plane.kubectl("get", "ft", "shown", "-o", "wide").splitlines()
+    assert wide[0].split()[-3:] == ["REVISION", "ATTEMPT", "REASON"]
+    assert "finetune.finetune.dev/shown" in plane.kubectl("get", "all", "-o", "name")
+
+
+def test_explain_says_what_an_edit_does(plane: ControlPlane) -> None:
+    told = " ".join(plane.kubectl("explain", "finetune.spec.training.learningRate").split())
+    assert "Retrain: an edit makes a new revision, which is trained and rolled out." in told

@@ -1,0 +1,143 @@
+"""What must be refused, with a part of the message: by the API server (tests/integration/test_crd.py) and by `load_spec`
+(tests/unit/api/test_load.py) alike."""
+
+# ruff: noqa: E501 - one case, one line: it reads as a table
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+Manifest = dict[str, Any]
+
+
+def make_finetune(name: str = "support-bot", **spec: Any) -> Manifest:
+    """The smallest FineTune, with these blocks of the spec in place of its own."""
+    smallest = {
+        "model": {"source": "image:///opt/models/m"},
+        "data": {"train": {"source": "configmap://rows/train.jsonl"}},
+        "method": {"type": "LoRA"},
+    }
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTune",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {**smallest, **spec},
+    }
+
+
+def full_finetune() -> Manifest:
+    """DESIGN's example, less what is not supported yet."""
+    return make_finetune(
+        model={"source": "hf://meta-llama/Llama-3.1-8B-Instruct", "revision": "0e9e39f"},
+        data={
+            "train": {"source": "pvc://datasets/support.jsonl", "format": "Auto"},
+            "split": {"train": 80, "validation": 10, "test": 10, "seed": 17},
+            "quality": {"minResponseCharacters": 10, "maxTokens": 4000, "onTooLong": "Drop", "maxInvalidPercent": 5, "deduplicate": True},
+        },
+        method={"type": "LoRA", "lora": {"rank": 16, "alpha": 32}, "objective": "SFT"},
+        training={
+            "epochs": 3, "learningRate": "2e-4", "maxSequenceLength": 2048, "tokensPerStep": 32768, "seed": 17,
+            "earlyStopping": {"patience": 3}, "checkpoint": {"every": "15m", "keep": 2},
+        },
+        compute={"accelerator": "h100", "nodes": 2, "gpusPerNode": 8, "sharding": "Auto", "cpu": 8, "memory": "64Gi"},
+        storage={"size": "200Gi", "storageClassName": "fast", "accessMode": "ReadWriteMany", "retain": True},
+        retries={"error": 2, "outOfMemory": 2, "infrastructure": 10},
+        evaluation={
+            "metrics": [{"type": "ExactMatch"}, {"type": "SqlExecution", "sqlExecution": {"schema": "configmap://shop/schema.sql"}}],
+            "skipTrainingIfBaselineAtLeast": "0.95",
+            "gate": {"minScore": "0.9", "minImprovement": "0.05"},
+        },
+        serving={"runtime": "Auto", "image": "", "replicas": 2, "resources": {}, "modelName": "support-bot"},
+        rollout={
+            "steps": [{"weight": 10, "hold": "30m"}, {"weight": 50, "hold": "1h"}, {"weight": 100}],
+            "identity": [{"header": "x-user-id"}],
+            "guards": {"maxErrorRatePercent": 2, "maxLatencyRegressionPercent": 25, "minRequests": 200},
+            "bake": "1h",
+        },
+        pods={
+            "serviceAccountName": "trainer", "imagePullSecrets": [], "nodeSelector": {"pool": "gpu"},
+            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}], "affinity": {}, "annotations": {"team": "ml"},
+            "env": [{"name": "NCCL_DEBUG", "value": "WARN"}],
+        },
+        retrain="",
+        suspend=False,
+    )  # fmt: skip
+
+
+def changed(base: Manifest, path: str, value: Any) -> Manifest:
+    """A copy with one field set; a number in the path is a place in a list, and blocks on the way are made."""
+    made = copy.deepcopy(base)
+    node: Any = made
+    *above, last = path.split(".")
+    for part in above:
+        node = node[int(part)] if part.isdigit() else node.setdefault(part, {})
+    node[last] = value
+    return made
+
+
+_BASE = make_finetune()
+_ROWS = "spec.data.train"
+_METRIC = {"type": "ExactMatch"}
+
+# What is wrong → (the object, a part of the message).
+REFUSED: dict[str, tuple[Manifest, str]] = {
+    "a name of 41 characters": (make_finetune("a" * 41), "metadata.name: must be a DNS label of at most 40 characters"),
+    "a name that starts with a digit": (make_finetune("1a"), "metadata.name: must be a DNS label"),
+    "a name with a dot": (make_finetune("a.b"), "metadata.name: must be a DNS label"),
+    "shares that sum to 110": (changed(_BASE, "spec.data.split", {"train": 90}), "spec.data.split: train, validation and test must sum to 100"),
+    "a LoRA block without LoRA": (changed(_BASE, "spec.method", {"type": "Full", "lora": {"rank": 8}}), "spec.method.lora: belongs to method.type LoRA"),
+    "a dropout of 1": (changed(_BASE, "spec.method.lora", {"dropout": "1"}), "spec.method.lora.dropout: must be at least 0"),
+    "a learning rate of 0": (changed(_BASE, "spec.training", {"learningRate": "0.0"}), "spec.training.learningRate: must be above 0"),
+    "a negative learning rate": (changed(_BASE, "spec.training", {"learningRate": "-1e-4"}), "spec.training.learningRate: must be above 0"),
+    "both checkpoint triggers": (
+        changed(_BASE, "spec.training.checkpoint", {"every": "1m", "everySteps": 5}), "every and everySteps exclude each other"
+    ),
+    "a checkpoint every 0 seconds": (changed(_BASE, "spec.training.checkpoint", {"every": "0s"}), "spec.training.checkpoint.every: must be above 0"),
+    "SqlExecution without a schema": (
+        changed(_BASE, "spec.evaluation.metrics", [{"type": "SqlExecution"}]), "spec.evaluation.metrics[].sqlExecution: belongs to type SqlExecution"
+    ),
+    "ExactMatch with a schema": (
+        changed(_BASE, "spec.evaluation.metrics", [{"type": "ExactMatch", "sqlExecution": {"schema": "configmap://a/b"}}]),
+        "spec.evaluation.metrics[].sqlExecution: belongs to type SqlExecution",
+    ),
+    "steps that fall": (changed(_BASE, "spec.rollout.steps", [{"weight": 50}, {"weight": 10}, {"weight": 100}]), "spec.rollout.steps: weights must grow"),
+    "steps that stand still": (changed(_BASE, "spec.rollout.steps", [{"weight": 50}, {"weight": 50}, {"weight": 100}]), "spec.rollout.steps: weights must grow"),
+    "steps that end at 50": (changed(_BASE, "spec.rollout.steps", [{"weight": 10}, {"weight": 50}]), "the last must be 100"),
+    "an identity that is nothing": (changed(_BASE, "spec.rollout.identity", [{}]), "spec.rollout.identity[]: name either a header or a bodyField"),
+    "an archive without its digest": (changed(_BASE, "spec.model.source", "https://example.com/m.tar"), "spec.model.revision: an https:// model is an archive"),
+    "full fine-tuning": (changed(_BASE, "spec.method.type", "Full"), "spec.method.type: not supported yet"),
+    "QLoRA": (changed(_BASE, "spec.method.type", "QLoRA"), "spec.method.type: not supported yet"),
+    "prompt tuning": (changed(_BASE, "spec.method.type", "PromptTuning"), "spec.method.type: not supported yet"),
+    "DPO": (changed(_BASE, "spec.method.objective", "DPO"), "spec.method.objective: not supported yet"),
+    "mixed-in data": (changed(_BASE, "spec.data.mix", [{"source": "pvc://a/b", "percent": 10}]), "spec.data.mix: not supported yet"),
+    "plain text": (changed(_BASE, f"{_ROWS}.format", "Text"), "spec.data.train.format: not supported yet"),
+    "preferences": (changed(_BASE, f"{_ROWS}.format", "Preference"), "spec.data.train.format: not supported yet"),
+    "rows from a bucket": (changed(_BASE, f"{_ROWS}.source", "s3://a/b"), "spec.data.train.source: not supported yet"),
+    "test rows from the hub": (changed(_BASE, "spec.data.test", {"source": "hf://a/b/c"}), "spec.data.test.source: not supported yet"),
+    "rows behind a Secret": (changed(_BASE, f"{_ROWS}.secretName", "s"), "spec.data.train.secretName: not supported yet"),
+    "a model behind a Secret": (changed(_BASE, "spec.model.secretName", "s"), "spec.model.secretName: not supported yet"),
+    "a model from a bucket": (changed(_BASE, "spec.model.source", "s3://a/b"), "spec.model.source: not supported yet"),
+    "a model from a registry": (changed(_BASE, "spec.model.source", "oci://a/b"), "spec.model.source: not supported yet"),
+    "sharded weights": (changed(_BASE, "spec.compute.sharding", "ZeRO3"), "spec.compute.sharding: not supported yet"),
+    "a queue": (changed(_BASE, "spec.compute.queueName", "team"), "spec.compute.queueName: not supported yet"),
+    "a budget": (changed(_BASE, "spec.budget", {"maxCost": "250"}), "spec.budget: not supported yet"),
+    "a provider": (changed(_BASE, "spec.provider", {"type": "OpenAI"}), "spec.provider: not supported yet"),
+    "a limit of forgetting": (changed(_BASE, "spec.evaluation.gate", {"maxForgettingPercent": 5}), "spec.evaluation.gate.maxForgettingPercent: not supported yet"),
+    "a user read from the body": (changed(_BASE, "spec.rollout.identity", [{"bodyField": "user"}]), "spec.rollout.identity[].bodyField: not supported yet"),
+    "a schema from the web": (
+        changed(_BASE, "spec.evaluation.metrics", [{"type": "SqlExecution", "sqlExecution": {"schema": "https://example.com/s.sql"}}]),
+        "sqlExecution.schema: not supported yet",
+    ),
+    # Types and bounds, without a rule of their own.
+    "no model": ({**_BASE, "spec": {k: v for k, v in _BASE["spec"].items() if k != "model"}}, "spec.model"),
+    "no spec": ({k: v for k, v in _BASE.items() if k != "spec"}, "spec"),
+    "a source without a scheme": (changed(_BASE, f"{_ROWS}.source", "train.jsonl"), "spec.data.train.source"),
+    "a ConfigMap without a key": (changed(_BASE, f"{_ROWS}.source", "configmap://rows"), "spec.data.train.source"),
+    "a number where a decimal text belongs": (changed(_BASE, "spec.training", {"learningRate": 0.1}), "spec.training.learningRate"),
+    "a duration without a unit": (changed(_BASE, "spec.rollout.bake", "30"), "spec.rollout.bake"),
+    "no pods in the gang": (changed(_BASE, "spec.compute.nodes", 0), "spec.compute.nodes"),
+    "a quantity that is none": (changed(_BASE, "spec.storage.size", "10 GB"), "spec.storage.size"),
+    "no steps at all": (changed(_BASE, "spec.rollout.steps", []), "spec.rollout.steps"),
+    "a header that no request has": (changed(_BASE, "spec.rollout.identity", [{"header": "x user"}]), "spec.rollout.identity"),
+    "a decimal that fills the memory": (changed(_BASE, "spec.training", {"learningRate": "1e999999999"}), "spec.training.learningRate"),
+}  # fmt: skip
