@@ -48,8 +48,8 @@ async def test_weights_pushed_one_after_the_other_move_the_right_share_and_nobod
         await router.push(SPLIT, weight)
         assert (await router.state()).weight == weight
         now = on(await router.assignment(USERS), NEW.arm)
-        share, sigma = weight / 100, math.sqrt(len(USERS) * weight / 100 * (1 - weight / 100))
-        assert abs(len(now) - share * len(USERS)) <= 4 * sigma, f"{len(now)} of {len(USERS)} at {weight} %"
+        sigma = math.sqrt(len(USERS) * weight / 100 * (1 - weight / 100))
+        assert abs(len(now) - weight / 100 * len(USERS)) <= 4 * sigma, f"{len(now)} of {len(USERS)} at {weight} %"
         assert before <= now, "a user on the new arm stays there"
         before = now
     await router.push(SPLIT, 0)

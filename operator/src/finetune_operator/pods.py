@@ -20,7 +20,7 @@ from finetune_operator.workloads import ready
 TIMEOUT: Final = aiohttp.ClientTimeout(total=3.0)
 _METRIC = re.compile(r"^envoy_cluster_(?P<name>\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
-_STATISTICS: Final = "/stats/prometheus?" + urlencode(
+STATISTICS: Final = "/stats/prometheus?" + urlencode(
     {"filter": rf"^cluster\.{INFERENCE}_[^.]+\.(upstream_rq_[0-9]xx|upstream_cx_protocol_error|upstream_rq_time|membership_healthy)$"}
 )
 
@@ -63,7 +63,7 @@ class PodClient:
             document, runtime, statistics = await asyncio.gather(
                 self._get(ip, names.TRAFFIC_PORT, STRUCTURE_PATH),
                 self._get(ip, names.CONTROL_PORT, "/runtime", token),
-                self._get(ip, names.ROUTER_METRICS_PORT, _STATISTICS),
+                self._get(ip, names.ROUTER_METRICS_PORT, STATISTICS),
             )
             served = json.loads(document)
             weight = _weight(served, json.loads(runtime))

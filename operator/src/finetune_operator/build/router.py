@@ -185,6 +185,7 @@ def _bootstrap() -> Manifest:
             "cds_config": _file("cds.json", directory),
         },
         "layered_runtime": {"layers": [{"name": "pushed", "admin_layer": {}}]},
+        "stats_flush_interval": "1s",  # how old the latency histogram may be
         "stats_config": {
             "histogram_bucket_settings": [
                 {"match": {"prefix": f"cluster.{INFERENCE}_"}, "buckets": [*LATENCY_BOUNDS]},
@@ -294,7 +295,7 @@ def _control_listener(jwks: Mapping[str, Any], audience: str) -> Manifest:
     return _listener(
         "control",
         names.CONTROL_PORT,
-        {"route_config": _admin_routes("control", "/runtime"), "http_filters": [jwt_filter, _router_filter()]},
+        {"route_config": _admin_routes("control", "/runtime", "/runtime_modify"), "http_filters": [jwt_filter, _router_filter()]},
         ignore_global_conn_limit=True,  # users, however many, never shut the operator out
     )
 
@@ -308,8 +309,8 @@ def _metrics_listener() -> Manifest:
     )
 
 
-def _admin_routes(name: str, *prefixes: str) -> Manifest:
-    routes = [{"match": {"prefix": prefix}, "route": {"cluster": "admin"}} for prefix in prefixes]
+def _admin_routes(name: str, *paths: str) -> Manifest:
+    routes = [{"match": {"path": path}, "route": {"cluster": "admin"}} for path in paths]
     return {"name": name, "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}]}
 
 
@@ -382,7 +383,8 @@ def _forwarding() -> Manifest:
         "retry_policy": {
             "retry_on": "connect-failure,reset-before-request,refused-stream",
             "num_retries": 3,
-            "host_selection_retry_max_attempts": 5,
+            # The least busy pod is the dead one: another pick must be nearly sure to find another pod.
+            "host_selection_retry_max_attempts": 30,
             "retry_host_predicate": [
                 {
                     "name": "envoy.retry_host_predicates.previous_hosts",
@@ -420,7 +422,10 @@ def _arm_cluster(name: str, backend: Backend) -> Manifest:
         "lb_policy": "LEAST_REQUEST",
         "ignore_health_on_host_removal": True,
         "load_assignment": load,
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "common_lb_config": {
+            "healthy_panic_threshold": {"value": 0},
+            "update_merge_window": "0s",  # else what a health check found waits another second
+        },
         "health_checks": [
             {
                 "timeout": "5s",  # as patient as the kubelet's probe: a busy server is not a dead one
