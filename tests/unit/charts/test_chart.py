@@ -1,0 +1,221 @@
+"""The chart as rendered by the project's Helm: rights are the code's calls, no more; the operator reads its own settings."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from finetune_operator import kinds, names
+from finetune_operator.kinds import Kind
+from finetune_operator.settings import accelerators, from_environment
+from finetune_operator.signing import SECRET_NAME
+
+ROOT = Path(__file__).resolve().parents[3]
+CHART = ROOT / "charts" / "finetune-operator"
+SOURCES = ROOT / "operator" / "src" / "finetune_operator"
+IMAGES = ("--set", "images.operator=example.com/operator:1", "--set", "images.trainer=example.com/trainer:1")
+Manifest = dict[str, Any]
+Rights = dict[tuple[str, str], set[str]]
+
+# What the code calls, by kind. `__main__` lists and kopf watches each kind that is cached; `apply` creates children, gets one
+# whose name is taken, patches those that are kept as wanted, deletes those that are not wanted any more (plan.leftovers, obsolete).
+CACHED = {"list", "watch"}
+MADE_ONCE = {*CACHED, "create", "get"}
+KEPT = {*MADE_ONCE, "patch"}
+CALLS: dict[Kind, set[str]] = {
+    kinds.FINETUNE: CACHED,
+    kinds.JOB: {*MADE_ONCE, "delete"},
+    kinds.POD: CACHED,
+    kinds.DEPLOYMENT: {*KEPT, "delete"},
+    kinds.CONTROLLER_REVISION: MADE_ONCE,
+    kinds.SERVICE: {*KEPT, "delete"},
+    kinds.CONFIGMAP: {*KEPT, "delete"},
+    kinds.PVC: KEPT,
+    kinds.PDB: {*KEPT, "delete"},
+    kinds.EVENT: {"create", "list"},  # events; observe, for a volume that cannot be mounted
+}
+CLUSTER: dict[Kind, set[str]] = {kinds.STORAGE_CLASS: {"get", "list"}}  # preflight
+VERBS = {"apply": "patch", "annotate": "patch", "replace": "update"}
+
+
+def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(ROOT / "charts" / "helm.py"), *arguments], capture_output=True, text=True)
+
+
+@cache
+def rendered(*arguments: str) -> tuple[Manifest, ...]:
+    done = helm("template", "ops", str(CHART), "-n", "system", *IMAGES, *arguments)
+    assert done.returncode == 0, done.stderr
+    return tuple(d for d in yaml.safe_load_all(done.stdout) if d)
+
+
+def one(manifests: Iterable[Manifest], kind: str, name: str, namespace: str | None = None) -> Manifest:
+    found = [m for m in manifests if (m["kind"], m["metadata"]["name"]) == (kind, name) and m["metadata"].get("namespace") == namespace]
+    assert len(found) == 1
+    return found[0]
+
+
+def rights(role: Manifest, names_given: tuple[str, ...] = ()) -> Rights:
+    found: Rights = {}
+    for rule in role["rules"]:
+        if tuple(rule.get("resourceNames", ())) == names_given:
+            for group in rule["apiGroups"]:
+                for resource in rule["resources"]:
+                    found.setdefault((group, resource), set()).update(rule["verbs"])
+    return found
+
+
+def called(calls: Mapping[Kind, set[str]]) -> Rights:
+    return {(kind.group, kind.plural): set(verbs) for kind, verbs in calls.items()}
+
+
+EVERYWHERE: Rights = {**called(CALLS), (names.GROUP, "finetunes/status"): {"patch"}}
+
+
+def test_for_all_namespaces_the_rights_are_the_calls() -> None:
+    role = one(rendered(), "ClusterRole", "system-ops")
+    assert rights(role) == {**EVERYWHERE, **called(CLUSTER)}
+
+
+def test_for_some_namespaces_the_rights_are_there_alone() -> None:
+    manifests = rendered("--set", "namespaces={ml,nlp}")
+    assert rights(one(manifests, "ClusterRole", "system-ops")) == called(CLUSTER)
+    for namespace in ("ml", "nlp"):
+        assert rights(one(manifests, "Role", "ops", namespace)) == EVERYWHERE
+        subject = {"kind": "ServiceAccount", "name": "ops", "namespace": "system"}
+        assert one(manifests, "RoleBinding", "ops", namespace)["subjects"] == [subject]
+
+
+def test_in_its_own_namespace_it_has_its_lease_and_its_key() -> None:
+    role = one(rendered(), "Role", "ops-own", "system")
+    assert rights(role) == {("coordination.k8s.io", "leases"): {"create"}, ("", "secrets"): {"create"}}
+    assert rights(role, ("ops",)) == {("coordination.k8s.io", "leases"): {"get", "update"}}
+    assert rights(role, (SECRET_NAME,)) == {("", "secrets"): {"get"}}
+
+
+def test_the_table_holds_every_call_that_names_its_kind() -> None:
+    known = {
+        **EVERYWHERE,
+        **called(CLUSTER),
+        ("coordination.k8s.io", "leases"): {"create", "get", "update"},
+        ("", "secrets"): {"create", "get"},
+    }
+    missing = [f"{verb} {kind.plural}" for verb, kind in calls_in_code() if verb not in known.get((kind.group, kind.plural), set())]
+    assert missing == []
+
+
+def calls_in_code() -> list[tuple[str, Kind]]:
+    """`cluster.<verb>(<KIND>, …)` with a kind written out, anywhere in the operator."""
+    found = []
+    for file in SOURCES.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.args
+                and "cluster" in ast.unparse(node.func.value)
+            ):
+                kind = getattr(kinds, ast.unparse(node.args[0]).removeprefix("kinds."), None)
+                if isinstance(kind, Kind):
+                    found.append((VERBS.get(node.func.attr, node.func.attr), kind))
+    assert len(found) > 8
+    return found
+
+
+def test_no_right_is_a_wildcard() -> None:
+    roles = [m for m in rendered() if m["kind"] in ("Role", "ClusterRole")]
+    assert "*" not in {
+        word for role in roles for rule in role["rules"] for key in ("apiGroups", "resources", "verbs") for word in rule[key]
+    }
+
+
+def container(*arguments: str) -> Manifest:
+    deployment = one(rendered(*arguments), "Deployment", "ops", "system")
+    return dict(deployment["spec"]["template"]["spec"]["containers"][0])
+
+
+def test_the_operator_reads_its_settings(tmp_path: Path) -> None:
+    file = tmp_path / "profiles.yaml"
+    file.write_text(one(rendered(), "ConfigMap", "ops-profiles", "system")["data"]["profiles.yaml"])
+    fields = {"metadata.namespace": "system", "metadata.name": "ops-1"}
+    environment = {
+        e["name"]: e.get("value") or fields[e["valueFrom"]["fieldRef"]["fieldPath"]] for e in container()["env"] if e.get("value") != ""
+    }
+    settings = from_environment({**environment, "FINETUNE_PROFILES_FILE": str(file)})
+    assert (settings.trainer_image, settings.router_image) == ("example.com/trainer:1", "envoyproxy/envoy:v1.40.0")
+    assert (settings.lease_namespace, settings.lease_name, settings.identity, settings.namespaces) == ("system", "ops", "ops-1", ())
+    assert sorted(settings.profiles) == ["a100-40", "a100-80", "b200", "h100", "h200", "l40s"]
+    mounted = {mount["mountPath"] for mount in container()["volumeMounts"]}
+    assert str(Path(environment["FINETUNE_PROFILES_FILE"]).parent) in mounted
+
+
+def test_every_variable_is_one_that_the_operator_reads() -> None:
+    read = set(re.findall(r"\"(FINETUNE_[A-Z_]+)\"", (SOURCES / "settings.py").read_text()))
+    assert {e["name"] for e in container()["env"]} <= read
+
+
+def test_profiles_name_labels_that_nodes_can_have() -> None:
+    profiles = accelerators(yaml.safe_load((CHART / "values.yaml").read_text())["profiles"])
+    values = [value for profile in profiles.values() for listed in profile.node_labels.values() for value in listed]
+    assert [v for v in values if not re.fullmatch(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,61}[A-Za-z0-9]", v)] == []
+    assert len(values) == len(set(values)), "a node belongs to one profile"
+
+
+def test_the_pod_is_restricted() -> None:
+    pod = one(rendered(), "Deployment", "ops", "system")["spec"]["template"]["spec"]
+    assert pod["securityContext"] == {
+        "runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 10001, "fsGroup": 10001, "seccompProfile": {"type": "RuntimeDefault"},
+    }  # fmt: skip
+    assert container()["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("case", "arguments", "present", "kind"),
+    [
+        ("two replicas have a disruption budget", ("--set", "replicas=2"), True, "PodDisruptionBudget"),
+        ("one has none", (), False, "PodDisruptionBudget"),
+        ("a ServiceMonitor where it is asked for", ("--set", "metrics.serviceMonitor.enabled=true"), True, "ServiceMonitor"),
+        ("and else none", (), False, "ServiceMonitor"),
+        ("the CRD comes with the chart", (), True, "CustomResourceDefinition"),
+        ("unless it is switched off", ("--set", "crds.install=false"), False, "CustomResourceDefinition"),
+    ],
+)
+def test_renders(case: str, arguments: tuple[str, ...], present: bool, kind: str) -> None:
+    assert any(m["kind"] == kind for m in rendered(*arguments)) is present
+
+
+def test_the_crd_outlives_the_release() -> None:
+    crd = one(rendered(), "CustomResourceDefinition", "finetunes.finetune.dev")
+    assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    assert crd == yaml.safe_load((ROOT / "crds" / "finetune.dev_finetunes.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("case", "arguments", "message"),
+    [
+        ("no trainer image", ("--set", "images.operator=a:1"), "images.trainer: build Dockerfile.trainer"),
+        ("a misspelt value", (*IMAGES, "--set", "replica=2"), "'replica' not allowed"),
+        ("a log format that is none", (*IMAGES, "--set", "logFormat=xml"), "logFormat"),
+        ("a profile with a misspelt key", (*IMAGES, "--set", "profiles.x.resource=a/b,profiles.x.labels.a=b"), "'labels' not allowed"),
+    ],
+)
+def test_refuses(case: str, arguments: tuple[str, ...], message: str) -> None:
+    done = helm("template", "ops", str(CHART), *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_lint_is_clean() -> None:
+    done = helm("lint", "--strict", str(CHART), *IMAGES)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[WARNING]" not in done.stdout
