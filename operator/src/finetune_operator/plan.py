@@ -106,8 +106,8 @@ def leftovers(c: Context, deployments: Mapping[str, Mapping[str, Any]]) -> Itera
     wanted = {names.arm(c.owner.name, a.name) for a in c.draft.arms}
     for name, deployment in deployments.items():
         if deployment["metadata"]["labels"].get(names.ARM) and name not in wanted:
-            yield kinds.DEPLOYMENT, name
             yield kinds.SERVICE, name
+            yield kinds.DEPLOYMENT, name  # last: it is what tells of the arm after a kill
     if c.draft.routing is None:
         name = names.router(c.owner.name)
         yield from ((kind, name) for kind in (kinds.DEPLOYMENT, kinds.CONFIGMAP, kinds.PDB))

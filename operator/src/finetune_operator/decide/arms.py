@@ -225,12 +225,10 @@ def _backend(o: Observed, name: str, revision: str) -> Backend:
 
 
 def _plan(o: Observed, d: Draft, arm: str) -> machine.Plan:
-    """The user's steps, made to grow up to 100 %; an arm that was promoted before takes all users at once, and bakes."""
+    """The user's steps; an arm that was promoted before takes all users at once, and bakes."""
     spec: Spec = o.spec
     known = _arm(d.status, arm)
-    given = [*(spec.rollout.steps or DEFAULT_STEPS), Step(weight=100)]
-    above = [max((s.weight for s in given[:n]), default=0) for n in range(len(given))]
-    steps = tuple((s.weight, seconds(s.hold)) for s, reached in zip(given, above, strict=True) if s.weight > reached)
+    steps = tuple((s.weight, seconds(s.hold)) for s in spec.rollout.steps or DEFAULT_STEPS)
     if known and known.promoted:
         steps = ((100, 0.0),)
     return machine.Plan(steps, seconds(spec.rollout.bake), seconds(spec.rollout.progress_deadline), spec.rollout.guards)

@@ -152,7 +152,7 @@ def _shifting(plan: Plan, scene: Scene, r: Rollout) -> Step:
     seconds = plan.bake if last else next((hold for weight, hold in plan.steps if weight >= r.weight), 0.0)
     memory = {**r.memory, "began": stamp(scene.now), "seconds": seconds, "counted": _counters(scene.routers)}
     held = _with(r, state=BAKING if last else HOLDING, next_step_at=later(scene.now, seconds), memory=memory, evidence=[])
-    return Step(held, {}, _holding_message(held))
+    return Step(held, {}, _baking_message(held) if last else _holding_message(held))
 
 
 def _holding(plan: Plan, scene: Scene, r: Rollout) -> Step:
@@ -182,7 +182,7 @@ def _baking(plan: Plan, scene: Scene, r: Rollout) -> Step:
     over = seconds_until(r.next_step_at, scene.now) <= 0
     r = _look(scene, r, findings, over)
     if not over:
-        return Step(r, _unheard(scene, r.weight), f"all users are on the new arm; the old one is kept warm until {r.next_step_at}")
+        return Step(r, _unheard(scene, r.weight), _baking_message(r))
     if scene.hold:
         return Step(r, _unheard(scene, r.weight), "all users are on the new arm; the old one is kept warm", conditions.PAUSED)
     if overall(findings) == "Error":
@@ -240,6 +240,10 @@ def _warm(state: RouterState, structure: Structure) -> bool:
 
 def _holding_message(r: Rollout) -> str:
     return f"step {r.step} of {r.steps}: {r.weight} % of the users until {r.next_step_at}"
+
+
+def _baking_message(r: Rollout) -> str:
+    return f"all users are on the new arm; the old one is kept warm until {r.next_step_at}"
 
 
 def _evidence(findings: list[Finding]) -> list[str]:

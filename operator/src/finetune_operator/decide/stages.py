@@ -115,7 +115,7 @@ def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> 
     if number == 0 or run.state == "Absent":
         number = number or 1
         d = d.update(tries={**d.revision.tries, stage: number}).want(stage, number)
-        return d.block(STAGE_PHASES[stage], f"{WORDS[stage]}: starting")
+        return d.block(STAGE_PHASES[stage], WORDS[stage])
     if run.state == "Succeeded":
         found = _outcome(finish, run)
         return _failed(o, d, stage, number, found) if isinstance(found, Failure) else d.update(**found).end(stage, o.now)

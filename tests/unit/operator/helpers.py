@@ -1,0 +1,87 @@
+"""FineTunes and results as the tests want them: what is not said is what an ordinary run has."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from tests.unit.operator.world import Outcome, World
+
+from finetune_operator import names
+from finetune_operator.kinds import FINETUNE
+
+Object = dict[str, Any]
+SPEC: Object = {
+    "model": {"source": "image:///opt/models/tiny"},
+    "data": {"train": {"source": "image:///opt/data/train.jsonl"}},
+    "method": {"type": "LoRA"},
+    "training": {"learningRate": "2e-4"},
+    "compute": {"nodes": 2},
+    "evaluation": {"metrics": [{"type": "ExactMatch"}]},
+    "serving": {"replicas": 2},
+    "rollout": {
+        "steps": [{"weight": 10, "hold": "10s"}, {"weight": 50, "hold": "10s"}, {"weight": 100}],
+        "bake": "10s",
+        "guards": {"minRequests": 50},
+    },
+}
+
+
+def make_spec(**changes: Any) -> Object:
+    """The spec, with blocks replaced; None leaves a block out."""
+    spec = {**copy.deepcopy(SPEC), **changes}
+    return {k: v for k, v in spec.items() if v is not None}
+
+
+def make_finetune(*, status: Mapping[str, Any] | None = None, annotations: Mapping[str, str] | None = None, **changes: Any) -> Object:
+    """A FineTune as the API server holds it."""
+    meta: Object = {"name": "bot", "namespace": "ml", "uid": "uid-bot"}
+    if annotations:
+        meta["annotations"] = dict(annotations)
+    made: Object = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": meta, "spec": make_spec(**changes)}
+    return {**made, "status": dict(status)} if status else made
+
+
+def scores(score: float, difference: tuple[float, float] | None = None, n: int = 40) -> Object:
+    """An evaluation's result: the score, and the interval of the paired difference."""
+    result: Object = {
+        "stage": "evaluate",
+        "metrics": {"ExactMatch": {"score": score, "low": max(0.0, score - 0.1), "high": min(1.0, score + 0.1), "n": n}},
+    }
+    if difference:
+        low, high = difference
+        result["paired"] = {"metric": "ExactMatch", "difference": (low + high) / 2, "low": low, "high": high, "n": n}
+    return result
+
+
+def good_outcomes() -> dict[str, list[Outcome]]:
+    """Every stage ends well, and tuning helps."""
+    rows = {"read": 100, "invalid": 1, "duplicate": 2, "train": 77, "validation": 10, "test": 10}
+    invalid = [{"source": "train.jsonl", "row": 7, "reason": "no answer"}]
+    return {
+        "fetch": [Outcome({"stage": "fetch", "digest": "m" * 64})],
+        "prepare": [Outcome({"stage": "prepare", "digest": "d" * 64, "rows": rows, "invalid": invalid})],
+        "baseline": [Outcome(scores(0.1))],
+        "train": [Outcome({"stage": "train", "digest": "a" * 64, "step": 50, "totalSteps": 50, "loss": 0.4})],
+        "evaluate": [Outcome(scores(0.8, (0.6, 0.8)))],
+    }
+
+
+def edit(world: World, *, annotations: Mapping[str, str] | None = None, **changes: Any) -> None:
+    """The user applies the FineTune again with blocks of its spec replaced (None: left out)."""
+    found = world.api.store[FINETUNE, "ml", "bot"]
+    spec = {k: v for k, v in {**found["spec"], **changes}.items() if v is not None}
+    meta = {**found["metadata"], **({"annotations": dict(annotations)} if annotations else {})}
+    world.api.change(FINETUNE, found, {**found, "metadata": meta, "spec": spec})
+
+
+def status_of(world: World) -> Object:
+    """What the status says now."""
+    found: Object = world.api.store[FINETUNE, "ml", "bot"].get("status") or {}
+    return found
+
+
+def condition(status: Mapping[str, Any], type_: str) -> Object:
+    """The condition of that type; empty when it is absent."""
+    return next((c for c in status.get("conditions") or () if c["type"] == type_), {})

@@ -1,0 +1,400 @@
+"""Whole lives of a FineTune under the real reconciler, undisturbed and with the operator killed after every single write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import pytest
+from tests.unit.operator.helpers import SPEC, condition, edit, good_outcomes, make_finetune, scores, status_of
+from tests.unit.operator.world import Operator, Outcome, World, run
+
+from finetune_operator import kinds, names
+from finetune_operator.kinds import FINETUNE
+
+Object = Mapping[str, Any]
+NEW_RATE = {"learningRate": "1e-3"}
+
+
+def phase(wanted: str) -> Callable[[Object], bool]:
+    return lambda status: status.get("phase") == wanted
+
+
+def live_with(revisions: int) -> Callable[[Object], bool]:
+    """Live, once the status knows that many revisions and the newest serves."""
+    return lambda s: s.get("phase") == "Live" and len(s["revisions"]) == revisions and s["revision"] == s["liveRevision"]
+
+
+def weight(at_least: int) -> Callable[[Object], bool]:
+    return lambda s: s.get("phase") in ("RollingOut", "Baking") and s["rollout"]["weight"] >= at_least
+
+
+def jobs(world: World, stage: str) -> list[str]:
+    """Jobs of a stage that were ever made."""
+    return sorted(n for (kind, n), count in world.api.births.items() if kind == "Job" and count and _is(n, stage))
+
+
+def _is(job: str, stage: str) -> bool:
+    tail = job.removeprefix("bot-").split("-", 1)[1]
+    return tail.rstrip("0123456789") == "a" if stage == "train" else tail.startswith(stage)
+
+
+def arms(world: World) -> list[str]:
+    found = (d["metadata"]["labels"].get(names.ARM) for d in world.api.all(kinds.DEPLOYMENT))
+    return sorted(a for a in found if a)
+
+
+async def begin(kill: str, **changes: Any) -> World:
+    world = World(outcomes=good_outcomes())
+    world.api.put(FINETUNE, make_finetune(**changes))
+    return world
+
+
+async def to_live(kill: str, **changes: Any) -> World:
+    world = await begin(kill, **changes)
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    return world
+
+
+async def first_life(kill: str) -> World:
+    world = await to_live(kill)
+    status = status_of(world)
+    assert {s["name"]: "finished" in s for s in status["stages"]} == dict.fromkeys(
+        ("fetch", "prepare", "baseline", "train", "evaluate", "deploy", "rollout", "bake"), True
+    )
+    assert (status["progress"], status["score"], status["weight"]) == ("100%", "0.1 → 0.8", "100%")
+    assert arms(world) == [status["liveArm"]], "the base arm is gone"
+    assert {c["type"]: c["status"] for c in status["conditions"]} == dict.fromkeys(
+        ("Ready", "DataPrepared", "BaselineScored", "Trained", "Evaluated", "Available", "RolledOut"), "True"
+    )
+    return world
+
+
+async def edited_rate_is_trained_and_rolled_out_against_what_is_live(kill: str) -> World:
+    world = await to_live(kill)
+    first = status_of(world)["liveRevision"]
+    world.outcomes["evaluate"] = [Outcome(scores(0.85, (0.0, 0.1)))]
+    edit(world, training=NEW_RATE)
+    await run(world, phase("Training"), kill=kill)
+    status = status_of(world)
+    assert condition(status, "Available")["status"] == "True", "users are served while another revision trains"
+    assert condition(status, "RolledOut")["status"] == "False"
+    await run(world, live_with(2), kill=kill)
+    await run(world, kill=kill)
+    status = status_of(world)
+    assert status["evaluation"]["reference"] == first
+    assert len(jobs(world, "train")) == 2
+    return world
+
+
+async def reverted_edit_is_live_again_without_training(kill: str) -> World:
+    world = await edited_rate_is_trained_and_rolled_out_against_what_is_live(kill)
+    trained, scored = jobs(world, "train"), jobs(world, "evaluate")
+    first = status_of(world)["revisions"][0]["name"]
+    edit(world, training=SPEC["training"])
+    seen: list[int] = []
+    await run(world, lambda s: _noting(s, seen) and s["phase"] == "Live" and s["liveRevision"] == first, kill=kill)
+    await run(world, kill=kill)
+    assert (jobs(world, "train"), jobs(world, "evaluate")) == (trained, scored)
+    assert sorted(set(seen)) == [0, 100], "an arm that was promoted before skips the steps"
+    return world
+
+
+async def reverted_revert_does_not_meet_old_weights(kill: str) -> World:
+    world = await reverted_edit_is_live_again_without_training(kill)
+    second = status_of(world)["revisions"][1]["name"]
+    edit(world, training=NEW_RATE)
+
+    def nobody_is_moved_before_the_shift(status: Object) -> bool:
+        rollout = status["rollout"]
+        if rollout["state"] in ("Deploying", "Connecting"):
+            assert all(w == 0 for _, canary, w in served(world) if canary == rollout["arm"]), "old weights came into force"
+        return bool(status["phase"] == "Live" and status["liveRevision"] == second)
+
+    await run(world, nobody_is_moved_before_the_shift, kill=kill)
+    await run(world, kill=kill)
+    return world
+
+
+def served(world: World) -> list[tuple[str, str | None, int]]:
+    pods = (p["metadata"]["name"] for p in world.api.all(kinds.POD) if p["metadata"]["labels"].get(names.COMPONENT) == "router")
+    return [world.served(p) for p in pods]
+
+
+def _noting(status: Object, seen: list[int]) -> bool:
+    seen.append((status.get("rollout") or {}).get("weight", 0))
+    return True
+
+
+async def failed_gate_rejects_and_what_is_live_stays(kill: str) -> World:
+    world = await to_live(kill)
+    before = status_of(world)["liveArm"]
+    world.outcomes["evaluate"] = [Outcome(scores(0.2, (-0.8, -0.4)))]
+    edit(world, training=NEW_RATE)
+    await run(world, phase("Rejected"), kill=kill)
+    await run(world, kill=kill)
+    status = status_of(world)
+    assert (status["liveArm"], arms(world)) == (before, [before])
+    ready = condition(status, "Ready")
+    assert (ready["status"], ready["reason"], condition(status, "Stalled")["status"]) == ("False", "GateFailed", "True")
+    assert "provably worse" in ready["message"]
+    assert condition(status, "Available")["status"] == "True"
+    return world
+
+
+async def failed_gate_passes_when_the_gate_is_edited(kill: str) -> World:
+    world = await begin(kill)
+    world.outcomes["evaluate"] = [Outcome(scores(0.1, (-0.1, 0.1)))]
+    await run(world, phase("Rejected"), kill=kill)
+    edit(world, evaluation={**SPEC["evaluation"], "gate": {"minImprovement": "-0.2"}})
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    assert (jobs(world, "evaluate"), len(jobs(world, "train"))) == ([f"bot-{status_of(world)['revision']}-evaluate"], 1)
+    return world
+
+
+async def failing_canary_is_rolled_back_and_remembered(kill: str) -> World:
+    world = await to_live(kill)
+    before = status_of(world)["liveArm"]
+    world.failing = lambda arm: 0.0 if arm == before else 0.5
+    edit(world, serving={"replicas": 2, "image": "bad:1"})
+    await run(world, phase("Rejected"), kill=kill)
+    await run(world, kill=kill)
+    status = status_of(world)
+    assert (status["liveArm"], status["rollout"]["state"], arms(world)) == (before, "RolledBack", [before])
+    assert condition(status, "Ready")["reason"] == "GuardFailed"
+    assert all(canary is None for _, canary, _ in served(world))
+    assert len([n for (k, n), c in world.api.births.items() if k == "Deployment" and c]) == 4, "base, tuned, router, canary: once each"
+    return world
+
+
+async def rejected_arm_is_tried_again_on_request(kill: str) -> World:
+    world = await failing_canary_is_rolled_back_and_remembered(kill)
+    world.failing = lambda arm: 0.0
+    edit(world, annotations={names.RETRY: "1"})
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    assert status_of(world)["rollout"]["state"] == "Promoted"
+    return world
+
+
+async def server_image_goes_through_the_canary(kill: str) -> World:
+    world = await to_live(kill)
+    before = status_of(world)
+    edit(world, serving={"replicas": 2, "image": "better:1"})
+    seen: list[int] = []
+    await run(world, lambda s: _noting(s, seen) and s["phase"] == "Live" and s["liveArm"] != before["liveArm"], kill=kill)
+    await run(world, kill=kill)
+    assert set(seen) >= {10, 50, 100}
+    assert status_of(world)["liveRevision"] == before["liveRevision"]
+    assert len(jobs(world, "train")) == 1
+    return world
+
+
+async def image_that_never_gets_ready_has_no_user(kill: str) -> World:
+    world = await to_live(kill)
+    before = status_of(world)["liveArm"]
+    world.broken.add("missing:1")
+    edit(world, serving={"replicas": 2, "image": "missing:1"})
+
+    def no_user(status: Object) -> bool:
+        assert all(canary is None or w == 0 for _, canary, w in served(world))
+        return bool(status["phase"] == "Rejected")
+
+    await run(world, lambda s: s["phase"] == "Deploying" and s["reason"] == "ImageUnavailable", kill=kill)
+    await run(world, no_user, kill=kill)
+    await run(world, kill=kill)
+    status = status_of(world)
+    assert (condition(status, "Ready")["reason"], status["liveArm"]) == ("NeverReady", before)
+    assert "missing:1 cannot be pulled" in condition(status, "Ready")["message"]
+    return world
+
+
+async def suspended_training_goes_on_from_its_checkpoints(kill: str) -> World:
+    world = await begin(kill)
+    good = world.outcomes["train"]
+    world.outcomes["train"] = [Outcome(never=True)]
+    await run(world, lambda s: bool(s.get("attempts") and s["attempts"][0].get("folder")), kill=kill)
+    folder = status_of(world)["attempts"][0]["folder"]
+    edit(world, suspend=True)
+    await run(world, kill=kill)
+    status = status_of(world)
+    ready = condition(status, "Ready")
+    assert (status["phase"], ready["status"], condition(status, "Stalled"), condition(status, "Reconciling")) == ("Suspended", "False", {}, {})
+    assert not [j for j in world.api.all(kinds.JOB) if j["metadata"]["labels"][names.STAGE] == "train"], "its pods are gone"
+    world.outcomes["train"] = good
+    edit(world, suspend=False)
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    status = status_of(world)
+    assert [a["outcome"] for a in status["attempts"]] == ["Suspended", "Succeeded"]
+    assert status["revisions"][0].get("charges", {}).get("error", 0) == 0
+    second = world.api.store[kinds.JOB, "ml", f"bot-{status['revision']}-a2"]
+    config = json.loads(second["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG])
+    assert config["run"]["resumeFrom"] == [folder]
+    return world
+
+
+async def failed_attempts_are_tried_again_within_their_budget(kill: str) -> World:
+    world = await begin(kill)
+    lost = Outcome({"error": {"class": "infrastructure", "reason": "PeerLost", "message": "rank 1 is gone", "fix": ""}}, code=24)
+    world.outcomes["train"] = [lost, Outcome({}, code=25), *world.outcomes["train"]]
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    status = status_of(world)
+    assert [(a["outcome"], a.get("failureClass")) for a in status["attempts"]] == [
+        ("Failed", "infrastructure"), ("Disrupted", "disruption"), ("Succeeded", None),
+    ]  # fmt: skip
+    assert status["revisions"][0]["charges"] == {"error": 0, "outOfMemory": 0, "infrastructure": 1, "disruption": 1}
+    assert ("Service", f"bot-{status['revision']}-a1") not in {(k.kind, n) for k, _, n in world.api.store}
+    return world
+
+
+async def bad_data_stops_and_says_which_rows(kill: str) -> World:
+    world = await begin(kill)
+    error = {"class": "user", "reason": "DataInvalid", "message": "12 of 100 rows are bad: row 3 has no answer", "fix": "Mend them."}
+    world.outcomes["prepare"] = [Outcome({"error": error}, code=20)]
+    await run(world, kill=kill)
+    status = status_of(world)
+    ready = condition(status, "Ready")
+    assert (status["phase"], ready["reason"], condition(status, "Stalled")["status"]) == ("Failed", "DataInvalid", "True")
+    assert "row 3 has no answer" in ready["message"]
+    assert "Mend them." in ready["message"]
+    assert jobs(world, "baseline") == [], "nothing behind the stage that failed was begun"
+    return world
+
+
+async def superseded_rollout_is_taken_back_first(kill: str) -> World:
+    world = await to_live(kill)
+    world.outcomes["evaluate"] = [Outcome(scores(0.85, (0.0, 0.1)))]
+    edit(world, training=NEW_RATE, rollout={**SPEC["rollout"], "steps": [{"weight": 10, "hold": "1h"}, {"weight": 100}]})
+    await run(world, weight(10), kill=kill)
+    edit(world, training={"learningRate": "3e-3"})
+    await run(world, phase("Training"), kill=kill)
+    status = status_of(world)
+    assert (status["rollout"]["state"], status["rollout"]["weight"]) == ("Holding", 10), "it goes on while another one trains"
+    assert "10 %" in condition(status, "Ready")["message"]
+    edit(world, rollout=SPEC["rollout"])
+    await run(world, live_with(3), kill=kill)
+    await run(world, kill=kill)
+    assert arms(world) == [status_of(world)["liveArm"]]
+    return world
+
+
+async def without_serving_the_artifact_is_the_end(kill: str) -> World:
+    world = await begin(kill, serving=None)
+    await run(world, kill=kill)
+    status = status_of(world)
+    assert (status["phase"], condition(status, "Ready")["status"], arms(world)) == ("Trained", "True", [])
+    return world
+
+
+async def removed_serving_takes_arms_and_routers_away(kill: str) -> World:
+    world = await to_live(kill)
+    edit(world, serving=None)
+    await run(world, kill=kill)
+    assert status_of(world)["phase"] == "Trained"
+    assert not list(world.api.all(kinds.DEPLOYMENT))
+    assert not list(world.api.all(kinds.SERVICE))
+    return world
+
+
+async def good_baseline_needs_no_training_and_serves(kill: str) -> World:
+    world = await begin(kill, evaluation={**SPEC["evaluation"], "skipTrainingIfBaselineAtLeast": "0.05"})
+    await run(world, phase("NotNeeded"), kill=kill)
+    await run(world, kill=kill)
+    status = status_of(world)
+    assert (condition(status, "Ready")["status"], status["liveRevision"]) == ("True", "base")
+    assert condition(status, "Available")["status"] == "True"
+    assert jobs(world, "train") == []
+    return world
+
+
+async def more_replicas_change_in_place(kill: str) -> World:
+    world = await to_live(kill)
+    before = status_of(world)["liveArm"]
+    edit(world, serving={"replicas": 3})
+    await run(world, kill=kill)
+    deployment = world.api.store[kinds.DEPLOYMENT, "ml", f"bot-{before}"]
+    assert (status_of(world)["liveArm"], deployment["spec"]["replicas"]) == (before, 3)
+    return world
+
+
+async def deleted_job_of_a_user_is_made_up_for(kill: str) -> World:
+    world = await begin(kill)
+    good, world.outcomes["train"] = world.outcomes["train"], [Outcome(never=True)]
+    await run(world, lambda s: bool(s.get("attempts") and s["attempts"][0].get("folder")), kill=kill)
+    world.api.remove(kinds.JOB, "ml", f"bot-{status_of(world)['revision']}-a1")
+    world.outcomes["train"] = good
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    status = status_of(world)
+    assert [(a["outcome"], a.get("failureClass")) for a in status["attempts"]] == [("Disrupted", "disruption"), ("Succeeded", None)]
+    return world
+
+
+async def deleted_finetune_leaves_nothing(kill: str) -> World:
+    world = await to_live(kill)
+    world.api.remove(FINETUNE, "ml", "bot")
+    for _ in range(3):
+        world.turn()
+    await run(world, kill=kill)
+    assert {k.kind for k, _, _ in world.api.store} <= {"StorageClass", "Event", "PersistentVolumeClaim"}
+    return world
+
+
+Life = Callable[[str], Awaitable[World]]
+LIVES: dict[str, Life] = {
+    f.__name__.replace("_", " "): f
+    for f in (
+        first_life, edited_rate_is_trained_and_rolled_out_against_what_is_live, reverted_edit_is_live_again_without_training,
+        reverted_revert_does_not_meet_old_weights, failed_gate_rejects_and_what_is_live_stays,
+        failed_gate_passes_when_the_gate_is_edited, failing_canary_is_rolled_back_and_remembered,
+        rejected_arm_is_tried_again_on_request, server_image_goes_through_the_canary, image_that_never_gets_ready_has_no_user,
+        suspended_training_goes_on_from_its_checkpoints, failed_attempts_are_tried_again_within_their_budget,
+        bad_data_stops_and_says_which_rows, superseded_rollout_is_taken_back_first, without_serving_the_artifact_is_the_end,
+        removed_serving_takes_arms_and_routers_away, good_baseline_needs_no_training_and_serves, more_replicas_change_in_place,
+        deleted_job_of_a_user_is_made_up_for, deleted_finetune_leaves_nothing,
+    )
+}  # fmt: skip
+
+
+def children(world: World) -> dict[tuple[str, str], Any]:
+    """Everything but what carries times: pods, Events and the FineTune itself."""
+    return {
+        (kind.kind, name): (obj.get("spec"), obj.get("data"), obj["metadata"].get("labels"))
+        for (kind, _, name), obj in world.api.store.items()
+        if kind not in (FINETUNE, kinds.POD, kinds.EVENT)
+    }
+
+
+def births(world: World) -> dict[tuple[str, str], int]:
+    return {k: n for k, n in world.api.births.items() if n and k[0] != "Event"}
+
+
+@pytest.mark.parametrize("name", LIVES)
+async def test_a_killed_operator_ends_where_an_undisturbed_one_does(name: str) -> None:
+    undisturbed, killed = await LIVES[name]("never"), await LIVES[name]("every")
+    assert children(killed) == children(undisturbed)
+    assert births(killed) == births(undisturbed), "no child was made twice, and none was left out"
+    for world in (undisturbed, killed):
+        world.api.writes.clear()
+        for days in (0, 1):
+            world.clock.seconds += days * 86400
+            assert await Operator(world).cycle() is None, "what is settled asks for no further cycle"
+            assert world.api.writes == [], "a restart writes nothing for what is settled"
+
+
+@pytest.mark.parametrize("write", range(0, 75, 6))
+async def test_one_kill_at_any_write_changes_nothing(write: int) -> None:
+    undisturbed, killed = await first_life("never"), await first_life(f"at:{write}")
+    assert children(killed) == children(undisturbed)
+    assert births(killed) == births(undisturbed)
+
+
+async def test_a_second_look_in_the_same_second_builds_the_same_manifests() -> None:
+    world = await first_life("never")
+    other = await first_life("never")
+    assert {k: v for k, v in children(world).items()} == children(other)
