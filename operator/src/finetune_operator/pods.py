@@ -65,17 +65,17 @@ class PodClient:
                 self._get(ip, names.CONTROL_PORT, "/runtime", token),
                 self._get(ip, names.ROUTER_METRICS_PORT, STATISTICS),
             )
-            served = json.loads(document)
-            weight = _weight(served, json.loads(runtime))
+            served = _object(document)
+            weight = _weight(served, _object(runtime))
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError) as error:
             return RouterState(**known, error=f"{type(error).__name__}: {error}")
         return RouterState(**known, version=served["version"], weight=weight, totals=totals(statistics))
 
     async def push(self, ip: str, token: str, structure: Structure, weight: int) -> None:
         """Set both weights in one call; raises aiohttp.ClientError or TimeoutError."""
-        if structure.canary is None:
+        values = runtime_values(structure, weight)
+        if not values:
             return
-        values = runtime_values(structure.version, structure.stable.arm, structure.canary.arm, weight)
         url = f"{self._address(ip, names.CONTROL_PORT)}/runtime_modify?{urlencode(values)}"
         async with self._http().post(url, headers=_bearer(token), timeout=TIMEOUT) as response:
             response.raise_for_status()
@@ -124,6 +124,13 @@ def totals(statistics: str) -> dict[str, ArmTotals]:
 
 def _sorted(buckets: list[tuple[float, float]]) -> Buckets:
     return tuple(sorted(buckets))
+
+
+def _object(text: str) -> Object:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON object is expected, not {text[:40]!r}")  # noqa: TRY004
+    return value
 
 
 def _weight(document: Object, runtime: Object) -> int:

@@ -103,12 +103,11 @@ def runtime_prefix(version: str) -> str:
     return f"finetune.{version}"
 
 
-def runtime_values(structure_version: str, stable: str, canary: str, weight: int) -> dict[str, int]:
-    """What a push sets: both weights of both hashed routes."""
-    prefix = runtime_prefix(structure_version)
-    return {
-        f"{prefix}.{cluster(kind, arm)}": share for kind in (INFERENCE, OTHER) for arm, share in ((canary, weight), (stable, 100 - weight))
-    }
+def runtime_values(structure: Structure, weight: int) -> dict[str, int]:
+    """What a push sets: both weights of both hashed routes. Nothing where there is no canary."""
+    prefix = runtime_prefix(structure.version)
+    shares = _shares(structure, weight) if structure.canary else []
+    return {f"{prefix}.{cluster(kind, backend.arm)}": share for kind in (INFERENCE, OTHER) for backend, share in shares}
 
 
 def _selector(owner: Owner) -> dict[str, str]:

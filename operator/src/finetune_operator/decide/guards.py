@@ -76,13 +76,13 @@ def latency(guards: Guards, canary: ArmTotals, stable: ArmTotals) -> Finding:
     return Finding("latency", "Fail" if worse else "Pass", text + limit)
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's score interval for a share, at `Z`. (0, 1) without data. Source: E. B. Wilson, JASA 22 (1927)."""
+def wilson(successes: int, n: int, z: float = Z) -> tuple[float, float]:
+    """Wilson's score interval for a share. (0, 1) without data. Source: E. B. Wilson, JASA 22 (1927)."""
     if n == 0:
         return 0.0, 1.0
-    p, z2 = successes / n, Z * Z
+    p, z2 = successes / n, z * z
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    half = z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 

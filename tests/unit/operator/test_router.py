@@ -1,0 +1,133 @@
+"""The routers' manifests and documents. What Envoy makes of them: tests/router."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from finetune_operator import names, tokens
+from finetune_operator.build import router
+from finetune_operator.build.pods import Owner
+from finetune_operator.traffic import Backend, Structure
+
+OWNER = Owner("ml", "bot", "uid-bot")
+OLD, NEW = Backend("aaa11111", "bot-aaa11111", "r1"), Backend("bbb22222", "bot-bbb22222", "r2", "/health")
+SPLIT = Structure(OLD, NEW, "salt", ("x-user-id",))
+JWKS = tokens.jwks(tokens.generate_key())
+
+
+def built(structure: Structure = SPLIT, weight: int = 10) -> dict[str, Any]:
+    return {kind.kind: manifest for kind, manifest in router.children(OWNER, "envoy:1", structure, weight, JWKS)}
+
+
+def document(name: str, structure: Structure = SPLIT, weight: int = 10) -> list[dict[str, Any]]:
+    resources: list[dict[str, Any]] = json.loads(built(structure, weight)["ConfigMap"]["data"][name])["resources"]
+    return resources
+
+
+def test_the_same_values_make_the_same_bytes() -> None:
+    assert json.dumps(built(), sort_keys=True) == json.dumps(built(), sort_keys=True)
+
+
+def test_a_weight_changes_the_routes_alone_and_never_the_pods() -> None:
+    before, after = built(weight=10), built(weight=50)
+    assert {name for name, text in before["ConfigMap"]["data"].items() if text != after["ConfigMap"]["data"][name]} == {"rds.json"}
+    del before["ConfigMap"], after["ConfigMap"]
+    assert before == after
+
+
+def test_a_new_structure_restarts_no_router() -> None:
+    assert built()["Deployment"] == built(Structure(NEW, None, "salt-2", ("x-user-id",)), 0)["Deployment"]
+
+
+def test_everything_belongs_to_the_finetune() -> None:
+    for manifest in built().values():
+        assert manifest["metadata"]["ownerReferences"] == [OWNER.reference()]
+        assert manifest["metadata"]["namespace"] == "ml"
+    assert built()["Service"]["metadata"]["name"] == names.users_service("bot")
+
+
+def test_routers_run_restricted_without_a_token_and_spread() -> None:
+    spec = built()["Deployment"]["spec"]
+    pod = spec["template"]["spec"]
+    assert spec["replicas"] == 2
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    (container,) = pod["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    assert container["command"] == ["envoy"]
+    assert pod["terminationGracePeriodSeconds"] > container["lifecycle"]["preStop"]["sleep"]["seconds"] == router.DRAIN_SECONDS
+    assert all(v["configMap"]["name"] == "bot-router" for v in pod["volumes"])
+
+
+def test_the_canary_comes_first_and_the_shares_sum_to_100() -> None:
+    for weight in (0, 10, 50, 100):
+        (routes,) = document("rds.json", weight=weight)
+        split = [
+            r["route"]["weighted_clusters"]["clusters"]
+            for r in routes["virtual_hosts"][0]["routes"]
+            if "weighted_clusters" in r.get("route", {})
+        ]
+        assert len(split) == 3
+        for clusters in split:
+            assert [c["weight"] for c in clusters] == [weight, 100 - weight]
+            assert clusters[0]["name"].endswith(NEW.arm)
+
+
+def test_every_cluster_that_a_route_names_is_in_the_document() -> None:
+    for structure in (SPLIT, Structure(OLD, None, "s", ("x-user-id", "x-tenant"))):
+        known = {c["name"] for c in document("cds.json", structure)}
+        text = json.dumps(document("rds.json", structure))
+        named = {f"{kind}_{b.arm}" for kind in ("infer", "other") for b in (OLD, NEW) if f'"{kind}_{b.arm}"' in text} | {"anonymous"}
+        assert named == known
+
+
+def test_what_is_pushed_are_the_keys_that_the_routes_read() -> None:
+    (routes,) = document("rds.json")
+    read = set()
+    for route in routes["virtual_hosts"][0]["routes"]:
+        if split := route.get("route", {}).get("weighted_clusters"):
+            read |= {f"{split['runtime_key_prefix']}.{c['name']}" for c in split["clusters"]}
+    assert set(router.runtime_values(SPLIT, 50)) == read
+    assert sorted(router.runtime_values(SPLIT, 30).values()) == [30, 30, 70, 70]
+
+
+def test_arms_are_probed_where_they_say_that_they_are_ready() -> None:
+    probed = {c["name"]: c["health_checks"][0]["http_health_check"]["path"] for c in document("cds.json")}
+    assert probed["infer_bbb22222"] == "/health"
+    assert probed["infer_aaa11111"] == "/readyz"
+
+
+def test_every_change_of_a_structure_changes_its_version() -> None:
+    versions = {
+        s.version
+        for s in (
+            SPLIT,
+            Structure(OLD, None, "salt", ("x-user-id",)),
+            Structure(NEW, OLD, "salt", ("x-user-id",)),
+            Structure(OLD, NEW, "salt-2", ("x-user-id",)),
+            Structure(OLD, NEW, "salt", ("x-tenant",)),
+            Structure(OLD, NEW, "salt", ("x-user-id",), rollout="2"),
+        )
+    }
+    assert len(versions) == 6
+
+
+def test_the_documents_are_far_smaller_than_a_config_map_may_be() -> None:
+    large = Structure(OLD, NEW, "s" * 64, tuple(f"x-identity-header-number-{i}-{'n' * 200}" for i in range(8)))
+    assert sum(len(t) for t in built(large)["ConfigMap"]["data"].values()) < 200_000
+
+
+def test_the_users_service_sends_to_routers_alone() -> None:
+    children = built()
+    labels = children["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    for selector in (
+        children["Service"]["spec"]["selector"],
+        children["Deployment"]["spec"]["selector"]["matchLabels"],
+        children["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+    ):
+        assert selector.items() <= labels.items()
+        assert selector[names.COMPONENT] == "router"
