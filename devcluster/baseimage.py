@@ -8,14 +8,13 @@ from devcluster import buildenv, paths
 from devcluster.shell import run
 
 _SUITE = "bookworm"
-_MIRROR = "http://deb.debian.org/debian"
 _PACKAGES = ("ca-certificates", "python3", "python3-pip", "python3-venv")
 # Inside, `pip install` and `python` work as they do in the public image.
 _HOOKS = (
     'rm -f "$1"/usr/lib/python3*/EXTERNALLY-MANAGED',
     'ln -s python3 "$1"/usr/bin/python',
-    'rm -rf "$1"/etc/resolv.conf "$1"/etc/hostname "$1"/usr/share/doc/* "$1"/usr/share/man/* "$1"/var/log/*.log',
-    f'printf "deb {_MIRROR} {_SUITE} main\\n" >"$1"/etc/apt/sources.list',
+    'rm -rf "$1"/etc/resolv.conf "$1"/etc/hostname "$1"/etc/apt/sources.list "$1"/var/log/*.log',
+    'rm -rf "$1"/usr/share/doc/* "$1"/usr/share/man/*',
 )
 
 
@@ -49,5 +48,13 @@ def _tarball(name: str) -> Path:
     hooks = [word for hook in _HOOKS for word in ("--customize-hook", hook)]
     packages = f"--include={','.join(_PACKAGES)}"
     log = paths.cache() / "logs" / "image-base.log"
-    run(["mmdebstrap", "--variant=minbase", packages, *hooks, _SUITE, tree, _MIRROR], log=log)
+    run(["mmdebstrap", "--variant=minbase", packages, *hooks, _SUITE, tree, *_mirror()], log=log)
     return tree
+
+
+def _mirror() -> list[str]:
+    """Where this machine's own apt gets the suite from; mmdebstrap knows Debian's address where apt has another one."""
+    fields = "$(CODENAME) $(COMPONENT) $(REPO_URI)"
+    targets = run(["apt-get", "indextargets", "--format", fields, "Created-By: Packages"], check=False)
+    found = [line.split() for line in targets.splitlines()]
+    return next(([uri] for suite, component, uri in found if (suite, component) == (_SUITE, "main")), [])

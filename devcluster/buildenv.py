@@ -11,7 +11,6 @@ from pathlib import Path
 
 from devcluster import paths
 
-PUSH_FLAGS: tuple[str, ...] = ()
 _CA_INSIDE = "/etc/ssl/certs/ca-certificates.crt"
 _CA_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _PIP_FILES = (Path("/etc/pip.conf"), Path.home() / ".pip" / "pip.conf", Path.home() / ".config" / "pip" / "pip.conf")

@@ -7,7 +7,7 @@ if that node does not become ready, it starts again from nothing.
 import datetime
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from devcluster import api, cleanup, components, configs, manifests, network, nodebinary, packages, paths, pause, pki, procs
@@ -92,6 +92,37 @@ def start_registry() -> None:
     data.mkdir(parents=True, exist_ok=True)
     _write(home / "registry.json", configs.registry(data))
     _spawn("registry", components.registry(home))
+
+
+def not_pulled(images: Iterable[str]) -> set[str]:
+    """Those of the images that the node's runtime lacks; none if no runtime is up."""
+    if not procs.running(paths.pid_file("containerd")):
+        return set()
+    return set(images) - set(_ctr("images", "list", "-q"))
+
+
+def pull(image: str) -> None:
+    """Bring an image of the registry into the runtime as the kubelet would."""
+    run([nodebinary.ensure(), "pull", f"--endpoint=unix://{paths.containerd_socket()}", image])
+
+
+def images_in_use() -> set[str]:
+    """The images of the containers that the runtime has."""
+    if not procs.running(paths.pid_file("containerd")):
+        return set()
+    return {line.split()[1] for line in _ctr("containers", "list")[1:]}
+
+
+def remove_images(in_registry: Iterable[str]) -> None:
+    """Make the runtime forget images that left the registry, given by their paths there."""
+    gone = set(in_registry)
+    if gone and procs.running(paths.pid_file("containerd")):
+        names = [name for name in _ctr("images", "list", "-q") if paths.in_registry(name) in gone]
+        _ctr("images", "remove", *names)
+
+
+def _ctr(*arguments: str) -> list[str]:
+    return run(["ctr", "--address", paths.containerd_socket(), "-n", "k8s.io", *arguments]).splitlines()
 
 
 def _start(plane: Plane, progress: Progress) -> None:

@@ -35,6 +35,7 @@ var components = map[string]func(){
 	"etcd":                    func() { etcdmain.Main(os.Args) },
 	"coredns":                 coremain.Run,
 	"provisioner":             provision,
+	"pull":                    pull,
 }
 
 func main() {
