@@ -131,6 +131,7 @@ def _pull(references: Mapping[str, str]) -> None:
     for name, image in wanted.items():
         with progress.phase(f"pull {name}"):
             node.pull(image)
+    progress.remember()
 
 
 def _free_space() -> None:

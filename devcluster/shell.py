@@ -79,17 +79,21 @@ def lock(name: str) -> Iterator[None]:
 
 
 class Progress:
-    """Says each phase with its seconds and what is left, judged by the last run's phases (kept in the cache)."""
+    """Says each phase with its seconds and what is left, judged by earlier runs (kept in the cache).
+
+    A phase that took a small part of what was expected had nothing to do: it does not change the expectation.
+    """
 
     def __init__(self, title: str, expected: Mapping[str, float]) -> None:
         self._file = paths.cache() / "timings" / f"{title}.json"
-        self._expected = {**expected, **self._remembered(expected)}
+        self._known = self._remembered()
+        self._expected = {name: self._known.get(name, seconds) for name, seconds in expected.items()}
         self._title, self._started = title, time.monotonic()
         self._left = list(self._expected)
 
-    def _remembered(self, expected: Mapping[str, float]) -> dict[str, float]:
+    def _remembered(self) -> dict[str, float]:
         try:
-            return {name: took for name, took in json.loads(self._file.read_text()).items() if name in expected}
+            return dict(json.loads(self._file.read_text()))
         except (OSError, ValueError):
             return {}
 
@@ -108,7 +112,8 @@ class Progress:
             self._left.remove(name)
         left = sum(self._expected[later] for later in self._left)
         say(f"[{self._title} {time.monotonic() - self._started:5.1f} s] {name}: {took:.1f} s; about {left:.0f} s left")
-        self._expected[name] = round(took, 1)
+        if took > self._expected.get(name, 0.0) / 10:
+            self._known[name] = round(took, 1)
 
     def _tick(self, name: str, begun: float, over: threading.Event) -> None:
         while not over.wait(15):
@@ -118,4 +123,4 @@ class Progress:
     def remember(self) -> None:
         """Keep this run's seconds as the next run's expectation."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(json.dumps(self._expected))
+        self._file.write_text(json.dumps(self._known))
