@@ -7,7 +7,8 @@ import socket
 import struct
 from typing import Any
 
-A, NXDOMAIN = 1, 3
+A, SERVFAIL, NXDOMAIN = 1, 2, 3
+TTL = 30  # as kubeadm sets it: routers must not wait for so long
 
 
 class Zone(asyncio.DatagramProtocol):
@@ -17,6 +18,7 @@ class Zone(asyncio.DatagramProtocol):
         self.records: dict[str, list[str]] = {}
         self.asked: set[str] = set()
         self.port = 0
+        self.broken = False  # the server answers, but cannot say
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
@@ -26,9 +28,10 @@ class Zone(asyncio.DatagramProtocol):
         name, kind, end = _question(data)
         self.asked.add(name)
         addresses = self.records.get(name, []) if kind == A else []
-        code = 0 if name in self.records else NXDOMAIN
+        code = SERVFAIL if self.broken else 0 if name in self.records else NXDOMAIN
+        addresses = [] if code else addresses
         head = data[:2] + struct.pack(">HHHHH", 0x8580 | code, 1, len(addresses), 0, 0)
-        answers = b"".join(b"\xc0\x0c" + struct.pack(">HHIH", A, 1, 1, 4) + socket.inet_aton(a) for a in addresses)
+        answers = b"".join(b"\xc0\x0c" + struct.pack(">HHIH", A, 1, TTL, 4) + socket.inet_aton(a) for a in addresses)
         self._transport.sendto(head + data[12:end] + answers, address)
 
 

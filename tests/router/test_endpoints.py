@@ -73,6 +73,17 @@ async def test_pods_are_followed_as_the_name_server_tells(world: World) -> None:
     assert set(got) == {OLD.arm}, got
 
 
+async def test_a_name_server_that_fails_changes_nothing(world: World) -> None:
+    router = await world.started(ONE)
+    world.zone.broken = True
+    world.zone.asked.clear()
+    async with traffic(router, list(USERS), per_second=100) as got:
+        await until(lambda: len(world.zone.asked) > 0, "the router asked again")
+        await asyncio.sleep(1.5)
+    assert set(got) == {OLD.arm}, got
+    assert (await router.state()).totals[OLD.arm].healthy == 2
+
+
 async def test_all_pods_replaced_at_once_are_found_without_a_pause(world: World) -> None:
     first, second = world.pods["old"]
     world.resolve(OLD, [first])

@@ -103,3 +103,13 @@ async def test_connections_are_renewed_so_that_they_leave_a_draining_router(worl
         await asyncio.sleep(0.1)
     writer.close()
     assert closing, "the last answer tells the client to come again elsewhere"
+
+
+async def test_a_stream_outlives_the_renewal_of_its_connection(world: World) -> None:
+    router = await world.started(ONE, connection_seconds=1)
+    async with router.request("POST", CHAT, headers=USER, json={"stream": True}) as answer:
+        assert await answer.content.readuntil(b"\n\n") == b"data: first\n\n"
+        await asyncio.sleep(2.5)
+        for pod in world.pods["old"]:
+            pod.gate.set()
+        assert await answer.read() == b"data: second\n\n"
