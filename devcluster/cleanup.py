@@ -58,6 +58,12 @@ def _kill(state: Path) -> None:
     procs.kill_all(_members())
 
 
+def own_pids(state: Path) -> set[int]:
+    """Every process of the node: components, shims, pods."""
+    components = {procs.running(file) for file in (state / "pids").glob("*")}
+    return procs.members(_members()) | {pid for pid in components if pid is not None}
+
+
 def _members() -> list[Path]:
     return [group / "cgroup.procs" for top in _groups() for group in [top, *_below(top)]]
 
@@ -111,10 +117,11 @@ def _shim_sockets() -> list[str]:
 def left_behind(state: Path) -> list[str]:
     """What a `down` should have removed but is still there; empty when the host is clean."""
     mountinfo = Path("/proc/self/mountinfo").read_text()
-    found = [f"mount {point}" for point in mounts_below(state, mountinfo)]
+    found = [f"mount {point}" for folder in (state, Path("/var/lib/kubelet")) for point in mounts_below(folder, mountinfo)]
     found += [f"process {pid}" for pid in procs.members(_members())]
     found += [f"control group {group}" for group in _groups()]
     found += [f"folder {folder}" for folder in (str(state), *_HOST_FOLDERS) if Path(folder).exists()]
     if Path("/sys/class/net", paths.BRIDGE).exists():
         found.append(f"link {paths.BRIDGE}")
+    found += [f"firewall rule {rule}" for rule in network.rules_left()]
     return found

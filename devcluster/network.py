@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from devcluster import paths
@@ -12,8 +13,36 @@ _SYSCTLS = {
     Path("/proc/sys/net/ipv4/ip_forward"): "1",
     Path("/proc/sys/net/bridge/bridge-nf-call-iptables"): "1",
 }
+_FAMILIES = ("iptables", "ip6tables")
 # Chains of kube-proxy and the kubelet, of CNI's masquerading and port mappings; rules that name our bridge.
 _OURS = re.compile(rf"(?:^:|\s)(?:KUBE-|CNI-)|\b{paths.BRIDGE}\b")
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A TCP port that somebody listens on."""
+
+    address: str
+    port: int
+    pids: frozenset[int]
+
+    def in_the_way(self, address: str, port: int) -> bool:
+        """Whether nobody else can listen on this address and port."""
+        return self.port == port and self.address in ("0.0.0.0", "*", "[::]", address)
+
+
+def listeners() -> list[Listener]:
+    return parsed_listeners(run(["ss", "-Hltnp"], check=False))
+
+
+def parsed_listeners(lines: str) -> list[Listener]:
+    """`ss -Hltnp`'s lines: state, two queues, local address and port, peer, users."""
+    found = []
+    for fields in (line.split(maxsplit=5) for line in lines.splitlines()):
+        address, _, port = fields[3].rpartition(":")
+        pids = frozenset(map(int, re.findall(r"pid=(\d+)", fields[5] if len(fields) > 5 else "")))
+        found.append(Listener(address, int(port), pids))
+    return found
 
 
 def up(state: Path) -> None:
@@ -41,7 +70,7 @@ def down(state: Path) -> None:
             run(["ip", "link", "delete", name], check=False)
     if paths.BRIDGE in _links():
         run(["ip", "link", "delete", paths.BRIDGE], check=False)
-    for family in ("iptables", "ip6tables"):
+    for family in _FAMILIES:
         _clean_rules(family)
     before = state / "sysctls.json"
     if before.exists():
@@ -55,8 +84,18 @@ def without_ours(saved: str) -> str:
     return "".join(f"{line}\n" for line in saved.splitlines() if not _OURS.search(line))
 
 
+def rules_left() -> list[str]:
+    """Rules and chains of a node that are still there."""
+    saved = [run([f"{family}-save"], check=False) for family in _FAMILIES if _has(family)]
+    return [line for text in saved for line in text.splitlines() if _OURS.search(line)]
+
+
+def _has(family: str) -> bool:
+    return Path(f"/usr/sbin/{family}-save").exists()
+
+
 def _clean_rules(family: str) -> None:
-    if not Path(f"/usr/sbin/{family}-save").exists():
+    if not _has(family):
         return
     saved = run([f"{family}-save"], check=False)
     kept = without_ours(saved)

@@ -7,7 +7,7 @@ if that node does not become ready, it starts again from nothing.
 import datetime
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from devcluster import api, cleanup, components, configs, manifests, network, nodebinary, packages, paths, pause, pki, procs
@@ -18,6 +18,14 @@ COMPONENTS = (
     "registry", "containerd", "etcd", "kube-apiserver", "kubelet", "kube-controller-manager", "kube-scheduler",
     "kube-proxy", "coredns", "provisioner",
 )  # fmt: skip
+_LOOPBACK = "127.0.0.1"
+_KUBELET = (paths.BRIDGE_ADDRESS, 10250)
+_PORTS = {
+    (_LOOPBACK, 22379): "an etcd", (_LOOPBACK, 22380): "an etcd", (_LOOPBACK, 25000): "a registry",
+    (paths.BRIDGE_ADDRESS, paths.API_PORT): "an API server", (paths.BRIDGE_ADDRESS, 53): "a DNS server", _KUBELET: "a kubelet",
+    (_LOOPBACK, 10249): "a kube-proxy", (_LOOPBACK, 10256): "a kube-proxy", (_LOOPBACK, 10257): "a controller-manager",
+    (_LOOPBACK, 10259): "a scheduler",
+}  # fmt: skip
 _EXPECTED = {"packages": 15.0, "node binary": 480.0, "clean host": 0.5, "control plane": 5.0, "node ready": 6.0}
 
 
@@ -29,6 +37,7 @@ def ensure_up() -> bool:
         if healthy():
             return False
         _require_root()
+        _refuse_others(_PORTS)
         progress = Progress("up", _EXPECTED)
         with progress.phase("packages"):
             packages.ensure(packages.NODE)
@@ -52,6 +61,7 @@ def down() -> list[str]:
     """Remove the node and all it left on the host, keeping the cache; returns what could not be removed."""
     _require_root()
     with lock("devcluster"):
+        _refuse_others({_KUBELET: _PORTS[_KUBELET]})  # its pods and mounts are where ours would be
         cleanup.stop_everything(paths.state())
         cleanup.remove_files(paths.state())
         return cleanup.left_behind(paths.state())
@@ -128,7 +138,6 @@ def _ctr(*arguments: str) -> list[str]:
 def _start(plane: Plane, progress: Progress) -> None:
     with progress.phase("clean host"):
         cleanup.stop_everything(paths.state())
-        _free_ports()
     with progress.phase("control plane"):
         _prepare(plane)
         start_registry()
@@ -232,11 +241,12 @@ def _must_run(name: str) -> None:
         raise DevclusterError(f"{name} has stopped; see {paths.log_file(name)}")
 
 
-def _free_ports() -> None:
-    """Another Kubernetes or registry on the fixed ports is named before anything is started."""
-    listening = run(["ss", "-Hltn"], check=False)
-    for port, whose in ((22379, "etcd"), (10250, "a kubelet"), (10256, "a kube-proxy"), (25000, "a registry")):
-        if f":{port} " in listening:
+def _refuse_others(wanted: Mapping[tuple[str, int], str]) -> None:
+    """Another Kubernetes or registry on our addresses is named before anything on the host is touched."""
+    ours = cleanup.own_pids(paths.state())
+    others = [listener for listener in network.listeners() if not listener.pids & ours]
+    for (address, port), whose in wanted.items():
+        if any(listener.in_the_way(address, port) for listener in others):
             raise DevclusterError(f"port {port} is taken: {whose} that is not ours runs here. Stop it first.")
 
 

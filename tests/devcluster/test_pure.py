@@ -222,3 +222,21 @@ def test_certificates_are_made_once_and_name_their_identity(tmp_path: Path) -> N
     pki.ensure(tmp_path, clients={"admin": pki.CLIENTS["admin"]}, server_names=["localhost", "127.0.0.1"])
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     assert configs.kubeconfig("https://s", tmp_path, "admin").count("-data") == 3
+
+
+def test_who_listens_where_is_read_from_ss() -> None:
+    lines = """LISTEN 0      4096       127.0.0.1:22379      0.0.0.0:*    users:(("node",pid=20570,fd=3),("node",pid=20571,fd=3))
+LISTEN 0      4096   127.0.0.53%lo:53         0.0.0.0:*
+LISTEN 0      4096               *:10250            *:*    users:(("kubelet",pid=7,fd=12))
+LISTEN 0      128             [::]:22            [::]:*    users:(("sshd",pid=1,fd=4))"""
+    found = network.parsed_listeners(lines)
+    assert [(one.address, one.port, set(one.pids)) for one in found] == [
+        ("127.0.0.1", 22379, {20570, 20571}),
+        ("127.0.0.53%lo", 53, set()),
+        ("*", 10250, {7}),
+        ("[::]", 22, {1}),
+    ]
+    # A resolver on an address of its own leaves the bridge's port 53 free.
+    assert [one.in_the_way("10.244.0.1", 53) for one in found] == [False] * 4
+    assert [one.in_the_way("10.244.0.1", 10250) for one in found] == [False, False, True, False]
+    assert [one.in_the_way("127.0.0.1", 22379) for one in found] == [True, False, False, False]
