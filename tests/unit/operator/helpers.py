@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
-from tests.unit.operator.world import Outcome, World
-
 from finetune_operator import names
+from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, extract
+from finetune_operator.api.spec import Spec
+from finetune_operator.api.status import Revision, Scored, Status
+from finetune_operator.decide.draft import Draft
 from finetune_operator.kinds import FINETUNE
+from finetune_operator.observed import Observed
+
+from tests.unit.operator.world import Outcome, World
 
 Object = dict[str, Any]
 SPEC: Object = {
@@ -23,6 +29,7 @@ SPEC: Object = {
     "rollout": {
         "steps": [{"weight": 10, "hold": "10s"}, {"weight": 50, "hold": "10s"}, {"weight": 100}],
         "bake": "10s",
+        "progressDeadline": "60s",
         "guards": {"minRequests": 50},
     },
 }
@@ -85,3 +92,52 @@ def status_of(world: World) -> Object:
 def condition(status: Mapping[str, Any], type_: str) -> Object:
     """The condition of that type; empty when it is absent."""
     return next((c for c in status.get("conditions") or () if c["type"] == type_), {})
+
+
+NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+STAMP = "2026-01-01T12:00:00Z"
+REV = "r1"
+
+
+def make_revision(name: str = REV, **changes: Any) -> Revision:
+    """A revision that nothing is known of yet."""
+    return Revision.model_validate({"name": name, "created": STAMP, **changes})
+
+
+def make_scored(score: str, low: str | None = None, high: str | None = None, *, key: str = "k") -> Scored:
+    """A stored evaluation; `low` and `high` are those of the paired difference."""
+    difference = {"difference": "0", "low": low, "high": high, "n": 40} if low and high else None
+    return Scored.model_validate(
+        {
+            "key": key,
+            "path": "/p",
+            "metric": "ExactMatch",
+            "score": {"score": score, "low": "0", "high": "1", "n": 40},
+            "difference": difference,
+        }
+    )
+
+
+def make_observed(
+    *revisions: Revision,
+    now: datetime = NOW,
+    tried: str = "t1",
+    changes: Mapping[str, Any] | None = None,
+    status: Mapping[str, Any] | None = None,
+    **seen: Any,
+) -> Observed:
+    """A snapshot in which the spec asks for the first of the revisions."""
+    spec = make_spec(**(changes or {}))
+    fields = extract(spec, Spec, RETRAIN)
+    known = revisions or (make_revision(),)
+    stored = Status(revision=known[0].name, revisions=list(known)).model_copy(update=dict(status or {}))
+    return Observed(
+        namespace="ml", name="bot", uid="uid-bot", generation=1, spec=Spec.model_validate(spec), status=stored, retrain=fields,
+        redeploy=extract(spec, Spec, REDEPLOY), reevaluate=extract(spec, Spec, REEVALUATE), tried=tried, now=now,
+        **{"revisions": {known[0].name: {"fields": fields}}, **seen},
+    )  # fmt: skip
+
+
+def draft(o: Observed) -> Draft:
+    """The decision before any rule."""
+    return Draft(status=o.status)

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from finetune_operator.decide.arms import rollout
+from finetune_operator.decide import arms, gate, retry, revision, stages, suspend, train
 from finetune_operator.decide.draft import Draft, Rule
-from finetune_operator.decide.gate import gate
-from finetune_operator.decide.retry import reopen
-from finetune_operator.decide.revision import current
-from finetune_operator.decide.stages import baseline, evaluate, fetch, not_needed, prepare
-from finetune_operator.decide.suspend import obsolete, stopped, suspended
-from finetune_operator.decide.train import train
 from finetune_operator.observed import Observed
 
 # The newest revision's way, in order; the first rule that must wait blocks the ones behind it. `rollout` and `obsolete`
 # always run: what serves goes on serving, and what rolls out goes on, whatever the newest revision waits for.
 RULES: tuple[Rule, ...] = (
-    current,
-    reopen,
-    suspended,
-    stopped,
-    fetch,
-    prepare,
-    baseline,
-    not_needed,
-    train,
-    evaluate,
-    gate,
-    rollout,
-    obsolete,
+    revision.current,
+    retry.reopen,
+    suspend.suspended,
+    suspend.stopped,
+    stages.fetch,
+    stages.prepare,
+    stages.baseline,
+    stages.not_needed,
+    train.train,
+    stages.evaluate,
+    gate.gate,
+    arms.rollout,
+    suspend.obsolete,
 )
 
 

@@ -1,0 +1,318 @@
+"""The rollout: each state's transitions, one cycle at a time, and which arm is to serve."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from finetune_operator import conditions as c
+from finetune_operator.api.spec import Guards
+from finetune_operator.api.status import Arm, Rollout, Stopped
+from finetune_operator.decide import rollout as m
+from finetune_operator.decide.arms import rollout as arms
+from finetune_operator.decide.arms import router_moves
+from finetune_operator.decide.draft import ArmWanted, Draft
+from finetune_operator.observed import ArmHealth
+from finetune_operator.traffic import ArmTotals, Backend, RouterState, Structure
+from finetune_operator.workloads import Waiting
+
+from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision
+
+STRUCTURE = Structure(Backend("old", "old.ml.svc", "r0"), Backend("new", "new.ml.svc", "r1"), "salt", ("x-user-id",))
+PLAN = m.Plan(((10, 60.0), (50, 60.0), (100, 0.0)), bake=60.0, deadline=600.0, guards=Guards(minRequests=100))
+READY, EMPTY = ArmHealth(wanted=2, ready=2, pods=2), ArmHealth(wanted=2)
+
+
+def totals(requests: int = 0, errors: int = 0, healthy: int = 2) -> ArmTotals:
+    return ArmTotals(requests, errors, ((100.0, requests), (math.inf, requests)), healthy)
+
+
+def router(pod: str = "router-0", **changes: Any) -> RouterState:
+    state = RouterState(
+        pod, pod, "2026-01-01T11:00:00Z", ready=True, version=STRUCTURE.version, weight=0, totals={"old": totals(), "new": totals()}
+    )
+    return replace(state, **changes)
+
+
+def counted(new: ArmTotals, old: ArmTotals) -> dict[str, Any]:
+    return {"weight": 10, "totals": {"new": new, "old": old}}
+
+
+def scene(*routers: RouterState, **changes: Any) -> m.Scene:
+    known: dict[str, Any] = {"now": NOW, "stable": READY, "canary": READY, "routers_wanted": 2, "structure": STRUCTURE}
+    return m.Scene(routers=routers, **{**known, **changes})
+
+
+def at(state: str, weight: int = 0, step: int = 0, memory: dict[str, Any] | None = None, **changes: Any) -> Rollout:
+    base = Rollout(arm="new", revision="r1", stable="old", state=state, weight=weight, step=step, steps=3)
+    return base.model_copy(update={"memory": {"since": STAMP, "created": "c", **(memory or {})}, **changes})
+
+
+def holding(**changes: Any) -> Rollout:
+    """At 10 %, its time over; the routers counted nothing when it began."""
+    memory = {"began": "2026-01-01T11:59:00Z", "seconds": 60.0, "counted": {"router-0@2026-01-01T11:00:00Z": {}}}
+    return at(**{"state": m.HOLDING, "weight": 10, "step": 1, "memory": memory, "next_step_at": STAMP, **changes})
+
+
+def baking() -> Rollout:
+    return holding(state=m.BAKING, weight=100, step=3)
+
+
+FINE, BAD = counted(totals(200), totals(900)), counted(totals(200, 100), totals(900))
+BOTH_BAD = counted(totals(200, 100), totals(900, 450))
+UNSEEN = router(version="another", weight=None)
+LATE = {"since": "2026-01-01T11:00:00Z"}
+GONE = Waiting(c.IMAGE_UNAVAILABLE, "image x cannot be pulled")
+# rollout, scene → (state, weight, pushes, words of the message)
+MOVES: dict[str, tuple[Rollout, m.Scene, tuple[str, int, dict[str, int], str]]] = {
+    "the new arm is not ready": (at(m.DEPLOYING), scene(canary=EMPTY), (m.DEPLOYING, 0, {}, "the new arm: 0 of 2 pods")),
+    "its image cannot be pulled": (at(m.DEPLOYING), scene(canary=replace(EMPTY, waiting=GONE)), (m.DEPLOYING, 0, {}, "image x cannot")),
+    "it is never ready: taken back": (at(m.DEPLOYING, memory=LATE), scene(canary=EMPTY), (m.ROLLING_BACK, 0, {}, "progressDeadline")),
+    "what is live is not ready: the new one is not to blame": (
+        at(m.DEPLOYING, memory=LATE),
+        scene(stable=EMPTY),
+        (m.DEPLOYING, 0, {}, "the present arm: 0 of 2"),
+    ),
+    "both are ready and no router knows yet": (at(m.DEPLOYING), scene(UNSEEN), (m.CONNECTING, 0, {}, "0 of 2 routers serve both")),
+    "a router remembers another weight: it is told 0 before anything else": (
+        at(m.CONNECTING),
+        scene(router(weight=100)),
+        (m.CONNECTING, 0, {"router-0": 0}, "routers serve both"),
+    ),
+    "a router's cluster is cold": (
+        at(m.CONNECTING),
+        scene(router(totals={"old": totals(), "new": totals(healthy=0)})),
+        (m.CONNECTING, 0, {}, "0 of 2 routers"),
+    ),
+    "a router cannot be asked: it says which and why": (
+        at(m.CONNECTING),
+        scene(router(), router("router-1", version=None, error="refused")),
+        (m.CONNECTING, 0, {}, "router router-1 cannot be asked: refused"),
+    ),
+    "the routers never serve it: taken back": (at(m.CONNECTING, memory=LATE), scene(UNSEEN), (m.ROLLING_BACK, 0, {}, "progressDeadline")),
+    "every router serves both: the first step": (at(m.CONNECTING), scene(router()), (m.SHIFTING, 10, {"router-0": 10}, "moving 10 %")),
+    "suspended before the first step": (at(m.CONNECTING), scene(router(), hold=True), (m.CONNECTING, 0, {}, "held at 0 %")),
+    "one of two routers serves the weight": (
+        at(m.SHIFTING, 10, 1),
+        scene(router(weight=10), router("router-1")),
+        (m.SHIFTING, 10, {"router-1": 10}, "1 of 2 routers serve 10 %"),
+    ),
+    "a router that is not ready holds nothing up, but is told": (
+        at(m.SHIFTING, 10, 1),
+        scene(router(weight=10), router("router-1", ready=False)),
+        (m.HOLDING, 10, {}, "10 % of the users until"),
+    ),
+    "a router was restarted and serves the mounted document": (
+        holding(next_step_at="2026-01-01T13:00:00Z"),
+        scene(router(weight=0)),
+        (m.HOLDING, 10, {"router-0": 10}, "until"),
+    ),
+    "time is over and the guards pass: the next step": (
+        holding(),
+        scene(router(**FINE)),
+        (m.SHIFTING, 50, {"router-0": 50}, "moving 50 %"),
+    ),
+    "time is over and suspended": (holding(), scene(router(**FINE), hold=True), (m.HOLDING, 10, {}, "held at 10 %")),
+    "time is over with too little traffic: it goes on waiting": (
+        holding(),
+        scene(router(**counted(totals(5), totals(45)))),
+        (m.HOLDING, 10, {}, "enough traffic to judge"),
+    ),
+    "the canary fails: everybody back, before the time is over": (
+        holding(next_step_at="2026-01-01T13:00:00Z"),
+        scene(router(**BAD)),
+        (m.ROLLING_BACK, 0, {"router-0": 0}, "guard errors failed at 10 %"),
+    ),
+    "the canary fails while suspended: back all the same": (
+        holding(),
+        scene(router(**BAD), hold=True),
+        (m.ROLLING_BACK, 0, {"router-0": 0}, ""),
+    ),
+    "both arms fail: held, and nobody is moved": (holding(), scene(router(**BOTH_BAD)), (m.HOLDING, 10, {}, "both arms")),
+    "the steps were shortened meanwhile: on to the next above": (
+        holding(weight=50, step=2),
+        scene(router(**{**FINE, "weight": 50})),
+        (m.SHIFTING, 100, {"router-0": 100}, "moving 100 %"),
+    ),
+    "the last step bakes": (at(m.SHIFTING, 100, 3), scene(router(weight=100)), (m.BAKING, 100, {}, "kept warm until")),
+    "baked: promoted": (baking(), scene(router(**{**FINE, "weight": 100})), (m.PROMOTED, 100, {}, "promoted")),
+    "baked while suspended": (baking(), scene(router(**{**FINE, "weight": 100}), hold=True), (m.BAKING, 100, {}, "kept warm")),
+    "it fails while it bakes": (baking(), scene(router(**{**BAD, "weight": 100})), (m.ROLLING_BACK, 0, {"router-0": 0}, "failed at 100 %")),
+    "another arm is asked for": (holding(), scene(router(weight=10), abort="r2 is wanted"), (m.ROLLING_BACK, 0, {"router-0": 0}, "r2 is")),
+    "not every router is back": (
+        at(m.ROLLING_BACK),
+        scene(router(), router("router-1", weight=10)),
+        (m.ROLLING_BACK, 0, {"router-1": 0}, "rolling back"),
+    ),
+    "every router is back": (
+        at(m.ROLLING_BACK, memory={"cause": "errors"}),
+        scene(router()),
+        (m.ROLLED_BACK, 0, {}, "rolled back: errors"),
+    ),
+    "there is no router": (at(m.ROLLING_BACK), scene(), (m.ROLLED_BACK, 0, {}, "rolled back")),
+}
+
+
+@pytest.mark.parametrize("case", MOVES)
+def test_move(case: str) -> None:
+    rollout, seen, (state, weight, pushes, words) = MOVES[case]
+    step = m.advance(PLAN, seen, rollout)
+    assert (step.rollout.state, step.rollout.weight, dict(step.pushes)) == (state, weight, pushes)
+    assert words in step.message
+
+
+def test_a_step_counts_from_its_beginning_and_a_restarted_router_from_zero() -> None:
+    began = {
+        "began": "2026-01-01T11:59:00Z",
+        "seconds": 60.0,
+        "counted": {"router-0@2026-01-01T11:00:00Z": {"new": [100, 90, [[100.0, 100]]]}},
+    }
+    before = router(**counted(totals(250, 90), totals(0)))
+    restarted = router("router-1", started="2026-01-01T11:59:30Z", **counted(totals(40, 1), totals(0)))
+    unasked = router("router-2", **counted(totals(9999, 9999), totals(0)))
+    step = m.advance(PLAN, scene(before, restarted, unasked), at(m.HOLDING, 10, 1, began, next_step_at=STAMP))
+    assert "of 190 requests" in step.rollout.evidence[0], "150 since the step began, 40 of the restarted one, none of other steps"
+
+
+def test_evidence_is_written_at_ten_looks_and_then_when_the_verdict_changes() -> None:
+    rollout, written = holding(next_step_at="2026-01-01T12:00:00Z"), 0
+    for second in range(-60, 300, 2):
+        new = m.advance(
+            PLAN, scene(router(**counted(totals(60 + second // 10), totals(500))), now=NOW + timedelta(seconds=second)), rollout
+        )
+        written, rollout = written + (new.rollout != rollout), new.rollout
+        assert new.rollout.state == m.HOLDING
+    assert written <= m.LOOKS + 1 + 5 + 1
+
+
+# ---- which arm
+
+
+def decided(o: Any) -> Draft:
+    return arms(o, draft(o))
+
+
+PASSED = make_revision(gate="Passed", artifact="/a", promoted=False)
+
+
+def wanted_arm(**changes: Any) -> str:
+    """The name of r1's arm under that spec."""
+    first = decided(make_observed(PASSED, changes=changes))
+    return first.arms[-1].name
+
+
+def test_the_first_rollout_goes_against_the_base_model_which_is_made_for_it() -> None:
+    d = decided(make_observed(PASSED))
+    assert [a.revision for a in d.arms] == ["base", "r1"]
+    assert d.status.rollout is not None
+    assert (d.status.live_revision, d.status.rollout.weight, d.status.rollout.steps) == ("base", 0, 3)
+    assert (d.phase, d.routing and d.routing.weight) == (c.DEPLOYING, 0)
+
+
+NEW = wanted_arm()
+OTHER = wanted_arm(serving={"replicas": 2, "image": "other:1"})
+LIVE = {"live_arm": NEW, "live_revision": "r1", "arms": [Arm(name=NEW, revision="r1", promoted=True)]}
+SETTLED = {"rollout": Rollout(arm=NEW, revision="r1", stable="base", state=m.PROMOTED, weight=100, steps=3, memory={"settled": True})}
+UNSETTLED = {"rollout": SETTLED["rollout"].model_copy(update={"memory": {}})}
+HEALTHY = {"arms": {NEW: READY}}
+REJECTED = Stopped(reason=c.GUARD_FAILED, message="it failed", time=STAMP, tried="t1")
+WITH_OTHER = {"serving": {"replicas": 2, "image": "other:1"}}
+PROMOTED = PASSED.model_copy(update={"promoted": True})
+
+
+def test_names_of_arms_depend_on_revision_and_redeployed_fields_alone() -> None:
+    assert wanted_arm(serving={"replicas": 7}, compute={"nodes": 1}, rollout={}) == NEW
+    assert len({NEW, OTHER, wanted_arm(pods={"nodeSelector": {"a": "b"}})}) == 3
+
+
+# status, seen, spec → (phase, reason, arms by name, state of the rollout)
+CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], tuple[str, str, list[str], str]]] = {
+    "what is wanted is live": ({**LIVE, **SETTLED}, HEALTHY, {}, (c.LIVE, c.LIVE, [NEW], m.PROMOTED)),
+    "what is live lost its pods": (
+        {**LIVE, **SETTLED},
+        {"arms": {NEW: EMPTY}},
+        {},
+        (c.DEPLOYING, c.NO_READY_PODS, [NEW], m.PROMOTED),
+    ),
+    "another image is wanted": ({**LIVE, **SETTLED}, HEALTHY, WITH_OTHER, (c.DEPLOYING, c.DEPLOYING, [NEW, OTHER], m.DEPLOYING)),
+    "another image, but suspended": (
+        {**LIVE, **SETTLED},
+        HEALTHY,
+        {**WITH_OTHER, "suspend": True},
+        (c.PENDING, "", [NEW], m.PROMOTED),
+    ),
+    "another image, but a router still serves the last rollout": (
+        {**LIVE, **UNSETTLED},
+        {**HEALTHY, "routers": (UNSEEN,)},
+        WITH_OTHER,
+        (c.DEPLOYING, c.DEPLOYING, [NEW], m.PROMOTED),
+    ),
+    "the wanted arm was rejected": (
+        {**LIVE, **SETTLED, "arms": [*LIVE["arms"], Arm(name=OTHER, revision="r1", stopped=REJECTED)]},
+        HEALTHY,
+        WITH_OTHER,
+        (c.REJECTED, c.GUARD_FAILED, [NEW], m.PROMOTED),
+    ),
+    "it was rejected under another spec": (
+        {**LIVE, **SETTLED, "arms": [*LIVE["arms"], Arm(name=OTHER, revision="r1", stopped=REJECTED.model_copy(update={"tried": "t0"}))]},
+        HEALTHY,
+        WITH_OTHER,
+        (c.DEPLOYING, c.DEPLOYING, [NEW, OTHER], m.DEPLOYING),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_choice(case: str) -> None:
+    status, seen, spec, (phase, reason, names, state) = CHOICES[case]
+    d = decided(make_observed(PROMOTED, status=status, changes=spec, **seen))
+    assert (d.phase, d.reason, [a.name for a in d.arms]) == (phase, reason, names)
+    assert d.status.rollout is not None
+    assert d.status.rollout.state == state
+    assert d.serving is not None, "users are served whatever is decided"
+
+
+def test_arms_that_serve_nobody_are_kept_until_the_routers_know() -> None:
+    template = {"revision": "r0", "template": {"spec": {"containers": [{"readinessProbe": {"httpGet": {"path": "/readyz"}}}]}}}
+    seen = {"arms": {NEW: READY, "0ld": READY}, "templates": {"0ld": template}}
+    d = decided(make_observed(PROMOTED, status={**LIVE, **UNSETTLED}, **seen))
+    assert ArmWanted("0ld", "r0") in d.arms
+    assert router_moves(d.status), "the routers are asked until the new document is in force"
+    assert d.routing is not None
+    known = router(version=d.routing.structure.version)
+    d = decided(make_observed(PROMOTED, status={**LIVE, **UNSETTLED}, routers=(known,), **seen))
+    assert [a.name for a in d.arms] == [NEW]
+    assert not router_moves(d.status)
+
+
+def test_a_changed_identity_is_settled_anew() -> None:
+    d = decided(make_observed(PROMOTED, status={**LIVE, **UNSETTLED}, **HEALTHY))
+    assert d.routing is not None
+    asked = make_observed(PROMOTED, status={**LIVE, **UNSETTLED}, routers=(router(version=d.routing.structure.version),), **HEALTHY)
+    settled = decided(asked).status
+    assert decided(make_observed(PROMOTED, status=dict(settled), **HEALTHY)).status == settled, "at rest nothing is written"
+    edited = decided(make_observed(PROMOTED, status=dict(settled), changes={"rollout": {"identity": [{"header": "x-tenant"}]}}, **HEALTHY))
+    assert router_moves(edited.status)
+
+
+def test_a_rejected_arm_says_how_it_is_tried_again() -> None:
+    back = at(m.ROLLING_BACK, memory={"reason": c.GUARD_FAILED, "cause": "errors"}).model_copy(update={"arm": OTHER})
+    listed = [*LIVE["arms"], Arm(name=OTHER, revision="r1")]
+    d = decided(make_observed(PROMOTED, status={**LIVE, "arms": listed, "rollout": back}, changes=WITH_OTHER, **HEALTHY))
+    stopped = d.status.arms[-1].stopped
+    assert (d.phase, d.reason) == (c.REJECTED, c.GUARD_FAILED)
+    assert stopped is not None
+    assert "finetune.dev/retry" in stopped.message
+    assert stopped.tried == "t1"
+
+
+def test_each_rollout_has_a_structure_of_its_own_and_the_users_keep_their_salt() -> None:
+    one = decided(make_observed(PROMOTED, status={**LIVE, **SETTLED}, changes=WITH_OTHER, **HEALTHY))
+    two = decided(make_observed(PROMOTED, status={**LIVE, **SETTLED}, changes=WITH_OTHER, now=NOW + timedelta(hours=1), **HEALTHY))
+    assert one.routing is not None
+    assert two.routing is not None
+    assert one.routing.structure.version != two.routing.structure.version
+    assert one.routing.structure.salt == two.routing.structure.salt

@@ -1,0 +1,368 @@
+"""Stages and attempts: what starts, what waits, what is tried again, and what is given up."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from finetune_operator import conditions as c
+from finetune_operator.api.status import Attempt, Charges, Stopped
+from finetune_operator.decide import decide
+from finetune_operator.decide.draft import Draft, JobWanted
+from finetune_operator.decide.retry import FREE_DISRUPTIONS, backoff
+from finetune_operator.decide.revision import current
+from finetune_operator.decide.stages import evaluation_key, fetch
+from finetune_operator.decide.train import folders, train
+from finetune_operator.observed import Observed
+from finetune_operator.workloads import Failure, Run, Waiting
+
+from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision, make_scored
+
+FETCH, A1 = "bot-r1-fetch", "bot-r1-a1"
+DONE = Run(FETCH, "Succeeded", result={"digest": "abc"})
+BROKEN = Failure("error", "Error", "exit code 1", "bot-r1-fetch-0", "node")
+
+
+def ran(run: Run) -> dict[str, Run]:
+    return {run.name: run}
+
+
+def failed(kind: Any, reason: str = "Reason", message: str = "words") -> Run:
+    return Run(FETCH, "Failed", failure=Failure(kind, reason, message, "pod", "node"))
+
+
+WAITS = Waiting(c.UNSCHEDULABLE, "pod bot-r1-fetch-0 cannot be scheduled: 0/1 nodes: insufficient memory")
+TRIED_ONCE = {"tries": {"fetch": 1}}
+# What is known of the revision, what is seen → (phase, reason, Jobs wanted, words of the message).
+STAGES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, str, tuple[JobWanted, ...], str]]] = {
+    "a new revision's first stage starts": ({}, {}, (c.FETCHING, c.FETCHING, (JobWanted("fetch", "r1", 1),), "fetching the base model")),
+    "its Job was never made, for the operator was killed: it is made": (
+        TRIED_ONCE,
+        {},
+        (c.FETCHING, c.FETCHING, (JobWanted("fetch", "r1", 1),), "fetching"),
+    ),
+    "what it needs is not there: it says so and waits": (
+        {},
+        {"missing": {"fetch": Waiting(c.SOURCE_MISSING, "ConfigMap rows does not exist")}},
+        (c.PENDING, c.SOURCE_MISSING, (), "ConfigMap rows does not exist"),
+    ),
+    "its pod cannot be scheduled: the scheduler's words": (
+        TRIED_ONCE,
+        {"runs": ran(Run(FETCH, "Waiting", waiting=WAITS))},
+        (c.FETCHING, c.UNSCHEDULABLE, (), "insufficient memory"),
+    ),
+    "it runs and tells how far it is": (
+        TRIED_ONCE,
+        {"runs": ran(Run(FETCH, "Running")), "progress": {FETCH: {"percent": 37}}},
+        (c.FETCHING, c.FETCHING, (), "(30 %)"),
+    ),
+    "it tells nonsense: no matter": (
+        TRIED_ONCE,
+        {"runs": ran(Run(FETCH, "Running")), "progress": {FETCH: {"percent": "many"}}},
+        (c.FETCHING, c.FETCHING, (), "fetching"),
+    ),
+    "somebody deleted its Job and the pod still ends: it waits for that": (
+        TRIED_ONCE,
+        {"runs": ran(Run(FETCH, "Ending"))},
+        (c.FETCHING, c.FETCHING, (), "its pod is ending"),
+    ),
+    "it failed: tried again later, with the cause": (
+        TRIED_ONCE,
+        {"runs": ran(failed("error", "Broken", "the disk says no"))},
+        (c.FETCHING, "Broken", (), "the disk says no; tried again at"),
+    ),
+    "it was disrupted: tried again, and nothing is wrong": (
+        TRIED_ONCE,
+        {"runs": ran(failed("disruption"))},
+        (c.FETCHING, c.FETCHING, (), "tried again at"),
+    ),
+    "it failed for what no retry mends: given up, and no later stage begins": (
+        TRIED_ONCE,
+        {"runs": ran(failed("user", "ModelUnknown", "no such model"))},
+        (c.FAILED, "ModelUnknown", (), "no such model"),
+    ),
+    "it failed more often than its budget allows: given up": (
+        {**TRIED_ONCE, "charges": {"error": 2}},
+        {"runs": ran(failed("error"))},
+        (c.FAILED, c.RETRIES_EXHAUSTED, (), "retries.error allows 2"),
+    ),
+    "its message is not as agreed: a failure like any other": (
+        TRIED_ONCE,
+        {"runs": ran(Run(FETCH, "Succeeded", result={"hello": 1}))},
+        (c.FETCHING, "BadResult", (), "not as agreed"),
+    ),
+    "it ended well and its pod is gone: done again": (
+        TRIED_ONCE,
+        {"runs": ran(Run(FETCH, "Succeeded"))},
+        (c.FETCHING, "NoResult", (), "tried again at"),
+    ),
+    "it waits for its next try": (
+        {"tries": {"fetch": 2}, "retry_at": "2026-01-01T12:00:09Z"},
+        {},
+        (c.FETCHING, c.FETCHING, (), "tried again at 2026-01-01T12:00:09Z"),
+    ),
+    "the time of its next try has come": (
+        {"tries": {"fetch": 2}, "retry_at": STAMP},
+        {},
+        (c.FETCHING, c.FETCHING, (JobWanted("fetch", "r1", 2),), "fetching"),
+    ),
+    "it ended well: the next stage starts in the same cycle": (
+        TRIED_ONCE,
+        {"runs": ran(DONE)},
+        (c.PREPARING, c.PREPARING, (JobWanted("prepare", "r1", 1),), "preparing"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STAGES)
+def test_stage(case: str) -> None:
+    known, seen, (phase, reason, wanted, words) = STAGES[case]
+    decided = decide(make_observed(make_revision(**known), **seen))
+    assert (decided.phase, decided.reason, decided.jobs) == (phase, reason, wanted)
+    assert words in decided.message
+
+
+def test_a_failed_stage_gets_another_number_and_is_charged() -> None:
+    o = make_observed(make_revision(tries={"fetch": 1}), runs=ran(failed("infrastructure")))
+    revision = fetch(o, draft(o)).revision
+    assert (revision.tries, revision.charges) == ({"fetch": 2}, Charges(infrastructure=1))
+
+
+def test_the_next_try_comes_later_each_time_and_the_same_after_a_restart() -> None:
+    delays = [backoff("uid/r1/fetch", n) for n in range(1, 12)]
+    assert delays == [backoff("uid/r1/fetch", n) for n in range(1, 12)]
+    assert 4 <= delays[0] <= 6
+    assert all(a < b for a, b in pairwise(delays[:6]))
+    assert 240 <= delays[-1] <= 360
+
+
+STOPPED = Stopped(reason="X", message="given up", time=STAMP, tried="t1")
+
+
+def test_a_given_up_revision_stays_so_until_spec_or_annotation_changes() -> None:
+    spent = make_revision(stopped=STOPPED, charges=Charges(error=3), tries={"fetch": 4})
+    same, changed = decide(make_observed(spent)), decide(make_observed(spent, tried="t2"))
+    assert (same.phase, same.jobs, same.message) == (c.FAILED, (), "given up")
+    assert (changed.phase, changed.jobs) == (c.FETCHING, (JobWanted("fetch", "r1", 4),)), "a number that was never used"
+    assert changed.revision.charges == Charges()
+
+
+def test_a_revision_whose_fields_are_kept_is_found_again_under_its_name() -> None:
+    o = make_observed(make_revision("other"), make_revision("r1"))
+    o = Observed(**{**vars(o), "revisions": {"r1": {"fields": o.retrain}, "other": {"fields": {"model": {}}}}})
+    assert current(o, draft(o)).revision.name == "r1"
+
+
+def test_another_revision_supersedes_what_trains_and_keeps_its_folder() -> None:
+    training = Attempt(revision="old", number=3, started=STAMP, folder="/work/revisions/old/a3-x")
+    o = make_observed(make_revision("old"), status={"attempts": [training]})
+    o = Observed(**{**vars(o), "revisions": {}, "runs": {"bot-old-a3": Run("bot-old-a3", "Running")}})
+    decided = decide(o)
+    assert decided.status.attempts == [training.model_copy(update={"outcome": "Superseded", "finished": STAMP})]
+    assert decided.obsolete == ("bot-old-a3",)
+    again = decide(Observed(**{**vars(o), "status": decided.status}))
+    assert again.obsolete == ("bot-old-a3",), "the operator was killed before it deleted the Job"
+
+
+def test_of_eleven_revisions_the_oldest_idle_one_without_an_artifact_goes() -> None:
+    stored = [make_revision(f"r{n}", artifact="/a" if n != 4 else None) for n in range(1, 11)]
+    o = make_observed(*stored, status={"live_revision": "r1"})
+    kept = Draft(status=o.status).with_revision(make_revision("r11")).status.revisions
+    assert [r.name for r in kept] == ["r1", "r2", "r3", "r5", "r6", "r7", "r8", "r9", "r10", "r11"]
+
+
+# ---- training
+
+READY = {"model_digest": "m", "data_digest": "d", "gate": None, "tries": {"fetch": 1, "prepare": 1, "baseline": 1}}
+
+
+def trains(*, run: Run | None = None, attempt: dict[str, Any] | None = None, revision: dict[str, Any] | None = None, **seen: Any) -> Draft:
+    """`train` alone, over attempt 1 of r1."""
+    attempts = [Attempt.model_validate({"revision": "r1", "number": 1, "started": STAMP, **attempt})] if attempt is not None else []
+    known = make_revision(**{**READY, "attempts": len(attempts), **(revision or {})})
+    o = make_observed(known, status={"attempts": attempts, **seen.pop("status", {})}, runs=ran(run) if run else {}, **seen)
+    return train(o, draft(o))
+
+
+FOLDER = "/work/revisions/r1/a1-0123abcd"
+LEADER = {"leader_uid": "0123abcd-ffff"}
+OOM = Failure("outOfMemory", "OOMKilled", "more memory than its limit", "bot-r1-a1-1", "node-7", {"step": 12})
+TRAINS: dict[str, tuple[dict[str, Any], str, str, str]] = {  # → phase, reason, words
+    "the first attempt starts": ({}, c.TRAINING, c.TRAINING, "attempt 1 is starting"),
+    "its Job was never made: it is made": ({"attempt": {}}, c.TRAINING, c.TRAINING, "attempt 1 is starting"),
+    "its Job waits in a queue": ({"attempt": {}, "run": Run(A1, "Waiting", suspended=True)}, c.QUEUED, c.QUEUED, "waits in its queue"),
+    "its pods cannot be scheduled": (
+        {"attempt": {}, "run": Run(A1, "Waiting", waiting=WAITS)},
+        c.TRAINING,
+        c.UNSCHEDULABLE,
+        "insufficient",
+    ),
+    "it loads": ({"attempt": {}, "run": Run(A1, "Running")}, c.TRAINING, c.TRAINING, "loading the model"),
+    "it trains: step, loss, time left, checkpoint": (
+        {
+            "attempt": {},
+            "run": Run(A1, "Running"),
+            "progress": {
+                A1: {"step": 20, "totalSteps": 50, "loss": 0.98765, "etaSeconds": 90.4, "checkpoint": {"step": 10, "time": STAMP}}
+            },
+        },
+        c.TRAINING,
+        c.TRAINING,
+        f"attempt 1: step 20 of 50, loss 0.9877, about 90 s left; checkpoint at step 10, {STAMP}",
+    ),
+    "one rank failed and the others still end": (
+        {"attempt": {}, "run": Run(A1, "Ending", failure=OOM)},
+        c.TRAINING,
+        c.TRAINING,
+        "are ending: more memory than its limit",
+    ),
+    "it ran out of memory: charged, and tried again": (
+        {"attempt": {}, "run": Run(A1, "Failed", failure=OOM)},
+        c.TRAINING,
+        "OOMKilled",
+        "attempt 1 ended (outOfMemory: more memory",
+    ),
+    "out of memory more often than allowed": (
+        {"attempt": {}, "revision": {"charges": {"outOfMemory": 2}}, "run": Run(A1, "Failed", failure=OOM)},
+        c.FAILED,
+        c.RETRIES_EXHAUSTED,
+        "pod bot-r1-a1-1 on node node-7: more memory",
+    ),
+    "non-finite numbers stop the revision": (
+        {"attempt": {}, "run": Run(A1, "Failed", failure=Failure("nonFinite", "NonFiniteLoss", "loss is nan at step 3"))},
+        c.FAILED,
+        "NonFiniteLoss",
+        "loss is nan at step 3",
+    ),
+    "its Job was deleted: another one, at once": (
+        {"attempt": {"folder": FOLDER}},
+        c.TRAINING,
+        c.TRAINING,
+        "Job bot-r1-a1 was deleted",
+    ),
+    "an earlier gang has not ended: the next one waits": (
+        {"attempt": {"outcome": "Suspended"}, "run": Run(A1, "Ending")},
+        c.TRAINING,
+        c.TRAINING,
+        "once the pods of bot-r1-a1 have ended",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TRAINS)
+def test_training(case: str) -> None:
+    given, phase, reason, words = TRAINS[case]
+    decided = trains(**given)
+    assert (decided.phase, decided.reason) == (phase, reason)
+    assert words in decided.message
+
+
+def test_an_attempt_that_ended_says_who_where_and_why() -> None:
+    attempt = trains(attempt={"folder": FOLDER}, run=Run(A1, "Failed", failure=OOM)).status.attempts[0]
+    assert attempt == Attempt(
+        revision="r1", number=1, started=STAMP, finished=STAMP, outcome="Failed", failure_class="outOfMemory",
+        message="more memory than its limit", pod="bot-r1-a1-1", node="node-7", step=12, folder=FOLDER,
+    )  # fmt: skip
+
+
+def test_disruptions_are_never_charged_but_ever_more_of_them_wait_longer() -> None:
+    gone = Run(A1, "Failed", failure=Failure("disruption", "Preempted", "the node went"))
+    many = {"charges": {"disruption": 40}}
+    assert trains(attempt={}, run=gone).revision.retry_at == "2026-01-01T12:00:01Z"
+    decided = trains(attempt={}, run=gone, revision=many)
+    assert decided.revision.stopped is None
+    assert (decided.requeue or 0) > 200
+    assert FREE_DISRUPTIONS < 40
+
+
+def test_an_artifact_ends_training() -> None:
+    result = {"artifact": f"{FOLDER}/artifact", "digest": "abc", "step": 50, "totalSteps": 50, "loss": 0.4}
+    decided = trains(attempt={}, run=Run(A1, "Succeeded", result=result, leader_uid="0123abcd-f"))
+    assert (decided.revision.artifact, decided.revision.artifact_digest) == (f"{FOLDER}/artifact", "abc")
+    assert decided.status.training is not None
+    assert (decided.status.training.percent, decided.status.attempts[0].outcome) == (100, "Succeeded")
+
+
+def test_the_folder_is_that_of_the_rank_0_that_is_there_now() -> None:
+    first = trains(attempt={}, run=Run(A1, "Running", **LEADER)).status.attempts[0]
+    other = trains(attempt={"folder": FOLDER}, run=Run(A1, "Running", leader_uid="99999999-f")).status.attempts[0]
+    assert (first.folder, other.folder) == (FOLDER, "/work/revisions/r1/a1-99999999")
+
+
+def test_an_attempt_resumes_from_the_folders_of_its_own_revision_newest_first() -> None:
+    made = [Attempt(revision=r, number=n, started=STAMP, folder=f"/{r}/{n}") for r, n in (("r1", 1), ("r0", 2), ("r1", 2), ("r1", 3))]
+    made.append(Attempt(revision="r1", number=4, started=STAMP))
+    assert folders(made, "r1", 4) == ["/r1/3", "/r1/2", "/r1/1"]
+
+
+def test_status_is_written_at_marks_and_checkpoints_and_a_lost_poll_changes_nothing() -> None:
+    def at(step: int, saved: int, last: Draft) -> Draft:
+        progress = {A1: {"step": step, "totalSteps": 100, "checkpoint": {"step": saved, "time": STAMP}}}
+        o = make_observed(
+            make_revision(**READY, attempts=1), runs=ran(Run(A1, "Running")), progress=progress, now=NOW + timedelta(seconds=step)
+        )
+        o = Observed(**{**vars(o), "status": last.status})
+        return train(o, draft(o))
+
+    one = at(10, 0, trains(attempt={}, run=Run(A1, "Running")))
+    assert at(14, 0, one).status == one.status, "no mark, no checkpoint: nothing is written"
+    assert at(15, 0, one).status != one.status
+    assert at(11, 11, one).status != one.status
+    silent = make_observed(make_revision(**READY, attempts=1), runs=ran(Run(A1, "Running")))
+    silent = Observed(**{**vars(silent), "status": one.status})
+    assert train(silent, draft(silent)).message == one.message
+
+
+# ---- evaluation
+
+
+def with_key(o: Observed) -> str:
+    return evaluation_key(o, draft(o))
+
+
+def test_an_evaluation_that_was_asked_otherwise_counts_for_nothing() -> None:
+    known = make_revision(model_digest="m", data_digest="d", tries={"baseline": 1})
+    old = Run(
+        "bot-r1-baseline", "Succeeded", result={"path": "/work/x/baseline-0ld", "metrics": {"M": {"score": 1, "low": 1, "high": 1, "n": 9}}}
+    )
+    decided = decide(make_observed(known, runs=ran(old)))
+    assert (decided.revision.baseline, decided.jobs) == (None, (JobWanted("baseline", "r1", 2),))
+
+
+def test_edited_metrics_score_both_again_and_train_nothing() -> None:
+    o = make_observed(make_revision())
+    scored = make_scored("0.1", key="other")
+    known = make_revision(**{**READY, "artifact": "/a", "attempts": 1, "baseline": scored, "evaluated": scored, "gate": "Passed"})
+    decided = decide(Observed(**{**vars(o), "status": o.status.model_copy(update={"revisions": [known]})}))
+    assert decided.jobs == (JobWanted("baseline", "r1", 2),)
+    assert (decided.revision.evaluated, decided.revision.gate, decided.revision.artifact) == (None, None, "/a")
+
+
+def test_what_is_live_may_change_while_another_revision_trains_and_the_gang_goes_on() -> None:
+    running = Attempt(revision="r1", number=1, started=STAMP)
+    known = make_revision(**READY, attempts=1, baseline=make_scored("0.1", key="against the base"))
+    o = make_observed(known, status={"attempts": [running], "live_revision": "r0", "live_arm": "arm"}, runs=ran(Run(A1, "Running")))
+    assert decide(o).phase == c.TRAINING
+
+
+def test_a_limit_that_is_taken_away_lets_the_training_begin() -> None:
+    o = make_observed(make_revision())
+    known = make_revision(**{**READY, "gate": "NotNeeded", "baseline": make_scored("0.9", key=with_key(o))})
+    decided = decide(make_observed(known))
+    assert (decided.phase, decided.revision.gate) == (c.TRAINING, None)
+
+
+def test_suspension_ends_the_attempt_uncharged_and_starts_nothing() -> None:
+    running = Attempt(revision="r1", number=1, started=STAMP, folder=FOLDER)
+    o = make_observed(
+        make_revision(**READY, attempts=1),
+        changes={"suspend": True},
+        status={"attempts": [running]},
+        runs=ran(Run(A1, "Running", **LEADER)),
+    )
+    decided = decide(o)
+    assert (decided.phase, decided.jobs, decided.obsolete) == (c.SUSPENDED, (), (A1,))
+    assert decided.status.attempts == [running.model_copy(update={"outcome": "Suspended", "finished": STAMP})]
+    assert decided.revision.charges == Charges()
