@@ -24,8 +24,20 @@ class StatusModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """The wire form: aliases, without what is absent."""
-        return self.model_dump(by_alias=True, exclude_none=True)
+        """The wire form: aliases, without what is absent; an emptied object counts as absent.
+
+        (Server-side apply makes null of an object whose last field its owner takes back, which no schema admits.)
+        """
+        wire: dict[str, Any] = _without_empty(self.model_dump(by_alias=True, exclude_none=True))
+        return wire
+
+
+def _without_empty(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: kept for k, v in value.items() if (kept := _without_empty(v)) != {}}
+    if isinstance(value, list):
+        return [_without_empty(v) for v in value]
+    return value
 
 
 class Condition(StatusModel):
