@@ -1,0 +1,111 @@
+"""Specs that the API server would accept, for property tests: drawn from the CRD's own schema, with the rules kept."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from finetune_operator.api import crd
+from finetune_operator.api.quantities import DURATION_PATTERN
+from finetune_operator.api.rules import NOT_YET
+from hypothesis import strategies as st
+
+Strategy = st.SearchStrategy[Any]
+_WORDS: Final = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=12)
+_UNSUPPORTED: Final = {f"{rule.path}.{rule.field}" for rule in NOT_YET if rule.cel == f"!has(self.{rule.field})"}
+_FORMATS: Final = ("Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput")
+_ROWS: Final = (
+    "configmap://rows/train.jsonl",
+    "pvc://datasets/deep/rows.jsonl",
+    "image:///opt/data/rows.jsonl",
+    "https://example.com/rows.jsonl",
+)
+_SHA256: Final = "sha256:" + "0" * 64
+
+
+def _decimal(low: float, high: float) -> Strategy:
+    return st.floats(low, high, allow_nan=False).map(lambda value: f"{value:.6f}") | st.sampled_from(["1e-5", "2e-4", "0.001"])
+
+
+def _shares(train: int) -> Strategy:
+    return st.integers(0, 100 - train).map(lambda test: {"train": train, "validation": 100 - train - test, "test": test})
+
+
+def _steps(weights: set[int]) -> Strategy:
+    grown = sorted({*weights, 100})
+    return st.tuples(*(st.fixed_dictionaries({"weight": st.just(w)}, optional={"hold": _DURATION}) for w in grown)).map(list)
+
+
+_DURATION: Final = st.sampled_from(["1ms", "0.5s", "90s", "15m", "1h30m", "30d"])
+# By path, lists written [] as in the rules.
+_DRAWN: Final[dict[str, Strategy]] = {
+    "spec.model": st.sampled_from(
+        [
+            {"source": "image:///opt/models/m"},
+            {"source": "pvc://models/a/b"},
+            {"source": "hf://owner/name", "revision": "main"},
+            {"source": "https://example.com/m.tar", "revision": _SHA256},
+        ]
+    ),
+    **{f"spec.data.{name}.source": st.sampled_from(_ROWS) for name in ("train", "validation", "test")},
+    **{f"spec.data.{name}.format": st.sampled_from(_FORMATS) for name in ("train", "validation", "test")},
+    "spec.data.split": st.integers(1, 100).flatmap(_shares) | st.just({}) | st.just({"train": 85, "test": 5}),
+    "spec.method.type": st.just("LoRA"),
+    "spec.method.objective": st.just("SFT"),
+    "spec.method.lora.dropout": _decimal(0, 0.99),
+    "spec.training.learningRate": _decimal(0.00001, 10),
+    "spec.training.checkpoint": st.fixed_dictionaries({}, optional={"every": _DURATION, "keep": st.integers(1, 5)})
+    | st.fixed_dictionaries({"everySteps": st.integers(1, 1000)}),
+    "spec.compute.sharding": st.sampled_from(["Auto", "DDP"]),
+    "spec.compute.accelerator": st.just("h100"),
+    "spec.evaluation.metrics[]": st.just({"type": "ExactMatch"})
+    | st.sampled_from(_ROWS[:3]).map(lambda source: {"type": "SqlExecution", "sqlExecution": {"schema": source}}),
+    "spec.evaluation.skipTrainingIfBaselineAtLeast": _decimal(0, 1),
+    "spec.rollout.steps": st.sets(st.integers(1, 99), max_size=4).flatmap(_steps),
+    "spec.rollout.identity[]": st.fixed_dictionaries({"header": st.sampled_from(["x-user-id", "X-Tenant"])}),
+    "spec.pods.env[]": st.fixed_dictionaries({"name": st.sampled_from(["A", "B_2"])}, optional={"value": _WORDS}),
+}  # fmt: skip
+
+
+def specs() -> Strategy:
+    """Any spec that is accepted and supported."""
+    return _strategy(crd.schema()["properties"]["spec"], "spec")
+
+
+def names() -> Strategy:
+    """Any FineTune's name, the longest often among them."""
+    return st.from_regex(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", fullmatch=True) | st.just("a" + "-b" * 19 + "c")
+
+
+def _strategy(schema: dict[str, Any], path: str) -> Strategy:
+    if path in _DRAWN:
+        return _DRAWN[path]
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    if "x-kubernetes-int-or-string" in schema:
+        return st.sampled_from(["250m", "4Gi", "1.5", 2])
+    if schema.get("pattern") == DURATION_PATTERN:
+        return _DURATION
+    match schema["type"]:
+        case "object":
+            return _object(schema, path)
+        case "array":
+            items = _strategy(schema["items"], f"{path}[]")
+            return st.lists(items, min_size=schema.get("minItems", 0), max_size=min(3, schema["maxItems"]))
+        case "integer":
+            return st.integers(schema["minimum"], schema["maximum"])
+        case "boolean":
+            return st.booleans()
+        case "string" if "pattern" in schema:
+            return st.from_regex(schema["pattern"].removeprefix("^").removesuffix("$"), fullmatch=True).filter(
+                lambda text: len(text) <= min(schema["maxLength"], 30)
+            )
+        case _:
+            return _WORDS
+
+
+def _object(schema: dict[str, Any], path: str) -> Strategy:
+    if "additionalProperties" in schema:
+        return st.dictionaries(_WORDS, _strategy(schema["additionalProperties"], f"{path}{{}}"), max_size=2)
+    fields = {n: _strategy(s, f"{path}.{n}") for n, s in schema.get("properties", {}).items() if f"{path}.{n}" not in _UNSUPPORTED}
+    required = {name: fields.pop(name) for name in schema.get("required", ())}
+    return st.fixed_dictionaries(required, optional=fields)

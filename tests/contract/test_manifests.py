@@ -1,0 +1,149 @@
+"""The same status and spec give the same manifests, byte for byte (invariant 1); every derived name is a DNS label."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from finetune_operator import kinds, names, plan, status
+from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, digest, extract
+from finetune_operator.api.load import load_spec
+from finetune_operator.api.spec import Spec
+from finetune_operator.api.status import Status
+from finetune_operator.build.pods import Accelerator, Images, Manifest, Owner
+from finetune_operator.decide import decide
+from finetune_operator.kinds import Kind
+from finetune_operator.observed import ArmHealth, Observed
+from finetune_operator.tokens import generate_key, jwks
+from finetune_operator.workloads import Run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.contract import specs
+
+LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+CYCLES = 16
+START = datetime(2026, 1, 1, tzinfo=UTC)
+PROFILES = {"h100": Accelerator("h100", "nvidia.com/gpu", {"nvidia.com/gpu.product": ("NVIDIA-H100-80GB-HBM3",)})}
+IMAGES = Images("example.com/trainer:1", "example.com/router:1", "example.com/vllm:1")
+JWKS = jwks(generate_key())
+SCORE = {"score": 0.9, "low": 0.85, "high": 0.95, "n": 40}
+RESULTS: dict[str, dict[str, Any]] = {
+    "fetch": {"stage": "fetch", "digest": "ab" * 32},
+    "prepare": {"stage": "prepare", "digest": "cd" * 32, "rows": {"read": 100, "train": 80, "validation": 10, "test": 10}},
+    "train": {"stage": "train", "artifact": "/work/revisions/r/a1-uid/artifact", "digest": "ef" * 32, "step": 9, "totalSteps": 9},
+}
+
+
+def result(stage: str, metric: str, path: str) -> dict[str, Any]:
+    """A good end of a stage: tuning helps."""
+    if stage in RESULTS:
+        return RESULTS[stage]
+    score = SCORE if stage == "evaluate" else {**SCORE, "score": 0.1}
+    paired = {"metric": metric, "difference": 0.8, "low": 0.7, "high": 0.9, "n": 40} if stage == "evaluate" else None
+    return {"stage": "evaluate", "metrics": {metric: score}, "paired": paired, "path": path}
+
+
+def observe(name: str, spec: dict[str, Any], kept: Status, known: Mapping[str, Any], now: datetime) -> Observed:
+    """A snapshot as a freshly started operator takes it: everything through JSON."""
+    written = json.loads(json.dumps(spec))
+    loaded = load_spec({"metadata": {"name": name}, "spec": written})
+    seen = Status.model_validate(json.loads(json.dumps(kept.to_dict())))
+    return Observed(
+        namespace="ml", name=name, uid="0b6c1d2e-0000-4000-8000-000000000000", generation=1, spec=loaded, status=seen,
+        retrain=extract(written, Spec, RETRAIN), redeploy=extract(written, Spec, REDEPLOY), reevaluate=extract(written, Spec, REEVALUATE),
+        tried=digest({"spec": written, "retry": ""}), now=now, **copy.deepcopy(dict(known)),
+    )  # fmt: skip
+
+
+def manifests(o: Observed) -> list[tuple[Kind, Manifest]]:
+    """All that must exist by the decision on a snapshot."""
+    context = plan.Context(Owner(o.namespace, o.name, o.uid), o, decide(o), IMAGES, PROFILES, JWKS)
+    return [*plan.before(context), *plan.once(context), *plan.kept(context)]
+
+
+def life(name: str, spec: dict[str, Any], cycles: int = CYCLES) -> Iterator[Observed]:
+    """Snapshots of a run in which everything ends well, up to the rollout."""
+    kept, now = Status(), START
+    known: dict[str, Any] = {"revisions": {}, "templates": {}, "runs": {}, "arms": {}}
+    for _ in range(cycles):
+        o = observe(name, spec, kept, known, now)
+        yield o
+        made = manifests(o)
+        decision = decide(o)
+        kept, now = status.compute(o, decision), now + timedelta(seconds=5)
+        for kind, manifest in made:
+            labels = manifest["metadata"]["labels"]
+            if kind is kinds.CONTROLLER_REVISION:
+                place = "templates" if labels[names.COMPONENT] == "arm" else "revisions"
+                known[place][labels[names.REVISION]] = manifest["data"]
+            if kind is kinds.DEPLOYMENT and names.ARM in labels:
+                replicas = manifest["spec"]["replicas"]
+                known["arms"][labels[names.ARM]] = ArmHealth(wanted=replicas, ready=replicas, pods=replicas)
+        for kind, manifest in made:
+            if kind is kinds.JOB:
+                job, stage = manifest["metadata"]["name"], manifest["metadata"]["labels"][names.STAGE]
+                config = json.loads(manifest["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG])
+                scored = config.get("evaluation") or {"metrics": [{"type": ""}], "path": ""}
+                said = result(stage, scored["metrics"][0]["type"], scored["path"])
+                known["runs"][job] = Run(job, "Succeeded", result=said, leader_uid="12345678-aaaa")
+
+
+def text(made: list[tuple[Kind, Manifest]]) -> str:
+    """Byte for byte: the order of keys counts."""
+    return json.dumps([(kind.kind, manifest) for kind, manifest in made])
+
+
+@settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(specs.names(), specs.specs())
+def test_the_same_status_and_spec_give_the_same_manifests(name: str, spec: dict[str, Any]) -> None:
+    for o in life(name, spec):
+        again = observe(name, spec, o.status, {"revisions": o.revisions, "templates": o.templates, "runs": o.runs, "arms": o.arms}, o.now)
+        assert text(manifests(o)) == text(manifests(again))
+
+
+@settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(specs.names(), specs.specs())
+def test_every_name_is_a_dns_label(name: str, spec: dict[str, Any]) -> None:
+    for o in life(name, spec):
+        for kind, manifest in manifests(o):
+            child = manifest["metadata"]["name"]
+            assert LABEL.match(child), f"{kind.kind} {child}"
+            if kind is kinds.JOB:  # its pods' host names are <job>-<index>
+                assert LABEL.match(f"{child}-{manifest['spec']['completions'] - 1}"), child
+
+
+@pytest.mark.parametrize("number", [1, 2, 99])
+@pytest.mark.parametrize("stage", names.STAGES)
+def test_the_longest_names_are_dns_labels(stage: str, number: int) -> None:
+    longest, revision = "a" * 40, "0123abcd"
+    job = names.attempt_job(longest, revision, number) if stage == "train" else names.stage_job(longest, revision, stage, number)
+    assert LABEL.match(f"{job}-{511 if stage == 'train' else 0}")
+
+
+def test_a_life_comes_to_its_rollout() -> None:
+    """Else the tests above would see the first stages alone."""
+    spec = {
+        "model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"},
+        "evaluation": {"metrics": [{"type": "ExactMatch"}]}, "serving": {},
+    }  # fmt: skip
+    snapshots = list(life("bot", spec))
+    assert {kind.kind for kind, _ in manifests(snapshots[-1])} >= {"Deployment", "Service", "ConfigMap", "PodDisruptionBudget"}
+    jobs = [manifest for o in snapshots for kind, manifest in manifests(o) if kind is kinds.JOB]
+    assert {job["metadata"]["labels"][names.STAGE] for job in jobs} == set(names.STAGES)
+
+
+@given(st.integers(0, 3))
+def test_another_status_gives_other_manifests(tries: int) -> None:
+    """The comparison can fail: another number in the status is another Job."""
+    spec = {"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}}
+    o = list(life("bot", spec, 2))[1]
+    revision = o.status.revisions[0].model_copy(update={"tries": {"fetch": 7 + tries}})
+    other = replace(o, runs={}, status=o.status.model_copy(update={"revisions": [revision]}))
+    assert text(manifests(replace(o, runs={}))) != text(manifests(other))

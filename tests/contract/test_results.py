@@ -1,0 +1,88 @@
+"""What the trainer says at the end of a stage is what the operator reads: exit codes, results, failures."""
+
+# ruff: noqa: E501 - one case, one line: it reads as a table
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_operator.api.status import Rows, Score
+from finetune_operator.decide.stages import _fetched, _prepared, _scored
+from finetune_operator.workloads import EXIT_CLASSES, parse_result, root_cause
+from finetune_trainer import exits, fetch
+from finetune_trainer.evaluate import scoring
+from finetune_trainer.evaluate.rows import ScoredRow
+
+WORDS = {"interrupted": "disruption"}  # the trainer stops on request; whose request it was, the operator knows
+
+
+def told(result: dict[str, Any]) -> dict[str, Any]:
+    """A result as it arrives: through the termination message."""
+    return parse_result(exits.shrink(result))
+
+
+def test_exit_codes_mean_the_same_on_both_sides() -> None:
+    theirs = {code: WORDS.get(kind.failure_class, kind.failure_class) for code, kind in exits.BY_CODE.items()}
+    assert {code: EXIT_CLASSES.get(code, "error") for code in theirs} == theirs
+    assert {code for code in EXIT_CLASSES if code < 128} <= set(theirs)
+
+
+def test_a_fetched_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    manifest: dict[str, object] = {"digest": "ab" * 32, "files": {"config.json": {"bytes": 23, "sha256": "00"}}}
+    assert _fetched(told(fetch.summary(tmp_path, manifest))) == {"model_digest": "ab" * 32}
+
+
+def test_prepared_data() -> None:
+    rows = {"read": 100, "invalid": 30, "duplicate": 2, "tooLong": 0, "train": 50, "validation": 8, "test": 10}
+    bad = [{"source": "configmap://rows/train.jsonl", "row": n, "reason": "x" * 400} for n in range(10)]
+    found = _prepared(told({"stage": "prepare", "digest": "cd" * 32, "rows": rows, "invalid": bad, "warnings": [], "estimate": {}}))
+    assert found["data_digest"] == "cd" * 32
+    assert found["rows"] == Rows(read=100, invalid=30, duplicate=2, train=50, validation=8, test=10)
+    assert found["dropped"].startswith("configmap://rows/train.jsonl row 0: x")
+
+
+def test_a_score_with_its_interval_and_difference() -> None:
+    scored = [ScoredRow(str(n), "a", {"ExactMatch": float(n % 4 > 0)}, {}) for n in range(40)]
+    result = {
+        "stage": "evaluate", "name": "tuned", "excluded": 3, "path": "/work/revisions/r/evaluations/tuned-k",
+        "metrics": {"ExactMatch": scoring.interval("ExactMatch", scored, 95)},
+        "paired": scoring.paired("ExactMatch", scored, {str(n): 0.0 for n in range(40)}, 95),
+    }  # fmt: skip
+    found = _scored("k", told(result))
+    assert (found.metric, found.score.score, found.score.n, found.excluded) == ("ExactMatch", "0.75", 40, 3)
+    assert found.difference is not None
+    assert found.difference.difference == "0.75"
+    assert float(found.difference.low) <= 0.75 <= float(found.difference.high)
+    assert Score.model_validate(found.score.to_dict()) == found.score
+
+
+@pytest.mark.parametrize(
+    ("case", "error", "failure_class", "words"),
+    [
+        ("a user's mistake", exits.UserError("TooManyInvalidRows", "row 7: no answer", "Correct the rows."), "user", "row 7: no answer Correct the rows."),
+        ("no memory", MemoryError(), "outOfMemory", "memory ran out Lower maxSequenceLength or microBatchTokens, or use a larger machine."),
+        ("a full disk", OSError(28, "No space left on device"), "infrastructure", "[Errno 28] No space left on device Raise spec.storage.size."),
+        ("a stop on request", exits.Interrupted("Interrupted", "stopped by SIGTERM"), "disruption", "stopped by SIGTERM"),
+        ("anything else", KeyError("x"), "error", "'x'"),
+    ],
+)  # fmt: skip
+def test_a_failure_is_told_with_its_fix(case: str, error: Exception, failure_class: str, words: str) -> None:
+    known = exits.classify(error)
+    message = exits.shrink({"stage": "train", "error": known.describe(), "folder": None, "step": None, "checkpoint": None})
+    ended = {"exitCode": known.code, "message": message, "finishedAt": "2026-01-01T00:00:00Z", "reason": "Error"}
+    pod = {
+        "metadata": {"name": "bot-r-a1-0", "uid": "u"},
+        "status": {"containerStatuses": [{"name": "trainer", "state": {"terminated": ended}}]},
+    }
+    failure = root_cause([pod], {"reason": "PodFailurePolicy"})
+    assert (failure.failure_class, failure.reason, failure.message.strip()) == (failure_class, known.reason, words)
+
+
+def test_a_result_fits_the_termination_message() -> None:
+    bad = [{"source": "s" * 500, "row": n, "reason": "r" * 5000} for n in range(1000)]
+    text = exits.shrink({"stage": "prepare", "digest": "d", "rows": {"read": 1000}, "invalid": bad})
+    assert len(text.encode()) <= 4096
+    assert json.loads(text)["digest"] == "d"

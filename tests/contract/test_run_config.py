@@ -1,0 +1,94 @@
+"""Every run configuration that the operator can build loads in the trainer, and says there what it said here."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_operator import names
+from finetune_operator.api.load import load_spec
+from finetune_operator.build import runconfig
+from finetune_operator.build.arm import Served, serve_args
+from finetune_operator.build.jobs import Stage
+from finetune_operator.build.runconfig import Scoring
+from finetune_trainer import __main__ as trainer
+from finetune_trainer.config import RunConfig
+from finetune_trainer.methods import require_supported
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.contract import specs
+
+SCORINGS = st.builds(
+    Scoring,
+    path=st.just("/work/revisions/1f2e3d4c/evaluations/tuned-ab12cd34"),
+    served_name=st.just("bot"),
+    model_path=st.just("/work/models/9c1d"),
+    adapter=st.none() | st.just("/work/revisions/1f2e3d4c/a1-0b6c1d2e/artifact"),
+    reference=st.none() | st.just("/work/revisions/1f2e3d4c/evaluations/baseline-ab12cd34"),
+    exclude_trained_on=st.none() | st.just("/work/data/0a0b0c0d"),
+)
+
+
+@settings(max_examples=200, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(specs.names(), specs.specs(), st.sampled_from(names.STAGES), st.integers(1, 99), st.integers(0, 16), SCORINGS, st.data())
+def test_every_configuration_loads(
+    name: str, spec: dict[str, Any], stage: str, number: int, gpus: int, scoring: Scoring, data: st.DataObject
+) -> None:
+    loaded_spec = load_spec({"metadata": {"name": name}, "spec": spec})
+    folders = data.draw(st.lists(st.just("/work/revisions/1f2e3d4c/a1-0b6c1d2e"), max_size=2))
+    config = runconfig.build(
+        "ml", name, "0b6c1d2e-uid", loaded_spec, Stage(stage, "1f2e3d4c", number), runconfig.resolve(loaded_spec),
+        gpus=gpus, resume_from=folders, scoring=scoring if stage in ("baseline", "evaluate") else None,
+    )  # fmt: skip
+    loaded = RunConfig.model_validate(json.loads(json.dumps(config, allow_nan=False)))
+    assert differences(config, loaded.model_dump(mode="json", by_alias=True)) == []
+    if loaded.method is not None:
+        require_supported(loaded)
+    assert len(json.dumps(config)) < 64 * 1024  # an annotation
+
+
+def differences(said: Any, heard: Any, path: str = "") -> list[str]:
+    """Where what the trainer holds is not what the operator wrote."""
+    if isinstance(said, dict):
+        return [d for key, value in said.items() for d in differences(value, heard.get(key), f"{path}.{key}")]
+    if isinstance(said, list) and isinstance(heard, list) and len(said) == len(heard):
+        return [d for n, (a, b) in enumerate(zip(said, heard, strict=True)) for d in differences(a, b, f"{path}[{n}]")]
+    return [] if said == heard else [f"{path}: {said!r} became {heard!r}"]
+
+
+def test_a_difference_would_be_seen() -> None:
+    assert differences({"a": {"b": 1}, "c": [1, 2]}, {"a": {"b": 2}, "c": [1, 3]}) == [".a.b: 1 became 2", ".c[1]: 2 became 3"]
+
+
+def test_a_misspelt_key_is_refused() -> None:
+    smallest = {"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}}
+    spec = load_spec({"metadata": {"name": "bot"}, "spec": smallest})
+    config = runconfig.build("ml", "bot", "u", spec, Stage("train", "r", 1), runconfig.resolve(spec))
+    config["training"]["learningRat"] = 1
+    with pytest.raises(ValueError, match="learningRat"):
+        RunConfig.model_validate(config)
+
+
+def test_the_stages_are_the_trainers_commands() -> None:
+    commands = {"evaluate" if stage == "baseline" else stage for stage in names.STAGES}
+    assert commands == set(trainer.STAGES)
+
+
+@pytest.mark.parametrize("adapter", [None, "/work/artifact"])
+def test_the_server_knows_its_arguments(adapter: str | None) -> None:
+    """Read from its source: the server itself needs more than this environment has."""
+    source = Path(trainer.__file__).parent / "serve" / "cli.py"
+    known = {
+        argument.value
+        for call in ast.walk(ast.parse(source.read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"
+        for argument in call.args
+        if isinstance(argument, ast.Constant)
+    }
+    given = {word for word in serve_args(Served("/work/models/m", adapter, "r", "bot")) if word.startswith("--")}
+    assert given - known == set()
+    assert {"--model", "--served-model-name", "--port", *({"--adapter"} if adapter else ())} <= given
