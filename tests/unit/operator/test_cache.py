@@ -1,0 +1,82 @@
+"""The cache: nothing older replaces anything newer, and what is gone stays gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_operator import names
+from finetune_operator.cache import Cache
+from finetune_operator.kinds import FINETUNE, JOB
+
+KEY = ("ml", "bot")
+NOBODY: frozenset[str] = frozenset()
+
+
+def job(version: int, uid: str = "u", name: str = "j", owner: str | None = "bot") -> dict[str, Any]:
+    labels = {names.NAME: owner} if owner else {}
+    return {
+        "metadata": {"name": name, "namespace": "ml", "uid": uid, "resourceVersion": str(version), "labels": labels, "managedFields": [1]}
+    }
+
+
+def stored(cache: Cache) -> dict[str, tuple[str, str]]:
+    return {n: (o["metadata"]["uid"], o["metadata"]["resourceVersion"]) for n, o in cache.children(JOB, KEY).items()}
+
+
+def test_an_older_object_never_replaces_a_newer_one_of_its_name() -> None:
+    cache = Cache()
+    for version, uid in ((9, "u"), (10, "u"), (2, "u"), (5, "another that was there before")):
+        assert cache.put(JOB, job(version, uid)) == KEY
+    assert stored(cache) == {"j": ("u", "10")}
+    cache.put(JOB, job(11, "its successor"))
+    assert stored(cache) == {"j": ("its successor", "11")}
+
+
+def test_what_is_kept_has_kind_and_no_managed_fields_and_strangers_are_left_out() -> None:
+    cache = Cache()
+    assert cache.put(JOB, job(1, owner=None)) is None
+    cache.put(JOB, job(1))
+    kept = cache.children(JOB, KEY)["j"]
+    assert (kept["kind"], kept["apiVersion"], "managedFields" in kept["metadata"]) == ("Job", "batch/v1", False)
+
+
+def test_a_late_answer_does_not_bring_a_deleted_object_back() -> None:
+    cache = Cache()
+    cache.put(JOB, job(1))
+    assert cache.drop(JOB, job(3)) == KEY
+    cache.put(JOB, job(2))
+    assert stored(cache) == {}
+
+
+def test_the_deletion_of_a_predecessor_leaves_the_successor() -> None:
+    cache = Cache()
+    cache.put(JOB, job(5, "new"))
+    cache.drop(JOB, job(4, "old"))
+    assert stored(cache) == {"j": ("new", "5")}
+
+
+def test_a_list_tells_what_was_missed_changed_and_gone_and_nothing_else() -> None:
+    cache = Cache()
+    for name, uid in (("same", "a"), ("changed", "b"), ("gone", "c")):
+        cache.put(JOB, job(1, uid, name))
+    known = cache.uids(JOB)
+    cache.put(JOB, job(9, "d", "made after the list began"))
+    assert cache.fill(JOB, [job(1, "a", "same")], frozenset({"a"})) == set()
+    assert cache.fill(JOB, [job(1, "a", "same"), job(2, "b", "changed")], known) == {KEY}
+    assert set(stored(cache)) == {"same", "changed", "made after the list began"}
+    assert cache.fill(JOB, [job(7, "e", "missed")], NOBODY) == {KEY}
+
+
+def test_a_namespace_that_is_listed_says_nothing_of_another() -> None:
+    cache = Cache()
+    cache.put(JOB, job(1))
+    assert (cache.uids(JOB, "ml"), cache.uids(JOB, "other")) == (frozenset({"u"}), NOBODY)
+
+
+def test_owners_are_found_and_forgotten() -> None:
+    cache = Cache()
+    owner = {"metadata": {"name": "bot", "namespace": "ml", "uid": "o", "resourceVersion": "1"}}
+    cache.put(FINETUNE, owner)
+    assert (cache.owners(), cache.owner(KEY) is not None) == ([KEY], True)
+    cache.drop(FINETUNE, owner)
+    assert (cache.owners(), cache.owner(KEY)) == ([], None)

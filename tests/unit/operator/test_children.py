@@ -1,0 +1,119 @@
+"""Children and Events: made once, changed only where they differ, told once."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from finetune_operator import errors, kinds, names
+from finetune_operator.apply import Children, NameTaken, contains
+from finetune_operator.cache import Cache
+from finetune_operator.cluster import Cluster
+from finetune_operator.events import QUIET_SECONDS, Events
+
+from tests.unit.operator.world import ApiServer, HandClock
+
+# what is there, what is wanted → is it there?
+CONTAINS: dict[str, tuple[Any, Any, bool]] = {
+    "defaults and status of others do not count": ({"spec": {"a": 1, "b": 2}, "status": {}}, {"spec": {"a": 1}}, True),
+    "another value": ({"a": 1}, {"a": 2}, False),
+    "a key is missing": ({}, {"a": 1}, False),
+    "an empty mapping is as good as none": ({}, {"a": {}}, True),
+    "an empty list is as good as none": ({}, {"a": []}, True),
+    "an empty text is as good as none": ({}, {"a": ""}, True),
+    "false is not none": ({}, {"a": False}, False),
+    "zero is not none": ({}, {"a": 0}, False),
+    "a list with one more": ({"a": [{"x": 1}, {"x": 2}]}, {"a": [{"x": 1}]}, False),
+    "a list in another order": ({"a": [1, 2]}, {"a": [2, 1]}, False),
+    "items with defaults": ({"a": [{"x": 1, "protocol": "TCP"}]}, {"a": [{"x": 1}]}, True),
+    "a quantity, written otherwise": ({"cpu": "1"}, {"cpu": "1000m"}, True),
+    "another quantity": ({"cpu": "2"}, {"cpu": "1000m"}, False),
+    "a text instead of a mapping": ({"a": "x"}, {"a": {"b": 1}}, False),
+}
+
+
+@pytest.mark.parametrize("case", CONTAINS)
+def test_contains(case: str) -> None:
+    actual, wanted, expected = CONTAINS[case]
+    assert contains(actual, wanted) is expected
+
+
+def manifest(data: str = "1", owner: str = "uid-bot") -> dict[str, Any]:
+    meta = {"name": "cm", "namespace": "ml", "labels": names.labels("bot", "router"), "ownerReferences": [{"uid": owner}]}
+    return {"metadata": meta, "data": {"x": data}}
+
+
+def world() -> tuple[ApiServer, Children]:
+    api = ApiServer(HandClock())
+    return api, Children(cast(Cluster, api), Cache(), ("ml", "bot"))
+
+
+async def test_a_child_is_made_once_and_changed_only_when_it_differs() -> None:
+    api, children = world()
+    for data in ("1", "1", "2", "2"):
+        await children.ensure(kinds.CONFIGMAP, manifest(data))
+    assert [verb for verb, _, _ in api.writes] == ["create", "apply"]
+
+
+async def test_a_child_that_is_never_changed() -> None:
+    api, children = world()
+    for data in ("1", "2"):
+        await children.make(kinds.CONFIGMAP, manifest(data))
+    assert [verb for verb, _, _ in api.writes] == ["create"]
+
+
+async def test_a_child_of_ours_that_the_cache_does_not_know_yet_is_taken_over() -> None:
+    api, children = world()
+    api.put(kinds.CONFIGMAP, manifest())
+    await children.ensure(kinds.CONFIGMAP, manifest("2"))
+    assert [verb for verb, _, _ in api.writes] == ["apply"]
+
+
+@pytest.mark.parametrize("theirs", [{"metadata": {"name": "cm", "namespace": "ml"}}, manifest(owner="another FineTune of that name")])
+async def test_a_name_that_belongs_to_somebody_else_is_told_and_left_alone(theirs: dict[str, Any]) -> None:
+    api, children = world()
+    before = api.put(kinds.CONFIGMAP, theirs)
+    with pytest.raises(NameTaken, match="ConfigMap cm exists already"):
+        await children.ensure(kinds.CONFIGMAP, manifest())
+    assert api.store[kinds.CONFIGMAP, "ml", "cm"] == before
+
+
+async def test_a_change_over_something_newer_is_a_conflict() -> None:
+    api, children = world()
+    await children.ensure(kinds.CONFIGMAP, manifest())
+    found = api.store[kinds.CONFIGMAP, "ml", "cm"]
+    api.change(kinds.CONFIGMAP, found, {**found, "data": {"x": "theirs"}})
+    with pytest.raises(errors.Conflict):
+        await children.ensure(kinds.CONFIGMAP, manifest("2"))
+
+
+async def test_a_child_is_deleted_once_and_only_itself() -> None:
+    api, children = world()
+    await children.ensure(kinds.CONFIGMAP, manifest())
+    api.remove(kinds.CONFIGMAP, "ml", "cm")
+    theirs = api.put(kinds.CONFIGMAP, manifest())
+    await children.remove(kinds.CONFIGMAP, "cm")
+    assert api.store == {(kinds.CONFIGMAP, "ml", "cm"): theirs}, "another object took the name meanwhile"
+
+
+FINETUNE = {"metadata": {"name": "bot", "namespace": "ml", "uid": "u"}}
+
+
+async def test_an_event_is_told_once_in_ten_minutes_and_another_one_at_once() -> None:
+    clock = HandClock()
+    api = ApiServer(clock)
+    events = Events(cast(Cluster, api), clock, "me")
+    for message in ("a", "a", "b"):
+        await events.emit(FINETUNE, "Normal", "Reason", message)
+    clock.seconds += QUIET_SECONDS
+    await events.emit(FINETUNE, "Normal", "Reason", "a")
+    assert [e["message"] for e in api.all(kinds.EVENT)] == ["a", "b", "a"]
+
+
+async def test_an_api_server_that_takes_no_event_disturbs_nothing() -> None:
+    class Down(ApiServer):
+        async def create(self, *_: Any) -> Any:
+            raise errors.Unavailable("down")
+
+    clock = HandClock()
+    await Events(cast(Cluster, Down(clock)), clock, "me").emit(FINETUNE, "Normal", "Reason", "a")

@@ -1,0 +1,75 @@
+"""The gate: every branch of docs/adr/0002."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from finetune_operator import conditions as c
+from finetune_operator.api.spec import Gate
+from finetune_operator.api.status import Scored
+from finetune_operator.decide.gate import gate, verdict
+
+from tests.unit.operator.helpers import draft, make_observed, make_revision, make_scored
+
+BASE = "base"
+# score with the interval of its difference, gate, reference → what is missed (words), nothing when it passes
+CASES: dict[str, tuple[Scored, dict[str, Any] | None, str, list[str]]] = {
+    "base: the lower bound is above 0": (make_scored("0.5", "0.01", "0.2"), None, BASE, []),
+    "base: the lower bound is 0": (make_scored("0.5", "0", "0.2"), None, BASE, ["does not reach 0 (no minImprovement"]),
+    "base: the lower bound reaches minImprovement": (make_scored("0.5", "0.05", "0.2"), {"minImprovement": "0.05"}, BASE, []),
+    "base: it does not": (
+        make_scored("0.5", "0.049", "0.2"),
+        {"minImprovement": "0.05"},
+        BASE,
+        ["does not reach evaluation.gate.minImprovement 0.05"],
+    ),
+    "base: minImprovementOverLive is not asked": (make_scored("0.5", "0.01", "0.2"), {"minImprovementOverLive": "0.1"}, BASE, []),
+    "live: just as good": (make_scored("0.5", "-0.1", "0.1"), None, "r0", []),
+    "live: minImprovement is not asked again": (make_scored("0.5", "-0.1", "0.1"), {"minImprovement": "0.05"}, "r0", []),
+    "live: the upper bound is 0": (make_scored("0.5", "-0.1", "0"), None, "r0", []),
+    "live: provably worse": (make_scored("0.5", "-0.2", "-0.01"), None, "r0", ["provably worse"]),
+    "live: more is asked and reached": (make_scored("0.5", "0.02", "0.1"), {"minImprovementOverLive": "0.02"}, "r0", []),
+    "live: more is asked and missed": (
+        make_scored("0.5", "0.01", "0.1"),
+        {"minImprovementOverLive": "0.02"},
+        "r0",
+        ["minImprovementOverLive 0.02"],
+    ),
+    "live: less than equal is allowed": (make_scored("0.5", "-0.2", "-0.1"), {"minImprovementOverLive": "-0.3"}, "r0", []),
+    "the score itself is too low, in both cases": (
+        make_scored("0.5", "0.1", "0.2"),
+        {"minScore": "0.6"},
+        "r0",
+        ["below evaluation.gate.minScore 0.6"],
+    ),
+    "the score reaches minScore": (make_scored("0.6", "0.1", "0.2"), {"minScore": "0.6"}, BASE, []),
+    "both are missed, and both are told": (make_scored("0.1", "-1", "0"), {"minScore": "0.6"}, BASE, ["minScore", "lower bound"]),
+    "nothing could be paired": (make_scored("0.9"), None, BASE, ["could not be paired"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_verdict(case: str) -> None:
+    scored, asked, against, missed = CASES[case]
+    found = verdict(Gate.model_validate(asked) if asked else None, scored, against)
+    assert len(found) == len(missed)
+    assert all(words in text for words, text in zip(missed, found, strict=True))
+
+
+def test_the_verdict_is_told_with_both_intervals_and_n_and_changes_with_the_gate_alone() -> None:
+    known = make_revision(artifact="/a", baseline=make_scored("0.1"), evaluated=make_scored("0.5", "0.1", "0.6"))
+    strict = {"evaluation": {"gate": {"minScore": "0.9"}}}
+    o = make_observed(known, changes=strict)
+    failed = gate(o, draft(o))
+    assert (failed.phase, failed.reason, failed.revision.gate) == (c.REJECTED, c.GATE_FAILED, "Failed")
+    assert failed.status.evaluation is not None
+    assert failed.status.evaluation.verdict == "Failed"
+    for words in ("tuned 0.5 [0, 1]", "base model 0.1 [0, 1]", "n=40", "difference 0 [0.1, 0.6]", "Lower the gate"):
+        assert words in failed.message
+    o = make_observed(failed.revision)
+    passed = gate(o, draft(o))
+    assert (passed.blocked, passed.revision.gate, passed.revision.stopped) == (False, "Passed", None)
+    assert [n.reason for n in passed.notes] == ["GatePassed"]
+    o = make_observed(passed.revision)
+    assert gate(o, draft(o)).notes == (), "it is told once"

@@ -1,0 +1,90 @@
+"""The queue: once each, at its soonest time, never with two workers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from finetune_operator.queue import FIRST_DELAY, LONGEST_DELAY, Queue
+
+from tests.unit.operator.world import HandClock
+
+
+def made() -> tuple[HandClock, Queue[str]]:
+    clock = HandClock()
+    return clock, Queue(clock.monotonic)
+
+
+async def due(queue: Queue[str]) -> list[str]:
+    """What can be taken now."""
+    found = []
+    for _ in range(len(queue)):
+        try:
+            found.append(await asyncio.wait_for(queue.take(), 0.01))
+        except TimeoutError:
+            break
+    return found
+
+
+async def test_a_key_that_is_added_twice_is_taken_once_at_its_soonest_time() -> None:
+    clock, queue = made()
+    queue.add("a", 60)
+    queue.add("a", 10)
+    queue.add("a", 30)
+    assert await due(queue) == []
+    clock.seconds = 10
+    assert await due(queue) == ["a"]
+    clock.seconds = 100
+    queue.done("a")
+    assert (len(queue), await due(queue)) == (0, [])
+
+
+async def test_keys_come_by_their_times_and_in_their_order() -> None:
+    clock, queue = made()
+    for key, delay in (("late", 9.0), ("first", 1.0), ("second", 1.0)):
+        queue.add(key, delay)
+    clock.seconds = 9
+    assert await due(queue) == ["first", "second", "late"]
+
+
+async def test_a_busy_key_is_given_to_nobody_else_and_comes_again_afterwards() -> None:
+    _, queue = made()
+    queue.add("a")
+    assert await queue.take() == "a"
+    queue.add("a")
+    assert await due(queue) == []
+    queue.done("a", 300)
+    assert await due(queue) == ["a"], "what came in meanwhile, not the later wish"
+
+
+async def test_a_wish_for_later_is_kept_unless_an_event_comes_first() -> None:
+    clock, queue = made()
+    queue.add("a")
+    queue.done(await queue.take(), 30)
+    assert await due(queue) == []
+    clock.seconds = 30
+    assert await due(queue) == ["a"]
+
+
+async def test_failures_wait_longer_each_time_and_a_success_forgives_them() -> None:
+    clock, queue = made()
+    delays = []
+    for _ in range(12):
+        queue.add("a")
+        clock.seconds += 1000
+        delays.append(queue.failed(await queue.take()))
+    assert [round(d) for d in delays[:3]] == [pytest.approx(FIRST_DELAY * 2**n, rel=0.5) for n in range(3)]
+    assert 0.8 * LONGEST_DELAY <= delays[-1] <= 1.2 * LONGEST_DELAY
+    clock.seconds += 1000
+    queue.done(await queue.take())
+    queue.add("a")
+    assert queue.failed(await queue.take()) < 2
+
+
+async def test_a_waiting_worker_is_woken_by_what_is_added() -> None:
+    _, queue = made()
+    workers = [asyncio.create_task(queue.take()) for _ in range(2)]
+    await asyncio.sleep(0)
+    queue.add("a")
+    queue.add("b")
+    assert set(await asyncio.wait_for(asyncio.gather(*workers), 1)) == {"a", "b"}

@@ -1,0 +1,240 @@
+"""Jobs and pods, read: the root cause of what failed, and what a pod waits for."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from finetune_operator import conditions as c
+from finetune_operator.workloads import ABSENT, Failure, Run, Waiting, leftovers, read_run, stuck_since, waiting
+
+NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+JOB: dict[str, Any] = {"metadata": {"name": "job", "uid": "u"}, "spec": {}}
+Object = dict[str, Any]
+
+
+def job(*conditions: str, message: str = "", reason: str = "PodFailurePolicy", **changes: Any) -> Object:
+    made = [{"type": t, "status": "True", "reason": reason, "message": message} for t in conditions]
+    return {**JOB, **changes, "status": {"conditions": made}}
+
+
+def pod(
+    rank: int = 0, phase: str = "Running", containers: list[Object] | None = None, inits: list[Object] | None = None, **status: Any
+) -> Object:
+    meta: Object = {
+        "name": f"job-{rank}", "uid": f"pod-{rank}", "ownerReferences": [{"uid": "u"}], "labels": {"batch.kubernetes.io/job-name": "job"},
+        "annotations": {"batch.kubernetes.io/job-completion-index": str(rank)},
+    }  # fmt: skip
+    if "deleted" in status:
+        meta["deletionTimestamp"] = status.pop("deleted")
+    known = {"phase": phase, "podIP": f"10.0.0.{rank}", "containerStatuses": containers or [], "initContainerStatuses": inits or []}
+    return {"metadata": meta, "spec": {"nodeName": "node"}, "status": {**known, **status}}
+
+
+def ended(code: int, message: Any = "", *, at: str = "12:00:00", reason: str = "Error", name: str = "trainer") -> Object:
+    text = message if isinstance(message, str) else json.dumps(message)
+    return {"name": name, "state": {"terminated": {"exitCode": code, "message": text, "reason": reason, "finishedAt": f"2026-01-01T{at}Z"}}}
+
+
+def error(kind: str, reason: str, message: str, fix: str = "") -> Object:
+    return {"stage": "train", "error": {"class": kind, "reason": reason, "message": message, "fix": fix}}
+
+
+def gone(rank: int, *states: Object, phase: str = "Failed", **status: Any) -> Object:
+    return pod(rank, phase, list(states), **status)
+
+
+def disrupted(at: str = "11:59:00") -> Object:
+    return {
+        "conditions": [
+            {
+                "type": "DisruptionTarget",
+                "status": "True",
+                "reason": "EvictionByEvictionAPI",
+                "message": "evicted",
+                "lastTransitionTime": f"2026-01-01T{at}Z",
+            }
+        ]
+    }
+
+
+SIDECAR = ended(143, name="server")
+STARVED = {"name": "server", "state": {"running": {}}, "lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}
+BY_RULE = "Container trainer for pod ml/job-1 failed with exit code 21 matching FailJob rule at index 1"
+# The Job's condition and its pods → class, reason, pod, words.
+CAUSES: dict[str, tuple[Object, list[Object], tuple[str, str, str, str]]] = {
+    "rank 1 runs out of memory and rank 0 loses its peer": (
+        job("Failed"),
+        [gone(0, ended(24, error("infrastructure", "PeerLost", "rank 1 is gone"))), gone(1, ended(137, reason="OOMKilled"))],
+        ("outOfMemory", "OOMKilled", "job-1", "more memory than its limit"),
+    ),
+    "bad data on one rank, and all others echo": (
+        job("Failed"),
+        [gone(0, ended(1, "Traceback", at="11:00:00")), gone(1, ended(20, error("user", "DataInvalid", "row 3", "Mend it.")))],
+        ("user", "DataInvalid", "job-1", "row 3 Mend it."),
+    ),
+    "a pod was evicted and the other rank crashed of it": (
+        job("Failed"),
+        [gone(0, ended(1, "connection reset")), gone(1, ended(25, at="12:01:00"), **disrupted())],
+        ("disruption", "EvictionByEvictionAPI", "job-1", "evicted"),
+    ),
+    "a rank crashed and the other was ended by the Job controller": (
+        job("Failed"),
+        [gone(0, ended(1, "ZeroDivisionError")), gone(1, ended(143, at="12:00:05"))],
+        ("error", "Error", "job-0", "ZeroDivisionError"),
+    ),
+    "a rank was killed from outside and the other waited for it in vain": (
+        job("Failed"),
+        [gone(0, ended(22, at="12:10:00")), gone(1, ended(137))],
+        ("disruption", "Error", "job-1", "exit code 137"),
+    ),
+    "a rank crashed in the second in which the other was ended": (
+        job("Failed"),
+        [gone(0, ended(143)), gone(1, ended(1))],
+        ("error", "Error", "job-1", "exit code 1"),
+    ),
+    "non-finite numbers": (
+        job("Failed"),
+        [gone(0, ended(23, error("nonFinite", "NonFiniteLoss", "nan")))],
+        ("nonFinite", "NonFiniteLoss", "job-0", "nan"),
+    ),
+    "an evicted pod whose code says bad data": (
+        job("Failed"),
+        [gone(0, ended(20, error("user", "DataInvalid", "row 3")), **disrupted())],
+        ("user", "DataInvalid", "job-0", "row 3"),
+    ),
+    "the sidecar was ended because the evaluator failed": (
+        job("Failed"),
+        [gone(0, ended(20, error("user", "SchemaInvalid", "line 2")), initContainerStatuses=[SIDECAR])],
+        ("user", "SchemaInvalid", "job-0", "line 2"),
+    ),
+    "the evaluator failed because the sidecar ran out of memory": (
+        job("Failed"),
+        [gone(0, ended(24), initContainerStatuses=[STARVED])],
+        ("outOfMemory", "OOMKilled", "job-0", "serving.resources"),
+    ),
+    "the deadline passed, and the pods were ended for it": (
+        job("Failed", reason="DeadlineExceeded", message="too long"),
+        [gone(0, ended(143))],
+        ("stalled", "DeadlineExceeded", "", "too long"),
+    ),
+    "the pods are gone and the Job keeps the exit code": (
+        job("Failed", message=BY_RULE),
+        [],
+        ("outOfMemory", "ExitCode", "job-1", "exit code 21"),
+    ),
+    "the pods are gone and nothing is known": (
+        job("Failed", message="backoff limit"),
+        [],
+        ("disruption", "PodFailurePolicy", "", "backoff limit"),
+    ),
+    "a lost node: the Job waits for pods that never answer": (
+        job("FailureTarget"),
+        [gone(0, phase="Running", deleted="2026-01-01T11:00:00Z", **disrupted())],
+        ("disruption", "EvictionByEvictionAPI", "job-0", "evicted"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CAUSES)
+def test_root_cause(case: str) -> None:
+    made, pods, (kind, reason, name, words) = CAUSES[case]
+    run = read_run(made, pods, NOW)
+    assert run.state == "Failed"
+    assert isinstance(run.failure, Failure)
+    assert (run.failure.failure_class, run.failure.reason, run.failure.pod) == (kind, reason, name)
+    assert words in run.failure.message
+
+
+RESULT = {"stage": "train", "artifact": "/a"}
+PENDING = pod(0, "Pending")
+STATES: dict[str, tuple[Object | None, list[Object], Run]] = {
+    "there is no Job": (None, [], ABSENT),
+    "its pods are not made yet": (JOB, [], Run("job", "Waiting")),
+    "a pod starts": (JOB, [PENDING], Run("job", "Waiting", leader_uid="pod-0")),
+    "all run": (JOB, [pod(0), pod(1)], Run("job", "Running", leader_ip="10.0.0.0", leader_uid="pod-0")),
+    "another Job's pod does not count": (
+        JOB,
+        [{**pod(1), "metadata": {**pod(1)["metadata"], "ownerReferences": []}}],
+        Run("job", "Waiting"),
+    ),
+    "a queue holds it": ({**JOB, "spec": {"suspend": True}}, [], Run("job", "Waiting", suspended=True)),
+    "a queue stops it, and a rank has ended": (
+        {**JOB, "spec": {"suspend": True}},
+        [gone(0, ended(25))],
+        Run("job", "Waiting", leader_uid="pod-0", suspended=True),
+    ),
+    "it ended well": (
+        job("Complete"),
+        [gone(0, ended(0, RESULT), phase="Succeeded")],
+        Run("job", "Succeeded", result=RESULT, leader_uid="pod-0"),
+    ),
+    "it ended well and its pod is gone": (job("Complete"), [], Run("job", "Succeeded")),
+    "it is being deleted": (
+        {**JOB, "metadata": {**JOB["metadata"], "deletionTimestamp": "x"}},
+        [pod(0)],
+        Run("job", "Ending", leader_uid="pod-0"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_state(case: str) -> None:
+    made, pods, expected = STATES[case]
+    assert read_run(made, pods, NOW) == expected
+
+
+def test_a_failed_rank_is_told_before_the_job_has_failed() -> None:
+    run = read_run(JOB, [pod(0), gone(1, ended(21, error("outOfMemory", "Cuda", "CUDA out of memory")))], NOW)
+    assert (run.state, run.failure and run.failure.message) == ("Ending", "CUDA out of memory")
+
+
+def test_pods_whose_job_is_gone_are_waited_for_unless_their_node_is_lost() -> None:
+    lost = "2026-01-01T11:00:00Z"
+    assert leftovers({}, [pod(0)], NOW) == {"job": Run("job", "Ending")}
+    assert leftovers({"job": JOB}, [pod(0)], NOW) == {}
+    assert leftovers({}, [pod(0, "Failed"), pod(1, deleted=lost)], NOW) == {}
+
+
+def waits(reason: str, message: str = "", **changes: Any) -> Object:
+    return {"name": "server", "image": "img:1", "state": {"waiting": {"reason": reason, "message": message}}, **changes}
+
+
+UNSCHEDULABLE = {"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: 1 Insufficient memory."}]}
+AGAIN = {"lastState": {"terminated": {"exitCode": 1, "message": "no such adapter", "reason": "Error"}}}
+WAITS: dict[str, tuple[Object, Waiting | None]] = {
+    "it merely starts": (pod(0, "Pending", [waits("ContainerCreating")]), None),
+    "no node is large enough": (
+        pod(0, "Pending", **UNSCHEDULABLE),
+        Waiting(c.UNSCHEDULABLE, "pod job-0 cannot be scheduled: 0/1 nodes are available: 1 Insufficient memory."),
+    ),
+    "its image cannot be pulled": (
+        pod(0, "Pending", [waits("ImagePullBackOff", "not found")]),
+        Waiting(c.IMAGE_UNAVAILABLE, "pod job-0: image img:1 cannot be pulled: not found"),
+    ),
+    "a Secret is missing": (
+        pod(0, "Pending", [waits("CreateContainerConfigError", 'secret "hf" not found')]),
+        Waiting(c.SECRET_MISSING, 'pod job-0: secret "hf" not found; it starts by itself once that is there'),
+    ),
+    "a ConfigMap is missing": (
+        pod(0, "Pending", [waits("CreateContainerConfigError", 'configmap "rows" not found')]),
+        Waiting(c.SOURCE_MISSING, 'pod job-0: configmap "rows" not found; it starts by itself once that is there'),
+    ),
+    "its sidecar crashes again and again": (
+        pod(0, "Pending", inits=[waits("CrashLoopBackOff", "back-off 5m0s", **AGAIN)]),
+        Waiting("CrashLoopBackOff", "pod job-0, container server: it ends again and again: exit code 1: no such adapter"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WAITS)
+def test_waiting(case: str) -> None:
+    made, expected = WAITS[case]
+    assert waiting(made, NOW) == expected
+
+
+def test_a_pod_that_nothing_explains_is_stuck_since_its_start() -> None:
+    assert stuck_since(pod(0, "Pending", startTime="2026-01-01T11:58:00Z"), NOW) == 120
+    assert stuck_since(pod(0, "Running", startTime="2026-01-01T11:58:00Z"), NOW) == 0
