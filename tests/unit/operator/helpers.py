@@ -27,9 +27,9 @@ SPEC: Object = {
     "evaluation": {"metrics": [{"type": "ExactMatch"}]},
     "serving": {"replicas": 2},
     "rollout": {
-        "steps": [{"weight": 10, "hold": "10s"}, {"weight": 50, "hold": "10s"}, {"weight": 100}],
-        "bake": "10s",
-        "progressDeadline": "60s",
+        "steps": [{"weight": 10, "hold": "4s"}, {"weight": 50, "hold": "4s"}, {"weight": 100}],
+        "bake": "4s",
+        "progressDeadline": "30s",
         "guards": {"minRequests": 50},
     },
 }
