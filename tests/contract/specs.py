@@ -43,6 +43,7 @@ _DRAWN: Final[dict[str, Strategy]] = {
             {"source": "image:///opt/models/m"},
             {"source": "pvc://models/a/b"},
             {"source": "hf://owner/name", "revision": "main"},
+            {"source": "hf://owner/gated", "secretName": "hf-token"},
             {"source": "https://example.com/m.tar", "revision": _SHA256},
         ]
     ),

@@ -139,6 +139,16 @@ def test_a_life_comes_to_its_rollout() -> None:
     assert {job["metadata"]["labels"][names.STAGE] for job in jobs} == set(names.STAGES)
 
 
+def test_the_token_is_in_the_fetch_pod_alone() -> None:
+    model = {"source": "hf://owner/gated", "secretName": "hf-token"}
+    spec = {"model": model, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}, "serving": {}}
+    made = {manifest["metadata"]["name"]: json.dumps(manifest) for o in life("bot", spec) for _, manifest in manifests(o)}
+    assert len(made) > 8
+    (fetch,) = [text for text in made.values() if "hf-token" in text and '"kind": "Job"' in text]
+    assert '{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf-token", "key": "token"}}}' in fetch
+    assert [name for name, text in made.items() if "secretKeyRef" in text] == [json.loads(fetch)["metadata"]["name"]]
+
+
 @given(st.integers(0, 3))
 def test_another_status_gives_other_manifests(tries: int) -> None:
     """The comparison can fail: another number in the status is another Job."""

@@ -28,7 +28,7 @@ def make_finetune(name: str = "support-bot", **spec: Any) -> Manifest:
 def full_finetune() -> Manifest:
     """DESIGN's example, less what is not supported yet."""
     return make_finetune(
-        model={"source": "hf://meta-llama/Llama-3.1-8B-Instruct", "revision": "0e9e39f"},
+        model={"source": "hf://meta-llama/Llama-3.1-8B-Instruct", "revision": "0e9e39f", "secretName": "hf-token"},
         data={
             "train": {"source": "pvc://datasets/support.jsonl", "format": "Auto"},
             "split": {"train": 80, "validation": 10, "test": 10, "seed": 17},

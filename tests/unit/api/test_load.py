@@ -20,6 +20,7 @@ ACCEPTED: dict[str, Manifest] = {
     "a single step": changed(BASE, "spec.rollout.steps", [{"weight": 100}]),
     "rows from the web": changed(BASE, "spec.data.train.source", "https://example.com/rows.jsonl"),
     "an archive with its digest": changed(BASE, "spec.model", {"source": "https://example.com/m.tar", "revision": "sha256:" + "0" * 64}),
+    "a gated model of the hub": changed(BASE, "spec.model", {"source": "hf://owner/name", "secretName": "hf-token"}),
     "a whole CPU as a number": changed(BASE, "spec.compute.cpu", 2),
     "a row that is too long fails": changed(BASE, "spec.data.quality", {"onTooLong": "Fail"}),
     "vLLM": changed(BASE, "spec.serving", {"runtime": "vLLM"}),

@@ -170,7 +170,13 @@ def _rows(path: str) -> Iterator[Rule]:
 
 NOT_YET: Final = (
     _not_from("spec.model", "source", ("s3://", "oci://"), "use image:///, pvc://, hf:// or https://"),
-    _unset("spec.model", "secretName", "copy the model into a volume and use pvc://"),
+    _not_yet(
+        "spec.model",
+        "secretName",
+        "!has(self.secretName) || self.source.startsWith('hf://')",
+        lambda model: "secretName" not in model or model["source"].startswith("hf://"),
+        "only hf:// models are fetched with a token",
+    ),
     *(rule for name in ("train", "validation", "test") for rule in _rows(f"spec.data.{name}")),
     _unset("spec.data", "mix", "join the files into one source"),
     _only("spec.method", "type", ("LoRA",), "use LoRA"),

@@ -64,7 +64,9 @@ class Model(SpecModel):
     revision: Annotated[Word | None, RETRAIN] = Field(
         default=None, description="Commit or tag, for hf://; the archive's sha256, for https://."
     )
-    secret_name: Annotated[Name | None, LIVE] = Field(default=None, description="Secret whose key `token` opens the source.")
+    secret_name: Annotated[Name | None, LIVE] = Field(
+        default=None, description="Secret whose key `token` opens the source; the pod that fetches the model alone gets it."
+    )
 
 
 class Source(SpecModel):

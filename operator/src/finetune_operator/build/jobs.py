@@ -149,6 +149,7 @@ def _container(
         "env": [
             *pods.env({**(pods.OFFLINE if stage.name != "fetch" else {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}), **profile}, spec.pods),
             {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+            *(_token(spec) if stage.name == "fetch" else ()),
         ],
         "ports": [{"name": "progress", "containerPort": names.PROGRESS_PORT}],
         "resources": _resources(spec, stage.name, gpus),
@@ -162,6 +163,12 @@ def _container(
             *([{"name": "shm", "mountPath": "/dev/shm"}] if training else []),
         ],
     }
+
+
+def _token(spec: Spec) -> list[Manifest]:
+    """The hub's token from the user's Secret: the fetch pod alone has it, and the operator never reads it."""
+    name = spec.model.secret_name
+    return [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": name, "key": "token"}}}] if name else []
 
 
 def _resources(spec: Spec, stage: str, gpus: int) -> Manifest:
