@@ -1,6 +1,7 @@
 """The control plane for integration tests: real components, several at once, and nothing left however it ends."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -76,17 +77,17 @@ def test_a_component_that_cannot_start_is_named_with_the_end_of_its_log(monkeypa
 
 
 def test_a_port_taken_meanwhile_is_given_up_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ControlPlane(controllers=False, scheduler=False) as first:
-        taken = [int(first.server.rpartition(":")[2])]
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        taken = [somebody.getsockname()[1]]
         fresh = controlplane._free_ports
 
         def once_taken(count: int) -> list[int]:
             return [taken.pop(), *fresh(count - 1)] if taken else fresh(count)
 
         monkeypatch.setattr(controlplane, "_free_ports", once_taken)
-        with ControlPlane(controllers=False, scheduler=False) as second:
+        with ControlPlane(controllers=False, scheduler=False) as plane:
             assert taken == []
-            assert second.server != first.server
+            assert plane.server != f"https://127.0.0.1:{somebody.getsockname()[1]}"
 
 
 def test_stopping_twice_or_before_starting_does_nothing() -> None:
