@@ -84,12 +84,15 @@ class Observer:
         return revisions, templates
 
     async def _missing(self, status: Status, spec: Spec, namespace: str, retrain: Object, runs: Mapping[str, Run]) -> dict[str, Waiting]:
-        """What the stage that comes next needs and has not; asked only while its Job is not there."""
-        stage = _next_stage(_newest(status, digest(dict(retrain))))
-        if stage is None or any(r.state in ("Running", "Waiting") for r in runs.values()):
+        """What the stages to come need and have not, by stage; not asked while a Job is under way.
+
+        Of all of them, for in the cycle in which one stage is seen to have ended the next one starts.
+        """
+        if any(r.state in ("Running", "Waiting") for r in runs.values()):
             return {}
-        found = await preflight.missing(self.cluster, namespace, spec, stage)
-        return {stage: found} if found else {}
+        stages = _to_come(_newest(status, digest(dict(retrain))))
+        found = {stage: await preflight.missing(self.cluster, namespace, spec, stage) for stage in stages}
+        return {stage: waits for stage, waits in found.items() if waits}
 
     async def _progress(self, runs: Mapping[str, Run]) -> dict[str, Mapping[str, Any]]:
         addresses = {name: run.leader_ip for name, run in runs.items() if run.state == "Running" and run.leader_ip}
@@ -153,12 +156,13 @@ def _newest(status: Status, name: str) -> Revision | None:
     return next((r for r in status.revisions if r.name == name), None)
 
 
-def _next_stage(revision: Revision | None) -> str | None:
-    """The stage that has no result yet; None when all have."""
-    if revision is None or revision.model_digest is None:
-        return "fetch"
-    if revision.data_digest is None:
-        return "prepare"
-    if revision.baseline is None:
-        return "baseline"
-    return "evaluate" if revision.artifact and revision.evaluated is None else None
+def _to_come(revision: Revision | None) -> list[str]:
+    """The stages that have no result yet."""
+    if revision is None:
+        return ["fetch", "prepare", "baseline", "evaluate"]
+    if revision.promoted or revision.gate == "NotNeeded":
+        return []
+    results = {
+        "fetch": revision.model_digest, "prepare": revision.data_digest, "baseline": revision.baseline, "evaluate": revision.evaluated,
+    }  # fmt: skip
+    return [stage for stage, result in results.items() if result is None]

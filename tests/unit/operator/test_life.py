@@ -359,6 +359,75 @@ async def deleted_job_of_a_user_is_made_up_for(kill: str) -> World:
     return world
 
 
+async def edit_that_is_taken_back_in_training_goes_on_from_the_checkpoints(kill: str) -> World:
+    world = await begin(kill)
+    good, world.outcomes["train"] = world.outcomes["train"], [Outcome(never=True)]
+    await run(world, lambda s: bool(s.get("attempts") and s["attempts"][0].get("folder")), kill=kill)
+    first = status_of(world)["revision"]
+    edit(world, training=NEW_RATE)
+    await run(world, lambda s: any(a["revision"] != first and a.get("folder") for a in s["attempts"]), kill=kill)
+    assert len([p for p in world.api.all(kinds.POD) if "-a1-" in p["metadata"]["name"]]) == 2, "one gang at a time"
+    edit(world, training=SPEC["training"])
+    await run(world, lambda s: len(s["attempts"]) == 3, kill=kill)
+    world.outcomes["train"] = good
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    status = status_of(world)
+    assert [(a["outcome"], a["revision"] == first, a["number"]) for a in status["attempts"]] == [
+        ("Superseded", True, 1), ("Superseded", False, 1), ("Succeeded", True, 2),
+    ]  # fmt: skip
+    assert status["liveRevision"] == first
+    return world
+
+
+async def suspended_rollout_is_held_and_goes_on(kill: str) -> World:
+    world = await to_live(kill)
+    edit(world, serving={"replicas": 2, "image": "better:1"})
+    await run(world, weight(10), kill=kill)
+    edit(world, suspend=True)
+    held = world.clock.seconds + 60
+    await run(world, lambda _: world.clock.seconds > held, kill=kill)
+    status = status_of(world)
+    assert (status["phase"], status["rollout"]["weight"]) == ("Suspended", 10)
+    assert "held at 10 %" in condition(status, "Ready")["message"]
+    assert condition(status, "Available")["status"] == "True"
+    edit(world, suspend=False)
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    assert status_of(world)["rollout"]["state"] == "Promoted"
+    return world
+
+
+async def missing_source_is_named_and_it_goes_on_once_that_is_there(kill: str) -> World:
+    world = await begin(kill, data={"train": {"source": "configmap://rows/train.jsonl"}})
+    await run(world, lambda s: s.get("reason") == "SourceMissing", kill=kill)
+    ready = condition(status_of(world), "Ready")
+    assert ready["status"] == "False"
+    assert "ConfigMap rows does not exist in namespace ml" in ready["message"]
+    world.api.put(kinds.CONFIGMAP, {"metadata": {"name": "rows", "namespace": "ml"}, "data": {"train.jsonl": "{}"}})
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    return world
+
+
+async def spec_that_cannot_be_read_changes_nothing_but_what_is_said(kill: str) -> World:
+    world = await to_live(kill)
+    before = children(world)
+    edit(world, training={"learningRate": "fast"})
+    await run(world, kill=kill)
+    status = status_of(world)
+    ready = condition(status, "Ready")
+    assert (ready["status"], ready["reason"], condition(status, "Stalled")["status"]) == ("False", "InvalidSpec", "True")
+    assert "spec.training.learningRate" in ready["message"]
+    assert condition(status, "Available")["status"] == "True"
+    assert children(world) == before
+    edit(world, training=SPEC["training"])
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    assert children(world) == before
+    return world
+
+
 async def deleted_finetune_leaves_nothing(kill: str) -> World:
     world = await to_live(kill)
     world.api.remove(FINETUNE, "ml", "bot")
@@ -379,7 +448,9 @@ LIVES: dict[str, Life] = {
         suspended_training_goes_on_from_its_checkpoints, failed_attempts_are_tried_again_within_their_budget,
         bad_data_stops_and_says_which_rows, superseded_rollout_is_taken_back_first, without_serving_the_artifact_is_the_end,
         removed_serving_takes_arms_and_routers_away, good_baseline_needs_no_training_and_serves, more_replicas_change_in_place,
-        deleted_job_of_a_user_is_made_up_for, deleted_finetune_leaves_nothing,
+        deleted_job_of_a_user_is_made_up_for, edit_that_is_taken_back_in_training_goes_on_from_the_checkpoints,
+        suspended_rollout_is_held_and_goes_on, missing_source_is_named_and_it_goes_on_once_that_is_there,
+        spec_that_cannot_be_read_changes_nothing_but_what_is_said, deleted_finetune_leaves_nothing,
     )
 }  # fmt: skip
 
