@@ -71,8 +71,9 @@ def check(folder: Path, manifest: str, work: Path = WORK) -> None:
 
 def _network(model: Path, adapter: Path | None, device: torch.device, dtype: torch.dtype) -> Any:
     """The network in `dtype`; adapters are merged in float32, so that they are rounded once."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, logging
 
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     merge_dtype = torch.float32 if adapter is not None and device.type == "cpu" else dtype
     network = AutoModelForCausalLM.from_pretrained(
         model, dtype=merge_dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True

@@ -1,7 +1,8 @@
 """One pod of a training gang: the elastic launcher, in this process, with static rendezvous on pod 0.
 
 The launcher's own command line exits 1 whatever its workers' codes were; here each rank leaves an outcome file, and
-the pod ends with the code and message of the rank that failed first.
+the pod ends with the code and message of the rank that failed first. Ranks are forked from a launcher that has imported
+everything: the imports take longer than many a short run, and so they happen once a pod.
 Invariant: a SIGTERM that comes before any rank runs ends the pod at once; later it is the ranks' to answer.
 """
 
@@ -11,16 +12,16 @@ import json
 import os
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 
 from finetune_trainer import exits, hardware
 from finetune_trainer.config import ComputeConfig, RunConfig, need
 from finetune_trainer.methods import require_supported
-from finetune_trainer.train.worker import OUTCOMES
+from finetune_trainer.train import worker
 
 RANK_VARIABLE = "JOB_COMPLETION_INDEX"
 JOIN_SECONDS = 900
@@ -33,17 +34,16 @@ def main(config: RunConfig) -> exits.JsonObject | None:
     compute = need(config.compute, "compute")
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
         outcomes = Path(scratch)
-        os.environ[OUTCOMES] = scratch
+        os.environ[worker.OUTCOMES] = scratch
         os.environ["OMP_NUM_THREADS"] = str(compute.threads or max(1, hardware.cpu_limit() // compute.processes_per_node))
         _leave_at_once_until_ranks_run(outcomes)
-        path = outcomes / "run.json"
-        path.write_text(config.model_dump_json(by_alias=True))
+        import_module("finetune_trainer.train.assemble")
         resolve(compute.master_address, RESOLVE_SECONDS)
-        failure = launch(config, compute, path)
+        failure = launch(config, compute, outcomes / "logs")
         return conclude(outcomes, failure)
 
 
-def launch(config: RunConfig, compute: ComputeConfig, path: Path) -> BaseException | None:
+def launch(config: RunConfig, compute: ComputeConfig, logs: Path) -> BaseException | None:
     """Run the elastic agent until its ranks have ended; returns what it raised."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -56,14 +56,14 @@ def launch(config: RunConfig, compute: ComputeConfig, path: Path) -> BaseExcepti
         rdzv_backend="static",
         rdzv_endpoint=f"{compute.master_address}:{compute.master_port}",
         rdzv_configs={"rank": int(os.environ.get(RANK_VARIABLE, "0")), "timeout": JOIN_SECONDS},
+        start_method="fork",
         max_restarts=0,
         monitor_interval=0.2,
-        logs_specs=DefaultLogsSpecs(log_dir=str(path.parent / "logs")),
+        logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
         shutdown_timeout=max(1, round(compute.grace_seconds - 5)),
     )
-    command = ["-u", "-m", "finetune_trainer.train.worker", str(path)]
     try:
-        elastic_launch(settings, sys.executable)(*command)
+        elastic_launch(settings, worker.main)(config)
     except BaseException as error:
         return error
     return None

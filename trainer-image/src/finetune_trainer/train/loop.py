@@ -271,4 +271,4 @@ class Loop:
         )
         if run.ranks.first:
             speed = "" if tokens_per_second is None else f" {tokens_per_second:.0f} tokens/s"
-            print(f"step {step}/{run.steps.total_steps} loss {loss:.4f} rate {rate:.2e}{speed}", flush=True)
+            print(f"step {step}/{run.steps.total_steps} loss {loss:.6f} rate {rate:.2e}{speed}", flush=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLora
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, logging
 
 from finetune_trainer import layout
 from finetune_trainer.config import LoraConfig, ModelConfig
@@ -23,6 +23,7 @@ def load_base(config: ModelConfig, bf16: bool, device: torch.device) -> Any:
     """The frozen base model; bfloat16 or float32 on `device`."""
     if not layout.is_complete(config.path):
         raise Infrastructure("ModelMissing", f"{config.path} is not a complete model folder")
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model = AutoModelForCausalLM.from_pretrained(
             config.path,

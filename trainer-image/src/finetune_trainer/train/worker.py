@@ -17,7 +17,7 @@ from types import FrameType
 from typing import NoReturn
 
 from finetune_trainer import exits, hardware, layout
-from finetune_trainer.config import RunConfig, load, need
+from finetune_trainer.config import RunConfig, need
 from finetune_trainer.progress import Progress, serving, timestamp
 from finetune_trainer.train.watchdog import Watchdog
 
@@ -43,13 +43,13 @@ class Context:
         }
 
 
-def main(path: str) -> int:
-    """Run this rank under the configuration at `path`; returns only on success."""
+def main(config: RunConfig) -> None:
+    """Run this rank, in a process forked from the launcher; returns only on success."""
     context = Context()
+    signal.set_wakeup_fd(-1)  # the launcher's
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     (outcome_folder() / f"started-{os.environ['LOCAL_RANK']}").touch()
     try:
-        config = load(path)
         signal.signal(signal.SIGTERM, _on_stop(context))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         stall = need(config.compute, "compute").stall_seconds
@@ -58,7 +58,6 @@ def main(path: str) -> int:
         result = run_rank(config, context, watchdog)
         watchdog.stop()
         write_outcome({"code": 0, "message": result})
-        return 0
     except BaseException as error:
         leave(error, context)
 
@@ -170,7 +169,3 @@ def _on_stop(context: Context) -> object:
             context.run.stop_requested = True  # type: ignore[attr-defined]
 
     return handler
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,54 @@
+"""Fixtures: the tiny model of the image, fetched and with prepared rows, made once a session."""
+
+from __future__ import annotations
+
+import importlib.util
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+from finetune_trainer import fetch
+from finetune_trainer.config import RunConfig
+from finetune_trainer.data import prepare
+
+from tests.trainer import support
+
+
+def pytest_sessionstart() -> None:
+    """Let the processes' server import what it holds while this process does the same."""
+    forkserver.ensure_running()
+
+
+TOOL = Path(__file__).resolve().parents[2] / "trainer-image" / "tools" / "tiny_model.py"
+
+
+@pytest.fixture(autouse=True)
+def _any_progress_port(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FINETUNE_PROGRESS_PORT", "0")
+    monkeypatch.setenv("FINETUNE_TERMINATION_LOG", str(tmp_path / "termination"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder that the image has at /opt/models/tiny-random."""
+    spec = importlib.util.spec_from_file_location("tiny_model", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("tiny")
+    module.main(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def work(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work volume with the fetched model and 64 prepared rows."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("FINETUNE_PROGRESS_PORT", "0")
+    folder = tmp_path_factory.mktemp("work")
+    source = support.write_rows(folder / "rows.jsonl", support.rows())
+    fetch.main(RunConfig.model_validate(support.make_config("fetch", folder, tiny_model)))
+    prepare.main(RunConfig.model_validate(support.make_config("prepare", folder, tiny_model, source)))
+    patch.undo()
+    return folder

@@ -1,0 +1,170 @@
+"""Stages fetch and prepare, run in this process on folders and files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from finetune_trainer import fetch, layout
+from finetune_trainer.config import ModelConfig, RunConfig
+from finetune_trainer.data import arrays, prepare
+from finetune_trainer.exits import Infrastructure, UserError
+
+from tests.trainer.support import EXAMPLES, make_config, rows, write_rows
+
+
+def model_config(source: Path, target: Path, **more: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "version": 1, "stage": "fetch", "finetune": {"namespace": "ml", "name": "bot", "revision": "r"},
+            "model": {"source": f"image://{source}", "path": str(target), **more},
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture
+def copy(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "source"))
+
+
+def test_a_model_is_fetched_once_and_verified_afterwards(copy: Path, tmp_path: Path) -> None:
+    first = fetch.main(model_config(copy, tmp_path / "models" / "x"))
+    assert (first["family"], first["files"]) == ("llama", 6)
+    before = (tmp_path / "models" / "x" / "COMMIT").stat().st_ino
+    shutil.rmtree(copy)
+    assert fetch.main(model_config(copy, tmp_path / "models" / "x")) == first
+    assert (tmp_path / "models" / "x" / "COMMIT").stat().st_ino == before
+
+
+def test_a_model_folder_that_was_damaged_is_fetched_again(copy: Path, tmp_path: Path) -> None:
+    first = fetch.main(model_config(copy, tmp_path / "x"))
+    (tmp_path / "x" / "config.json").write_text("{}")
+    assert fetch.main(model_config(copy, tmp_path / "x")) == first
+    assert layout.verify(tmp_path / "x")["digest"] == first["digest"]
+
+
+def spoil_pickled(source: Path) -> None:
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+
+
+def spoil_remote(source: Path) -> None:
+    settings = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**settings, "auto_map": {"AutoModel": "x.Y"}}))
+
+
+REFUSED = {
+    "is not there": (shutil.rmtree, "there is no folder"),
+    "has no configuration": (lambda source: (source / "config.json").unlink(), "has no config.json"),
+    "has pickled weights alone": (spoil_pickled, r"only pickled weights \(pytorch_model.bin\)"),
+    "wants to run its own code": (spoil_remote, "brings its own Python code"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "words"), REFUSED.values(), ids=REFUSED)
+def test_a_model_is_refused_that(spoil: Any, words: str, copy: Path, tmp_path: Path) -> None:
+    spoil(copy)
+    with pytest.raises(UserError, match=words):
+        fetch.main(model_config(copy, tmp_path / "models" / "x"))
+    assert not (tmp_path / "models" / "x").exists()
+
+
+def test_code_and_hidden_files_do_not_come_along(copy: Path, tmp_path: Path) -> None:
+    for name in ("model.py", ".secret.json", "old.bin"):
+        (copy / name).write_text("x")
+    fetch.main(model_config(copy, tmp_path / "x"))
+    assert not {"model.py", ".secret.json", "old.bin"} & {path.name for path in (tmp_path / "x").iterdir()}
+
+
+def test_a_source_that_is_not_built_yet_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="oci:// is not supported yet"), fetch.opened(ModelConfig(source="oci://a/b", path=tmp_path / "x")):
+        pass
+
+
+def prepared(work: Path, tmp_path: Path, tiny_model: Path, values: list[Any], **overrides: Any) -> tuple[Path, dict[str, Any]]:
+    source = write_rows(tmp_path / "rows.jsonl", values)
+    overrides = {"model__path": str(work / "models" / "tiny"), **overrides}
+    document = make_config("prepare", tmp_path, tiny_model, source, **overrides)
+    return Path(document["data"]["path"]), dict(prepare.main(RunConfig.model_validate(document)))
+
+
+def test_no_test_row_is_in_a_file_that_training_reads(work: Path, tmp_path: Path, tiny_model: Path) -> None:
+    values = [*rows(), *rows(20)]
+    folder, result = prepared(work, tmp_path, tiny_model, values)
+    assert result["rows"] == {"read": 84, "invalid": 0, "duplicate": 20, "tooLong": 0, "train": 52, "validation": 4, "test": 8}
+    sealed = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    hashes = (folder / "train-hashes.txt").read_text().split()
+    assert len(set(hashes)) == 52
+    assert not {row["id"] for row in sealed} & set(hashes)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(work / "models" / "tiny")
+    for split in ("train", "validation"):
+        data = arrays.load(folder, split)
+        texts = [tokenizer.decode(data.row(index)[0]) for index in range(len(data))]
+        assert not any(row["reference"] in text and row["messages"][-1]["content"] in text for row in sealed for text in texts)
+
+
+def test_the_same_rows_give_the_same_bytes(work: Path, tmp_path: Path, tiny_model: Path) -> None:
+    digests = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        digests.append(prepared(work, tmp_path / name, tiny_model, rows())[1]["digest"])
+    assert digests[0] == digests[1]
+
+
+def test_bad_rows_up_to_the_limit_are_dropped_and_told_by_number(work: Path, tmp_path: Path, tiny_model: Path) -> None:
+    values: list[Any] = [*rows()[:30], "{broken", *rows()[30:], {"instruction": "Say nothing.", "output": ""}]
+    _, result = prepared(work, tmp_path, tiny_model, values, data__quality={"maxInvalidPercent": 5})
+    assert result["rows"]["invalid"] == 2
+    assert [(item["row"], item["reason"].partition(":")[0]) for item in result["invalid"]] == [
+        (31, "not JSON"), (66, "turn 2 (assistant) is empty"),
+    ]  # fmt: skip
+
+
+def test_more_bad_rows_than_the_limit_stop_before_training(work: Path, tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(UserError, match=r"4 of 68 rows \(5.9 %\) are invalid, more than maxInvalidPercent 5: .* row 65: ") as found:
+        prepared(work, tmp_path, tiny_model, [*rows(), *["{broken"] * 4])
+    assert found.value.fix == "Correct the rows, or raise data.quality.maxInvalidPercent."
+    assert not (tmp_path / "data" / "1f2e3d4c").exists()
+
+
+LONG = [{"instruction": "Go on.", "output": "word " * 200}]
+TOO_LONG = {"Drop": (1, 52), "Truncate": (1, 53)}
+
+
+@pytest.mark.parametrize(("policy", "expected"), TOO_LONG.items(), ids=TOO_LONG)
+def test_rows_that_are_too_long(policy: str, expected: tuple[int, int], work: Path, tmp_path: Path, tiny_model: Path) -> None:
+    folder, result = prepared(work, tmp_path, tiny_model, rows() + LONG, data__quality={"onTooLong": policy})
+    assert (result["rows"]["tooLong"], result["rows"]["train"] + result["rows"]["test"] + result["rows"]["validation"] - 12) == expected
+    assert int(np.max(arrays.load(folder, "train").lengths)) <= 256
+
+
+def test_a_row_that_is_too_long_fails_where_that_is_asked_for(work: Path, tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(UserError, match=r"row 65 of configmap://rows/train\.jsonl has 10.. tokens, more than 256"):
+        prepared(work, tmp_path, tiny_model, rows() + LONG, data__quality={"onTooLong": "Fail"})
+
+
+def test_an_incomplete_model_is_infrastructure(tmp_path: Path, tiny_model: Path, work: Path) -> None:
+    with pytest.raises(Infrastructure, match="is not a complete model folder"):
+        prepared(work, tmp_path, tiny_model, rows(), model__path=str(tmp_path))
+
+
+EXAMPLE_FILES = {"support-labels/train.jsonl": (1, 5), "text-to-sql/questions.jsonl": (10, 300)}
+
+
+@pytest.mark.parametrize(("name", "expected"), EXAMPLE_FILES.items(), ids=EXAMPLE_FILES)
+def test_the_examples_are_prepared_without_a_complaint(
+    name: str, expected: tuple[int, int], work: Path, tmp_path: Path, tiny_model: Path
+) -> None:  # fmt: skip
+    values = (EXAMPLES / name).read_text().splitlines()
+    folder, result = prepared(
+        work, tmp_path, tiny_model, list(values), training__maxSequenceLength=1024, data__quality={"minResponseCharacters": None}
+    )
+    assert (result["rows"]["invalid"], result["minResponseCharacters"]) == (0, expected[0])
+    assert result["rows"]["test"] >= 30
+    assert layout.is_complete(folder)
+    assert "<html" in (folder / "report.html").read_text()

@@ -1,0 +1,103 @@
+"""Raw rows to conversations, and the reasons for those that cannot be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from finetune_trainer.config import SourceConfig
+from finetune_trainer.data import formats, sources
+from finetune_trainer.exits import UserError
+
+
+def turns(*texts: str) -> tuple[dict[str, str], ...]:
+    roles = ("user", "assistant")
+    return tuple({"role": roles[index % 2], "content": text} for index, text in enumerate(texts))
+
+
+def converted(content: str, wanted: str = "Auto") -> tuple[list[formats.Row], dict[int, str]]:
+    raw = list(sources.parse("configmap://a/b", content.encode("utf-8", "surrogateescape")))
+    good, bad = formats.convert(raw, formats.detect("configmap://a/b", raw) if wanted == "Auto" else wanted)
+    return good, {item.row: item.reason for item in bad}
+
+
+CONVERSATIONS = {
+    "messages": ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}', turns("a", "b")),
+    "a prompt and its completion": ('{"prompt": "a", "completion": "b"}', turns("a", "b")),
+    "a prompt and its completion as turns": (
+        '{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}', turns("a", "b"),
+    ),
+    "an instruction without input": ('{"instruction": "a", "output": "b"}', turns("a", "b")),
+    "an instruction with an input goes into one turn": ('{"instruction": "a", "input": "c", "output": "b"}', turns("a\n\nc", "b")),
+    "input and output": ('{"input": "a", "output": "b"}', turns("a", "b")),
+    "a system text comes first": (
+        '{"system": "s", "input": "a", "output": "b"}', ({"role": "system", "content": "s"}, *turns("a", "b")),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "expected"), CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_every_format_is_recognised(line: str, expected: tuple[Any, ...]) -> None:
+    good, bad = converted(line)
+    assert (good[0].messages, bad) == (expected, {})
+
+
+REASONS = {
+    "text that is not JSON": ("{broken", "not JSON"),
+    "a number": ("7", "not a JSON object but int"),
+    "a missing field": ('{"prompt": "a"}', "field completion is missing"),
+    "a field that is no text": ('{"prompt": "a", "completion": 3}', "field completion is int, not text"),
+    "an empty answer": ('{"prompt": "a", "completion": "  "}', "turn 2 (assistant) is empty"),
+    "bytes that are no UTF-8": ('{"prompt": "\udcff", "completion": "b"}', "not UTF-8"),
+    "half of a surrogate pair": ('{"prompt": "a", "completion": "\\ud800"}', "half of a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize(("line", "reason"), REASONS.values(), ids=REASONS)
+def test_a_bad_row_is_told_by_its_line_number_and_reason(line: str, reason: str) -> None:
+    good, bad = converted('{"prompt": "a", "completion": "b"}\n\n' + line, "PromptCompletion")
+    assert len(good) == 1
+    assert list(bad) == [3]
+    assert reason in bad[3]
+
+
+TURNS = {
+    "the last turn is the user's": ([("user", "a"), ("assistant", "b"), ("user", "c")], "the last turn is user, not assistant"),
+    "two turns of one role": ([("user", "a"), ("user", "b"), ("assistant", "c")], "turns 1 and 2 are both user"),
+    "a system turn in the middle": ([("user", "a"), ("system", "s"), ("assistant", "b")], "a system turn may only come first"),
+    "no user": ([("system", "s"), ("assistant", "b")], "there is no user turn"),
+    "one turn": ([("assistant", "b")], "a conversation needs a user and an assistant turn"),
+}
+
+
+@pytest.mark.parametrize(("found", "reason"), TURNS.values(), ids=TURNS)
+def test_turns_that_are_no_conversation(found: list[tuple[str, str]], reason: str) -> None:
+    with pytest.raises(formats.RowError, match=reason):
+        formats.check([{"role": role, "content": content} for role, content in found])
+
+
+def test_an_unknown_role_is_named_with_its_turn() -> None:
+    _, bad = converted('{"messages": [{"role": "robot", "content": "a"}, {"role": "assistant", "content": "b"}]}')
+    assert bad == {1: "messages: turn 1 has role 'robot', not one of system, user, assistant"}
+
+
+def test_fields_that_fit_no_format_are_listed() -> None:
+    with pytest.raises(UserError, match=r"fields found: question, answer"):
+        converted('{"question": "a", "answer": "b"}')
+
+
+def test_a_json_array_and_a_byte_order_mark_are_read() -> None:
+    good, _ = converted('\ufeff[{"input": "a", "output": "b"},\n {"input": "c", "output": "d"}]')
+    assert [row.row for row in good] == [1, 2]
+
+
+def test_the_digest_looks_at_content_alone() -> None:
+    (one, two, three), _ = converted(
+        '{"input": "a", "output": "b "}\n{"input": " a", "output": "b", "id": 7}\n{"input": "a", "output": "B"}', "InputOutput"
+    )
+    assert one.digest == two.digest != three.digest
+
+
+def test_a_source_that_is_not_there_is_the_users(tmp_path: Any) -> None:
+    with pytest.raises(UserError, match="configmap://rows/x: No such file"):
+        sources.read(SourceConfig(source="configmap://rows/x", mount=tmp_path / "x"))

@@ -1,0 +1,133 @@
+"""Folders as transactions: a crash at any moment leaves the old state or the new one, and what is broken is passed over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_trainer import layout
+from finetune_trainer.train import checkpoint
+from finetune_trainer.train.checkpoint import Checkpoint, State
+
+
+class Crash(BaseException):
+    """The machine is gone."""
+
+
+def state(step: int, fingerprint: str = "this run") -> State:
+    return State(step, 17, fingerprint, step * 100, 1.0, 2.0, None, None, None, 0, 0)
+
+
+def saved(attempt: Path, step: int, keep: int = 2, fingerprint: str = "this run") -> Path:
+    tensors = {"weight": torch.full((2, 2), float(step))}
+    return checkpoint.save(attempt, Checkpoint(state(step, fingerprint), tensors, tensors, None), keep)
+
+
+def crash_at_call(number: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Every change of the file system that a transaction makes is counted; the given one never happens, nor any later."""
+    calls = 0
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls >= number:
+                raise Crash
+            return function(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", counted(lambda descriptor: None))
+    for name in ("rename", "write_text", "unlink", "mkdir"):
+        monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
+    monkeypatch.setattr(layout.shutil, "rmtree", counted(layout.shutil.rmtree))
+    return lambda: calls
+
+
+def test_a_crash_at_every_step_of_a_save_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    complete, number = False, 0
+    while not complete:
+        number += 1
+        attempt = tmp_path / f"crash-{number}"
+        saved(attempt, 10)
+        with pytest.MonkeyPatch.context() as patch:
+            count = crash_at_call(number, patch)
+            try:
+                saved(attempt, 20)
+            except Crash:
+                pass
+            else:
+                complete = count() < number
+        found = checkpoint.newest([attempt], "this run")
+        assert found is not None, f"after a crash at change {number}"
+        assert found[1].state.step in (10, 20)
+        assert torch.equal(found[1].adapter["weight"], torch.full((2, 2), float(found[1].state.step)))
+        assert saved(attempt, 20).is_dir(), "what a crash left does not stand in the way"
+        newest = checkpoint.newest([attempt], "this run")
+        assert newest is not None
+        assert newest[1].state.step == 20
+    assert number > 10, "a save makes more changes than that"
+
+
+BREAKS: dict[str, Callable[[Path], object]] = {
+    "has no COMMIT": lambda folder: (folder / "COMMIT").unlink(),
+    "lost a file": lambda folder: (folder / checkpoint.ADAPTER).unlink(),
+    "has a torn file": lambda folder: os.truncate(folder / checkpoint.OPTIMIZER, 40),
+    "has a changed byte": lambda folder: (folder / checkpoint.STATE).write_text((folder / checkpoint.STATE).read_text().replace("2", "3")),
+    "has another manifest": lambda folder: (folder / layout.MANIFEST).write_text("{}"),
+    "has a COMMIT of nothing": lambda folder: (folder / "COMMIT").write_text(""),
+}
+
+
+@pytest.mark.parametrize("damage", BREAKS.values(), ids=BREAKS)
+def test_the_newest_checkpoint_is_passed_over_where_it(damage: Callable[[Path], object], tmp_path: Path) -> None:
+    saved(tmp_path, 10)
+    damage(saved(tmp_path, 20))
+    found = checkpoint.newest([tmp_path], "this run")
+    assert found is not None
+    assert found[1].state == state(10)
+
+
+def test_checkpoints_of_another_run_are_passed_over(tmp_path: Path) -> None:
+    saved(tmp_path, 20, fingerprint="another run")
+    assert checkpoint.newest([tmp_path], "this run") is None
+
+
+def test_the_highest_step_of_all_attempts_counts(tmp_path: Path) -> None:
+    saved(tmp_path / "a2-x", 5)
+    saved(tmp_path / "a1-x", 30)
+    saved(tmp_path / "a0-x", 20)
+    found = checkpoint.newest([tmp_path / name for name in ("a2-x", "a1-x", "a0-x", "never-made")], "this run")
+    assert found is not None
+    assert found[0].parent.parent.name == "a1-x"
+
+
+def test_as_many_checkpoints_stay_as_are_to_be_kept(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40):
+        saved(tmp_path, step, keep=2)
+    assert sorted(path.name for path in layout.checkpoints(tmp_path).iterdir()) == ["step-00000030", "step-00000040"]
+
+
+def test_an_error_inside_a_transaction_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> None:
+        with layout.transaction(tmp_path / "x") as work:
+            (work.folder / "half").write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_digest_is_of_names_and_contents_alone(tmp_path: Path) -> None:
+    digests = []
+    for name in ("one", "two"):
+        with layout.transaction(tmp_path / name) as work:
+            (work.folder / "a").write_text("a")
+            work.facts["made"] = name
+        digests.append(layout.verify(tmp_path / name)["digest"])
+    assert digests[0] == digests[1]

@@ -1,0 +1,145 @@
+"""The loop's numbers: equal however a step is cut, however often it stops, and the same for the same seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_trainer.config import LoraConfig, ModelConfig, TrainingConfig
+from finetune_trainer.data import arrays
+from finetune_trainer.exits import Interrupted, NonFinite
+from finetune_trainer.progress import Progress
+from finetune_trainer.train import checkpoint, model, objective, plan
+from finetune_trainer.train.distributed import Ranks
+from finetune_trainer.train.loop import Loop, Run
+from torch.nn import functional
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers for it
+ALONE = Ranks(0, 0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def make_run(work: Path, tmp_path: Path) -> Any:
+    def make(micro: int = 2048, resume: Any = None, dropout: float = 0, **training: Any) -> Run:
+        data = work / "data" / "1f2e3d4c"
+        train, validation = arrays.load(data, "train"), arrays.load(data, "validation")
+        settings = TrainingConfig.model_validate({"learningRate": 0.003, "seed": 17, "checkpoint": {"everySeconds": None}, **training})
+        path = work / "models" / "tiny"
+        base = model.load_base(ModelConfig(source="image:///x", path=path), False, ALONE.device)
+        return Run(
+            ranks=ALONE, model=model.add_lora(base, LoraConfig(rank=4, alpha=8, dropout=dropout), path, settings.seed, False),
+            training=settings, steps=plan.make(train.lengths, 500, 1, settings.seed, micro), train=train, validation=validation, pad=0,
+            bf16=False, attempt=tmp_path / "attempt", fingerprint="f", progress=Progress("train"), beat=lambda: None, resume=resume,
+        )  # fmt: skip
+
+    return make
+
+
+def losses(run: Run, monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[float]:
+    """Loss by step; asks to stop during the given one."""
+    found: list[float] = []
+
+    def report(loop: Loop, loss: float, rate: float) -> None:
+        found.append(loss)
+        run.stop_requested = len(found) + 1 == stop_after
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_report", report)
+        Loop(run).execute()
+    return found
+
+
+def test_the_loss_is_the_mean_over_supervised_tokens_as_torch_computes_it(make_run: Any) -> None:
+    run = make_run()
+    rows = run.steps.rows(0)
+    batch = objective.collate(run.train, rows, run.pad, ALONE.device)
+    logits = run.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=-100)
+    for keeps in (True, False):
+        found = objective.loss_sum(run.model, batch, keeps) / objective.supervised_count(run.train, rows)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_one_pass_of_eight_rows_is_four_passes_of_two(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, cut = make_run(micro=100_000), make_run(micro=170)
+    assert [len(whole.steps.micro_batches(step, 0, 1)) for step in range(3)] == [1, 1, 1]
+    assert all(len(cut.steps.micro_batches(step, 0, 1)) >= 3 for step in range(3))
+    assert losses(whole, monkeypatch) == pytest.approx(losses(cut, monkeypatch), rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_seed_others(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = losses(make_run(dropout=0.2), monkeypatch)
+    assert losses(make_run(dropout=0.2), monkeypatch) == first
+    assert losses(make_run(dropout=0.2, seed=18), monkeypatch) != first
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(stop: int, make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = losses(make_run(dropout=0.2), monkeypatch)
+    stopped = make_run(dropout=0.2)
+    stopped.stop_requested = stop == 1
+    with pytest.raises(Interrupted, match=f"after step {stop}"):
+        losses(stopped, monkeypatch, stop)
+    found = checkpoint.newest([stopped.attempt], "f")
+    assert found is not None
+    resumed = losses(make_run(dropout=0.2, resume=found[1]), monkeypatch)
+    assert resumed == undisturbed[stop:]
+
+
+def test_training_learns(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = losses(make_run(), monkeypatch)
+    assert found[-1] < found[0] - 0.1
+
+
+def test_the_adapters_of_the_lowest_validation_loss_are_exported(make_run: Any) -> None:
+    run = make_run(evaluateEverySteps=1)
+    outcome = Loop(run).execute()
+    assert outcome.state.best_step is not None
+    assert outcome.state.best_loss == pytest.approx(outcome.state.best_loss)
+    again = make_run(evaluateEverySteps=1)
+    loop = Loop(again)
+    with torch.no_grad():
+        for name, parameter in loop.parameters.items():
+            parameter.copy_(outcome.weights[name])
+    assert loop._validation_loss() == pytest.approx(outcome.state.best_loss, rel=1e-6)
+
+
+def test_training_stops_when_validation_gets_worse_as_often_as_patience_allows(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([3.0, 2.0, 2.5, 2.4])
+    monkeypatch.setattr(Loop, "_validation_loss", lambda loop: next(values))
+    outcome = Loop(make_run(evaluateEverySteps=1, earlyStoppingPatience=2)).execute()
+    assert (outcome.stopped_early, outcome.state.step, outcome.state.best_step) == (True, 4, 2)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_a_lasting_one_ends_the_run(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run()
+    true, bad = objective.loss_sum, {1}
+    calls = 0
+
+    def loss_sum(*arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return true(*arguments) * (float("nan") if calls in bad else 1)
+
+    monkeypatch.setattr(objective, "loss_sum", loss_sum)
+    outcome = Loop(run).execute()
+    assert outcome.state.skipped == 1
+    assert all(torch.isfinite(tensor).all() for tensor in outcome.weights.values())
+    calls, bad = 0, set(range(1000))
+    with pytest.raises(NonFinite, match="also after a roll-back"):
+        Loop(make_run(evaluateEverySteps=1000)).execute()
+
+
+def test_gradients_are_clipped_to_the_norm(make_run: Any) -> None:
+    loop = Loop(make_run(clipNorm=0.5))
+    loop.flat[:-3] = 3.0
+    loop._update(1.0, 0.0)
+    assert float(torch.linalg.vector_norm(loop.flat[:-3])) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_lora_goes_to_every_linear_layer_but_the_head(make_run: Any) -> None:
+    run = make_run()
+    names = {name.split(".")[-4] for name in Loop(run).parameters}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -1,0 +1,88 @@
+"""Chat templates: what is supervised, and that it is proven."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_trainer.data.formats import Row, content_digest
+from finetune_trainer.data.templates import ChatEncoder, Encoded, prove
+from finetune_trainer.exits import UserError
+from transformers import AutoTokenizer
+
+ASKS = "{% if add_generation_prompt %}[assistant]{% endif %}"
+PLAIN = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}" + ASKS
+ENDED = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<|im_end|>{% endfor %}" + ASKS
+FORGETS = (
+    "{% for m in messages %}{% if loop.last or m['role'] != 'assistant' %}[{{ m['role'] }}]{{ m['content'] }}<|im_end|>{% else %}"
+    "[assistant]…{% endif %}{% endfor %}" + ASKS
+)
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}" + ENDED
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def row(*turns: tuple[str, str]) -> Row:
+    messages = tuple({"role": role, "content": content} for role, content in turns)
+    return Row("s", 1, messages, content_digest(messages))
+
+
+def supervised(tokenizer: Any, item: Encoded) -> str:
+    return str(tokenizer.decode([token for token, mask in zip(item.ids, item.mask, strict=True) if mask]))
+
+
+ONE = row(("user", "2+2?"), ("assistant", "4"))
+TWO = row(("system", "Be brief."), ("user", "2+2?"), ("assistant", "4"), ("user", "3+3?"), ("assistant", "6"))
+CASES = {
+    "the answer and the end of its turn": (None, ONE, "4<|im_end|>"),
+    "every answer of a conversation": (None, TWO, "4<|im_end|>6<|im_end|>"),
+    "an end is added where the template has none": (PLAIN, ONE, "4<|im_end|>"),
+    "the last answer alone where the template forgets earlier ones": (FORGETS, TWO, "6<|im_end|>"),
+}
+
+
+@pytest.mark.parametrize(("template", "given", "expected"), CASES.values(), ids=CASES)
+def test_what_is_supervised(tokenizer: Any, template: str | None, given: Row, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if template:
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+    item = ChatEncoder(tokenizer).encode(given)
+    assert supervised(tokenizer, item) == expected
+    prove([item], ChatEncoder(tokenizer), tokenizer)
+
+
+def test_tokens_before_the_answer_are_those_that_the_server_feeds_the_model(tokenizer: Any) -> None:
+    encoder = ChatEncoder(tokenizer)
+    item = encoder.encode(ONE)
+    first = item.mask.index(True)
+    assert list(item.ids[:first]) == tokenizer(encoder.prompt(ONE.messages[:1]), add_special_tokens=False)["input_ids"]
+
+
+def test_the_reason_of_a_template_that_refuses_a_row_is_told(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", REFUSES)
+    with pytest.raises(Exception, match="the chat template refuses it: no system turns"):
+        ChatEncoder(tokenizer).encode(TWO)
+
+
+def test_a_model_without_a_template_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    with pytest.raises(UserError, match="no chat template"):
+        ChatEncoder(tokenizer)
+
+
+WRONG = {
+    "nothing is supervised but the end": lambda item: replace(item, mask=(*[False] * (len(item.mask) - 2), True, False)),
+    "the end is not supervised": lambda item: replace(item, mask=(*item.mask[:-2], False, False)),
+    "everything is supervised": lambda item: replace(item, mask=(True,) * len(item.mask)),
+}
+
+
+@pytest.mark.parametrize("spoil", WRONG.values(), ids=WRONG)
+def test_a_mask_is_not_believed_where(tokenizer: Any, spoil: Any) -> None:
+    encoder = ChatEncoder(tokenizer)
+    with pytest.raises(UserError, match="supervised"):
+        prove([spoil(encoder.encode(ONE))], encoder, tokenizer)
