@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ from finetune_operator import conditions, logs, names, plan, status
 from finetune_operator.api.load import load_spec
 from finetune_operator.api.status import Status
 from finetune_operator.apply import Children, NameTaken
-from finetune_operator.build.pods import Images, Owner
+from finetune_operator.build.pods import Images, Manifest, Owner
 from finetune_operator.cache import Cache
 from finetune_operator.clock import Clock
 from finetune_operator.cluster import Cluster
@@ -25,7 +25,7 @@ from finetune_operator.decide import decide
 from finetune_operator.decide.draft import Draft, soonest
 from finetune_operator.errors import Invalid, SpecError
 from finetune_operator.events import Events
-from finetune_operator.kinds import DEPLOYMENT, FINETUNE, JOB, SERVICE
+from finetune_operator.kinds import DEPLOYMENT, FINETUNE, JOB, SERVICE, Kind
 from finetune_operator.metrics import Metrics
 from finetune_operator.observe import Observer
 from finetune_operator.observed import Observed
@@ -102,31 +102,21 @@ class Reconciler:
         return written
 
     async def _act(self, key: Key, o: Observed, d: Draft) -> Waiting | None:
-        """Make the world follow the status; what the API server refuses is told, and disturbs nothing else."""
+        """Make the world follow the status; what the API server refuses is told, and what serves is held as wanted all the same."""
         children = Children(self.cluster, self.cache, key)
         images = Images(self.settings.trainer_image, self.settings.router_image, self.settings.vllm_image)
         owner = Owner(o.namespace, o.name, o.uid)
         context = plan.Context(owner, o, d, images, self.settings.profiles, jwks(self.signing_key))
-        try:
-            for job in d.obsolete:
-                await children.remove(JOB, job)
-                await children.remove(SERVICE, job)
-            for kind, manifest in plan.before(context):
-                await children.ensure(kind, manifest)
-            for kind, manifest in plan.once(context):
-                await children.make(kind, manifest)
-            for kind, manifest in plan.kept(context):
-                await children.ensure(kind, manifest)
-            await self._push(o, d)
-            for kind, name in plan.leftovers(context, self.cache.children(DEPLOYMENT, key)):
-                await children.remove(kind, name)
-        except NameTaken as error:
-            return error.waiting
-        except Invalid as error:
-            return Waiting(conditions.REFUSED, f"the API server refused a child: {error}")
-        except SpecError as error:
-            return Waiting(conditions.INVALID_SPEC, str(error))
-        return None
+        await self._push(o, d)  # first: a rollback waits for no child, and a router that does not know the structure is not told
+        for job in d.obsolete:
+            await children.remove(JOB, job)
+            await children.remove(SERVICE, job)
+        problem = await _bring(children.ensure, plan.before(context))
+        problem = await _bring(children.make, plan.once(context)) or problem
+        problem = await _bring(children.ensure, plan.kept(context)) or problem
+        for kind, name in plan.leftovers(context, self.cache.children(DEPLOYMENT, key)):
+            await children.remove(kind, name)
+        return problem
 
     async def _push(self, o: Observed, d: Draft) -> None:
         """Tell the routers their weights now; one that does not hear it is asked again in the next cycle."""
@@ -146,8 +136,23 @@ class Reconciler:
             self.problems.pop(key, None)
         else:
             self.problems[key] = problem
-            await self.events.emit(dict(finetune), "Warning", problem.reason, problem.message)
-        await self._commit(finetune, status.compute(replace(o, status=_status(finetune), now=now), d, problem))
+        finetune = await self._commit(finetune, status.compute(replace(o, status=_status(finetune), now=now), d, problem))
+        if problem is not None:
+            await self.events.emit(finetune, "Warning", problem.reason, problem.message)
+
+
+async def _bring(verb: Callable[[Kind, Manifest], Awaitable[None]], wanted: Iterable[plan.Child]) -> Waiting | None:
+    """Make or hold these children, in order; why one of them cannot be."""
+    try:
+        for kind, manifest in wanted:
+            await verb(kind, manifest)
+    except NameTaken as error:
+        return error.waiting
+    except Invalid as error:
+        return Waiting(conditions.REFUSED, f"the API server refused a child: {error}")
+    except SpecError as error:
+        return Waiting(conditions.INVALID_SPEC, str(error))
+    return None
 
 
 def _status(finetune: Object) -> Status:

@@ -428,6 +428,28 @@ async def spec_that_cannot_be_read_changes_nothing_but_what_is_said(kill: str) -
     return world
 
 
+async def refused_training_job_keeps_no_rollback_from_the_users(kill: str) -> World:
+    world = await to_live(kill)
+    before = status_of(world)["liveArm"]
+    slow = {**SPEC["rollout"], "steps": [{"weight": 10, "hold": "1h"}, {"weight": 100}]}
+    edit(world, serving={"replicas": 2, "image": "bad:1"}, rollout=slow)
+    await run(world, weight(10), kill=kill)
+    edit(world, training=NEW_RATE)
+    world.api.refused.add(kinds.JOB)
+    await run(world, lambda s: s["reason"] == "Refused", kill=kill)
+    assert "exceeded quota: jobs" in condition(status_of(world), "Ready")["message"]
+    world.failing = lambda arm: 0.0 if arm == before else 0.5
+    await run(world, lambda s: s["rollout"]["state"] == "RolledBack", kill=kill)
+    assert {w for _, canary, w in served(world) if canary} <= {0}
+    world.api.refused.clear()
+    edit(world, rollout=SPEC["rollout"])
+    world.failing = lambda arm: 0.0
+    world.outcomes["evaluate"] = [Outcome(scores(0.85, (0.0, 0.1)))]
+    await run(world, live_with(2), kill=kill)
+    await run(world, kill=kill)
+    return world
+
+
 async def deleted_finetune_leaves_nothing(kill: str) -> World:
     world = await to_live(kill)
     world.api.remove(FINETUNE, "ml", "bot")
@@ -450,7 +472,8 @@ LIVES: dict[str, Life] = {
         removed_serving_takes_arms_and_routers_away, good_baseline_needs_no_training_and_serves, more_replicas_change_in_place,
         deleted_job_of_a_user_is_made_up_for, edit_that_is_taken_back_in_training_goes_on_from_the_checkpoints,
         suspended_rollout_is_held_and_goes_on, missing_source_is_named_and_it_goes_on_once_that_is_there,
-        spec_that_cannot_be_read_changes_nothing_but_what_is_said, deleted_finetune_leaves_nothing,
+        spec_that_cannot_be_read_changes_nothing_but_what_is_said, refused_training_job_keeps_no_rollback_from_the_users,
+        deleted_finetune_leaves_nothing,
     )
 }  # fmt: skip
 
@@ -483,6 +506,6 @@ async def test_a_killed_operator_ends_where_an_undisturbed_one_does(name: str) -
 
 async def test_one_kill_at_any_write_changes_nothing() -> None:
     undisturbed = await to_live("never")
-    for write in range(0, len(undisturbed.api.writes), 2):
+    for write in range(0, len(undisturbed.api.writes), 4):
         killed = await to_live(f"at:{write}")
         assert (children(killed), births(killed)) == (children(undisturbed), births(undisturbed)), f"killed after write {write}"
