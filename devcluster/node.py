@@ -63,8 +63,12 @@ def down() -> list[str]:
     _require_root()
     with lock("devcluster"):
         _refuse_others({_KUBELET: _PORTS[_KUBELET]})  # its pods and mounts are where ours would be
-        cleanup.stop_everything(paths.state())
-        cleanup.remove_files(paths.state())
+        progress = Progress("down", {"stop": 5.0, "remove files": 5.0})
+        with progress.phase("stop"):
+            cleanup.stop_everything(paths.state())
+        with progress.phase("remove files"):
+            cleanup.remove_files(paths.state())
+        progress.remember()
         return cleanup.left_behind(paths.state())
 
 
@@ -228,10 +232,12 @@ def _node_ready(*, since: float) -> bool:
 
 
 def _wait(component: str, what: str, ready: Callable[[], bool]) -> None:
-    """Wait for what a component brings about; one that has stopped ends the wait."""
+    """Wait for what a component brings about; the wait ends with any component that has stopped."""
 
     def ready_or_stopped() -> bool:
-        _must_run(component)
+        for name in COMPONENTS:
+            if paths.pid_file(name).exists():
+                _must_run(name)
         return ready()
 
     wait_for(what, ready_or_stopped, seconds=90, hint=f"See {paths.log_file(component)}")
@@ -239,7 +245,8 @@ def _wait(component: str, what: str, ready: Callable[[], bool]) -> None:
 
 def _must_run(name: str) -> None:
     if procs.running(paths.pid_file(name)) is None:
-        raise DevclusterError(f"{name} has stopped; see {paths.log_file(name)}")
+        tail = "\n".join(paths.log_file(name).read_text(errors="replace").splitlines()[-5:])
+        raise DevclusterError(f"{name} has stopped. Its log ({paths.log_file(name)}) ends:\n{tail}")
 
 
 def _refuse_others(wanted: Mapping[tuple[str, int], str]) -> None:
