@@ -46,7 +46,7 @@ def installed() -> Iterator[World]:
             if started:
                 devcluster.down()
             elif not before:
-                helm(kubectl, "uninstall", RELEASE, "-n", OPERATOR_NAMESPACE)
+                helm(kubectl, "uninstall", RELEASE, "-n", OPERATOR_NAMESPACE, "--ignore-not-found")
                 kubectl("delete", "crd", "finetunes.finetune.dev", "--ignore-not-found")
                 kubectl("delete", "namespace", OPERATOR_NAMESPACE, "--ignore-not-found")
 

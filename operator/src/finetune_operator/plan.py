@@ -16,7 +16,7 @@ from finetune_operator.api.status import Revision
 from finetune_operator.build import arm, jobs, revision, router, runconfig, volume
 from finetune_operator.build.arm import Served
 from finetune_operator.build.jobs import Stage
-from finetune_operator.build.pods import Accelerator, Images, Manifest, Owner
+from finetune_operator.build.pods import Accelerator, Devices, Images, Manifest, Owner
 from finetune_operator.decide.draft import ArmWanted, Draft, JobWanted
 from finetune_operator.decide.stages import BASE, evaluation_key, reference
 from finetune_operator.decide.train import folders
@@ -52,15 +52,15 @@ class Context:
         """What the status knows of a revision."""
         return next(r for r in self.draft.status.revisions if r.name == name)
 
-    def accelerator(self) -> tuple[Accelerator | None, int]:
-        """The profile asked for and the GPUs of each pod; SpecError when there is no such profile."""
+    def devices(self) -> Devices:
+        """The accelerators of each pod; SpecError when there is no such profile."""
         compute = self.spec.compute
         if not compute.accelerator:
-            return None, compute.gpus_per_node or 0
+            return Devices(compute.gpus_per_node or 0)
         if compute.accelerator not in self.profiles:
             known = ", ".join(sorted(self.profiles)) or "none"
             raise SpecError(f"spec.compute.accelerator: the operator has no profile {compute.accelerator!r}; it has: {known}")
-        return self.profiles[compute.accelerator], compute.gpus_per_node or 1
+        return Devices(compute.gpus_per_node or 1, self.profiles[compute.accelerator])
 
 
 def before(c: Context) -> Iterator[Child]:
@@ -119,8 +119,7 @@ def leftovers(c: Context, deployments: Mapping[str, Mapping[str, Any]]) -> Itera
 
 
 def _template(c: Context, wanted: ArmWanted) -> Manifest:
-    accelerator, gpus = c.accelerator()
-    return arm.template(c.owner, c.spec, _served(c, wanted.revision), c.images, accelerator, gpus)
+    return arm.template(c.owner, c.spec, _served(c, wanted.revision), c.images, c.devices())
 
 
 def _served(c: Context, name: str) -> Served:
@@ -137,17 +136,16 @@ def _served(c: Context, name: str) -> Served:
 
 
 def _job(c: Context, job: JobWanted, stage: Stage) -> Manifest:
-    accelerator, gpus = c.accelerator()
-    o, d = c.observed, c.draft
+    o, d, devices = c.observed, c.draft, c.devices()
     scoring = _scoring(c, job.stage) if job.stage in ("baseline", "evaluate") else None
     config = runconfig.build(
         o.namespace, o.name, o.uid, c.spec, stage, c.kept(job.revision)["resolved"],
-        gpus=gpus, resume_from=folders(d.status.attempts, job.revision, job.number), scoring=scoring,
+        gpus=devices.count, resume_from=folders(d.status.attempts, job.revision, job.number), scoring=scoring,
     )  # fmt: skip
     served = None
     if scoring is not None and config["evaluation"]["metrics"] != [{"type": "Loss"}]:
         served = _served(c, _scored_revision(c, job.stage))
-    return jobs.stage_job(c.owner, c.spec, stage, config, c.images, served=served, accelerator=accelerator, gpus=gpus)
+    return jobs.stage_job(c.owner, c.spec, stage, config, c.images, served=served, devices=devices)
 
 
 def _scored_revision(c: Context, stage: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from finetune_operator import names
 from finetune_operator.api.spec import Spec
 from finetune_operator.build import pods
-from finetune_operator.build.pods import Accelerator, Images, Manifest, Owner
+from finetune_operator.build.pods import Devices, Images, Manifest, Owner
 
 PRESTOP_SECONDS = 8  # longer than the routers' DNS refresh and health checks take
 GRACE_SECONDS = 60
@@ -26,22 +26,22 @@ class Served:
     lora_rank: int = 16
 
 
-def template(owner: Owner, spec: Spec, served: Served, images: Images, accelerator: Accelerator | None, gpus: int) -> Manifest:
+def template(owner: Owner, spec: Spec, served: Served, images: Images, devices: Devices) -> Manifest:
     """The pod template of an arm, without what changes in place (replicas)."""
     volumes = [pods.work_volume(owner), pods.tmp_volume()]
     if runtime(spec) == "vLLM":
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}})
-    container = {**server(spec, served, images, gpus), "lifecycle": {"preStop": {"sleep": {"seconds": PRESTOP_SECONDS}}}}
+    container = {**server(spec, served, images, devices), "lifecycle": {"preStop": {"sleep": {"seconds": PRESTOP_SECONDS}}}}
     return {
         "metadata": {"annotations": pods.pod_annotations(spec)},
         "spec": pods.pod_spec(
-            owner, spec, containers=[container], volumes=volumes, accelerator=accelerator if gpus else None,
+            owner, spec, containers=[container], volumes=volumes, devices=devices,
             grace_seconds=GRACE_SECONDS,
         ),
     }  # fmt: skip
 
 
-def server(spec: Spec, served: Served, images: Images, gpus: int) -> Manifest:
+def server(spec: Spec, served: Served, images: Images, devices: Devices) -> Manifest:
     """The container that serves the OpenAI API on port 8000; evaluation runs the same one as its sidecar."""
     serving = spec.serving
     vllm = runtime(spec) == "vLLM" and not (serving and serving.image)
@@ -50,10 +50,10 @@ def server(spec: Spec, served: Served, images: Images, gpus: int) -> Manifest:
     container: Manifest = {
         "name": "server",
         "image": (serving.image if serving and serving.image else None) or (images.vllm if vllm else images.trainer),
-        "args": vllm_args(served, gpus) if vllm else serve_args(served),
+        "args": vllm_args(served, devices.count) if vllm else serve_args(served),
         "env": pods.env({**pods.OFFLINE, **({"VLLM_NO_USAGE_STATS": "1"} if vllm else {})}, spec.pods),
         "ports": [{"name": "http", "containerPort": names.MODEL_PORT}],
-        "resources": _resources(spec, gpus),
+        "resources": _resources(spec, devices),
         "securityContext": pods.RESTRICTED_CONTAINER,
         "startupProbe": _probe(ready, period=2, failures=READY_SECONDS // 2),
         "readinessProbe": _probe(ready, period=2, failures=2),
@@ -148,12 +148,10 @@ def _labels(owner: Owner, arm: str) -> dict[str, str]:
     return names.labels(owner.name, "arm", **{names.ARM: arm})
 
 
-def _resources(spec: Spec, gpus: int) -> Manifest:
+def _resources(spec: Spec, devices: Devices) -> Manifest:
     given = spec.serving.resources if spec.serving else None
     requests: dict[str, Any] = {"cpu": "100m", "memory": "512Mi"}
-    limits: dict[str, Any] = {}
-    if gpus:
-        limits["nvidia.com/gpu"] = str(gpus)
+    limits: dict[str, Any] = {**devices.limits()}
     if given:
         requests.update(given.requests or {})
         limits.update(given.limits or {})

@@ -15,7 +15,7 @@ from finetune_operator import names
 from finetune_operator.api.spec import Spec
 from finetune_operator.build import pods, sources
 from finetune_operator.build.arm import Served, server
-from finetune_operator.build.pods import Accelerator, Images, Manifest, Owner
+from finetune_operator.build.pods import NO_DEVICES, Devices, Images, Manifest, Owner
 
 CONTAINER = "trainer"
 KEEP_SECONDS = 24 * 3600  # a finished Job stays for its logs
@@ -41,10 +41,9 @@ def stage_job(
     images: Images,
     *,
     served: Served | None = None,
-    accelerator: Accelerator | None = None,
-    gpus: int = 0,
+    devices: Devices = NO_DEVICES,
 ) -> Manifest:
-    """The Job of a stage; `served` (scoring alone) is what its sidecar serves; `gpus` are those of each pod."""
+    """The Job of a stage; `served` (scoring alone) is what its sidecar serves; `devices` are those of each pod."""
     training = stage.name == "train"
     nodes = spec.compute.nodes if training else 1
     labels = {names.REVISION: stage.revision, names.STAGE: stage.name}
@@ -58,7 +57,7 @@ def stage_job(
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": _failure_policy(),
         "ttlSecondsAfterFinished": KEEP_SECONDS,
-        "template": _template(owner, spec, stage, config, images, served, accelerator, gpus, labels),
+        "template": _template(owner, spec, stage, config, images, served, devices, labels),
     }
     if stage.name in ("baseline", "evaluate"):
         job_spec["activeDeadlineSeconds"] = SCORING_DEADLINE_SECONDS
@@ -105,22 +104,21 @@ def _failure_policy() -> Manifest:
 
 def _template(
     owner: Owner, spec: Spec, stage: Stage, config: Mapping[str, Any], images: Images, served: Served | None,
-    accelerator: Accelerator | None, gpus: int, labels: Mapping[str, str],
+    devices: Devices, labels: Mapping[str, str],
 ) -> Manifest:  # fmt: skip
     source_volumes, source_mounts = sources.volumes(sources.of_stage(spec, stage.name))
     training = stage.name == "train"
     shared: list[Manifest] = [pods.work_volume(owner), pods.tmp_volume(), _config_volume(), *source_volumes]
     if training:
         shared.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}})
-    own_gpus = gpus if training else 0
-    sidecar = server(spec, served, images, gpus) if served else None
+    sidecar = server(spec, served, images, devices) if served else None
     spec_of_pod = pods.pod_spec(
         owner,
         spec,
-        containers=[_container(spec, stage, images, own_gpus, accelerator, source_mounts)],
+        containers=[_container(spec, stage, images, devices if training else NO_DEVICES, source_mounts)],
         init_containers=[{**_as_sidecar(sidecar)}] if sidecar else None,
         volumes=shared,
-        accelerator=accelerator if gpus else None,
+        devices=devices if training or sidecar else NO_DEVICES,
         grace_seconds=TRAIN_GRACE_SECONDS if training else 30,
     )
     spec_of_pod["restartPolicy"] = "Never"
@@ -136,23 +134,22 @@ def _template(
     }
 
 
-def _container(
-    spec: Spec, stage: Stage, images: Images, gpus: int, accelerator: Accelerator | None, source_mounts: list[Manifest]
-) -> Manifest:
+def _container(spec: Spec, stage: Stage, images: Images, devices: Devices, source_mounts: list[Manifest]) -> Manifest:
     training = stage.name == "train"
     command = "evaluate" if stage.name == "baseline" else stage.name
-    profile = dict(accelerator.env) if accelerator and gpus else {}
     return {
         "name": CONTAINER,
         "image": images.trainer,
         "args": [command, "--config", f"{names.CONFIG_DIR}/run.json"],
         "env": [
-            *pods.env({**(pods.OFFLINE if stage.name != "fetch" else {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}), **profile}, spec.pods),
+            *pods.env(
+                {**(pods.OFFLINE if stage.name != "fetch" else {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}), **devices.env()}, spec.pods
+            ),
             {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
             *(_token(spec) if stage.name == "fetch" else ()),
         ],
         "ports": [{"name": "progress", "containerPort": names.PROGRESS_PORT}],
-        "resources": _resources(spec, stage.name, gpus),
+        "resources": _resources(spec, stage.name, devices),
         "securityContext": pods.RESTRICTED_CONTAINER,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
@@ -171,16 +168,14 @@ def _token(spec: Spec) -> list[Manifest]:
     return [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": name, "key": "token"}}}] if name else []
 
 
-def _resources(spec: Spec, stage: str, gpus: int) -> Manifest:
+def _resources(spec: Spec, stage: str, devices: Devices) -> Manifest:
     compute = spec.compute
     training = stage == "train"
     requests: Manifest = {"cpu": (compute.cpu if training else None) or "100m", "memory": MEMORY[stage]}
-    limits: Manifest = {}
+    limits: Manifest = {**devices.limits()}
     if training and compute.memory:
         requests["memory"] = compute.memory
         limits["memory"] = compute.memory
-    if gpus:
-        limits["nvidia.com/gpu"] = str(gpus)
     return {"requests": requests, **({"limits": limits} if limits else {})}
 
 

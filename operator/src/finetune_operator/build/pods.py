@@ -13,6 +13,7 @@ from finetune_operator import names
 from finetune_operator.api.spec import Pods, Spec
 
 Manifest = dict[str, Any]
+REQUIRED: Final = "requiredDuringSchedulingIgnoredDuringExecution"
 NO_LABELS: Final[Mapping[str, str]] = {}
 
 
@@ -32,10 +33,9 @@ class Owner:
         }  # fmt: skip
 
     def metadata(self, name: str, component: str, labels: Mapping[str, str] = NO_LABELS, *, owned: bool = True) -> Manifest:
-        """Metadata of a child; `labels` are label names of `names` with their values."""
+        """Metadata of a child; `labels` are label names of `names` with their values. One that is not owned outlives its FineTune."""
         meta: Manifest = {"name": name, "namespace": self.namespace, "labels": names.labels(self.name, component, **labels)}
-        if owned:
-            meta["ownerReferences"] = [self.reference()]
+        meta["ownerReferences"] = [self.reference()] if owned else []  # said also when empty, so that it is taken back
         return meta
 
 
@@ -58,6 +58,27 @@ class Accelerator:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Devices:
+    """The accelerators of one pod: how many, and of which profile (None: any that `nvidia.com/gpu` stands for)."""
+
+    count: int = 0
+    profile: Accelerator | None = None
+
+    def limits(self) -> dict[str, str]:
+        """What the container asks the device plugin for."""
+        return {self.profile.resource if self.profile else "nvidia.com/gpu": str(self.count)} if self.count else {}
+
+    def env(self) -> dict[str, str]:
+        """The profile's variables."""
+        return dict(self.profile.env) if self.profile and self.count else {}
+
+    def node_labels(self) -> Mapping[str, Sequence[str]]:
+        """Labels that a node must have, each with one of its values."""
+        return self.profile.node_labels if self.profile and self.count else {}
+
+
+NO_DEVICES: Final = Devices()
 RESTRICTED_POD: Manifest = {
     "runAsNonRoot": True, "runAsUser": names.USER_ID, "runAsGroup": names.USER_ID, "fsGroup": names.USER_ID,
     "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
@@ -91,7 +112,7 @@ def pod_spec(
     containers: list[Manifest],
     volumes: list[Manifest],
     init_containers: list[Manifest] | None = None,
-    accelerator: Accelerator | None = None,
+    devices: Devices = NO_DEVICES,
     grace_seconds: int = 30,
 ) -> Manifest:
     """A restricted pod with the user's overrides, kept on the volume's node when only one node may mount it."""
@@ -106,7 +127,7 @@ def pod_spec(
     }
     if init_containers:
         result["initContainers"] = init_containers
-    if affinity := _affinity(owner, spec, accelerator):
+    if affinity := _affinity(owner, spec, devices):
         result["affinity"] = affinity
     if pods is None:
         return result
@@ -131,23 +152,25 @@ def volume_label(owner: Owner) -> dict[str, str]:
     return {names.VOLUME: names.work_volume(owner.name)}
 
 
-def _affinity(owner: Owner, spec: Spec, accelerator: Accelerator | None) -> Manifest:
+def _affinity(owner: Owner, spec: Spec, devices: Devices) -> Manifest:
     affinity: Manifest = dict(spec.pods.affinity) if spec.pods and spec.pods.affinity else {}
     if spec.storage.access_mode == "ReadWriteOnce":
         together = {"labelSelector": {"matchLabels": volume_label(owner)}, "topologyKey": "kubernetes.io/hostname"}
         affinity = _with_required(affinity, "podAffinity", [together])
-    if accelerator and accelerator.node_labels:
-        terms = [
-            {"matchExpressions": [{"key": key, "operator": "In", "values": list(values)}]}
-            for key, values in accelerator.node_labels.items()
-        ]
-        node = dict(affinity.get("nodeAffinity") or {})
-        node.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {"nodeSelectorTerms": terms})
-        affinity = {**affinity, "nodeAffinity": node}
+    if labels := devices.node_labels():
+        wanted = [{"key": key, "operator": "In", "values": list(values)} for key, values in labels.items()]
+        affinity = _with_expressions(affinity, wanted)
     return affinity
 
 
 def _with_required(affinity: Manifest, kind: str, terms: list[Manifest]) -> Manifest:
-    key = "requiredDuringSchedulingIgnoredDuringExecution"
     block = dict(affinity.get(kind) or {})
-    return {**affinity, kind: {**block, key: [*(block.get(key) or ()), *terms]}}
+    return {**affinity, kind: {**block, REQUIRED: [*(block.get(REQUIRED) or ()), *terms]}}
+
+
+def _with_expressions(affinity: Manifest, wanted: list[Manifest]) -> Manifest:
+    """The same affinity for nodes that also meet these expressions: the user's terms are alternatives, so each gets them."""
+    block = dict(affinity.get("nodeAffinity") or {})
+    terms = (block.get(REQUIRED) or {}).get("nodeSelectorTerms") or [{}]
+    both = [{**term, "matchExpressions": [*(term.get("matchExpressions") or ()), *wanted]} for term in terms]
+    return {**affinity, "nodeAffinity": {**block, REQUIRED: {"nodeSelectorTerms": both}}}
