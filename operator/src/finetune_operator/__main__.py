@@ -135,7 +135,11 @@ class Operator:
             registry = handlers.registry(self.cache, self.queue)
             try:
                 await kopf.operator(
-                    registry=registry, standalone=True, clusterwide=not self.settings.namespaces, namespaces=self.settings.namespaces
+                    registry=registry,
+                    identity=self.settings.identity,  # type: ignore[arg-type]  # else kopf asks for the user's name, which no image has
+                    standalone=True,
+                    clusterwide=not self.settings.namespaces,
+                    namespaces=self.settings.namespaces,
                 )
             except Exception as error:
                 log.warning("watch", extra=logs.of(error=str(error)))

@@ -18,6 +18,7 @@ from finetune_operator.build.arm import Served, server
 from finetune_operator.build.pods import NO_DEVICES, Devices, Images, Manifest, Owner
 
 CONTAINER = "trainer"
+ONLINE = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # fetch alone may ask a hub
 KEEP_SECONDS = 24 * 3600  # a finished Job stays for its logs
 SCORING_DEADLINE_SECONDS = 6 * 3600  # a sidecar that never starts does not fail a Job by itself
 TRAIN_GRACE_SECONDS = 120  # the gang agrees to stop and saves a checkpoint within this time
@@ -142,9 +143,7 @@ def _container(spec: Spec, stage: Stage, images: Images, devices: Devices, sourc
         "image": images.trainer,
         "args": [command, "--config", f"{names.CONFIG_DIR}/run.json"],
         "env": [
-            *pods.env(
-                {**(pods.OFFLINE if stage.name != "fetch" else {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}), **devices.env()}, spec.pods
-            ),
+            *pods.env({**(ONLINE if stage.name == "fetch" else pods.OFFLINE), **devices.env()}, spec.pods),
             {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
             *(_token(spec) if stage.name == "fetch" else ()),
         ],
