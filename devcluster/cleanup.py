@@ -31,7 +31,7 @@ def component_group() -> Path | None:
 def stop_everything(state: Path) -> None:
     """Make the host as after a reboot: no process, mount, link, rule or group of the node; its files stay."""
     _kill(state)
-    for folder in (state, Path("/var/lib/kubelet")):
+    for folder in _mounted(state):
         unmount_below(folder)
     network.down(state)
     _remove_groups()
@@ -91,6 +91,11 @@ def _remove_groups() -> None:
                     time.sleep(0.02)
 
 
+def _mounted(state: Path) -> list[Path]:
+    """Folders in which the node mounts."""
+    return [state, Path("/var/lib/kubelet"), paths.unpacked_images()]
+
+
 def unmount_below(folder: Path) -> None:
     """Unmount all that is mounted in a folder, the newest first; a busy mount is detached."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -117,7 +122,7 @@ def _shim_sockets() -> list[str]:
 def left_behind(state: Path) -> list[str]:
     """What a `down` should have removed but is still there; empty when the host is clean."""
     mountinfo = Path("/proc/self/mountinfo").read_text()
-    found = [f"mount {point}" for folder in (state, Path("/var/lib/kubelet")) for point in mounts_below(folder, mountinfo)]
+    found = [f"mount {point}" for folder in _mounted(state) for point in mounts_below(folder, mountinfo)]
     found += [f"process {pid}" for pid in procs.members(_members())]
     found += [f"control group {group}" for group in _groups()]
     found += [f"folder {folder}" for folder in (str(state), *_HOST_FOLDERS) if Path(folder).exists()]

@@ -114,9 +114,10 @@ def proxy(state: Path) -> str:
     )
 
 
-def containerd(state: Path) -> str:
+def containerd(state: Path, images: Path) -> str:
+    """`images` is containerd's root: pulled and unpacked images, which are the same after the next `up`."""
     return f"""version = 2
-root = "{state}/containerd"
+root = "{images}"
 state = "{state}/run/containerd"
 oom_score = 0
 [grpc]
@@ -124,7 +125,7 @@ oom_score = 0
 [ttrpc]
   address = "{state}/run/containerd.sock.ttrpc"
 [plugins."io.containerd.internal.v1.opt"]
-  path = "{state}/containerd/opt"
+  path = "{images}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "localhost/pause:1"
   disable_apparmor = true

@@ -137,5 +137,5 @@ def _pull(references: Mapping[str, str]) -> None:
 def _free_space() -> None:
     """Forget what is old in buildah's storage, in the registry and on the node."""
     run([*buildenv.buildah("rmi"), "--prune"], check=False)
-    removed = registry.prune({paths.in_registry(image) for image in node.images_in_use()})
-    node.remove_images(removed)
+    kept = registry.prune({paths.in_registry(image) for image in node.images_in_use()})
+    node.forget_images(kept)

@@ -6,8 +6,9 @@ if that node does not become ready, it starts again from nothing.
 
 import datetime
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from devcluster import api, cleanup, components, configs, manifests, network, nodebinary, packages, paths, pause, pki, procs
@@ -44,7 +45,7 @@ def ensure_up() -> bool:
             packages.ensure(packages.NODE)
         with progress.phase("node binary"):
             plane = _plane(nodebinary.ensure())
-        recovering = (paths.state() / "etcd" / "member").exists()
+        recovering = any(path.exists() for path in (paths.state() / "etcd" / "member", paths.unpacked_images()))
         try:
             _start(plane, progress)
         except DevclusterError as problem:
@@ -53,6 +54,7 @@ def ensure_up() -> bool:
             say(f"what the last node left cannot be used ({problem}); starting from nothing")
             cleanup.stop_everything(paths.state())
             cleanup.remove_files(paths.state())
+            shutil.rmtree(paths.unpacked_images(), ignore_errors=True)
             _start(plane, progress)
         progress.remember()
     return True
@@ -128,12 +130,24 @@ def images_in_use() -> set[str]:
     return {line.split()[1] for line in _ctr("containers", "list")[1:]}
 
 
-def remove_images(in_registry: Iterable[str]) -> None:
-    """Make the runtime forget images that left the registry, given by their paths there."""
-    gone = set(in_registry)
-    if gone and procs.running(paths.pid_file("containerd")):
-        names = [name for name in _ctr("images", "list", "-q") if paths.in_registry(name) in gone]
-        _ctr("images", "remove", *names)
+def forget_images(kept: Collection[str]) -> None:
+    """Make the runtime forget the images whose tags left the registry; `kept` has the paths that are there."""
+    if procs.running(paths.pid_file("containerd")):
+        gone = forgotten(_ctr("images", "list")[1:], kept)
+        if gone:
+            _ctr("images", "remove", *gone)
+
+
+def forgotten(listing: Iterable[str], kept: Collection[str]) -> list[str]:
+    """All names of the images of which no tag is kept; the runtime knows each by tag, by digest and by id."""
+    by_digest: dict[str, list[str]] = {}
+    for name, _, digest in (line.split()[:3] for line in listing):
+        by_digest.setdefault(digest, []).append(name)
+
+    def stays(name: str) -> bool:
+        return name == pause.IMAGE or paths.in_registry(name) in kept
+
+    return [name for names in by_digest.values() if not any(map(stays, names)) for name in names]
 
 
 def _ctr(*arguments: str) -> list[str]:
@@ -193,7 +207,7 @@ def _prepare(plane: Plane) -> None:
     files = {
         "resolv.conf": "".join(f"{line}\n" for line in upstream),
         "audit-policy.json": configs.audit_policy(),
-        "containerd.toml": configs.containerd(home),
+        "containerd.toml": configs.containerd(home, paths.unpacked_images()),
         "certs.d/_default/hosts.toml": configs.registry_mirror(),
         "cni/net.d/10-devcluster.conflist": configs.cni(home),
         "kubelet.json": configs.kubelet(home),

@@ -32,8 +32,8 @@ def present(reference: str) -> bool:
     return found
 
 
-def prune(in_use: Collection[str]) -> list[str]:
-    """Remove old tags but those that containers use (as paths in the registry) and free their layers; returns the removed."""
+def prune(in_use: Collection[str]) -> set[str]:
+    """Remove old tags but those that containers use (as paths in the registry), free their layers; what is left."""
     tags = {
         f"{folder.parents[2].relative_to(_repositories())}:{folder.name}": (folder / "current" / "link").stat().st_mtime
         for folder in _repositories().glob("**/_manifests/tags/*")
@@ -48,7 +48,7 @@ def prune(in_use: Collection[str]) -> list[str]:
         log = paths.cache() / "logs" / "registry-gc.log"
         log.unlink(missing_ok=True)
         run([program, "garbage-collect", "--delete-untagged", configuration], log=log)
-    return old
+    return set(tags) - set(old)
 
 
 def outdated(tags: Mapping[str, float], in_use: Iterable[str], *, now: float) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from devcluster import buildenv, cleanup, components, configs, images, manifests, network, nodebinary, paths, pause, pki, registry
+from devcluster import buildenv, cleanup, components, configs, images, manifests, network, node, nodebinary, paths, pause, pki, registry
 from devcluster.components import Plane
 
 HOME = Path("/var/lib/node")
@@ -59,6 +59,19 @@ def test_old_tags_are_those_beyond_the_newest_three_that_are_neither_young_nor_i
     assert registry.outdated({**tags, "trainer:3": 9 * day - 60}, [], now=9 * day) == ["trainer:4", "trainer:2", "trainer:1"]
     just_now = {f"app:{n}": 9 * day - n for n in range(6)}
     assert registry.outdated(just_now, [], now=9 * day) == []
+
+
+def test_an_image_is_forgotten_by_all_its_names_once_none_of_its_tags_is_kept() -> None:
+    listing = [
+        "finetune.dev/router:1  application/vnd sha256:aa 96.8 MiB linux/amd64 io.cri-containerd.image=managed",
+        "finetune.dev/router@sha256:aa application/vnd sha256:aa 96.8 MiB linux/amd64 -",
+        "sha256:1d application/vnd sha256:aa 96.8 MiB linux/amd64 -",
+        "finetune.dev/router:2 application/vnd sha256:bb 96.8 MiB linux/amd64 -",
+        "sha256:2d application/vnd sha256:bb 96.8 MiB linux/amd64 -",
+        "localhost/pause:1 application/vnd sha256:cc 1 MiB linux/amd64 -",
+    ]
+    assert node.forgotten(listing, {"router:2"}) == ["finetune.dev/router:1", "finetune.dev/router@sha256:aa", "sha256:1d"]
+    assert node.forgotten(listing, {"router:1", "router:2"}) == []
 
 
 DOCKERFILE = """
