@@ -12,7 +12,7 @@ from finetune_operator.api.quantities import quantity
 from finetune_operator.build.pods import Manifest
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
-from finetune_operator.errors import AlreadyExists, FineTuneError
+from finetune_operator.errors import AlreadyExists, FineTuneError, NotFound
 from finetune_operator.kinds import Kind
 from finetune_operator.workloads import Waiting
 
@@ -61,6 +61,13 @@ class Children:
         actual = self.cache.children(kind, self.key).get(name)
         if actual is not None and "deletionTimestamp" not in actual["metadata"]:
             await self.cluster.delete(kind, self.key[0], name, uid=actual["metadata"]["uid"])
+
+    async def annotate(self, kind: Kind, name: str, annotations: Mapping[str, str]) -> None:
+        """Annotate what others made for this FineTune, if it is still there."""
+        try:
+            self.cache.put(kind, await self.cluster.annotate(kind, self.key[0], name, annotations))
+        except NotFound:
+            return
 
     async def _create(self, kind: Kind, manifest: Manifest) -> Mapping[str, Any]:
         try:

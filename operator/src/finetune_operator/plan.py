@@ -1,12 +1,12 @@
 """Everything that must exist because of a decision, in the order in which it is made.
 
 `once`: made and never changed (ControllerRevisions, Jobs). `kept`: made and held as wanted (volume, arms, router).
-`leftovers`: what serves no longer.
+`leftovers`: what serves no longer. `nudges`: routers that have not seen their document yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,13 +101,13 @@ def kept(c: Context) -> Iterator[Child]:
         yield from router.children(c.owner, c.images.router, c.draft.routing.structure, c.draft.routing.weight, c.jwks)
 
 
-def leftovers(c: Context, deployments: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Kind, str]]:
+def leftovers(c: Context, there: Callable[[Kind], Mapping[str, Mapping[str, Any]]]) -> Iterator[tuple[Kind, str]]:
     """What is not wanted any more: arms that the routers have let go of, routers without arms, Services of gangs that ended."""
     wanted = {names.arm(c.owner.name, a.name) for a in c.draft.arms}
-    for name, deployment in deployments.items():
-        if deployment["metadata"]["labels"].get(names.ARM) and name not in wanted:
-            yield kinds.SERVICE, name
-            yield kinds.DEPLOYMENT, name  # last: it is what tells of the arm after a kill
+    for kind in (kinds.DEPLOYMENT, kinds.SERVICE):  # in this order: an arm that has a Deployment may be wanted again
+        for name, child in list(there(kind).items()):
+            if child["metadata"]["labels"].get(names.ARM) and name not in wanted:
+                yield kind, name
     if c.draft.routing is None:
         name = names.router(c.owner.name)
         yield from ((kind, name) for kind in (kinds.DEPLOYMENT, kinds.CONFIGMAP, kinds.PDB))
@@ -116,6 +116,21 @@ def leftovers(c: Context, deployments: Mapping[str, Mapping[str, Any]]) -> Itera
         job = names.attempt_job(c.owner.name, attempt.revision, attempt.number)
         if attempt.outcome != "Running" and c.observed.run(job).state not in ("Waiting", "Running", "Ending"):
             yield kinds.SERVICE, job
+
+
+def nudges(c: Context, pods: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """(pod, version) of routers that serve another document than the one wanted, once for each: their kubelet may take a minute."""
+    if c.draft.routing is None:
+        return
+    version = c.draft.routing.structure.version
+    for seen in c.observed.routers:
+        pod = pods.get(seen.pod)
+        if pod is not None and seen.version not in (None, version) and _annotations(pod).get(names.NUDGE) != version:
+            yield seen.pod, version
+
+
+def _annotations(obj: Mapping[str, Any]) -> Mapping[str, str]:
+    return obj["metadata"].get("annotations") or {}
 
 
 def _template(c: Context, wanted: ArmWanted) -> Manifest:

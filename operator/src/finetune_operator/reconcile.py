@@ -25,7 +25,7 @@ from finetune_operator.decide import decide
 from finetune_operator.decide.draft import Draft, soonest
 from finetune_operator.errors import Invalid, SpecError
 from finetune_operator.events import Events
-from finetune_operator.kinds import DEPLOYMENT, FINETUNE, JOB, SERVICE, Kind
+from finetune_operator.kinds import FINETUNE, JOB, POD, SERVICE, Kind
 from finetune_operator.metrics import Metrics
 from finetune_operator.observe import Observer
 from finetune_operator.observed import Observed
@@ -114,7 +114,9 @@ class Reconciler:
         problem = await _bring(children.ensure, plan.before(context))
         problem = await _bring(children.make, plan.once(context)) or problem
         problem = await _bring(children.ensure, plan.kept(context)) or problem
-        for kind, name in plan.leftovers(context, self.cache.children(DEPLOYMENT, key)):
+        for pod, version in plan.nudges(context, self.cache.children(POD, key)):
+            await children.annotate(POD, pod, {names.NUDGE: version})
+        for kind, name in plan.leftovers(context, lambda kind: self.cache.children(kind, key)):
             await children.remove(kind, name)
         return problem
 

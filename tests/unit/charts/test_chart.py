@@ -33,7 +33,7 @@ KEPT = {*MADE_ONCE, "patch"}
 CALLS: dict[Kind, set[str]] = {
     kinds.FINETUNE: CACHED,
     kinds.JOB: {*MADE_ONCE, "delete"},
-    kinds.POD: CACHED,
+    kinds.POD: {*CACHED, "patch"},  # reconcile nudges routers
     kinds.DEPLOYMENT: {*KEPT, "delete"},
     kinds.CONTROLLER_REVISION: MADE_ONCE,
     kinds.SERVICE: {*KEPT, "delete"},

@@ -2,6 +2,7 @@
 
 Nothing here knows how the operator decides: Jobs end as `outcomes` says, model servers are ready unless their image is in
 `broken`, routers serve the mounted document and the weights that were pushed to them, and count the requests of `traffic`.
+A changed document reaches a router's mount a minute later, or as soon as its pod is nudged.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ Id = tuple[Kind, str, str]
 KEY = generate_key()
 JOB_NAME, INDEX = "batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index"
 TERMINAL = ("Succeeded", "Failed")
+SYNC_SECONDS = 60.0  # until a kubelet looks at a mounted ConfigMap again, if nothing else happens to the pod
 
 
 class Killed(Exception):
@@ -108,6 +110,11 @@ class ApiServer:
         assert len(json.dumps(status)) < 64 * 1024
         return self._written("status", FINETUNE, self.change(FINETUNE, found, {**found, "status": status}))
 
+    async def annotate(self, kind: Kind, namespace: str, name: str, annotations: Mapping[str, str]) -> Object:
+        found = self._found(kind, {"namespace": namespace, "name": name})
+        merged = _merged(found, {"metadata": {"annotations": dict(annotations)}})
+        return self._written("annotate", kind, self.change(kind, found, merged))
+
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
         found = self.store.get((kind, namespace, name))
         if found is not None and uid in (None, found["metadata"]["uid"]):
@@ -180,6 +187,15 @@ class Outcome:
     never: bool = False
 
 
+@dataclass(frozen=True)
+class Mount:
+    """A router's ConfigMap as last synced, and when."""
+
+    data: Mapping[str, str]
+    nudge: str
+    time: float
+
+
 @dataclass
 class World:
     """The cluster around the operator."""
@@ -192,6 +208,7 @@ class World:
     per_turn: int = 300  # requests to each router
     runtime: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))  # router → version → pushed weight
     totals: dict[str, dict[str, ArmTotals]] = field(default_factory=lambda: defaultdict(dict))
+    mounts: dict[str, Mount] = field(default_factory=dict)  # by router
 
     def __post_init__(self) -> None:
         self.api = ApiServer(self.clock)
@@ -204,6 +221,7 @@ class World:
         other = World(HandClock(), defaultdict(list, {k: list(v) for k, v in self.outcomes.items()}), set(self.broken), self.failing)
         other.clock.seconds, other.api.store, other.api.version = self.clock.seconds, dict(self.api.store), self.api.version
         other.api.births, other.api.writes = defaultdict(int, self.api.births), list(self.api.writes)
+        other.mounts = dict(self.mounts)
         for mine, its in ((self.runtime, other.runtime), (self.totals, other.totals)):
             its.update({k: dict(v) for k, v in mine.items()})  # type: ignore[attr-defined]
         return other
@@ -217,6 +235,7 @@ class World:
             self._job(job)
         for deployment in list(self.api.all(kinds.DEPLOYMENT)):
             self._deployment(deployment)
+        self._sync()
         self._traffic()
 
     def _job(self, job: Object) -> None:
@@ -285,9 +304,20 @@ class World:
         version, canary = document["version"], document["canary"]
         return version, canary, self.runtime[pod].get(version, document["weight"])
 
+    def _sync(self) -> None:
+        """What the kubelet does for the routers' mounts."""
+        mounts: dict[str, Mount] = {}
+        for pod in self.api.all(kinds.POD):
+            meta = pod["metadata"]
+            if meta["labels"].get(names.COMPONENT) == "router":
+                old, nudge = self.mounts.get(meta["name"]), (meta.get("annotations") or {}).get(names.NUDGE, "")
+                fresh = old is not None and old.nudge == nudge and self.clock.seconds - old.time < SYNC_SECONDS
+                config = self.api.store[kinds.CONFIGMAP, "ml", meta["name"].rsplit("-", 1)[0]]
+                mounts[meta["name"]] = old if fresh and old else Mount(config["data"], nudge, self.clock.seconds)
+        self.mounts = mounts
+
     def _document(self, pod: str) -> Object:
-        config = self.api.store[kinds.CONFIGMAP, "ml", pod.rsplit("-", 1)[0]]
-        routes = json.loads(config["data"]["rds.json"])["resources"][0]["virtual_hosts"][0]["routes"]
+        routes = json.loads(self.mounts[pod].data["rds.json"])["resources"][0]["virtual_hosts"][0]["routes"]
         body = next(r["direct_response"]["body"]["inline_string"] for r in routes if r["match"].get("path") == STRUCTURE_PATH)
         return cast(Object, json.loads(body))
 
