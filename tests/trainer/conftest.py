@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from tests.trainer import support
 
 
 def pytest_sessionstart() -> None:
-    """Let the processes' server import what it holds while this process does the same."""
+    """Let the processes' server import what it holds while this process does the same.
+
+    Killed processes leave semaphores, which Python's resource tracker would tell after pytest's closing line."""
+    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
     forkserver.ensure_running()
 
 

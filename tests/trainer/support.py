@@ -149,6 +149,10 @@ class Stage:
         wait_until(f"a handler for {number.name}", lambda: int(_field(status, "SigCgt"), 16) >> (number - 1) & 1)
         return self
 
+    def freeze(self) -> None:
+        """Stop everything that it started, as a hanging file system does."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
     def kill(self) -> None:
         """SIGKILL everything that it started, as the loss of a node does."""
         self.process.kill()

@@ -122,6 +122,15 @@ def test_a_stop_before_the_gang_is_complete_ends_at_once(attempt: Attempt, tmp_p
         assert first.message["error"]["reason"] == "Interrupted"
 
 
+def test_a_rank_that_hangs_ends_the_other_as_stalled(attempt: Attempt, tmp_path: Path) -> None:
+    with training(tmp_path / "pods", attempt(0, 2, compute__stallSeconds=8)) as [first, second]:
+        first.reaches(5)
+        second.freeze()
+        first.ends(22)
+    assert first.message["error"]["class"] == "stalled"
+    assert first.message["step"] >= 5
+
+
 def test_what_no_retry_mends_ends_with_20_and_names_the_field(attempt: Attempt, tmp_path: Path) -> None:
     cases = {
         "a sharding that is not built yet": ({"compute__sharding": "ZeRO3"}, "compute.sharding ZeRO3 is not supported yet"),

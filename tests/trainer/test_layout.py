@@ -131,3 +131,8 @@ def test_a_digest_is_of_names_and_contents_alone(tmp_path: Path) -> None:
             work.facts["made"] = name
         digests.append(layout.verify(tmp_path / name)["digest"])
     assert digests[0] == digests[1]
+
+
+def test_what_is_committed_can_be_read_by_whoever_serves_it(tmp_path: Path) -> None:
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in saved(tmp_path, 10).iterdir()}
+    assert set(modes.values()) == {"0o644"}, modes

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 COMMIT = "COMMIT"
+READABLE = 0o644  # safetensors writes for its own user alone; what serves may run as another
 MANIFEST = "MANIFEST.json"
 MODEL_MANIFEST = MANIFEST
 DATA_MANIFEST = "manifest.json"
@@ -66,6 +67,7 @@ def transaction(final: Path, manifest: str = MANIFEST) -> Iterator[Transaction]:
         table = file_table(temporary, manifest)
         write_json(temporary / manifest, {**work.facts, "files": table, "digest": table_digest(table)})
         for path in _all_files(temporary):
+            path.chmod(READABLE)
             _fsync(path)
         for folder in sorted({path.parent for path in _all_files(temporary)}):
             _fsync(folder)
