@@ -17,6 +17,7 @@ import threading
 import time
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 
 from finetune_trainer import exits, hardware
 from finetune_trainer.config import ComputeConfig, RunConfig, need
@@ -36,7 +37,7 @@ def main(config: RunConfig) -> exits.JsonObject | None:
         outcomes = Path(scratch)
         os.environ[worker.OUTCOMES] = scratch
         os.environ["OMP_NUM_THREADS"] = str(compute.threads or max(1, hardware.cpu_limit() // compute.processes_per_node))
-        _leave_at_once_until_ranks_run(outcomes)
+        _stop_once(outcomes)
         import_module("finetune_trainer.train.assemble")
         resolve(compute.master_address, RESOLVE_SECONDS)
         failure = launch(config, compute, outcomes / "logs")
@@ -57,6 +58,7 @@ def launch(config: RunConfig, compute: ComputeConfig, logs: Path) -> BaseExcepti
         rdzv_endpoint=f"{compute.master_address}:{compute.master_port}",
         rdzv_configs={"rank": int(os.environ.get(RANK_VARIABLE, "0")), "timeout": JOIN_SECONDS},
         start_method="fork",
+        signals_to_handle="SIGINT",
         max_restarts=0,
         monitor_interval=0.2,
         logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
@@ -123,18 +125,32 @@ def _is_echo(outcome: dict[str, object]) -> bool:
     return message["error"]["reason"] == "PeerLost"
 
 
-def _leave_at_once_until_ranks_run(outcomes: Path) -> None:
-    """While the gang gathers, the main thread is in native code where handlers do not run: a thread reads the signal."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, lambda _signal, _frame: None)
+def _stop_once(outcomes: Path) -> None:
+    """SIGTERM before a rank runs ends the pod; the first one after that stops the ranks, and more of them change nothing:
+    torch's own handler would end the launcher while its ranks still save.
+
+    While the gang gathers, the main thread is in native code where handlers do not run: a thread reads the signal.
+    """
+
+    def ranks_run() -> bool:
+        return any(outcomes.glob("started-*"))
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if ranks_run():
+            from torch.distributed.elastic.multiprocessing.api import SignalException
+
+            signal.signal(number, signal.SIG_IGN)
+            raise SignalException("stopped on request", signal.Signals(number))
 
     def watch() -> None:
         while data := os.read(reader, 64):
-            if signal.SIGTERM in data and not list(outcomes.glob("started-*")):
+            if signal.SIGTERM in data and not ranks_run():
                 error = exits.Interrupted("Interrupted", "stopped on request before training began")
                 exits.write_termination({"stage": "train", "error": error.describe(), "folder": None, "step": None, "checkpoint": None})
                 os._exit(error.code)
 
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, handle)
     threading.Thread(target=watch, name="signals", daemon=True).start()
