@@ -61,6 +61,8 @@ class Children:
         actual = self.cache.children(kind, self.key).get(name)
         if actual is not None and "deletionTimestamp" not in actual["metadata"]:
             await self.cluster.delete(kind, self.key[0], name, uid=actual["metadata"]["uid"])
+            leaving = {**actual["metadata"], "deletionTimestamp": ""}  # until the watch says so: else it is asked for again
+            self.cache.put(kind, {**actual, "metadata": leaving})
 
     async def annotate(self, kind: Kind, name: str, annotations: Mapping[str, str]) -> None:
         """Annotate what others made for this FineTune, if it is still there."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -23,9 +23,10 @@ from finetune_operator.observed import ArmHealth, Observed
 from finetune_operator.pods import PodClient
 from finetune_operator.tokens import sign
 from finetune_operator.traffic import RouterState
-from finetune_operator.workloads import JOB_NAME, Run, Waiting, leftovers, read_run, ready, restarts, stuck_since, waiting
+from finetune_operator.workloads import JOB_NAME, Run, Waiting, leftovers, read_run, ready, restarts, stuck_since, time, waiting
 
 MOUNT_PATIENCE = 60.0  # seconds that a scheduled pod may wait before its Events are read
+PODS_PATIENCE = 10.0  # seconds that a Job may be without pods before its Events are read
 
 Object = Mapping[str, Any]
 
@@ -46,7 +47,7 @@ class Observer:
         status = Status.model_validate(finetune.get("status") or {})
         jobs, pods = self.cache.children(kinds.JOB, key), self.cache.children(kinds.POD, key)
         runs = {name: read_run(job, pods.values(), now) for name, job in jobs.items()}
-        runs = {name: await self._with_mount_trouble(run, pods, key[0], now) for name, run in runs.items()}
+        runs = {name: await self._with_events(run, jobs[name], pods, now) for name, run in runs.items()}
         runs |= leftovers(jobs, pods.values(), now)
         router_pods = [p for p in pods.values() if _component(p) == "router"]
         retrain = extract(finetune["spec"], Spec, RETRAIN)
@@ -112,19 +113,31 @@ class Observer:
                 found[arm] = _health(obj, mine, now)
         return found
 
-    async def _with_mount_trouble(self, run: Run, pods: Mapping[str, Object], namespace: str, now: datetime) -> Run:
-        if run.state != "Waiting" or run.waiting:
+    async def _with_events(self, run: Run, job: Object, pods: Mapping[str, Object], now: datetime) -> Run:
+        """The run with what Events alone tell: pods that the API server refuses to the Job, volumes that cannot be mounted."""
+        if run.state != "Waiting" or run.waiting or run.suspended:
             return run
-        stuck = [p for p in pods.values() if p["metadata"]["labels"].get(JOB_NAME) == run.name]
-        stuck = [p for p in stuck if stuck_since(p, now) > MOUNT_PATIENCE]
-        if not stuck:
+        mine = [p for p in pods.values() if p["metadata"]["labels"].get(JOB_NAME) == run.name]
+        stuck = [p["metadata"]["name"] for p in mine if stuck_since(p, now) > MOUNT_PATIENCE]
+        if stuck:
+            found = await self._last_event(job, stuck[0], "FailedMount")
+            waits = found and Waiting(conditions.MOUNT_FAILED, f"pod {stuck[0]}: {found}")
+        elif not mine and _age(job, now) > PODS_PATIENCE:
+            found = await self._last_event(job, run.name, "FailedCreate")
+            waits = found and Waiting(conditions.REFUSED, f"the pods of Job {run.name} are refused: {found}")
+        else:
             return run
-        name = stuck[0]["metadata"]["name"]
-        events = await self.cluster.list(kinds.EVENT, namespace, field_selector=f"involvedObject.name={name},reason=FailedMount")
-        if not events:
-            return run
-        text = f"pod {name}: {events[-1].get('message', '')}"
-        return Run(run.name, run.state, waiting=Waiting(conditions.MOUNT_FAILED, text), leader_uid=run.leader_uid)
+        return replace(run, waiting=waits or None)
+
+    async def _last_event(self, job: Object, name: str, reason: str) -> str:
+        selector = f"involvedObject.name={name},reason={reason}"
+        events = await self.cluster.list(kinds.EVENT, job["metadata"]["namespace"], field_selector=selector)
+        return str(max(events, key=lambda e: str(e.get("lastTimestamp") or ""))["message"]) if events else ""
+
+
+def _age(obj: Object, now: datetime) -> float:
+    made = time(obj["metadata"].get("creationTimestamp"))
+    return (now - made).total_seconds() if made else 0.0
 
 
 def _component(obj: Object) -> str:

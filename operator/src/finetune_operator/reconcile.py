@@ -23,7 +23,7 @@ from finetune_operator.clock import Clock
 from finetune_operator.cluster import Cluster
 from finetune_operator.decide import decide
 from finetune_operator.decide.draft import Draft, soonest
-from finetune_operator.errors import Invalid, SpecError
+from finetune_operator.errors import Forbidden, Invalid, SpecError
 from finetune_operator.events import Events
 from finetune_operator.kinds import FINETUNE, JOB, POD, SERVICE, Kind
 from finetune_operator.metrics import Metrics
@@ -150,7 +150,7 @@ async def _bring(verb: Callable[[Kind, Manifest], Awaitable[None]], wanted: Iter
             await verb(kind, manifest)
     except NameTaken as error:
         return error.waiting
-    except Invalid as error:
+    except (Invalid, Forbidden) as error:  # a quota and most admission policies say 403
         return Waiting(conditions.REFUSED, f"the API server refused a child: {error}")
     except SpecError as error:
         return Waiting(conditions.INVALID_SPEC, str(error))

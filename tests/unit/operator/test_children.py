@@ -96,6 +96,23 @@ async def test_a_child_is_deleted_once_and_only_itself() -> None:
     assert api.store == {(kinds.CONFIGMAP, "ml", "cm"): theirs}, "another object took the name meanwhile"
 
 
+async def test_a_deletion_is_asked_for_once_though_the_watch_is_late() -> None:
+    api, children = world()
+    await children.ensure(kinds.CONFIGMAP, manifest())
+    for _ in range(2):
+        await children.remove(kinds.CONFIGMAP, "cm")
+    assert [verb for verb, _, _ in api.writes] == ["create", "delete"]
+
+
+async def test_an_annotation_reaches_the_cache_and_what_is_gone_needs_none() -> None:
+    api, children = world()
+    await children.ensure(kinds.CONFIGMAP, manifest())
+    await children.annotate(kinds.CONFIGMAP, "cm", {"a": "b"})
+    assert children.cache.children(kinds.CONFIGMAP, ("ml", "bot"))["cm"]["metadata"]["annotations"] == {"a": "b"}
+    api.remove(kinds.CONFIGMAP, "ml", "cm")
+    await children.annotate(kinds.CONFIGMAP, "cm", {"a": "c"})
+
+
 FINETUNE = {"metadata": {"name": "bot", "namespace": "ml", "uid": "u"}}
 
 
