@@ -55,6 +55,11 @@ async def test_no_test_row_is_in_a_training_file(bot: FineTune) -> None:
     assert found["both"] == 0
 
 
+async def test_the_old_arm_goes_once_no_router_knows_it(bot: FineTune) -> None:
+    live = bot.status()["liveArm"]
+    await bot.watch("the live arm alone", lambda _: _arms(bot) == [live], seconds=90)
+
+
 async def test_at_rest_it_writes_nothing(bot: FineTune) -> None:
     await asyncio.sleep(3)
     since = datetime.now(UTC)
@@ -168,6 +173,10 @@ def _by_operator(since: datetime) -> list[str]:
     account = f"system:serviceaccount:{OPERATOR_NAMESPACE}:"
     writes = [e for e in audit(since) if e["user"]["username"].startswith(account) and e["objectRef"]["resource"] != "leases"]
     return [f"{e['verb']} {e['objectRef']['resource']} {e['objectRef'].get('name')}" for e in writes]
+
+
+def _arms(bot: FineTune) -> list[str]:
+    return [d["metadata"]["labels"]["finetune.dev/arm"] for d in bot.children("deployments", "finetune.dev/arm")]
 
 
 def _lives_another(status: Object, revision: str) -> bool:
