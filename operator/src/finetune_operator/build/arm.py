@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from finetune_operator import names
 from finetune_operator.api.spec import Spec
@@ -13,6 +14,7 @@ from finetune_operator.build.pods import Devices, Images, Manifest, Owner
 PRESTOP_SECONDS = 8  # longer than the routers' DNS refresh and health checks take
 GRACE_SECONDS = 60
 READY_SECONDS = 900  # a model server may load for this long before it is restarted
+VLLM_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # --max-lora-rank takes no other (tools/vllm_options.py)
 
 
 @dataclass(frozen=True)
@@ -78,16 +80,19 @@ def serve_args(served: Served) -> list[str]:
 
 
 def vllm_args(served: Served, gpus: int) -> list[str]:
-    """Arguments of the vLLM image's entry point, `vllm serve`. The adapter is served under the model's name."""
+    """Arguments of the vLLM image's entry point, `vllm serve`. The adapter is served under the model's name.
+
+    The model comes first, for `--model` is deprecated there. A name may hold any character: it is joined to its option by `=`
+    and is written as JSON in the adapter's entry, whose short form `name=path` has no room for commas.
+    """
     common = [
-        "--model", served.model, "--host", "0.0.0.0", "--port", str(names.MODEL_PORT),
-        "--tensor-parallel-size", str(max(1, gpus)),
+        served.model, "--host", "0.0.0.0", "--port", str(names.MODEL_PORT), "--tensor-parallel-size", str(max(1, gpus)),
     ]  # fmt: skip
     if served.adapter is None:
-        return [*common, "--served-model-name", served.name]
+        return [*common, f"--served-model-name={served.name}"]
     return [
-        *common, "--served-model-name", f"{served.name}-base", "--enable-lora", "--max-lora-rank", str(_vllm_rank(served.lora_rank)),
-        "--lora-modules", f"{served.name}={served.adapter}",
+        *common, f"--served-model-name={served.name}-base", "--enable-lora", "--max-lora-rank", str(_vllm_rank(served.lora_rank)),
+        "--lora-modules", json.dumps({"name": served.name, "path": served.adapter}),
     ]  # fmt: skip
 
 
@@ -165,5 +170,5 @@ def _probe(path: str, *, period: int, failures: int) -> Manifest:
 
 
 def _vllm_rank(rank: int) -> int:
-    """vLLM accepts these ranks only."""
-    return next((r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank), 512)
+    """The least rank to set aside that has room for the adapter's."""
+    return next((r for r in VLLM_RANKS if r >= rank), VLLM_RANKS[-1])
