@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -103,8 +104,9 @@ class child:  # noqa: N801 - reads as a statement: `async with child(...)`
         return self._process
 
     async def __aexit__(self, *_: object) -> None:
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)  # asyncio's own kill() would take the exit status from its watcher
         await self._process.wait()
 
 
