@@ -78,6 +78,16 @@ class ControlPlane:
                 return self._try(binary)
         return self._try(binary)
 
+    def restart_api_server(self, *, seconds_away: float = 0) -> None:
+        """Kill the API server, leave it away for a while, and wait until one answers again on the same port."""
+        plane = self._started
+        process = self._processes["kube-apiserver"]
+        process.kill()
+        process.wait()
+        time.sleep(seconds_away)
+        self._spawn("kube-apiserver", _api_server(plane, with_controllers="controller-manager" in self._wanted))
+        self._wait(plane, "/readyz")
+
     def stop(self) -> None:
         """End every process at once and remove the folder; repeating it does nothing."""
         plane, self._plane = self._plane, None

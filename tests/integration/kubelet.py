@@ -1,0 +1,290 @@
+"""A kubelet by hand on a real API server: one node, volumes, pods that run and end as `outcomes` says, routers that answer.
+
+Nothing runs in the pods. Their addresses are loopback ones (127.1.…), so that a training rank can say its progress and a router
+its document, weights and counters; a router's mount follows its ConfigMap when the pod is nudged, never before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import web
+from finetune_operator import errors, kinds, names
+from finetune_operator.build.router import INFERENCE, STRUCTURE_PATH
+from finetune_operator.cluster import Cluster
+from finetune_operator.kinds import Kind
+
+from tests.unit.operator.helpers import good_outcomes
+from tests.unit.operator.world import Outcome
+
+Object = dict[str, Any]
+NODE = Kind("", "v1", "nodes", "Node", namespaced=False)
+VOLUME = Kind("", "v1", "persistentvolumes", "PersistentVolume", namespaced=False)
+TURN_SECONDS = 0.15
+HEARTBEAT_SECONDS = 8.0
+TERMINAL = ("Succeeded", "Failed")
+ERRORS = (errors.ClusterError,)
+
+
+def stamp() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Admin(Cluster):
+    """The administrator: also patches, and the status of what it likes."""
+
+    async def patch(self, kind: Kind, namespace: str | None, name: str, body: Mapping[str, Any], subresource: str = "") -> Object:
+        path = kind.path(namespace, name) + (f"/{subresource}" if subresource else "")
+        return await self._request("PATCH", path, body=body, content="application/merge-patch+json")
+
+    async def remove(self, kind: Kind, namespace: str, name: str) -> None:
+        """Delete at once, as a kubelet does once a pod's containers have ended."""
+        await self._request("DELETE", kind.path(namespace, name), query={"gracePeriodSeconds": "0"})
+
+
+@dataclass
+class Router:
+    """What Envoy would answer on a router pod's address."""
+
+    document: Mapping[str, Any]
+    nudge: str
+    runtime: dict[str, str] = field(default_factory=dict)
+    asked: int = 0
+
+    def applications(self) -> dict[int, web.Application]:
+        async def structure(_: web.Request) -> web.Response:
+            return web.json_response(self.document)
+
+        async def runtime(_: web.Request) -> web.Response:
+            return web.json_response({"entries": {k: {"final_value": v} for k, v in self.runtime.items()}})
+
+        async def modify(request: web.Request) -> web.Response:
+            self.runtime |= dict(request.query)
+            return web.Response()
+
+        async def statistics(_: web.Request) -> web.Response:
+            self.asked += 1
+            return web.Response(text="".join(self._counters()))
+
+        traffic, control, metrics = web.Application(), web.Application(), web.Application()
+        traffic.add_routes([web.get(STRUCTURE_PATH, structure)])
+        control.add_routes([web.get("/runtime", runtime), web.post("/runtime_modify", modify)])
+        metrics.add_routes([web.get("/stats/prometheus", statistics)])
+        return {names.TRAFFIC_PORT: traffic, names.CONTROL_PORT: control, names.ROUTER_METRICS_PORT: metrics}
+
+    def _counters(self) -> list[str]:
+        """A hundred quick requests to each arm whenever it is asked."""
+        lines = []
+        for arm in self.document["arms"]:
+            label, count = f'envoy_cluster_name="{INFERENCE}_{arm}"', 100 * self.asked
+            lines += [
+                f"envoy_cluster_membership_healthy{{{label}}} 1\n",
+                f'envoy_cluster_upstream_rq_xx{{{label},envoy_response_code_class="2"}} {count}\n',
+                f'envoy_cluster_upstream_rq_time_bucket{{{label},le="100"}} {count}\n',
+                f'envoy_cluster_upstream_rq_time_bucket{{{label},le="+Inf"}} {count}\n',
+            ]
+        return lines
+
+
+class Kubelet:
+    """Serves a control plane's only node while the `async with` block lasts."""
+
+    def __init__(self, admin: Admin) -> None:
+        self.admin = admin
+        self.outcomes: dict[str, dict[str, list[Outcome]]] = defaultdict(good_outcomes)  # namespace → stage → how its Jobs end
+        self.progress: dict[str, Any] = {}
+        self.images: Callable[[str], bool] = lambda image: True  # can it be pulled?
+        self._addresses: dict[str, str] = {}
+        self._routers: dict[str, Router] = {}
+        self._runners: dict[str, list[web.AppRunner]] = defaultdict(list)
+        self._beat = 0.0
+
+    async def __aenter__(self) -> Self:
+        for kind, obj in ((kinds.STORAGE_CLASS, storage_class("standard", default=True)), (NODE, _node())):
+            with contextlib.suppress(errors.AlreadyExists):
+                await self.admin.create(kind, obj)
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        for uid in list(self._runners):
+            await self._silence(uid)
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(*ERRORS):  # the API server is away, or somebody else was quicker: look again
+                await self._turn()
+            await asyncio.sleep(TURN_SECONDS)
+
+    async def _turn(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._beat > HEARTBEAT_SECONDS:
+            self._beat = now
+            await self.admin.patch(NODE, None, "node", {"status": _node()["status"]}, "status")
+        for claim in await self.admin.list(kinds.PVC):
+            if not claim["spec"].get("volumeName") and claim["spec"].get("storageClassName"):
+                with contextlib.suppress(errors.AlreadyExists):
+                    await self.admin.create(VOLUME, _volume(claim))
+        pods = [p for p in await self.admin.list(kinds.POD, label_selector=names.SELECTOR) if p["spec"].get("nodeName")]
+        for pod in pods:
+            with contextlib.suppress(*ERRORS):
+                await self._pod(pod)
+
+    async def _pod(self, pod: Object) -> None:
+        meta, phase = pod["metadata"], pod["status"].get("phase")
+        if "deletionTimestamp" in meta:
+            if phase not in TERMINAL:
+                await self._status(pod, self._ended(pod, Outcome(code=143)))
+            await self._silence(meta["uid"])
+            await self.admin.remove(kinds.POD, meta["namespace"], meta["name"])
+        elif phase == "Pending":
+            await self._start(pod)
+        elif phase == "Running" and (stage := meta["labels"].get(names.STAGE)):
+            await self._go_on(pod, stage)
+        elif phase == "Running" and meta["uid"] in self._routers:
+            await self._sync(pod)
+
+    async def _start(self, pod: Object) -> None:
+        meta, labels = pod["metadata"], pod["metadata"]["labels"]
+        container = pod["spec"]["containers"][0]
+        if not self.images(container["image"]):
+            waits = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+            await self._status(pod, {"containerStatuses": [_container(pod, waits)]})
+            return
+        address = self._addresses.setdefault(meta["uid"], f"127.1.{len(self._addresses) // 200}.{len(self._addresses) % 200 + 1}")
+        if labels.get(names.COMPONENT) == "router":
+            document, nudge = await self._document(pod)
+            router = self._routers[meta["uid"]] = Router(document, nudge)
+            await self._serve(meta["uid"], address, router.applications())
+        elif labels.get(names.STAGE) == "train" and labels.get("batch.kubernetes.io/job-completion-index") == "0":
+            await self._serve(meta["uid"], address, {names.PROGRESS_PORT: self._progress()})
+        ready = [{"type": t, "status": "True", "lastTransitionTime": stamp()} for t in ("Ready", "ContainersReady", "Initialized")]
+        running = _container(pod, {"running": {"startedAt": stamp()}}, ready=True)
+        await self._status(
+            pod,
+            {
+                "phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "startTime": stamp(), "conditions": ready,
+                "containerStatuses": [running],
+            },
+        )  # fmt: skip
+
+    async def _go_on(self, pod: Object, stage: str) -> None:
+        """End a stage's pod as the next outcome says; all ranks of a Job end alike, the last outcome stays."""
+        queue = self.outcomes[pod["metadata"]["namespace"]][stage]
+        if queue[0].never:
+            return
+        await self._status(pod, self._ended(pod, queue[0]))
+        await self._silence(pod["metadata"]["uid"])
+        rank = pod["metadata"]["labels"].get("batch.kubernetes.io/job-completion-index")
+        if len(queue) > 1 and rank == "0":
+            queue.pop(0)
+
+    def _ended(self, pod: Object, outcome: Outcome) -> Object:
+        if names.STAGE not in pod["metadata"]["labels"]:
+            return {"phase": "Succeeded", "containerStatuses": [_container(pod, _terminated(0, ""))]}
+        config = json.loads(pod["metadata"]["annotations"][names.RUN_CONFIG])
+        result = dict(outcome.result)
+        if config["stage"] == "evaluate" and not outcome.code:
+            result["path"] = config["evaluation"]["path"]
+        if config["stage"] == "train" and not outcome.code:
+            result["artifact"] = f"{config['run']['path']}-{pod['metadata']['uid'][:8]}/artifact"
+        ended = _terminated(outcome.code, json.dumps(result) if result else "")
+        return {"phase": "Failed" if outcome.code else "Succeeded", "containerStatuses": [_container(pod, ended)]}
+
+    async def _status(self, pod: Object, status: Object) -> None:
+        meta = pod["metadata"]
+        kept = [c for c in pod["status"].get("conditions") or () if c["type"] in ("PodScheduled", "DisruptionTarget")]
+        status = {**status, "conditions": [*kept, *status.get("conditions", ())]}
+        await self.admin.patch(kinds.POD, meta["namespace"], meta["name"], {"metadata": {"uid": meta["uid"]}, "status": status}, "status")
+
+    async def _sync(self, pod: Object) -> None:
+        router = self._routers[pod["metadata"]["uid"]]
+        if (pod["metadata"].get("annotations") or {}).get(names.NUDGE, "") != router.nudge:
+            router.document, router.nudge = await self._document(pod)
+
+    async def _document(self, pod: Object) -> tuple[Object, str]:
+        """The structure in the mounted ConfigMap, with the arms that have clusters, and the nudge at which it was read."""
+        meta = pod["metadata"]
+        volume = next(v for v in pod["spec"]["volumes"] if "configMap" in v)
+        config = await self.admin.get(kinds.CONFIGMAP, meta["namespace"], volume["configMap"]["name"])
+        assert config is not None, "a router is made after its ConfigMap"
+        routes = json.loads(config["data"]["rds.json"])["resources"][0]["virtual_hosts"][0]["routes"]
+        body = next(r["direct_response"]["body"]["inline_string"] for r in routes if r["match"].get("path") == STRUCTURE_PATH)
+        clusters = [c["name"] for c in json.loads(config["data"]["cds.json"])["resources"]]
+        arms = [c.partition("_")[2] for c in clusters if c.startswith(f"{INFERENCE}_")]
+        return {**json.loads(body), "arms": arms}, (meta.get("annotations") or {}).get(names.NUDGE, "")
+
+    def _progress(self) -> web.Application:
+        async def progress(_: web.Request) -> web.Response:
+            return web.json_response(self.progress)
+
+        app = web.Application()
+        app.add_routes([web.get("/progress", progress)])
+        return app
+
+    async def _serve(self, uid: str, address: str, applications: Mapping[int, web.Application]) -> None:
+        if self._runners[uid]:
+            return
+        for port, app in applications.items():
+            runner = web.AppRunner(app, access_log=None)
+            await runner.setup()
+            await web.TCPSite(runner, address, port).start()
+            self._runners[uid].append(runner)
+
+    async def _silence(self, uid: str) -> None:
+        self._routers.pop(uid, None)
+        for runner in self._runners.pop(uid, []):
+            await runner.cleanup()
+
+
+def storage_class(name: str, *, default: bool = False) -> Object:
+    """A StorageClass whose volumes this kubelet makes."""
+    annotations = {"storageclass.kubernetes.io/is-default-class": "true"} if default else {}
+    metadata = {"name": name, "annotations": annotations}
+    return {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": metadata, "provisioner": "by-hand"}
+
+
+def _node() -> Object:
+    capacity = {"cpu": "64", "memory": "256Gi", "pods": "500", "ephemeral-storage": "1Ti"}
+    condition = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": stamp(), "lastTransitionTime": stamp()}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": "node", "labels": {"kubernetes.io/hostname": "node"}},
+        "status": {"capacity": capacity, "allocatable": capacity, "conditions": [condition]},
+    }
+
+
+def _volume(claim: Object) -> Object:
+    meta, spec = claim["metadata"], claim["spec"]
+    return {
+        "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": f"pv-{meta['uid']}"},
+        "spec": {
+            "capacity": spec["resources"]["requests"], "accessModes": spec["accessModes"], "storageClassName": spec["storageClassName"],
+            "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": "/nowhere"},
+            "claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim", **{k: meta[k] for k in ("name", "namespace", "uid")}},
+        },
+    }  # fmt: skip
+
+
+def _container(pod: Object, state: Object, *, ready: bool = False) -> Object:
+    container = pod["spec"]["containers"][0]
+    return {
+        "name": container["name"], "image": container["image"], "imageID": "", "ready": ready, "restartCount": 0, "state": state,
+    }  # fmt: skip
+
+
+def _terminated(code: int, message: str) -> Object:
+    reason = "Completed" if code == 0 else "Error"
+    return {"terminated": {"exitCode": code, "reason": reason, "message": message, "startedAt": stamp(), "finishedAt": stamp()}}
