@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".cache" / "finetune-operator")
 UV_VERSION = "0.13.9"
+KEPT = 2
 # Name → (locks, folders whose sources are importable).
 ENVIRONMENTS = {
     "dev": (["requirements-dev.lock"], ["operator/src", "trainer-image/src", "."]),
@@ -85,7 +86,15 @@ def make(name: str, folder: Path, locks: list[Path]) -> None:
         stdout=sys.stderr,
     )
     (folder / "COMPLETE").touch()
+    forget_old(name, folder.parent)
     say(f"the {name} environment is ready ({time.monotonic() - started:.0f} s)")
+
+
+def forget_old(name: str, folder: Path) -> None:
+    """Keep the newest environments of a name, for checkouts of different ages; the trainer's takes 5 GB."""
+    made = sorted(folder.glob(f"{name}-*"), key=lambda path: path.stat().st_mtime)
+    for old in made[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def main(arguments: list[str]) -> None:

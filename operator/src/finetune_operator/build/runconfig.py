@@ -190,7 +190,7 @@ def _evaluation(spec: Spec, stage: Stage, scoring: Scoring) -> Config:
         "reference": scoring.reference,
         "excludeTrainedOn": scoring.exclude_trained_on,
         "maxNewTokens": spec.evaluation.max_new_tokens if spec.evaluation else 128,
-        "concurrency": 8,
+        "concurrency": 16,
         "confidencePercent": 95,
         "adapterPath": scoring.adapter,
         "metrics": metrics(spec),
