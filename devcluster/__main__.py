@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     verb("up", _up, "bring the node up, or find that it is; recovers a machine on which it was killed")
     verb("down", _down, "remove the node and everything it left on this machine, but not the cache")
     verb("status", _status, "components, node condition and paths, as JSON; status 3 if the node is not up")
+    verb("binary", _binary, "build the node's binary, unless it is in the cache; prints its path")
     verb("kubeconfig", _kubeconfig, "print the path of the administrator's kubeconfig")
     verbs.add_parser("kubectl", help="kubectl on this node, with any arguments")
     wanted = verb("images", _images, "build the missing images; prints their references as JSON")
@@ -65,6 +66,10 @@ def _status(_: argparse.Namespace) -> int:
     found = node.status()
     print(json.dumps(found, indent=1))
     return 0 if found["up"] else 3
+
+
+def _binary(_: argparse.Namespace) -> None:
+    print(nodebinary.ensure())
 
 
 def _kubeconfig(_: argparse.Namespace) -> None:
