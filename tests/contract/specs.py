@@ -52,6 +52,7 @@ _DRAWN: Final[dict[str, Strategy]] = {
     "spec.data.split": st.integers(1, 100).flatmap(_shares) | st.just({}) | st.just({"train": 85, "test": 5}),
     "spec.method.type": st.just("LoRA"),
     "spec.method.objective": st.just("SFT"),
+    "spec.method.lora.rank": st.integers(1, 512),  # vLLM serves no larger ones
     "spec.method.lora.dropout": _decimal(0, 0.99),
     "spec.training.learningRate": _decimal(0.00001, 10),
     "spec.training.checkpoint": st.fixed_dictionaries({}, optional={"every": _DURATION, "keep": st.integers(1, 5)})

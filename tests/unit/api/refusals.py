@@ -86,6 +86,10 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "a name with a dot": (make_finetune("a.b"), "metadata.name: must be a DNS label"),
     "shares that sum to 110": (changed(_BASE, "spec.data.split", {"train": 90}), "spec.data.split: train, validation and test must sum to 100"),
     "a LoRA block without LoRA": (changed(_BASE, "spec.method", {"type": "Full", "lora": {"rank": 8}}), "spec.method.lora: belongs to method.type LoRA"),
+    "a rank that vLLM cannot serve": (
+        changed(changed(_BASE, "spec.method.lora", {"rank": 513}), "spec.serving", {"runtime": "vLLM"}), "spec.method.lora.rank: vLLM serves ranks up to 512",
+    ),
+    "a model name that looks like an option": (changed(_BASE, "spec.serving", {"modelName": "--port"}), "spec.serving.modelName"),
     "a dropout of 1": (changed(_BASE, "spec.method.lora", {"dropout": "1"}), "spec.method.lora.dropout: must be at least 0"),
     "a learning rate of 0": (changed(_BASE, "spec.training", {"learningRate": "0.0"}), "spec.training.learningRate: must be above 0"),
     "a negative learning rate": (changed(_BASE, "spec.training", {"learningRate": "-1e-4"}), "spec.training.learningRate: must be above 0"),

@@ -46,6 +46,14 @@ def _archive_has_digest(model: Node) -> bool:
     return not model["source"].startswith("https://") or digest is not None
 
 
+def _served_by_vllm(spec: Node) -> bool:
+    serving = spec.get("serving")
+    if serving is None or serving.get("image"):
+        return False
+    runtime = serving.get("runtime", "Auto")
+    return bool(runtime == "vLLM" or (runtime == "Auto" and spec.get("compute", {}).get("accelerator")))
+
+
 ALWAYS: Final = (
     Rule(
         "", "metadata.name",
@@ -70,6 +78,13 @@ ALWAYS: Final = (
         "!has(self.lora) || self.type in ['LoRA', 'QLoRA']",
         "belongs to method.type LoRA or QLoRA; remove it or change the type",
         lambda method: "lora" not in method or method["type"] in ("LoRA", "QLoRA"),
+    ),
+    Rule(
+        "spec", "method.lora.rank",
+        "!has(self.method.lora) || !has(self.method.lora.rank) || self.method.lora.rank <= 512 || !has(self.serving) || "
+        "has(self.serving.image) || self.serving.runtime == 'Transformers' || (self.serving.runtime == 'Auto' && !has(self.compute.accelerator))",
+        "vLLM serves ranks up to 512; lower it, or set serving.runtime to Transformers",
+        lambda spec: spec["method"].get("lora", {}).get("rank", 16) <= 512 or not _served_by_vllm(spec),
     ),
     Rule(
         "spec.method.lora", "dropout",

@@ -39,6 +39,7 @@ Decimal = Annotated[
 ]
 Name = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 Word = Annotated[str, Field(max_length=128)]
+ServedName = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@+-]*$")]
 ModelSource = Annotated[str, Field(max_length=1024, pattern=r"^(image:///|pvc://[^/]+/|hf://|https://|s3://|oci://).+$")]
 DataSource = Annotated[str, Field(max_length=1024, pattern=r"^(configmap://[^/]+/|image:///|pvc://[^/]+/|hf://|https://|s3://).+$")]
 Percent = Annotated[int, Field(ge=0, le=100)]
@@ -257,7 +258,7 @@ class Serving(SpecModel):
     )
     replicas: Annotated[int, LIVE] = Field(default=1, ge=1, le=1000, description="Of each arm.")
     resources: Annotated[Resources | None, REDEPLOY] = None
-    model_name: Annotated[Word | None, REDEPLOY] = Field(default=None, description="Default: the FineTune's name.")
+    model_name: Annotated[ServedName | None, REDEPLOY] = Field(default=None, description="Default: the FineTune's name.")
 
 
 class Step(SpecModel):
