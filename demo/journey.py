@@ -118,25 +118,26 @@ class Traveller:
                 self._tally = traffic.tally
                 self._tally.new_arm = (self._status.get("rollout") or {}).get("arm", "")
                 trickle = asyncio.create_task(traffic.trickle())
+                feeding: asyncio.Task[None] | None = None
                 asking: list[asyncio.Task[None]] = []
                 try:
                     for number, weight_ in enumerate(self._example.weights):
                         await self._until(partial(reached, weight_=weight_))
-                        asking += await self._step(traffic, number, weight_)
+                        if feeding is not None:
+                            feeding.cancel()
+                        split = await self._measure(traffic, weight_)
+                        if split:
+                            self._view.note(
+                                f"at {weight_} %: {self._shares[-1].on_new} of {self._shares[-1].users} users are on the new model"
+                            )
+                            feeding = asyncio.create_task(traffic.feed(chosen(split, self._tally.new_arm, FEED_PER_ARM)))
+                            asking.append(asyncio.create_task(self._ask(traffic, split, number)))
                     await self._until(ended)
                     await asyncio.gather(*asking)
                 finally:
-                    for task in (trickle, *asking):
-                        task.cancel()
-
-    async def _step(self, traffic: Traffic, number: int, weight_: int) -> list[asyncio.Task[None]]:
-        """Measure one weight, feed the guards, and begin to ask real questions (the tasks that do)."""
-        split = await self._measure(traffic, weight_)
-        if not split:
-            return []
-        self._view.note(f"at {weight_} %: {self._shares[-1].on_new} of {self._shares[-1].users} users are on the new model")
-        await traffic.feed(chosen(split, self._tally.new_arm, FEED_PER_ARM))
-        return [asyncio.create_task(self._ask(traffic, split, number))]
+                    for task in (trickle, feeding, *asking):
+                        if task is not None:
+                            task.cancel()
 
     async def _measure(self, traffic: Traffic, weight_: int) -> dict[str, str]:
         """The split at this weight; measured again if it is off, and the last measurement counts."""
