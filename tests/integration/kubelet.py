@@ -102,6 +102,8 @@ class Kubelet:
         self.outcomes: dict[str, dict[str, list[Outcome]]] = defaultdict(good_outcomes)  # namespace → stage → how its Jobs end
         self.progress: dict[str, Any] = {}
         self.images: Callable[[str], bool] = lambda image: True  # can it be pulled?
+        self.grace = 0.0  # seconds that the containers of a deleted pod take to end
+        self._leaving: dict[str, float] = {}
         self._addresses: dict[str, str] = {}
         self._routers: dict[str, Router] = {}
         self._runners: dict[str, list[web.AppRunner]] = defaultdict(list)
@@ -144,6 +146,9 @@ class Kubelet:
     async def _pod(self, pod: Object) -> None:
         meta, phase = pod["metadata"], pod["status"].get("phase")
         if "deletionTimestamp" in meta:
+            now = asyncio.get_running_loop().time()
+            if phase == "Running" and now - self._leaving.setdefault(meta["uid"], now) < self.grace:
+                return
             if phase not in TERMINAL:
                 await self._status(pod, self._ended(pod, Outcome(code=143)))
             await self._silence(meta["uid"])
