@@ -1,4 +1,7 @@
-"""kopf's decorators: every event goes into the cache and makes its FineTune due. Nothing is decided here."""
+"""kopf's decorators: every event goes into the cache and makes its FineTune due. Nothing is decided here.
+
+Invariant: handlers of events are coroutines, for kopf runs plain functions in threads and neither cache nor queue is made for that.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def registry(cache: Cache, queue: Queue[Key]) -> kopf.OperatorRegistry:
 
 def _watch(made: kopf.OperatorRegistry, kind: Kind, cache: Cache, queue: Queue[Key], labels: dict[str, str]) -> None:
     @kopf.on.event(kind.group, kind.version, kind.plural, labels=labels, registry=made, id=kind.plural)
-    def seen(type: str | None, body: kopf.Body, **_: Any) -> None:
+    async def seen(type: str | None, body: kopf.Body, **_: Any) -> None:
         obj = dict(body)
         key = cache.drop(kind, obj) if type == "DELETED" else cache.put(kind, obj)
         if key is not None:

@@ -1,0 +1,31 @@
+"""kopf's handlers feed the cache and the queue, in the event loop's own thread."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+
+from finetune_operator import handlers
+from finetune_operator.cache import Cache, Key
+from finetune_operator.kinds import CHILDREN, FINETUNE
+from finetune_operator.queue import Queue
+
+
+def test_every_watched_kind_has_a_handler_that_runs_in_the_event_loop() -> None:
+    queue: Queue[Key] = Queue(lambda: 0.0)
+    made = handlers.registry(Cache(), queue)
+    watching = list(made._watching.get_all_handlers())
+    assert len(watching) == len((FINETUNE, *CHILDREN))
+    assert [h.id for h in watching if not inspect.iscoroutinefunction(h.fn)] == []
+
+
+async def test_an_event_makes_its_finetune_due_and_a_deletion_forgets_it() -> None:
+    cache, queue = Cache(), Queue[Key](lambda: 0.0)
+    made = handlers.registry(cache, queue)
+    seen = next(h.fn for h in made._watching.get_all_handlers() if h.id == FINETUNE.plural)
+    body = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
+    await seen(type="ADDED", body=body)
+    assert await asyncio.wait_for(queue.take(), 1) == ("ml", "bot")
+    assert cache.owner(("ml", "bot")) is not None
+    await seen(type="DELETED", body=body)
+    assert cache.owner(("ml", "bot")) is None
