@@ -157,15 +157,23 @@ class Audit:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
+        self._seen: list[Request] = []
 
     def mark(self) -> None:
         self._offset = self._path.stat().st_size
+        self._seen = []
 
     def requests(self) -> list[Request]:
         with self._path.open("rb") as file:
             file.seek(self._offset)
-            lines = [json.loads(line) for line in file if line.endswith(b"\n")]
-        return [_request(x) for x in lines if x["user"]["username"] == USER and x.get("objectRef", {}).get("resource") != "leases"]
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # it is still being written
+                self._offset += len(line)
+                entry = json.loads(line) if USER.encode() in line else {"user": {"username": ""}}
+                if entry["user"]["username"] == USER and entry.get("objectRef", {}).get("resource") != "leases":
+                    self._seen.append(_request(entry))
+        return list(self._seen)
 
     def writes(self, namespace: str | None = None) -> list[Request]:
         return [r for r in self.requests() if r.write and namespace in (None, r.namespace)]
