@@ -53,13 +53,13 @@ KINDS: Final = (
 
 @dataclass(frozen=True)
 class Kill:
-    """A pod that was deleted, and when."""
+    """A pod that was deleted, and between which two moments."""
 
     kind: str
     pod: str
-    address: str
     at_once: bool
     at: float
+    done: float
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,10 @@ class Round:
             return
         pod = self.dice.choice(pods)
         hard = ["--grace-period=0", "--force"] if at_once else []
-        name = pod["metadata"]["name"]
-        self.kills.append(Kill(self.kind.name, name, pod["status"].get("podIP", ""), at_once, time.monotonic()))
+        name, begun = pod["metadata"]["name"], time.monotonic()
         with suppress(DemoError):  # it may have ended by itself
             self.finetune.kubectl("-n", namespace, "delete", "pod", name, "--wait=false", *hard)
+        self.kills.append(Kill(self.kind.name, name, at_once, begun, time.monotonic()))
         print(f"  {self.finetune.name}: {self.finetune.status().get('phase')}: deleted {name}{' at once' if at_once else ''}", flush=True)
 
     async def _call(self) -> None:
@@ -189,7 +189,7 @@ def not_in_flight(calls: Sequence[Call], kills: Sequence[Kill]) -> tuple[list[Ca
     stray: list[Call] = []
     window = 0.0
     for call in (c for c in calls if not c.ok):
-        if any(call.sent <= kill.at + 0.5 and call.answered >= kill.at for kill in kills):
+        if any(call.sent <= kill.done and call.answered >= kill.at for kill in kills):
             continue
         router = [k for k in kills if k.kind == "router" and k.at_once and 0 <= call.sent - k.at <= ROUTER_WINDOW_SECONDS]
         if router:
