@@ -6,6 +6,7 @@ Invariant: every way out of a stage is an exit code of `docs/contracts.md` with 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import traceback
@@ -70,6 +71,9 @@ def _run(stage: str, path: str) -> int:
 
 
 def _serve(argv: list[str]) -> int:
+    # Read when torch is loaded. Servers share cores, and threads that spin while they wait take them from one another:
+    # two servers of two threads on two cores answered three times as fast without.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return int(import_module("finetune_trainer.serve.cli").main(argv) or 0)
     except SystemExit as error:
