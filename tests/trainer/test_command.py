@@ -12,6 +12,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 import pytest
+from finetune_trainer.__main__ import main
 from finetune_trainer.progress import Progress, serving
 
 from tests.trainer.support import make_config
@@ -81,3 +82,10 @@ def test_progress_is_told_as_json_and_as_metrics() -> None:
 def test_a_port_that_is_taken_ends_no_stage() -> None:
     with serving(Progress("fetch"), 0) as port, serving(Progress("fetch"), port) as second:
         assert second == 0
+
+
+def test_a_servers_threads_sleep_while_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that it is put back
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert main(["serve", "--help"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
