@@ -20,6 +20,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Final
 
+import aiohttp
+
 from demo.cluster import OPERATOR_NAMESPACE
 from demo.kube import DemoError
 from tests.e2e.world import Call, Object, Space, installed, labelled_rows, spec
