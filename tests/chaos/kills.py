@@ -115,10 +115,17 @@ class Round:
 
     async def _kill(self) -> None:
         for number in range(self.kind.kills):
-            await self.finetune.watch("a phase to kill in", lambda s: s.get("phase") in self.kind.phases, seconds=LIFE_SECONDS)
+            await self.finetune.watch("a phase to kill in", self._worth_it, seconds=LIFE_SECONDS)
             await asyncio.sleep(self.dice.uniform(1, 8))
             await asyncio.to_thread(self._delete_one, at_once=number % 2 == 1)
             await asyncio.sleep(self.dice.uniform(6, 12))
+
+    def _worth_it(self, status: Object) -> bool:
+        """Is it in one of the phases? A rank is worth killing once its attempt trains: before, there is nothing to lose."""
+        if status.get("phase") not in self.kind.phases:
+            return False
+        attempts, training = status.get("attempts") or [{}], status.get("training") or {}
+        return self.kind.name != "training rank" or training.get("attempt") == attempts[-1].get("number")
 
     def _delete_one(self, *, at_once: bool) -> None:
         namespace = OPERATOR_NAMESPACE if self.kind.name == OPERATOR else self.finetune.space.name
