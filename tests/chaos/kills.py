@@ -115,7 +115,7 @@ class Round:
 
     async def _kill(self) -> None:
         for number in range(self.kind.kills):
-            await self.finetune.watch("a phase to kill in", self._worth_it, seconds=LIFE_SECONDS)
+            await self.finetune.until("a phase to kill in", self._worth_it, seconds=LIFE_SECONDS)
             await asyncio.sleep(self.dice.uniform(1, 8))
             await asyncio.to_thread(self._delete_one, at_once=number % 2 == 1)
             await asyncio.sleep(self.dice.uniform(6, 12))
@@ -161,7 +161,7 @@ class Round:
 
     async def _call(self) -> None:
         moved = ("RollingOut", "Baking", "Live")
-        await self.finetune.watch("users to be served", lambda s: s["phase"] in moved, seconds=LIFE_SECONDS)
+        await self.finetune.until("users to be served", lambda s: s["phase"] in moved, seconds=LIFE_SECONDS)
         async with self.finetune.users(every=0.1) as users:
             self.calls = users.calls
             await asyncio.Event().wait()

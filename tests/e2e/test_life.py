@@ -57,7 +57,7 @@ async def test_no_test_row_is_in_a_training_file(bot: FineTune) -> None:
 
 async def test_the_old_arm_goes_once_no_router_knows_it(bot: FineTune) -> None:
     live = bot.status()["liveArm"]
-    await bot.watch("the live arm alone", lambda _: _arms(bot) == [live], seconds=90)
+    await bot.until("the live arm alone", lambda _: _arms(bot) == [live], seconds=90)
 
 
 async def test_at_rest_it_writes_nothing(bot: FineTune) -> None:
@@ -82,7 +82,7 @@ async def test_an_edited_learning_rate_trains_anew_and_is_compared_with_what_is_
         edited = bot.get()["spec"]
         edited["training"]["learningRate"] = "8e-3"
         bot.apply(edited)
-        status = await bot.watch("another live revision", lambda s: _lives_another(s, first), seconds=LIFE_SECONDS)
+        status = await bot.until("another live revision", lambda s: _lives_another(s, first), seconds=LIFE_SECONDS)
         await asyncio.sleep(1)
     assert status["evaluation"]["reference"] == first
     assert status["liveRevision"] == status["revision"] != first
@@ -97,7 +97,7 @@ async def test_a_reverted_edit_is_live_again_without_training(bot: FineTune) -> 
     reverted["training"]["learningRate"] = "1e-2"
     async with bot.users() as users:
         bot.apply(reverted)
-        await bot.watch("the old revision live", lambda s: _lives_another(s, second), seconds=180)
+        await bot.until("the old revision live", lambda s: _lives_another(s, second), seconds=180)
     assert {j["metadata"]["name"] for j in bot.children("jobs", "finetune.dev/stage=train")} == before
     assert users.failed == []
 

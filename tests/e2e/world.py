@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -21,6 +20,7 @@ import devcluster
 from demo.address import cluster_ip
 from demo.cluster import OPERATOR_NAMESPACE, Cluster, helm, install, node_kubectl
 from demo.kube import DemoError, Kubectl
+from demo.report import moment
 from demo.traffic import Traffic
 from devcluster import images, paths
 from devcluster.shell import lock
@@ -133,21 +133,17 @@ class FineTune:
         parts = ["describe", "finetune", self.name], ["get", "jobs,pods,deployments", "-o", "wide"]
         return "\n".join(self.kubectl("-n", self.space.name, *words) for words in parts)
 
-    async def until(self, what: str, holds: Holds, *, seconds: float) -> Object:
-        """The first status of this generation for which `holds`; AssertionError with `kubectl describe` after `seconds`."""
-        return await self.watch(what, lambda s: bool(holds(s)), seconds=seconds)
-
     async def phase(self, *wanted: str, seconds: float) -> Object:
         """Wait for one of these phases."""
         return await self.until(f"phase {' or '.join(wanted)}", lambda s: s.get("phase") in wanted, seconds=seconds)
 
-    async def watch(self, what: str, done: Callable[[Object], bool], *, seconds: float, every: float = 0.5) -> Object:
-        """Poll the status until `done`; statuses of an older generation do not count."""
+    async def until(self, what: str, holds: Holds, *, seconds: float, every: float = 0.5) -> Object:
+        """The first status of this generation for which `holds`; AssertionError with `kubectl describe` after `seconds`."""
         deadline = time.monotonic() + seconds
         while True:
             found = await asyncio.to_thread(self.get)
             status = dict(found.get("status") or {})
-            if status.get("observedGeneration") == found["metadata"]["generation"] and done(status):
+            if status.get("observedGeneration") == found["metadata"]["generation"] and holds(status):
                 return status
             if time.monotonic() > deadline:
                 raise AssertionError(f"{self.name}: no {what} after {seconds:.0f} s\n{self.describe()}")
@@ -223,11 +219,6 @@ def audit(since: datetime) -> list[Object]:
     return entries
 
 
-def moment(text: str) -> datetime:
-    """An RFC 3339 time."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))
-
-
 def labelled_rows(count: int) -> str:
     """JSONL: `count` distinct prompts, all with the same short answer; anything learns it."""
     prompts = (f"Ticket {number}: the printer on floor {number % 7} is broken." for number in range(count))
@@ -252,6 +243,3 @@ def spec(source: str = "configmap://rows/train.jsonl", **changes: Any) -> Object
         },
     }
     return {k: v for k, v in {**base, **changes}.items() if v is not None}
-
-
-ROOT = Path(__file__).resolve().parents[2]

@@ -101,7 +101,9 @@ class Observer:
         return {name: answer for name, answer in zip(addresses, answers, strict=True) if answer}
 
     async def _routers(self, pods: list[Object], uid: str, now: datetime) -> tuple[RouterState, ...]:
-        states = await asyncio.gather(*(self.pods.router_state(p, sign(self.signing_key, uid, now)) for p in pods if _asked(p)))
+        asked = [p for p in pods if _asked(p)]
+        token = sign(self.signing_key, uid, now) if asked else ""
+        states = await asyncio.gather(*(self.pods.router_state(p, token) for p in asked))
         return tuple(sorted(states, key=lambda s: s.pod))
 
     def _arms(self, key: tuple[str, str], pods: Mapping[str, Object], now: datetime) -> dict[str, ArmHealth]:

@@ -152,17 +152,13 @@ def _shifting(plan: Plan, scene: Scene, r: Rollout) -> Step:
     seconds = plan.bake if last else next((hold for weight, hold in plan.steps if weight >= r.weight), 0.0)
     memory = {**r.memory, "began": stamp(scene.now), "seconds": seconds, "counted": _counters(scene.routers)}
     held = _with(r, state=BAKING if last else HOLDING, next_step_at=later(scene.now, seconds), memory=memory, evidence=[])
-    return Step(held, {}, _baking_message(held) if last else _holding_message(held))
+    return Step(held, {}, _waiting_message(held))
 
 
 def _holding(plan: Plan, scene: Scene, r: Rollout) -> Step:
-    findings = judge(plan.guards, *_counted(scene, r))
-    if overall(findings) == "Fail":
-        return _failed(scene, r, findings)
-    over = seconds_until(r.next_step_at, scene.now) <= 0
-    r = _look(scene, r, findings, over)
-    if not over:
-        return Step(r, _unheard(scene, r.weight), _holding_message(r))
+    early, r, findings = _guarded(plan, scene, r)
+    if early is not None:
+        return early
     where = f"step {r.step} of {r.steps}, {r.weight} %"
     match overall(findings):
         case "Pass":
@@ -176,13 +172,9 @@ def _holding(plan: Plan, scene: Scene, r: Rollout) -> Step:
 
 def _baking(plan: Plan, scene: Scene, r: Rollout) -> Step:
     """Everybody is on the new arm; the old one is kept warm for this time. A quiet service is promoted all the same."""
-    findings = judge(plan.guards, *_counted(scene, r))
-    if overall(findings) == "Fail":
-        return _failed(scene, r, findings)
-    over = seconds_until(r.next_step_at, scene.now) <= 0
-    r = _look(scene, r, findings, over)
-    if not over:
-        return Step(r, _unheard(scene, r.weight), _baking_message(r))
+    early, r, findings = _guarded(plan, scene, r)
+    if early is not None:
+        return early
     if scene.hold:
         return Step(r, _unheard(scene, r.weight), "all users are on the new arm; the old one is kept warm", conditions.PAUSED)
     if overall(findings) == "Error":
@@ -190,6 +182,16 @@ def _baking(plan: Plan, scene: Scene, r: Rollout) -> Step:
         return Step(r, _unheard(scene, r.weight), message, conditions.PAUSED)
     decision = f"{stamp(scene.now)}: promoted"
     return Step(_with(r, state=PROMOTED, next_step_at=None, last_decision=decision, memory={}), {}, "promoted")
+
+
+def _guarded(plan: Plan, scene: Scene, r: Rollout) -> tuple[Step | None, Rollout, list[Finding]]:
+    """What holding and baking share: (the step back on a failed guard or while time is left, the rollout with its evidence, findings)."""
+    findings = judge(plan.guards, *_counted(scene, r))
+    if overall(findings) == "Fail":
+        return _failed(scene, r, findings), r, findings
+    over = seconds_until(r.next_step_at, scene.now) <= 0
+    r = _look(scene, r, findings, over)
+    return (None if over else Step(r, _unheard(scene, r.weight), _waiting_message(r))), r, findings
 
 
 def _rolling_back(plan: Plan, scene: Scene, r: Rollout) -> Step:
@@ -238,12 +240,10 @@ def _warm(state: RouterState, structure: Structure) -> bool:
     return all(state.totals.get(arm, ArmTotals()).healthy > 0 for arm in arms)
 
 
-def _holding_message(r: Rollout) -> str:
+def _waiting_message(r: Rollout) -> str:
+    if r.state == BAKING:
+        return f"all users are on the new arm; the old one is kept warm until {r.next_step_at}"
     return f"step {r.step} of {r.steps}: {r.weight} % of the users until {r.next_step_at}"
-
-
-def _baking_message(r: Rollout) -> str:
-    return f"all users are on the new arm; the old one is kept warm until {r.next_step_at}"
 
 
 def _evidence(findings: list[Finding]) -> list[str]:
