@@ -1,13 +1,14 @@
 """Children, pods, progress and routers → one frozen `Observed`.
 
 Reads the cache; asks the API server only for what the cache does not hold (what a stage that has not begun needs, Events of
-a volume that cannot be mounted), and pods only while something moves.
+a volume that cannot be mounted, pods whose end the watch has not told while it has told their Job's), and pods only while
+something moves.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -23,7 +24,7 @@ from finetune_operator.observed import ArmHealth, Observed
 from finetune_operator.pods import PodClient
 from finetune_operator.tokens import sign
 from finetune_operator.traffic import RouterState
-from finetune_operator.workloads import JOB_NAME, Run, Waiting, leftovers, read_run, ready, restarts, stuck_since, time, waiting
+from finetune_operator.workloads import JOB_NAME, Run, Waiting, leftovers, read_run, ready, restarts, stuck_since, time, untold, waiting
 
 MOUNT_PATIENCE = 60.0  # seconds that a scheduled pod may wait before its Events are read
 PODS_PATIENCE = 10.0  # seconds that a Job may be without pods before its Events are read
@@ -46,7 +47,7 @@ class Observer:
         key = (meta["namespace"], meta["name"])
         status = Status.model_validate(finetune.get("status") or {})
         jobs, pods = self.cache.children(kinds.JOB, key), self.cache.children(kinds.POD, key)
-        runs = {name: read_run(job, pods.values(), now) for name, job in jobs.items()}
+        runs = {name: await self._run(job, pods.values(), now) for name, job in jobs.items()}
         runs = {name: await self._with_events(run, jobs[name], pods, now) for name, run in runs.items()}
         runs |= leftovers(jobs, pods.values(), now)
         router_pods = [p for p in pods.values() if _component(p) == "router"]
@@ -114,6 +115,13 @@ class Observer:
                 mine = [p for p in pods.values() if p["metadata"]["labels"].get(names.ARM) == arm]
                 found[arm] = _health(obj, mine, now)
         return found
+
+    async def _run(self, job: Object, pods: Iterable[Object], now: datetime) -> Run:
+        """The run by the cached pods; by the API server's own when these are behind the Job."""
+        if untold(job, pods, now):
+            meta = job["metadata"]
+            pods = await self.cluster.list(kinds.POD, meta["namespace"], f"{JOB_NAME}={meta['name']}")
+        return read_run(job, pods, now)
 
     async def _with_events(self, run: Run, job: Object, pods: Mapping[str, Object], now: datetime) -> Run:
         """The run with what Events alone tell: pods that the API server refuses to the Job, volumes that cannot be mounted."""

@@ -32,6 +32,7 @@ EXIT_CLASSES: Final[Mapping[int, FailureClass]] = {
 PRECEDENCE: Final[Mapping[FailureClass, int]] = {
     "user": 0, "nonFinite": 1, "outOfMemory": 2, "stalled": 3, "error": 3, "disruption": 3, "infrastructure": 4,
 }  # fmt: skip
+TOLD_SECONDS: Final = 600.0  # so long after a Job's end its pods are asked for, if the watch has not told theirs
 UNREACHABLE_SECONDS: Final = 60.0  # a pod that is still there so long after its grace period is on a node that is lost
 JOB_NAME: Final = "batch.kubernetes.io/job-name"  # label of a Job's pods
 _JOB_MESSAGE = re.compile(r"Container \S+ for pod \S+/(?P<pod>\S+) failed with exit code (?P<code>\d+)")
@@ -111,6 +112,16 @@ def read_run(job: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]], n
         ip = leader.get("status", {}).get("podIP") if leader and _phase(leader) == "Running" else None
         return Run(name, "Running", leader_ip=ip, leader_uid=uid)
     return Run(name, "Waiting", waiting=waits, leader_uid=uid, suspended=suspended)
+
+
+def untold(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: datetime) -> bool:
+    """Has the Job ended, and by what is known of its pods not they? Each kind has a watch of its own, and none waits for another."""
+    ended = condition(job, "Complete") or condition(job, "Failed")
+    since = time(ended.get("lastTransitionTime")) if ended else None
+    if ended is None or (since and (now - since).total_seconds() > TOLD_SECONDS):
+        return False
+    mine = [p for p in pods if _belongs(p, job)]
+    return all(_rank(p) for p in mine) or any(_phase(p) not in ("Succeeded", "Failed") for p in mine)
 
 
 def leftovers(jobs: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: datetime) -> dict[str, Run]:

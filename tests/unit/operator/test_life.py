@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from finetune_operator import kinds, names
-from finetune_operator.kinds import FINETUNE
+from finetune_operator.kinds import CHILDREN, FINETUNE, Kind
 
 from tests.unit.operator.helpers import SPEC, condition, edit, good_outcomes, make_finetune, scores, status_of
 from tests.unit.operator.world import Operator, Outcome, World, run
@@ -509,3 +509,23 @@ async def test_one_kill_at_any_write_changes_nothing() -> None:
     for write in range(0, len(undisturbed.api.writes), 4):
         killed = await to_live(f"at:{write}")
         assert (children(killed), births(killed)) == (children(undisturbed), births(undisturbed)), f"killed after write {write}"
+
+
+@pytest.mark.parametrize("kind", CHILDREN, ids=lambda kind: kind.kind)
+async def test_a_watch_that_is_behind_the_others_changes_nothing(kind: Kind) -> None:
+    undisturbed, world = await to_live("never"), await begin("never")
+    await run(world, phase("Live"), start=Operator(world, late={kind: 3}))
+    await run(world)
+    assert (children(world), births(world)) == (children(undisturbed), births(undisturbed))
+    assert [a["outcome"] for a in status_of(world)["attempts"]] == ["Succeeded"]
+
+
+async def test_a_failure_keeps_its_cause_though_the_watch_of_pods_is_behind() -> None:
+    world = await begin("never")
+    world.outcomes["train"] = [Outcome({"error": {"reason": "OutOfMemory", "message": "too big"}}, code=21), *world.outcomes["train"]]
+    await run(world, phase("Live"), start=Operator(world, late={kinds.POD: 3}))
+    attempts = status_of(world)["attempts"]
+    assert [(a["outcome"], a.get("failureClass"), a.get("message")) for a in attempts] == [
+        ("Failed", "outOfMemory", "too big"),
+        ("Succeeded", None, None),
+    ]

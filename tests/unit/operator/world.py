@@ -257,6 +257,7 @@ class World:
         for pod in pods:
             self.api.change(kinds.POD, pod, {**pod, "status": self._ended(pod, outcome, config)})
         condition = {"type": "Failed" if outcome.code else "Complete", "status": "True", "reason": "PodFailurePolicy"}
+        condition["lastTransitionTime"] = self.clock.stamp()
         self.api.change(kinds.JOB, job, {**job, "status": {"conditions": [condition]}})
 
     def _ended(self, pod: Object, outcome: Outcome, config: Object) -> Object:
@@ -367,10 +368,12 @@ class _Pods:
 
 
 class Operator:
-    """The real reconciler over the world, with a cache that can be lost."""
+    """The real reconciler over the world, with a cache that can be lost; the watch of each kind in `late` is that many cycles behind."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, late: Mapping[Kind, int] | None = None) -> None:
         self.world = world
+        self.late = dict(late or {})
+        self._told: dict[Kind, list[tuple[list[Object], frozenset[str]]]] = defaultdict(list)
         self.cache = Cache()
         cluster = cast(Cluster, world.api)
         settings = Settings("trainer:1", "router:1", profiles={"h100": Accelerator("h100", "nvidia.com/gpu")})
@@ -381,7 +384,10 @@ class Operator:
     def watch(self) -> None:
         """Everything that the watches would have told by now."""
         for kind in (FINETUNE, *CHILDREN):
-            self.cache.fill(kind, self.world.api.all(kind), self.cache.uids(kind))
+            told = self._told[kind]
+            told.append((list(self.world.api.all(kind)), self.cache.uids(kind)))
+            if len(told) > self.late.get(kind, 0):
+                self.cache.fill(kind, *told.pop(0))
 
     async def cycle(self) -> float | None:
         self.watch()
