@@ -54,6 +54,7 @@ async def travel(kubectl: Kubectl, example: Example, view: View, limit_seconds: 
     finally:
         for task in (follow, redraw):
             task.cancel()
+        await asyncio.gather(follow, redraw, return_exceptions=True)  # until the child that watches has been waited for
     return Journey(traveller.outcome(), in_time)
 
 
@@ -135,9 +136,10 @@ class Traveller:
                     await self._until(ended)
                     await asyncio.gather(*asking)
                 finally:
-                    for task in (trickle, feeding, *asking):
-                        if task is not None:
-                            task.cancel()
+                    tasks = [task for task in (trickle, feeding, *asking) if task is not None]
+                    for task in tasks:
+                        task.cancel()
+                    await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _measure(self, traffic: Traffic, weight_: int) -> dict[str, str]:
         """The split at this weight; measured again if it is off, and the last measurement counts."""

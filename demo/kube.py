@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import os
 import signal
@@ -59,9 +60,9 @@ class Kubectl:
         while True:
             command = [*self.command, "get", *args, "--watch", "-o", "json"]
             async with child(command, self.env) as process:
-                decoder = Documents()
+                documents, text = Documents(), codecs.getincrementaldecoder("utf-8")()
                 while chunk := await reader(process).read(READ_BYTES):
-                    for document in decoder.feed(chunk.decode()):
+                    for document in documents.feed(text.decode(chunk)):
                         yield document
             await asyncio.sleep(RESTART_SECONDS)
 

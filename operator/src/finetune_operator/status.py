@@ -127,7 +127,7 @@ def _numbers(scored: Scored) -> str:
     score, difference = scored.score, scored.difference
     text = f"{scored.metric} {score.score} [{score.low}, {score.high}], n={score.n}"
     if difference:
-        text += f"; against the reference {difference.difference} [{difference.low}, {difference.high}], n={difference.n}"
+        text += f"; difference to the reference {difference.difference} [{difference.low}, {difference.high}], n={difference.n}"
     return f"{text}; {scored.excluded} rows left out, for the live revision was trained on them" if scored.excluded else text
 
 

@@ -108,7 +108,7 @@ def test_stage_conditions_tell_what_was_found() -> None:
         "DataPrepared": "8 training, 1 validation, 1 test rows; 2 invalid and 3 duplicate rows dropped: a.jsonl row 7: no answer",
         "BaselineScored": "ExactMatch 0.1 [0, 1], n=40",
         "Trained": "/work/a",
-        "Evaluated": "ExactMatch 0.5 [0, 1], n=40; against the reference 0 [0.2, 0.6], n=40",
+        "Evaluated": "ExactMatch 0.5 [0, 1], n=40; difference to the reference 0 [0.2, 0.6], n=40",
     }
     assert said["score"] == "0.1 → 0.5"
 
