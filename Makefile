@@ -5,6 +5,7 @@ PYTHON ?= python3
 DEV := $(PYTHON) tools/env.py dev
 TRAINER := $(PYTHON) tools/env.py trainer
 CLUSTER ?= auto
+IMAGES ?= {}
 TIER ?= all
 
 .PHONY: help demo demo-down test check format e2e-kills cluster-up cluster-down cluster-status images crds lock
@@ -12,11 +13,12 @@ TIER ?= all
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  CLUSTER=auto|current|kind|node   for demo (auto: kind where Docker runs, else the built-in node)"
+	@echo "  CLUSTER=auto|current|kind|node   for demo (auto: the built-in node on Linux as root, else kind)"
+	@echo "  IMAGES='{\"operator\":\"…\",\"trainer\":\"…\"}'   for demo with CLUSTER=current: images that it can pull"
 	@echo "  TIER=all|unit|trainer|integration|e2e   for test"
 
 demo: ## From a bare machine to a tuned model behind a 10, 50, 100 % split; leaves it up
-	@$(DEV) python -m demo up --cluster $(CLUSTER)
+	@$(DEV) python -m demo up --cluster $(CLUSTER) --images '$(IMAGES)'
 
 demo-down: ## Remove everything that the demo left
 	@$(DEV) python -m demo down --cluster $(CLUSTER)

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         if options.command == "up":
-            return up(options.cluster, json.loads(options.images), options.limit)
+            return up(options.cluster, options.images, options.limit)
         cluster.down(options.cluster, example.load().namespace)
     except DemoError as error:
         print(f"demo: {error}", file=sys.stderr)
@@ -41,9 +41,21 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text)
         command.add_argument("--cluster", choices=("auto", "current", "kind", "node"), default="auto")
         if name == "up":
-            command.add_argument("--images", default="{}", help='for --cluster current: JSON such as {"operator": "…", "trainer": "…"}')
+            text = 'for --cluster current: JSON such as {"operator": "…", "trainer": "…"}'
+            command.add_argument("--images", type=images_of, default={}, help=text)
             command.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds for the FineTune to come to its end")
     return top
+
+
+def images_of(text: str) -> dict[str, str]:
+    """`--images`: which image (operator, trainer; router and vllm where others than the chart's are wanted) is which reference."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(reference, str) for reference in found.values()):
+        raise argparse.ArgumentTypeError(f'{text!r} is not an object of texts, such as {{"operator": "…", "trainer": "…"}}')
+    return found
 
 
 def up(choice: cluster.Choice, images: dict[str, str], limit: float) -> int:
@@ -99,7 +111,7 @@ def next_steps(ground: cluster.Cluster, found: example.Example) -> None:
     print(f"\nLook around:  {kubectl} -n {found.namespace} get ft,jobs,pods")
     print(f"              {kubectl} -n {found.namespace} describe ft {found.name}")
     print("Change learningRate in examples/text-to-sql/finetune.yaml and apply it again:")
-    print("it trains anew and is rolled out against what is live. `make demo-down` removes all of it.")
+    print(f"it trains anew and is rolled out against what is live. `make demo-down CLUSTER={ground.kind}` removes all of it.")
 
 
 if __name__ == "__main__":

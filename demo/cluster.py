@@ -22,6 +22,7 @@ CHART = REPOSITORY / "charts" / "finetune-operator"
 OPERATOR_NAMESPACE = "finetune-system"
 KIND_NAME = "finetune-demo"
 READY_SECONDS = 180
+ON_CURRENT = """make demo CLUSTER=current IMAGES='{"operator":"…","trainer":"…"}'"""
 KIND_IMAGES = {
     "operator": ("finetune-operator:demo", "operator/Dockerfile"),
     "trainer": ("finetune-trainer:demo", "Dockerfile.trainer"),
@@ -47,21 +48,47 @@ def step(what: str) -> Iterator[None]:
 
 
 def resolve(choice: Choice) -> Literal["current", "kind", "node"]:
-    """`auto` is kind where Docker runs and kind is installed, else the built-in node."""
+    """`auto` is the built-in node where it can run (Linux, as root), else kind; says which. Raises DemoError where neither can."""
     if choice != "auto":
         return choice
-    return "kind" if shutil.which("kind") and _succeeds("docker", "info") else "node"
+    if _node_can_run():
+        return _chosen("node", "the built-in node")
+    if shutil.which("kind") and _succeeds("docker", "info"):
+        return _chosen("kind", "kind, for the built-in node needs Linux and root")
+    raise DemoError(
+        "no cluster can be started here: the built-in node needs Linux and root, kind needs kind and a running Docker. "
+        f"For the cluster that kubectl points at: {ON_CURRENT}"
+    )
+
+
+def _chosen(found: Literal["kind", "node"], what: str) -> Literal["kind", "node"]:
+    print(f"→ cluster: {what} (CLUSTER=node, kind or current chooses another)", flush=True)
+    return found
+
+
+def _node_can_run() -> bool:
+    return sys.platform == "linux" and os.geteuid() == 0
 
 
 def up(choice: Choice, images: Mapping[str, str]) -> Cluster:
-    """Start what has to be started and build the images; `images` replaces what the cluster would be given."""
+    """Start what has to be started and build the images; `images` are those that the current cluster is to pull."""
     match resolve(choice):
         case "node":
             return _node()
         case "kind":
             return _kind()
         case "current":
-            return Cluster("current", Kubectl(), images)
+            return _current(images)
+
+
+def _current(images: Mapping[str, str]) -> Cluster:
+    """The cluster that kubectl points at; nothing is built for it. Raises DemoError for images that are not named."""
+    if missing := [name for name in KIND_IMAGES if not images.get(name)]:
+        raise DemoError(
+            f"no image is named for: {', '.join(missing)}. Build and push them where the cluster can pull "
+            f'(README, "Install it on a real cluster"), then: {ON_CURRENT}'
+        )
+    return Cluster("current", Kubectl(), images)
 
 
 def _node() -> Cluster:

@@ -118,7 +118,8 @@ class Progress:
     def _tick(self, name: str, begun: float, over: threading.Event) -> None:
         while not over.wait(15):
             took, usual = time.monotonic() - begun, self._expected.get(name, 0.0)
-            say(f"[{self._title} {time.monotonic() - self._started:5.1f} s] {name}: {took:.0f} s of about {usual:.0f} s")
+            share = f"of about {usual:.0f} s" if took <= usual else f"and not done; {usual:.0f} s were expected"
+            say(f"[{self._title} {time.monotonic() - self._started:5.1f} s] {name}: {took:.0f} s {share}")
 
     def remember(self) -> None:
         """Keep this run's seconds as the next run's expectation."""

@@ -83,6 +83,7 @@ class Report:
     failed_requests_not_in_flight: int = 0
     router_window_seconds: float = 0.0
     requests: int = 0
+    samples: int = 0
     by_kind: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -171,6 +172,11 @@ class Round:
         report.kills += len(self.kills)
         report.by_kind[self.kind.name] = len(self.kills)
         report.requests += len(self.calls)
+        report.samples += len(self.samples)
+        for attempt in status.get("attempts", []):
+            steps = [s.step for s in self.samples if s.folder == attempt.get("folder")]
+            seen = f"steps {steps[0]}…{steps[-1]} seen in {len(steps)} samples" if steps else "no step seen"
+            print(f"  attempt {attempt['number']} {attempt['outcome']}: from step {attempt.get('resumedFromStep', 0)}, {seen}", flush=True)
         succeeded = [a for a in status.get("attempts", []) if a["outcome"] == "Succeeded"]
         if status["phase"] != "Live" or len(succeeded) != 1 or not self.kills:
             report.ended_well = False

@@ -65,7 +65,7 @@ def observe(name: str, spec: dict[str, Any], kept: Status, known: Mapping[str, A
 def manifests(o: Observed) -> list[tuple[Kind, Manifest]]:
     """All that must exist by the decision on a snapshot."""
     context = plan.Context(Owner(o.namespace, o.name, o.uid), o, decide(o), IMAGES, PROFILES, JWKS)
-    return [*plan.before(context), *plan.once(context), *plan.kept(context)]
+    return [*plan.before(context), *plan.once(context), *plan.arms(context), *plan.routers(context)]
 
 
 def life(name: str, spec: dict[str, Any], cycles: int = CYCLES) -> Iterator[Observed]:
@@ -117,6 +117,55 @@ def test_every_name_is_a_dns_label(name: str, spec: dict[str, Any]) -> None:
             assert LABEL.match(child), f"{kind.kind} {child}"
             if kind is kinds.JOB:  # its pods' host names are <job>-<index>
                 assert LABEL.match(f"{child}-{manifest['spec']['completions'] - 1}"), child
+
+
+def pod_specs(made: list[tuple[Kind, Manifest]]) -> Iterator[tuple[str, Manifest]]:
+    for kind, manifest in made:
+        if kind in (kinds.JOB, kinds.DEPLOYMENT):
+            yield f"{kind.kind} {manifest['metadata']['name']}", manifest["spec"]["template"]["spec"]
+
+
+@settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(specs.names(), specs.specs())
+def test_every_pod_is_whole_restricted_and_as_the_user_says(name: str, spec: dict[str, Any]) -> None:
+    pods = spec.get("pods") or {}
+    for o in life(name, spec):
+        for what, pod in pod_specs(manifests(o)):
+            volumes = [v["name"] for v in pod["volumes"]]
+            assert len(set(volumes)) == len(volumes), what
+            assert pod["securityContext"]["runAsNonRoot"], what
+            assert not pod["automountServiceAccountToken"], what
+            assert pod.get("imagePullSecrets", []) == [{"name": s} for s in pods.get("imagePullSecrets") or ()], what
+            assert (pod.get("tolerations") or []) == (pods.get("tolerations") or []), what
+            assert (pod.get("nodeSelector") or {}) == (pods.get("nodeSelector") or {}), what
+            for container in [*pod["containers"], *pod.get("initContainers", ())]:
+                assert {m["name"] for m in container["volumeMounts"]} <= set(volumes), f"{what}: {container['name']}"
+                variables = [v["name"] for v in container["env"]]
+                assert len(set(variables)) == len(variables), f"{what}: {container['name']}"
+
+
+GPUS = {"accelerator": "h100", "gpusPerNode": 4, "memory": "64Gi"}
+
+
+def scoring(**changes: Any) -> Manifest:
+    """The baseline's pod on GPUs."""
+    spec = {"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}, **changes}
+    return next(pod for o in life("bot", spec) for what, pod in pod_specs(manifests(o)) if "baseline" in what)
+
+
+def test_scoring_on_gpus_is_served_by_vllm_with_shared_memory() -> None:
+    pod = scoring(compute=GPUS, evaluation={"metrics": [{"type": "ExactMatch"}]}, serving={})
+    (server,) = pod["initContainers"]
+    assert "shm" in {v["name"] for v in pod["volumes"]}
+    assert server["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    assert "limits" not in pod["containers"][0]["resources"], "the client needs no GPU"
+
+
+def test_the_loss_is_computed_where_the_model_fits() -> None:
+    pod = scoring(compute=GPUS)
+    assert "initContainers" not in pod
+    assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "1", "memory": "64Gi"}
+    assert "nodeAffinity" in pod["affinity"]
 
 
 @pytest.mark.parametrize("number", [1, 2, 99])

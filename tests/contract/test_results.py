@@ -63,7 +63,7 @@ def test_a_score_with_its_interval_and_difference() -> None:
     ("case", "error", "failure_class", "words"),
     [
         ("a user's mistake", exits.UserError("TooManyInvalidRows", "row 7: no answer", "Correct the rows."), "user", "row 7: no answer Correct the rows."),
-        ("no memory", MemoryError(), "outOfMemory", "memory ran out Lower maxSequenceLength or microBatchTokens, or use a larger machine."),
+        ("no memory", MemoryError(), "outOfMemory", f"memory ran out {exits.MORE_MEMORY}"),
         ("a full disk", OSError(28, "No space left on device"), "infrastructure", "[Errno 28] No space left on device Raise spec.storage.size."),
         ("a stop on request", exits.Interrupted("Interrupted", "stopped by SIGTERM"), "disruption", "stopped by SIGTERM"),
         ("anything else", KeyError("x"), "error", "'x'"),

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 from finetune_operator import kinds, names, tokens
+from finetune_operator.api.spec import Spec
 from finetune_operator.build import router
 from finetune_operator.build.pods import Owner
 from finetune_operator.pods import PodClient
@@ -21,6 +22,7 @@ from finetune_operator.traffic import Backend as Arm
 from finetune_operator.traffic import RouterState, Structure
 from yarl import URL
 
+SPEC = Spec.model_validate({"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}})
 UID = "0b6c1d2e-aaaa-bbbb-cccc-000000000001"
 OWNER = Owner("ml", "bot", UID)
 KEY = tokens.generate_key()
@@ -98,7 +100,8 @@ class Router:
 
     def _command(self) -> list[str]:
         """The container's command line, with the test's name server in place of the cluster's."""
-        deployment = next(m for kind, m in router.children(OWNER, "envoy", self._first, 0, tokens.jwks(KEY)) if kind == kinds.DEPLOYMENT)
+        made = router.children(OWNER, SPEC, "envoy", self._first, 0, tokens.jwks(KEY))
+        deployment = next(manifest for kind, manifest in made if kind == kinds.DEPLOYMENT)
         container = deployment["spec"]["template"]["spec"]["containers"][0]
         arguments = [a.replace("$(POD_NAME)", "router-0") for a in container["args"]]
         at = arguments.index("--config-yaml") + 1

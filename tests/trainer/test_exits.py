@@ -6,7 +6,7 @@ import errno
 import json
 
 import pytest
-from finetune_trainer import exits
+from finetune_trainer import exits, hardware
 from finetune_trainer.config import RunConfig
 
 
@@ -39,6 +39,13 @@ def test_errors_are_classified(error: BaseException, code: int, reason: str) -> 
     known = exits.classify(error)
     assert (known.code, known.reason) == (code, reason)
     assert known.message
+
+
+def test_what_mends_a_lack_of_memory_names_the_apis_fields_and_the_sizes_in_use() -> None:
+    fix = exits.classify(MemoryError()).fix
+    assert "microBatchTokens" not in fix
+    sizes = (str(hardware.CPU_MICRO_BATCH_TOKENS), str(hardware.GPU_MICRO_BATCH_TOKENS))
+    assert all(named in fix for named in ("compute.memory", "training.maxSequenceLength", *sizes))
 
 
 def test_classes_and_codes_are_those_of_the_contract() -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from finetune_trainer import fetch, layout
-from finetune_trainer.config import ModelConfig, RunConfig
-from finetune_trainer.data import arrays, prepare
-from finetune_trainer.exits import Infrastructure, UserError
+from finetune_trainer.config import ModelConfig, RunConfig, SourceConfig
+from finetune_trainer.data import arrays, prepare, sources
+from finetune_trainer.exits import Infrastructure, UserError, classify
+from finetune_trainer.serve import loading
 
 from tests.trainer.support import EXAMPLES, make_config, rows, write_rows
 
@@ -45,6 +49,91 @@ def test_a_model_folder_that_was_damaged_is_fetched_again(copy: Path, tmp_path: 
     (tmp_path / "x" / "config.json").write_text("{}")
     assert fetch.main(model_config(copy, tmp_path / "x")) == first
     assert layout.verify(tmp_path / "x")["digest"] == first["digest"]
+
+
+def test_two_fetches_of_one_model_at_once_copy_it_once(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = model_config(copy, tmp_path / "models" / "x")
+    copies, waits, results = [], threading.Event(), []
+    real = fetch.copy_model
+
+    def copy_model(*arguments: Any) -> dict[str, int]:
+        copies.append(arguments)
+        if len(copies) == 1:
+            second.start()
+            waits.wait(2)
+        return real(*arguments)
+
+    monkeypatch.setattr(layout, "print", lambda *words, **options: waits.set(), raising=False)
+    monkeypatch.setattr(fetch, "copy_model", copy_model)
+    second = threading.Thread(target=lambda: results.append(fetch.main(config)))
+    first = fetch.main(config)
+    second.join()
+    assert results == [first]
+    assert len(copies) == 1
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["x"]
+
+
+def test_a_source_that_changes_while_it_is_copied_is_infrastructure(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch.shutil, "copyfile", lambda source, target: Path(target).write_text("half"))
+    with pytest.raises(Infrastructure, match="changed while it was copied"):
+        fetch.main(model_config(copy, tmp_path / "models" / "x"))
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_what_a_killed_download_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / ".x.download" / "half"
+    left.parent.mkdir()
+    left.touch()
+    monkeypatch.setattr(fetch, "download_hub", lambda name, model, scratch: scratch)
+    with fetch.opened(ModelConfig(source="hf://a/b", path=tmp_path / "x")) as folder:
+        assert list(folder.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+BODIES = {
+    "ends early": b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf",
+    "ends within a chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\nhalf",
+    "is no HTTP": b"nonsense\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_a_download_is_infrastructure_that(body: bytes, tmp_path: Path) -> None:
+    def answer() -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(body)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(Infrastructure) as found:
+            fetch.download(f"http://127.0.0.1:{server.getsockname()[1]}/x", tmp_path / "x")
+        thread.join()
+    assert found.value.reason == "DownloadFailed"
+
+
+def hub_errors() -> dict[str, Exception]:
+    import httpx2
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    return {
+        "does not answer": LocalEntryNotFoundError("an error happened while trying to locate the files on the Hub"),
+        "has no name": httpx2.ConnectError("Name or service not known"),
+        "ends early": httpx2.RemoteProtocolError("peer closed connection without sending complete message body"),
+    }
+
+
+@pytest.mark.parametrize("case", ["does not answer", "has no name", "ends early"])
+def test_a_hub_is_infrastructure_that(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise hub_errors()[case]
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(Infrastructure) as found:
+        fetch.download_hub("a/b", ModelConfig(source="hf://a/b", path=tmp_path / "x"), tmp_path)
+    assert found.value.reason == "DownloadFailed"
 
 
 def spoil_pickled(source: Path) -> None:
@@ -151,6 +240,65 @@ def test_a_row_that_is_too_long_fails_where_that_is_asked_for(work: Path, tmp_pa
 def test_an_incomplete_model_is_infrastructure(tmp_path: Path, tiny_model: Path, work: Path) -> None:
     with pytest.raises(Infrastructure, match="is not a complete model folder"):
         prepared(work, tmp_path, tiny_model, rows(), model__path=str(tmp_path))
+
+
+def test_two_preparations_at_once_write_once(work: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = make_config("prepare", tmp_path, tiny_model, write_rows(tmp_path / "rows.jsonl", rows()))
+    document["model"]["path"] = str(work / "models" / "tiny")
+    config = RunConfig.model_validate(document)
+    written, waits, results = [], threading.Event(), []
+    real = prepare.load_rows
+
+    def load_rows(data: Any) -> prepare.Loaded:
+        written.append(data)
+        if len(written) == 1:
+            second.start()
+            waits.wait(2)
+        return real(data)
+
+    monkeypatch.setattr(layout, "print", lambda *words, **options: waits.set(), raising=False)
+    monkeypatch.setattr(prepare, "load_rows", load_rows)
+    second = threading.Thread(target=lambda: results.append(prepare.main(config)))
+    first = prepare.main(config)
+    second.join()
+    assert results == [first]
+    assert len(written) == 1
+
+
+VOLUME = {"an I/O error": errno.EIO, "a stale handle": errno.ESTALE, "no access": errno.EACCES}
+
+
+@pytest.mark.parametrize("number", VOLUME.values(), ids=VOLUME)
+def test_a_source_on_a_volume_that_fails_is_no_users_mistake(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> bytes:
+        raise OSError(number, "failed")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OSError, match="failed") as found:
+        sources.read(SourceConfig(source="pvc://rows/train.jsonl", mount=tmp_path / "rows.jsonl"))
+    assert classify(found.value).code == 24
+
+
+def test_a_source_that_is_not_there_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        sources.read(SourceConfig(source="pvc://rows/train.jsonl", mount=tmp_path / "rows.jsonl"))
+
+
+def fail_on_the_volume(*arguments: Any, **options: Any) -> None:
+    """As transformers tells it: its own OSError without a number, raised from the volume's."""
+    try:
+        raise OSError(errno.EIO, "Input/output error")
+    except OSError as error:
+        raise OSError("Can't load tokenizer") from error
+
+
+@pytest.mark.parametrize("stage", ["prepare", "serve"])
+def test_a_tokenizer_on_a_volume_that_fails_is_no_users_mistake(stage: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail_on_the_volume)
+    folder = work / "models" / "tiny"
+    with pytest.raises(OSError, match="Input/output error") as found:
+        prepare.load_tokenizer(folder, False) if stage == "prepare" else loading.load(folder, None)
+    assert classify(found.value).reason == "VolumeError"
 
 
 EXAMPLE_FILES = {"support-labels/train.jsonl": (1, 5), "text-to-sql/questions.jsonl": (10, 300)}

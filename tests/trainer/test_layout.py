@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,3 +138,60 @@ def test_a_digest_is_of_names_and_contents_alone(tmp_path: Path) -> None:
 def test_what_is_committed_can_be_read_by_whoever_serves_it(tmp_path: Path) -> None:
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in saved(tmp_path, 10).iterdir()}
     assert set(modes.values()) == {"0o644"}, modes
+
+
+def test_two_who_fill_a_folder_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, waits = [], threading.Event()
+    monkeypatch.setattr(layout, "print", lambda text, **options: (told.append(text), waits.set()), raising=False)
+
+    def fill() -> None:
+        with layout.transaction(tmp_path / "x") as work:
+            (work.folder / "second").write_text("second")
+
+    second = threading.Thread(target=fill)
+    with layout.transaction(tmp_path / "x") as work:
+        (work.folder / "first").write_text("first")
+        second.start()
+        assert waits.wait(5)
+        assert (work.folder / "first").is_file(), "the second leaves it alone"
+        assert not (tmp_path / "x").exists()
+    second.join()
+    assert told == [f"waiting for {tmp_path / '.x.lock'}: another process fills this folder"]
+    assert set(layout.verify(tmp_path / "x")["files"]) == {"second"}  # type: ignore[call-overload]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_a_killed_process_left_is_removed_and_its_lock_is_free(tmp_path: Path) -> None:
+    (tmp_path / ".x.tmp-1").mkdir()
+    (tmp_path / ".x.lock").touch()
+    with layout.transaction(tmp_path / "x"):
+        assert not (tmp_path / ".x.tmp-1").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_volume_without_locks_is_used_and_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(layout.fcntl, "flock", refuse)
+    with layout.transaction(tmp_path / "x"):
+        pass
+    assert layout.is_complete(tmp_path / "x")
+    assert "this volume has no locks" in capsys.readouterr().out
+
+
+EXPECTED = {"is missing": {"a": 1, "b": 1}, "has another size": {"a": 2}}
+
+
+@pytest.mark.parametrize("expected", EXPECTED.values(), ids=EXPECTED)
+def test_nothing_is_committed_where_a_file(expected: dict[str, int], tmp_path: Path) -> None:
+    def fill() -> None:
+        with layout.transaction(tmp_path / "x") as work:
+            (work.folder / "a").write_text("a")
+            work.expected = expected
+
+    with pytest.raises(layout.Corrupt, match="should have"):
+        fill()
+    assert list(tmp_path.iterdir()) == []

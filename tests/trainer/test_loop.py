@@ -113,6 +113,17 @@ def test_training_stops_when_validation_gets_worse_as_often_as_patience_allows(m
     assert (outcome.stopped_early, outcome.state.step, outcome.state.best_step) == (True, 4, 2)
 
 
+def test_a_run_whose_patience_had_run_out_when_it_was_saved_is_over(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([3.0, 2.0, 2.5, 2.4])
+    monkeypatch.setattr(Loop, "_validation_loss", lambda loop: next(values))
+    settings: dict[str, Any] = {"evaluateEverySteps": 1, "earlyStoppingPatience": 2, "checkpoint": {"everySteps": 4, "everySeconds": None}}
+    Loop(make_run(**settings)).execute()
+    found = checkpoint.newest([make_run().attempt], "f")
+    assert found is not None
+    outcome = Loop(make_run(resume=found[1], **settings)).execute()
+    assert (outcome.stopped_early, outcome.state.step, outcome.state.best_step) == (True, 4, 2)
+
+
 def test_a_gradient_that_is_not_finite_is_skipped_and_a_lasting_one_ends_the_run(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run()
     true, bad = objective.loss_sum, {1}

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from finetune_trainer.data.formats import Row, content_digest
 from finetune_trainer.data.templates import ChatEncoder, Encoded, prove
-from finetune_trainer.exits import UserError
+from finetune_trainer.exits import Interrupted, UserError
+from finetune_trainer.serve.prompts import chat_prompt
+from finetune_trainer.serve.protocol import ChatRequest
 from transformers import AutoTokenizer
 
 ASKS = "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -19,6 +21,12 @@ FORGETS = (
     "{% for m in messages %}{% if loop.last or m['role'] != 'assistant' %}[{{ m['role'] }}]{{ m['content'] }}<|im_end|>{% else %}"
     "[assistant]…{% endif %}{% endfor %}" + ASKS
 )
+THINKS = (
+    "{% for m in messages %}[{{ m['role'] }}]{% if loop.last and m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m['content'] }}<|im_end|>{% endfor %}"
+    + ASKS
+    + "{% if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+)  # as Qwen3's
 REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}" + ENDED
 
 
@@ -43,6 +51,7 @@ CASES = {
     "every answer of a conversation": (None, TWO, "4<|im_end|>6<|im_end|>"),
     "an end is added where the template has none": (PLAIN, ONE, "4<|im_end|>"),
     "the last answer alone where the template forgets earlier ones": (FORGETS, TWO, "6<|im_end|>"),
+    "the answer without the empty thoughts before it": (THINKS, ONE, "4<|im_end|>"),
 }
 
 
@@ -55,11 +64,15 @@ def test_what_is_supervised(tokenizer: Any, template: str | None, given: Row, ex
     prove([item], ChatEncoder(tokenizer), tokenizer)
 
 
-def test_tokens_before_the_answer_are_those_that_the_server_feeds_the_model(tokenizer: Any) -> None:
-    encoder = ChatEncoder(tokenizer)
-    item = encoder.encode(ONE)
-    first = item.mask.index(True)
-    assert list(item.ids[:first]) == tokenizer(encoder.prompt(ONE.messages[:1]), add_special_tokens=False)["input_ids"]
+@pytest.mark.parametrize("template", [None, THINKS], ids=["its own", "with thoughts"])
+def test_tokens_before_the_answer_are_those_that_the_server_feeds_the_model(
+    tokenizer: Any, template: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    if template:
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+    item = ChatEncoder(tokenizer).encode(ONE)
+    request = ChatRequest.model_validate({"model": "bot", "messages": ONE.messages[:1]})
+    assert list(item.ids[: item.mask.index(True)]) == chat_prompt(tokenizer, request)
 
 
 def test_the_reason_of_a_template_that_refuses_a_row_is_told(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,15 +81,29 @@ def test_the_reason_of_a_template_that_refuses_a_row_is_told(tokenizer: Any, mon
         ChatEncoder(tokenizer).encode(TWO)
 
 
+def test_a_request_to_stop_is_no_reason_to_drop_a_row(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any, **__: Any) -> str:
+        raise Interrupted("Interrupted", "stopped by SIGTERM")
+
+    monkeypatch.setattr(tokenizer, "apply_chat_template", stopped)
+    with pytest.raises(Interrupted):
+        ChatEncoder(tokenizer).encode(ONE)
+
+
 def test_a_model_without_a_template_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", None)
     with pytest.raises(UserError, match="no chat template"):
         ChatEncoder(tokenizer)
 
 
+def _earlier(mask: tuple[bool, ...], count: int) -> tuple[bool, ...]:
+    return tuple(any(mask[index : index + count + 1]) for index in range(len(mask)))
+
+
 WRONG = {
     "nothing is supervised but the end": lambda item: replace(item, mask=(*[False] * (len(item.mask) - 2), True, False)),
     "the end is not supervised": lambda item: replace(item, mask=(*item.mask[:-2], False, False)),
+    "more than the answer is supervised": lambda item: replace(item, mask=_earlier(item.mask, 3)),
     "everything is supervised": lambda item: replace(item, mask=(True,) * len(item.mask)),
 }
 

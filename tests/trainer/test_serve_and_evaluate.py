@@ -13,6 +13,8 @@ from urllib.error import HTTPError
 
 import pytest
 from finetune_trainer import layout
+from finetune_trainer.evaluate import rows
+from finetune_trainer.exits import UserError
 
 from tests.trainer.support import Stage, free_port, make_config, running, training, wait_until
 
@@ -195,6 +197,27 @@ def test_rows_that_the_live_model_was_trained_on_are_left_out_and_counted(work: 
         tmp_path / "left", work, tiny_model, evaluation__metrics=[{"type": "Loss"}], evaluation__excludeTrainedOn=str(live)
     )  # fmt: skip
     assert (found["excluded"], found["metrics"]["Loss"]["n"]) == (3, 5)
+
+
+def test_an_evaluation_of_nothing_but_rows_that_the_live_model_was_trained_on_is_refused(tmp_path: Path) -> None:
+    with layout.transaction(tmp_path / "live", layout.DATA_MANIFEST) as live:
+        (live.folder / "train-hashes.txt").write_text("a\nb\nc\n")
+    test = [rows.TestRow(name, ({"role": "user", "content": "?"},), "!") for name in ("a", "b")]
+    with pytest.raises(UserError, match="trained on all 2 test rows") as found:
+        rows.without_trained_on(test, tmp_path / "live")
+    assert found.value.reason == "NoComparableRows"
+    assert "data.test" in found.value.fix
+
+
+def test_a_row_may_hold_the_line_separators_of_unicode(tmp_path: Path) -> None:
+    odd = "a\u2028b\u2029c\u0085d\x0be"
+    question = {"id": "1", "messages": [{"role": "user", "content": odd}], "reference": odd}
+    with layout.transaction(tmp_path / "data", layout.DATA_MANIFEST) as data:
+        (data.folder / rows.TEST).write_text(json.dumps(question, ensure_ascii=False) + "\n")
+    assert rows.test_rows(tmp_path / "data") == [rows.TestRow("1", ({"role": "user", "content": odd},), odd)]
+    with layout.transaction(tmp_path / "scores") as scores:
+        rows.write(scores.folder / rows.ROWS, [rows.ScoredRow("1", odd, {"ExactMatch": 1.0})])
+    assert rows.read_scores(tmp_path / "scores", "ExactMatch") == {"1": 1.0}
 
 
 def test_an_answer_under_way_is_given_before_the_server_ends(work: Path, tmp_path: Path) -> None:

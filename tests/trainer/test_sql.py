@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import time
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from finetune_trainer.evaluate import sql
-from finetune_trainer.exits import UserError
+from finetune_trainer.exits import Interrupted, UserError
 
 SCHEMA = """
 CREATE TABLE items(id INTEGER, name TEXT, price REAL);
@@ -93,3 +98,50 @@ def test_a_reference_that_does_not_run_is_named_before_anything_is_asked(databas
 def test_a_schema_that_does_not_run_is_the_users() -> None:
     with pytest.raises(UserError, match="schema does not run on SQLite"):
         sql.Database("CREATE TABLE (")
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+
+
+def test_the_rows_of_an_answer_fill_no_memory() -> None:
+    database = sql.Database(SCHEMA, seconds=20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(sql.QueryFailed, match="gives more than 64 MiB"):
+            database.rows(ENDLESS + "SELECT hex(zeroblob(450000)) FROM n")
+        assert tracemalloc.get_traced_memory()[1] < 80 * 1024**2
+    finally:
+        tracemalloc.stop()
+
+
+def test_time_that_passes_for_others_is_not_the_querys(database: sql.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    hours = iter(range(0, 10**9, 3600))
+    monkeypatch.setattr(sql, "time", SimpleNamespace(monotonic=lambda: next(hours), thread_time=time.thread_time))
+    assert database.rows(ENDLESS + "SELECT count(*) FROM (SELECT i FROM n LIMIT 5000)") == [(5000,)]
+
+
+@pytest.fixture
+def terminated(database: sql.Database) -> Iterator[sql.Database]:
+    """A database whose function `stop()` is the moment at which SIGTERM comes."""
+
+    def interrupt(*_: Any) -> None:
+        raise Interrupted("Interrupted", "stopped by SIGTERM")
+
+    database._connection.create_function("stop", 0, lambda: signal.raise_signal(signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, interrupt)
+    yield database
+    signal.signal(signal.SIGTERM, before)
+
+
+STOPPED = {
+    "an answer": lambda database: sql.score(database, "SELECT stop()", "SELECT 1"),
+    "an answer without end": lambda database: sql.score(database, ENDLESS + "SELECT stop() FROM n", "SELECT 1"),
+    "a reference": lambda database: sql.check_reference(database, "7f", "SELECT stop()"),
+}
+
+
+@pytest.mark.parametrize("work", STOPPED.values(), ids=STOPPED)
+def test_a_request_to_stop_is_no_score_and_no_fault_of(work: Any, terminated: sql.Database) -> None:
+    with pytest.raises(Interrupted):
+        work(terminated)
+    assert terminated.rows("SELECT 1") == [(1,)]

@@ -83,14 +83,12 @@ class Operator:
 
     async def fill(self) -> None:
         """Make the cache agree with complete lists; what was missed meanwhile becomes due."""
-        touched: set[Key] = set()
         for namespace in self.settings.namespaces or (None,):
             for kind in (FINETUNE, *CHILDREN):
                 selector = "" if kind is FINETUNE else names.SELECTOR
                 known = self.cache.uids(kind, namespace)
-                touched |= self.cache.fill(kind, await self.cluster.list(kind, namespace, selector), known)
-        for key in touched:
-            self.queue.add(key)
+                for key in self.cache.fill(kind, await self.cluster.list(kind, namespace, selector), known):
+                    self.queue.add(key)  # at once: the next list may fail, and the cache then knows already what nobody was told
 
     async def _sweep(self) -> None:
         """After a 410 the watches tell nothing of what was deleted: list again now and then."""

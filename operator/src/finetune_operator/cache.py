@@ -33,8 +33,12 @@ class Cache:
         return list(self._owners)
 
     def children(self, kind: Kind, key: Key) -> Mapping[str, Object]:
-        """The FineTune's children of that kind, by name."""
-        return self._children.get(kind, {}).get(key, {})
+        """The FineTune's children of that kind, by name; not those of an earlier one of its name, which are on their way out."""
+        named, owner = self._children.get(kind, {}).get(key, {}), self._owners.get(key)
+        if owner is None or kind is FINETUNE:
+            return named
+        uid = owner["metadata"]["uid"]
+        return {name: obj for name, obj in named.items() if _belongs(obj, uid)}
 
     def put(self, kind: Kind, obj: Object) -> Key | None:
         """Store what was just read or written, unless something newer is there; returns the owner's key."""
@@ -100,7 +104,7 @@ class Cache:
     def _store(self, kind: Kind, key: Key) -> Mapping[str, Object]:
         if kind is FINETUNE:
             return {"": self._owners[key]} if key in self._owners else {}
-        return self.children(kind, key)
+        return self._children.get(kind, {}).get(key, {})
 
     def _set(self, kind: Kind, key: Key, obj: Object) -> None:
         if kind is FINETUNE:
@@ -116,6 +120,12 @@ def owner_key(kind: Kind, obj: Object) -> Key | None:
         return (meta["namespace"], meta["name"])
     name = (meta.get("labels") or {}).get(names.NAME)
     return (meta["namespace"], name) if name else None
+
+
+def _belongs(obj: Object, uid: str) -> bool:
+    """Is it owned by this FineTune, or by none (pods belong to Jobs and Deployments, a retained volume to nobody)?"""
+    owners = obj["metadata"].get("ownerReferences") or ()
+    return all(o.get("uid") == uid for o in owners if o.get("kind") == names.KIND)
 
 
 def stripped(kind: Kind, obj: Object) -> Object:

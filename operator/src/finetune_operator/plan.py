@@ -1,6 +1,6 @@
 """Everything that must exist because of a decision, in the order in which it is made.
 
-`once`: made and never changed (ControllerRevisions, Jobs). `kept`: made and held as wanted (volume, arms, router).
+`once`: made and never changed (ControllerRevisions, Jobs). `before`, `arms`, `routers`: made and held as wanted.
 `leftovers`: what serves no longer. `nudges`: routers that have not seen their document yet.
 """
 
@@ -89,16 +89,20 @@ def once(c: Context) -> Iterator[Child]:
         yield kinds.JOB, _job(c, job, stage)
 
 
-def kept(c: Context) -> Iterator[Child]:
-    """Arms and router."""
+def arms(c: Context) -> Iterator[Child]:
+    """Model servers."""
     replicas = c.spec.serving.replicas if c.spec.serving else 1
     for wanted in c.draft.arms:
         stored = c.observed.templates.get(wanted.name)
         template = stored["template"] if stored else _template(c, wanted)
         yield kinds.SERVICE, arm.service(c.owner, wanted.name)
         yield kinds.DEPLOYMENT, arm.deployment(c.owner, wanted.name, wanted.revision, template, replicas)
+
+
+def routers(c: Context) -> Iterator[Child]:
+    """What routes the users; not held up by an arm that is refused, for a rollback needs it."""
     if c.draft.routing is not None:
-        yield from router.children(c.owner, c.images.router, c.draft.routing.structure, c.draft.routing.weight, c.jwks)
+        yield from router.children(c.owner, c.spec, c.images.router, c.draft.routing.structure, c.draft.routing.weight, c.jwks)
 
 
 def leftovers(c: Context, there: Callable[[Kind], Mapping[str, Mapping[str, Any]]]) -> Iterator[tuple[Kind, str]]:

@@ -113,7 +113,8 @@ class Reconciler:
             await children.remove(SERVICE, job)
         problem = await _bring(children.ensure, plan.before(context))
         problem = await _bring(children.make, plan.once(context)) or problem
-        problem = await _bring(children.ensure, plan.kept(context)) or problem
+        problem = await _bring(children.ensure, plan.arms(context), beyond_refusals=True) or problem
+        problem = await _bring(children.ensure, plan.routers(context), beyond_refusals=True) or problem
         for pod, version in plan.nudges(context, self.cache.children(POD, key)):
             await children.annotate(POD, pod, {names.NUDGE: version})
         for kind, name in plan.leftovers(context, lambda kind: self.cache.children(kind, key)):
@@ -143,17 +144,29 @@ class Reconciler:
             await self.events.emit(finetune, "Warning", problem.reason, problem.message)
 
 
-async def _bring(verb: Callable[[Kind, Manifest], Awaitable[None]], wanted: Iterable[plan.Child]) -> Waiting | None:
-    """Make or hold these children, in order; why one of them cannot be."""
+async def _bring(
+    verb: Callable[[Kind, Manifest], Awaitable[None]], wanted: Iterable[plan.Child], *, beyond_refusals: bool = False
+) -> Waiting | None:
+    """Make or hold these children, in order; why the first that cannot be is not. Those behind it are left, unless told otherwise."""
+    problem: Waiting | None = None
     try:
         for kind, manifest in wanted:
-            await verb(kind, manifest)
+            refusal = await _try(verb, kind, manifest)
+            problem = problem or refusal
+            if refusal and not beyond_refusals:
+                break
+    except SpecError as error:
+        return problem or Waiting(conditions.INVALID_SPEC, str(error))
+    return problem
+
+
+async def _try(verb: Callable[[Kind, Manifest], Awaitable[None]], kind: Kind, manifest: Manifest) -> Waiting | None:
+    try:
+        await verb(kind, manifest)
     except NameTaken as error:
         return error.waiting
     except (Invalid, Forbidden) as error:  # a quota and most admission policies say 403
         return Waiting(conditions.REFUSED, f"the API server refused a child: {error}")
-    except SpecError as error:
-        return Waiting(conditions.INVALID_SPEC, str(error))
     return None
 
 

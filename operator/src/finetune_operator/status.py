@@ -7,7 +7,7 @@ from datetime import datetime
 
 from finetune_operator import conditions as c
 from finetune_operator import names
-from finetune_operator.api.status import Condition, Revision, Scored, Status
+from finetune_operator.api.status import Condition, Revision, Rows, Scored, Status
 from finetune_operator.decide.draft import Draft, stamp
 from finetune_operator.observed import Observed
 from finetune_operator.workloads import Waiting
@@ -119,7 +119,7 @@ def _rows(revision: Revision) -> str:
     rows = revision.rows
     if rows is None:
         return ""
-    counted = f"{rows.train} training, {rows.validation} validation, {rows.test} test rows; {_dropped(rows.invalid, rows.duplicate)}"
+    counted = f"{rows.train} training, {rows.validation} validation, {rows.test} test rows; {_dropped(rows)}"
     return f"{counted}: {revision.dropped}" if revision.dropped else counted
 
 
@@ -154,8 +154,9 @@ def _available(d: Draft) -> Fact:
     return ("True", "Serving", pods) if serving.ready else ("False", "NoReadyPods", pods)
 
 
-def _dropped(invalid: int, duplicate: int) -> str:
-    return f"{invalid} invalid and {duplicate} duplicate rows dropped"
+def _dropped(rows: Rows) -> str:
+    long = f", {rows.too_long} too long" if rows.too_long else ""
+    return f"{rows.invalid} invalid and {rows.duplicate} duplicate rows dropped{long}"
 
 
 def _columns(o: Observed, d: Draft, reason: str) -> dict[str, str | None]:
@@ -166,7 +167,7 @@ def _columns(o: Observed, d: Draft, reason: str) -> dict[str, str | None]:
     score = f"{scored.score.score} → {tuned.score.score if tuned else '?'}" if scored else None
     rolling = status.rollout
     return {
-        "progress": f"{live.percent}%" if live else None,
+        "progress": f"{live.percent}%" if live and not d.revision.artifact else None,
         "eta": duration(live.eta_seconds) if live and live.eta_seconds and d.phase == c.TRAINING else None,
         "score": score,
         "weight": f"{rolling.weight}%" if rolling else None,

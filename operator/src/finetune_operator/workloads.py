@@ -258,7 +258,7 @@ def _explain(ended: Mapping[str, Any], code: int, result: Mapping[str, Any], dis
     if disrupted:
         return str(disrupted.get("reason", "Disrupted")), str(disrupted.get("message", "the pod was disrupted"))
     if ended.get("reason") == "OOMKilled":
-        return "OOMKilled", "the container used more memory than its limit; raise compute.resources or lower the batch"
+        return "OOMKilled", "the container used more memory than its limit; raise compute.memory, or serving.resources if it is a server"
     tail = str(ended.get("message") or "").strip()[-400:]
     return str(ended.get("reason") or "Error"), f"exit code {code}{': ' + tail if tail else ''}"
 

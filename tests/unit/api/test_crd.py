@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from finetune_operator.api import crd, fields
+from finetune_operator.api.rules import RULES
 from finetune_operator.api.spec import Spec, SpecModel
 from finetune_operator.api.structural import NotStructural, convert
 from pydantic import BaseModel, Field
@@ -26,6 +27,12 @@ def walk(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str
 def test_the_files_are_what_the_models_say() -> None:
     stale = [name for name, text in crd.texts().items() if (crd.ROOT / name).read_text() != text]
     assert stale == [], "run `make crds`"
+
+
+def test_the_reference_page_has_every_rule_once() -> None:
+    """Also those on a single field, as storage.size may not shrink."""
+    lines = crd.texts()["docs/reference.md"].splitlines()
+    assert {rule.text: lines.count(f"- {rule.text}") for rule in RULES} == {rule.text: 1 for rule in RULES}
 
 
 def test_no_name_reads_as_a_boolean() -> None:

@@ -80,3 +80,15 @@ def test_owners_are_found_and_forgotten() -> None:
     assert (cache.owners(), cache.owner(KEY) is not None) == ([KEY], True)
     cache.drop(FINETUNE, owner)
     assert (cache.owners(), cache.owner(KEY)) == ([], None)
+
+
+def test_children_of_an_earlier_finetune_of_that_name_are_nobodys() -> None:
+    cache = Cache()
+    cache.put(FINETUNE, {"metadata": {"name": "bot", "namespace": "ml", "uid": "new", "resourceVersion": "9"}})
+    for name, owner in (("old", "old"), ("mine", "new")):
+        made = job(1, name, name)
+        made["metadata"]["ownerReferences"] = [{"kind": names.KIND, "uid": owner}]
+        cache.put(JOB, made)
+    cache.put(JOB, job(1, "retained", "retained"))
+    assert set(cache.children(JOB, KEY)) == {"mine", "retained"}
+    assert cache.uids(JOB) == {"old", "mine", "retained"}, "they are known, so that they can be forgotten"

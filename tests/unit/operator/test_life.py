@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import wraps
 from typing import Any
 
@@ -12,7 +13,7 @@ from finetune_operator import kinds, names
 from finetune_operator.kinds import CHILDREN, FINETUNE, Kind
 
 from tests.unit.operator.helpers import SPEC, condition, edit, good_outcomes, make_finetune, scores, status_of
-from tests.unit.operator.world import Operator, Outcome, World, run
+from tests.unit.operator.world import Operator, Outcome, Stuck, World, run
 
 Object = Mapping[str, Any]
 Life = Callable[[str], Awaitable[World]]
@@ -40,6 +41,10 @@ def jobs(world: World, stage: str) -> list[str]:
 def _is(job: str, stage: str) -> bool:
     tail = job.removeprefix("bot-").split("-", 1)[1]
     return tail.rstrip("0123456789") == "a" if stage == "train" else tail.startswith(stage)
+
+
+def nothing(kind: Kind, obj: Object) -> bool:
+    return False
 
 
 def arms(world: World) -> list[str]:
@@ -80,7 +85,7 @@ async def first_life(kill: str) -> World:
     assert {s["name"]: "finished" in s for s in status["stages"]} == dict.fromkeys(
         ("fetch", "prepare", "baseline", "train", "evaluate", "deploy", "rollout", "bake"), True
     )
-    assert (status["progress"], status["score"], status["weight"]) == ("100%", "0.1 → 0.8", "100%")
+    assert (status.get("progress"), status["score"], status["weight"]) == (None, "0.1 → 0.8", "100%")
     assert arms(world) == [status["liveArm"]], "the base arm is gone"
     assert {c["type"]: c["status"] for c in status["conditions"]} == dict.fromkeys(
         ("Ready", "DataPrepared", "BaselineScored", "Trained", "Evaluated", "Available", "RolledOut"), "True"
@@ -435,17 +440,103 @@ async def refused_training_job_keeps_no_rollback_from_the_users(kill: str) -> Wo
     edit(world, serving={"replicas": 2, "image": "bad:1"}, rollout=slow)
     await run(world, weight(10), kill=kill)
     edit(world, training=NEW_RATE)
-    world.api.refused.add(kinds.JOB)
+    world.api.refuses = lambda kind, obj: kind is kinds.JOB
     await run(world, lambda s: s["reason"] == "Refused", kill=kill)
     assert "exceeded quota: jobs" in condition(status_of(world), "Ready")["message"]
     world.failing = lambda arm: 0.0 if arm == before else 0.5
     await run(world, lambda s: s["rollout"]["state"] == "RolledBack", kill=kill)
     assert {w for _, canary, w in served(world) if canary} <= {0}
-    world.api.refused.clear()
+    world.api.refuses = nothing
     edit(world, rollout=SPEC["rollout"])
     world.failing = lambda arm: 0.0
     world.outcomes["evaluate"] = [Outcome(scores(0.85, (0.0, 0.1)))]
     await run(world, live_with(2), kill=kill)
+    await run(world, kill=kill)
+    return world
+
+
+async def refused_arm_is_taken_back_and_a_mended_one_serves(kill: str) -> World:
+    world = await to_live(kill)
+    before = status_of(world)["liveArm"]
+    world.api.refuses = lambda kind, obj: kind is kinds.DEPLOYMENT and obj["metadata"]["labels"].get(names.ARM) not in (None, before)
+    edit(world, serving={"replicas": 2, "image": "other:1"})
+    await run(world, phase("Rejected"), kill=kill)
+    await run(world, kill=kill)
+    status = status_of(world)
+    assert (status["rollout"]["state"], status["liveArm"], arms(world)) == ("RolledBack", before, [before])
+    world.api.refuses = nothing
+    edit(world, serving={"replicas": 2, "image": "third:1"})
+    await run(world, lambda s: s["phase"] == "Live" and s["liveArm"] != before, kill=kill)
+    await run(world, kill=kill)
+    return world
+
+
+async def broken_base_arm_is_made_anew_when_the_spec_is_mended(kill: str) -> World:
+    world = await begin(kill, serving={"replicas": 2, "image": "broken:1"})
+    world.broken.add("broken:1")
+    await run(world, phase("Deploying"), kill=kill)
+    with suppress(Stuck):
+        await run(world, kill=kill, cycles=120)
+    assert "image broken:1 cannot be pulled" in condition(status_of(world), "Ready")["message"]
+    edit(world, serving={"replicas": 2, "image": "good:1"})
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    assert status_of(world)["rollout"]["steps"] == 3, "users were moved step by step"
+    return world
+
+
+async def dead_live_arm_is_replaced_by_an_edit(kill: str) -> World:
+    world = await to_live(kill)
+    before = status_of(world)["liveArm"]
+    world.broken.add("trainer:1")
+    for pod in [p for p in world.api.all(kinds.POD) if p["metadata"]["labels"].get(names.ARM)]:
+        world.api.remove(kinds.POD, "ml", pod["metadata"]["name"])
+    edit(world, serving={"replicas": 2, "image": "good:1"})
+    await run(world, lambda s: s["phase"] == "Live" and s["liveArm"] != before, kill=kill)
+    await run(world, kill=kill)
+    return world
+
+
+async def metrics_edited_while_it_bakes_leave_it_live(kill: str) -> World:
+    world = await begin(kill, rollout={**SPEC["rollout"], "bake": "60s"})
+    await run(world, phase("Baking"), kill=kill)
+    world.outcomes["baseline"] = [Outcome(never=True)]
+    edit(world, evaluation={"metrics": [{"type": "ExactMatch"}], "maxNewTokens": 7})
+    await run(world, phase("Live"), kill=kill)
+    before = status_of(world)["liveArm"]
+    await run(world, kill=kill)
+    edit(world, serving={"replicas": 2, "image": "good:1"})
+    await run(world, lambda s: s["phase"] == "Live" and s["liveArm"] != before, kill=kill)
+    await run(world, kill=kill)
+    return world
+
+
+async def gate_that_is_raised_while_it_rolls_out_takes_it_back(kill: str) -> World:
+    world = await begin(kill, rollout={**SPEC["rollout"], "steps": [{"weight": 10, "hold": "1h"}, {"weight": 100}]})
+    await run(world, weight(10), kill=kill)
+    edit(world, evaluation={**SPEC["evaluation"], "gate": {"minScore": "0.99"}})
+    await run(world, lambda s: s["phase"] == "Rejected" and s["rollout"]["state"] == "RolledBack", kill=kill)
+    await run(world, kill=kill)
+    assert {w for _, canary, w in served(world) if canary} <= {0}
+    edit(world, evaluation=SPEC["evaluation"], rollout=SPEC["rollout"])
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    return world
+
+
+async def edit_in_the_first_stage_leaves_one_of_it_running(kill: str) -> World:
+    world = await begin(kill)
+    good, world.outcomes["fetch"] = world.outcomes["fetch"], [Outcome(never=True)]
+    await run(world, phase("Fetching"), kill=kill)
+    with suppress(Stuck):
+        await run(world, kill=kill, cycles=5)
+    edit(world, training=NEW_RATE)
+    with suppress(Stuck):
+        await run(world, kill=kill, cycles=10)
+    running = [j for j in world.api.all(kinds.JOB) if j["metadata"]["labels"][names.STAGE] == "fetch"]
+    assert [j["metadata"]["labels"][names.REVISION] for j in running] == [status_of(world)["revision"]]
+    world.outcomes["fetch"] = good
+    await run(world, phase("Live"), kill=kill)
     await run(world, kill=kill)
     return world
 
@@ -473,6 +564,9 @@ LIVES: dict[str, Life] = {
         deleted_job_of_a_user_is_made_up_for, edit_that_is_taken_back_in_training_goes_on_from_the_checkpoints,
         suspended_rollout_is_held_and_goes_on, missing_source_is_named_and_it_goes_on_once_that_is_there,
         spec_that_cannot_be_read_changes_nothing_but_what_is_said, refused_training_job_keeps_no_rollback_from_the_users,
+        refused_arm_is_taken_back_and_a_mended_one_serves, broken_base_arm_is_made_anew_when_the_spec_is_mended,
+        dead_live_arm_is_replaced_by_an_edit, metrics_edited_while_it_bakes_leave_it_live,
+        gate_that_is_raised_while_it_rolls_out_takes_it_back, edit_in_the_first_stage_leaves_one_of_it_running,
         deleted_finetune_leaves_nothing,
     )
 }  # fmt: skip

@@ -76,6 +76,21 @@ MOVES: dict[str, tuple[Rollout, m.Scene, tuple[str, int, dict[str, int], str]]] 
         scene(stable=EMPTY),
         (m.DEPLOYING, 0, {}, "the present arm: 0 of 2"),
     ),
+    "what is live has one pod of two: enough to begin": (
+        at(m.DEPLOYING),
+        scene(UNSEEN, stable=ArmHealth(wanted=2, ready=1, pods=2)),
+        (m.CONNECTING, 0, {}, "0 of 2 routers"),
+    ),
+    "what is live has been down for long: the new one need not wait for it": (
+        at(m.DEPLOYING, memory={"dark": "2026-01-01T11:00:00Z"}),
+        scene(router(totals={"old": totals(healthy=0), "new": totals()}), stable=EMPTY),
+        (m.SHIFTING, 100, {"router-0": 100}, "moving 100 %"),
+    ),
+    "the router's image cannot be pulled: it says so": (
+        at(m.CONNECTING),
+        scene(router_waiting=GONE),
+        (m.CONNECTING, 0, {}, "image x cannot"),
+    ),
     "both are ready and no router knows yet": (at(m.DEPLOYING), scene(UNSEEN), (m.CONNECTING, 0, {}, "0 of 2 routers serve both")),
     "a router remembers another weight: it is told 0 before anything else": (
         at(m.CONNECTING),
@@ -99,6 +114,16 @@ MOVES: dict[str, tuple[Rollout, m.Scene, tuple[str, int, dict[str, int], str]]] 
         at(m.SHIFTING, 10, 1),
         scene(router(weight=10), router("router-1")),
         (m.SHIFTING, 10, {"router-1": 10}, "1 of 2 routers serve 10 %"),
+    ),
+    "the canary fails while one router is still told": (
+        at(m.SHIFTING, 50, 2, {"began": "2026-01-01T11:59:00Z", "counted": {"router-0@2026-01-01T11:00:00Z": {}}}),
+        scene(router(**{**BAD, "weight": 50}), router("router-1")),
+        (m.ROLLING_BACK, 0, {"router-0": 0}, "guard errors failed at 50 %"),
+    ),
+    "a router never hears the weight: taken back": (
+        at(m.SHIFTING, 50, 2, {"began": "2026-01-01T11:00:00Z"}),
+        scene(router(weight=50), router("router-1", version=None, error="refused")),
+        (m.ROLLING_BACK, 0, {"router-0": 0}, "router-1 cannot be asked"),
     ),
     "a router that is not ready holds nothing up, but is told": (
         at(m.SHIFTING, 10, 1),
@@ -131,6 +156,22 @@ MOVES: dict[str, tuple[Rollout, m.Scene, tuple[str, int, dict[str, int], str]]] 
         scene(router(**BAD), hold=True),
         (m.ROLLING_BACK, 0, {"router-0": 0}, ""),
     ),
+    "the canary fails and what is live has no pod: nobody is taken back": (
+        holding(),
+        scene(router(**BAD), stable=EMPTY),
+        (m.HOLDING, 10, {}, "no pod of the present arm"),
+    ),
+    "the canary's pods are all gone: nobody else is moved": (holding(), scene(router(**FINE), canary=EMPTY), (m.HOLDING, 10, {}, "no pod")),
+    "and stay away: everybody back": (
+        baking().model_copy(update={"memory": {**baking().memory, "down": "2026-01-01T11:59:00Z"}}),
+        scene(router(**{**FINE, "weight": 100}), canary=EMPTY),
+        (m.ROLLING_BACK, 0, {"router-0": 0}, "no pod of the new arm"),
+    ),
+    "both arms have no pod: held": (
+        baking().model_copy(update={"memory": {**baking().memory, "down": "2026-01-01T11:59:00Z"}}),
+        scene(router(**{**FINE, "weight": 100}), canary=EMPTY, stable=EMPTY),
+        (m.BAKING, 100, {}, "no pod of the new arm"),
+    ),
     "both arms fail: held, and nobody is moved": (holding(), scene(router(**BOTH_BAD)), (m.HOLDING, 10, {}, "both arms")),
     "the steps were shortened meanwhile: on to the next above": (
         holding(weight=50, step=2),
@@ -142,6 +183,16 @@ MOVES: dict[str, tuple[Rollout, m.Scene, tuple[str, int, dict[str, int], str]]] 
     "baked while suspended": (baking(), scene(router(**{**FINE, "weight": 100}), hold=True), (m.BAKING, 100, {}, "kept warm")),
     "it fails while it bakes": (baking(), scene(router(**{**BAD, "weight": 100})), (m.ROLLING_BACK, 0, {"router-0": 0}, "failed at 100 %")),
     "another arm is asked for": (holding(), scene(router(weight=10), abort="r2 is wanted"), (m.ROLLING_BACK, 0, {"router-0": 0}, "r2 is")),
+    "another arm is asked for and what is live has no pod: it goes on": (
+        holding(next_step_at="2026-01-01T13:00:00Z"),
+        scene(router(weight=10), abort="r2 is wanted", stable=EMPTY),
+        (m.HOLDING, 10, {}, "until"),
+    ),
+    "no router ever got the new document: it is over": (
+        at(m.ROLLING_BACK, memory={"cause": "refused"}),
+        scene(router(version="another", weight=0)),
+        (m.ROLLED_BACK, 0, {}, "rolled back: refused"),
+    ),
     "not every router is back": (
         at(m.ROLLING_BACK),
         scene(router(), router("router-1", weight=10)),

@@ -6,18 +6,22 @@ import json
 from typing import Any
 
 from finetune_operator import names, tokens
+from finetune_operator.api.spec import Spec
 from finetune_operator.build import router
 from finetune_operator.build.pods import Owner
 from finetune_operator.traffic import Backend, Structure
 
+from tests.unit.operator.helpers import make_spec
+
 OWNER = Owner("ml", "bot", "uid-bot")
 OLD, NEW = Backend("aaa11111", "bot-aaa11111", "r1"), Backend("bbb22222", "bot-bbb22222", "r2", "/health")
 SPLIT = Structure(OLD, NEW, "salt", ("x-user-id",))
+SPEC = Spec.model_validate(make_spec())
 JWKS = tokens.jwks(tokens.generate_key())
 
 
 def built(structure: Structure = SPLIT, weight: int = 10) -> dict[str, Any]:
-    return {kind.kind: manifest for kind, manifest in router.children(OWNER, "envoy:1", structure, weight, JWKS)}
+    return {kind.kind: manifest for kind, manifest in router.children(OWNER, SPEC, "envoy:1", structure, weight, JWKS)}
 
 
 def document(name: str, structure: Structure = SPLIT, weight: int = 10) -> list[dict[str, Any]]:

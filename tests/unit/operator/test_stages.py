@@ -98,6 +98,11 @@ STAGES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, str, tuple[Jo
         {"runs": ran(Run(FETCH, "Succeeded"))},
         (c.FETCHING, "NoResult", (), "tried again at"),
     ),
+    "it waits for its next try, and goes on saying why": (
+        {"tries": {"fetch": 2}, "retry_at": "2026-01-01T12:00:09Z", "trouble": {"reason": "DownloadFailed", "message": "no route."}},
+        {},
+        (c.FETCHING, "DownloadFailed", (), "no route; tried again at 2026-01-01T12:00:09Z"),
+    ),
     "it waits for its next try": (
         {"tries": {"fetch": 2}, "retry_at": "2026-01-01T12:00:09Z"},
         {},
@@ -366,3 +371,12 @@ def test_suspension_ends_the_attempt_uncharged_and_starts_nothing() -> None:
     assert (decided.phase, decided.jobs, decided.obsolete) == (c.SUSPENDED, (), (A1,))
     assert decided.status.attempts == [running.model_copy(update={"outcome": "Suspended", "finished": STAMP})]
     assert decided.revision.charges == Charges()
+
+
+def test_an_attempt_that_has_just_ended_well_is_not_taken_for_suspended() -> None:
+    running = Attempt(revision="r1", number=1, started=STAMP, folder=FOLDER)
+    ended = Run(A1, "Succeeded", result={"artifact": "/a"}, **LEADER)
+    o = make_observed(make_revision(**READY, attempts=1), changes={"suspend": True}, status={"attempts": [running]}, runs=ran(ended))
+    assert decide(o).status.attempts == [running]
+    again = make_observed(make_revision(**READY, attempts=1), status={"attempts": [running]}, runs=ran(ended))
+    assert decide(again).status.attempts[0].outcome == "Succeeded"

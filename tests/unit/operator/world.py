@@ -71,7 +71,7 @@ class ApiServer:
         self.store: dict[Id, Object] = {}
         self.version = 0
         self.mortal: int | None = None
-        self.refused: set[Kind] = set()
+        self.refuses: Callable[[Kind, Mapping[str, Any]], bool] = lambda kind, obj: False
         self.writes: list[tuple[str, str, str]] = []  # (verb, kind, name), by the operator
         self.births: dict[tuple[str, str], int] = defaultdict(int)
 
@@ -84,7 +84,7 @@ class ApiServer:
 
     async def create(self, kind: Kind, obj: Mapping[str, Any]) -> Object:
         meta = obj["metadata"]
-        if kind in self.refused:
+        if self.refuses(kind, obj):
             raise errors.Invalid(f"exceeded quota: {kind.plural}")
         if (kind, meta["namespace"], meta["name"]) in self.store:
             raise errors.AlreadyExists(f"{kind.kind} {meta['name']} exists")

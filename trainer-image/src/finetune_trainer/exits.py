@@ -23,6 +23,10 @@ from pydantic import ValidationError
 
 TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"
 MAX_TERMINATION_BYTES = 4096
+MORE_MEMORY = (
+    "Give the pod more memory (compute.memory) or a larger accelerator; "
+    "a training.maxSequenceLength above 2048 (on a GPU 8192) can be lowered."
+)
 
 JsonObject = dict[str, object]
 
@@ -133,7 +137,7 @@ def classify(error: BaseException) -> TrainerError:
         return OutOfMemory(
             "OutOfMemory",
             _one_line(error) or "memory ran out",
-            "Lower maxSequenceLength or microBatchTokens, or use a larger machine.",
+            MORE_MEMORY,
         )
     if isinstance(error, OSError) and error.errno in _VOLUME_ERRNOS:
         reason, fix = _VOLUME_ERRNOS[error.errno]
@@ -145,6 +149,15 @@ def classify(error: BaseException) -> TrainerError:
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("Interrupted", "stopped on request")
     return TrainerError(type(error).__name__, _one_line(error) or type(error).__name__)
+
+
+def raise_volume_failure(error: BaseException) -> None:
+    """Raise the OSError of a volume or the network that `error` is or came from, for `classify`; else return."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in _VOLUME_ERRNOS:
+            raise link
+        link = link.__cause__ or link.__context__
 
 
 def explain_validation(error: ValidationError) -> str:

@@ -1,18 +1,20 @@
 """Stage fetch: fill the model folder from its source, once.
 
 Invariant: only safetensors weights and plain files come in; nothing that unpickles or runs code is kept unless
-`allowRemoteCode` says so, and the folder counts only when complete (see `layout`).
+`allowRemoteCode` says so; one process at a time fills the folder (all who name the source share it), and it counts only
+when complete (see `layout`).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import ssl
 import tarfile
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -32,17 +34,35 @@ def main(config: RunConfig) -> JsonObject:
     model = config.model
     progress = Progress("fetch")
     with serving(progress):
-        if layout.is_complete(model.path):
-            try:
-                return summary(model.path, layout.verify(model.path))
-            except layout.Corrupt as error:
-                print(f"fetched again: {error}", flush=True)
-        progress.update(state="fetching", note=model.source)
-        with opened(model) as source, layout.transaction(model.path) as work:
-            copy_model(source, work.folder, model.allow_remote_code, progress)
-            work.facts.update(source=model.source, revision=model.revision)
+        found = fetched(model.path)
+        if found is None:
+            progress.update(state="fetching", note=model.source)
+            with layout.locked(model.path):
+                found = fetched(model.path) or _fetch(model, progress)
         progress.update(state="done", percent=100)
-        return summary(model.path, layout.read_manifest(model.path))
+        return found
+
+
+def fetched(folder: Path) -> JsonObject | None:
+    """The result of a model folder that is complete and intact, else None."""
+    if not layout.is_complete(folder):
+        return None
+    try:
+        return summary(folder, layout.verify(folder))
+    except (layout.Corrupt, FileNotFoundError) as error:
+        print(f"fetched again: {error}", flush=True)
+        return None
+
+
+def _fetch(model: ModelConfig, progress: Progress) -> JsonObject:
+    """Fill the locked folder of `model`."""
+    try:
+        with opened(model) as source, layout.transaction(model.path, has_lock=True) as work:
+            work.expected = copy_model(source, work.folder, model.allow_remote_code, progress)
+            work.facts.update(source=model.source, revision=model.revision)
+    except layout.Corrupt as error:
+        raise Infrastructure("CopyIncomplete", f"model.source {model.source} changed while it was copied: {error}") from error
+    return summary(model.path, layout.read_manifest(model.path))
 
 
 def summary(folder: Path, manifest: dict[str, object]) -> JsonObject:
@@ -61,23 +81,31 @@ def summary(folder: Path, manifest: dict[str, object]) -> JsonObject:
 
 @contextmanager
 def opened(model: ModelConfig) -> Iterator[Path]:
-    """A folder with the source's files, for as long as the block runs."""
+    """A folder with the source's files, for as long as the block runs. The model folder is locked: what a download that
+    was killed has left is removed."""
     scheme, rest = split_source(model.source)
     if scheme in ("image", "pvc"):
         yield local_folder(model, rest)
         return
-    model.path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=model.path.parent) as scratch:
-        if scheme == "hf":
-            yield download_hub(rest.strip("/"), model, Path(scratch))
-        elif scheme == "https":
-            yield download_archive(model, Path(scratch))
-        else:
-            raise UserError(
-                "SourceNotSupported",
-                f"model.source {model.source}: {scheme}:// is not supported yet",
-                "Use image://, pvc://, hf:// or https://.",
-            )
+    if scheme not in ("hf", "https"):
+        raise UserError(
+            "SourceNotSupported",
+            f"model.source {model.source}: {scheme}:// is not supported yet",
+            "Use image://, pvc://, hf:// or https://.",
+        )
+    with scratch_folder(model.path.parent / f".{model.path.name}.download") as scratch:
+        yield download_hub(rest.strip("/"), model, scratch) if scheme == "hf" else download_archive(model, scratch)
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """`folder`, empty, for as long as the block runs."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def split_source(source: str) -> tuple[str, str]:
@@ -98,15 +126,16 @@ def local_folder(model: ModelConfig, rest: str) -> Path:
 
 def download_hub(name: str, model: ModelConfig, scratch: Path) -> Path:
     """Download a repository of the model hub (HF_TOKEN and HF_ENDPOINT come from the environment)."""
+    from httpx2 import HTTPError as HubError
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     patterns = [f"*{suffix}" for suffix in (*KEPT, *((".py",) if model.allow_remote_code else ()))]
     try:
         return Path(snapshot_download(name, revision=model.revision or None, local_dir=scratch, allow_patterns=[*patterns, *KEPT_NAMES]))
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise UserError("SourceMissing", f"model.source {model.source}: {error}", "Check name, revision and secretName.") from error
-    except (HfHubHTTPError, URLError, ConnectionError, TimeoutError) as error:
+    except (LocalEntryNotFoundError, HubError, ConnectionError, TimeoutError) as error:  # the first where the hub does not answer
         raise Infrastructure("DownloadFailed", f"model.source {model.source}: {error}") from error
 
 
@@ -135,28 +164,33 @@ def download(address: str, target: Path) -> None:
     try:
         with urllib.request.urlopen(address, timeout=60) as response, target.open("wb") as stream:  # noqa: S310 - https alone gets here
             shutil.copyfileobj(response, stream, 1 << 20)
+            announced = response.headers.get("Content-Length")
     except HTTPError as error:
         kind: type[TrainerError] = UserError if error.code in (400, 401, 403, 404, 410) else Infrastructure
         host = urlsplit(address).hostname
         raise kind("DownloadFailed", f"{address}: HTTP {error.code} from {host}", "Check the address and its access.") from error
-    except (URLError, TimeoutError, ConnectionError) as error:
+    except (URLError, TimeoutError, ConnectionError, ssl.SSLError, HTTPException) as error:
         raise Infrastructure("DownloadFailed", f"{address}: {error}") from error
+    found = target.stat().st_size
+    if announced is not None and found != int(announced):
+        raise Infrastructure("DownloadFailed", f"{address}: {found:,} of {int(announced):,} bytes came, then the connection ended")
 
 
-def copy_model(source: Path, target: Path, allow_remote_code: bool, progress: Progress) -> None:
-    """Copy the files worth keeping. Raises UserError where the folder is no safetensors model."""
+def copy_model(source: Path, target: Path, allow_remote_code: bool, progress: Progress) -> dict[str, int]:
+    """Copy the files worth keeping; returns their bytes by name. Raises UserError where the folder is no safetensors model."""
     names = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
     check_model(source, names, allow_remote_code)
-    chosen = [name for name in names if keeps(name, allow_remote_code)]
-    total = sum((source / name).stat().st_size for name in chosen)
+    chosen = {name: (source / name).stat().st_size for name in names if keeps(name, allow_remote_code)}
+    total = sum(chosen.values())
     if total > (free := shutil.disk_usage(target).free):
         raise Infrastructure("DiskFull", f"the model has {total:,} bytes, the volume {free:,} free", "Raise spec.storage.size.")
     done = 0
-    for name in chosen:
+    for name, size in chosen.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
-        done += (source / name).stat().st_size
+        done += size
         progress.update(percent=round(100 * done / max(1, total)))
+    return chosen
 
 
 def check_model(source: Path, names: list[str], allow_remote_code: bool) -> None:

@@ -2,17 +2,20 @@
 
 Invariant: a folder counts only with its COMMIT, which is written last, after every file was flushed, listed with size
 and sha256 in the folder's manifest, and the folder renamed to its final name. A crash at any moment leaves either the
-complete folder or none that counts.
+complete folder or none that counts. One process at a time fills a folder: the others wait for its lock.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +26,7 @@ MODEL_MANIFEST = MANIFEST
 DATA_MANIFEST = "manifest.json"
 ARTIFACT_MANIFEST = "revision.json"
 CHECKPOINT_MANIFEST = MANIFEST
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Corrupt(Exception):
@@ -31,10 +35,12 @@ class Corrupt(Exception):
 
 @dataclass
 class Transaction:
-    """A folder being filled: write into `folder`, put what the manifest should say besides the files into `facts`."""
+    """A folder being filled: write into `folder`, put what the manifest should say besides the files into `facts`, and
+    the bytes of files that must be in it, by relative name, into `expected`."""
 
     folder: Path
     facts: dict[str, object] = field(default_factory=dict)
+    expected: dict[str, int] = field(default_factory=dict)
 
 
 def checkpoints(attempt: Path) -> Path:
@@ -53,11 +59,33 @@ def artifact(attempt: Path) -> Path:
 
 
 @contextmanager
-def transaction(final: Path, manifest: str = MANIFEST) -> Iterator[Transaction]:
-    """Yield a temporary folder beside `final`; on success it becomes `final` with manifest and COMMIT, on failure it
-    goes. A `final` that does not count is replaced; one that counts is replaced too (the caller decided)."""
+def locked(final: Path) -> Iterator[None]:
+    """Hold the lock of `final` (a file beside it), waiting for whoever holds it; it ends with its holder's process.
+    What was true of `final` before may not be true any more: look again."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.parent / f".{final.name}.tmp-{os.getpid()}"
+    path = final.parent / f".{final.name}.lock"
+    descriptor = _lock(path)
+    try:
+        yield
+    finally:
+        try:
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def transaction(final: Path, manifest: str = MANIFEST, *, has_lock: bool = False) -> Iterator[Transaction]:
+    """Yield a temporary folder beside `final`; on success it becomes `final` with manifest and COMMIT, on failure it
+    goes. A `final` that does not count is replaced; one that counts is replaced too (the caller decided). `final` is
+    locked meanwhile; `has_lock` where the caller has it `locked`. Raises Corrupt if an expected file is not there."""
+    with nullcontext() if has_lock else locked(final), _transaction(final, manifest) as work:
+        yield work
+
+
+@contextmanager
+def _transaction(final: Path, manifest: str) -> Iterator[Transaction]:
+    temporary = final.parent / f".{final.name}.tmp-{secrets.token_hex(8)}"
     for stale in final.parent.glob(f".{final.name}.tmp-*"):
         shutil.rmtree(stale, ignore_errors=True)
     temporary.mkdir()
@@ -65,6 +93,7 @@ def transaction(final: Path, manifest: str = MANIFEST) -> Iterator[Transaction]:
         work = Transaction(temporary)
         yield work
         table = file_table(temporary, manifest)
+        _check_expected(work, table)
         write_json(temporary / manifest, {**work.facts, "files": table, "digest": table_digest(table)})
         for path in _all_files(temporary):
             path.chmod(READABLE)
@@ -137,6 +166,47 @@ def sha256_file(path: Path) -> str:
 def write_json(path: Path, document: object) -> None:
     """Write indented JSON with sorted keys and a closing newline."""
     path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _lock(path: Path) -> int:
+    """A descriptor that holds the lock file `path`, made where it is not there. A volume without locks is told of and gone on with."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, READABLE)
+        try:
+            _flock(descriptor, path)
+            if _is_open_at(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"waiting for {path}: another process fills this folder", flush=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        print(f"{path} is not locked, this volume has no locks: {error}", flush=True)
+
+
+def _is_open_at(descriptor: int, path: Path) -> bool:
+    """Whether `path` still is the open file: the holder before removes its lock file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _check_expected(work: Transaction, table: dict[str, dict[str, object]]) -> None:
+    for name, size in work.expected.items():
+        found = table.get(name, {}).get("bytes")
+        if found != size:
+            raise Corrupt(f"{name} should have {size:,} bytes and has {found if found is not None else 'none'}")
 
 
 def _write_commit(folder: Path, manifest: str) -> None:

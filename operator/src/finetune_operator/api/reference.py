@@ -1,4 +1,4 @@
-"""docs/reference.md from the CRD: one table for each block of the spec, then the status."""
+"""docs/reference.md from the CRD: one table for each block of the spec, with the rules on it and its fields; then the status."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _section(path: str, block: Schema, *, edits: bool) -> list[str]:
         shown = f"`{name}`" + (" *" if name in required else "")
         cells = [shown, _type(child), _default(child), edit, description] if edits else [shown, _type(child), description]
         lines.append("| " + " | ".join(_text(cell) for cell in cells) + " |")
-    if rules := _rules(block.get("x-kubernetes-validations", ())):
+    if rules := [*_rules(block.get("x-kubernetes-validations", ())), *_leaf_rules(block)]:
         lines += ["", *rules]
     return [*lines, ""]
 
@@ -95,6 +95,12 @@ def _default(schema: Schema) -> str:
 
 def _rules(rules: Any) -> list[str]:
     return [f"- {rule['message']}" for rule in rules]
+
+
+def _leaf_rules(block: Schema) -> list[str]:
+    """Rules that stand on the block's fields; fields that are blocks have sections of their own."""
+    leaves = (child for child in block["properties"].values() if "properties" not in child.get("items", child))
+    return [line for leaf in leaves for line in _rules(leaf.get("x-kubernetes-validations", ()))]
 
 
 def _text(text: str) -> str:

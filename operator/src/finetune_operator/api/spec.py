@@ -40,8 +40,9 @@ Decimal = Annotated[
 Name = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 Word = Annotated[str, Field(max_length=128)]
 ServedName = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@+-]*$")]
-ModelSource = Annotated[str, Field(max_length=1024, pattern=r"^(image:///|pvc://[^/]+/|hf://|https://|s3://|oci://).+$")]
-DataSource = Annotated[str, Field(max_length=1024, pattern=r"^(configmap://[^/]+/|image:///|pvc://[^/]+/|hf://|https://|s3://).+$")]
+_OBJECT = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"  # name of an object of the cluster
+ModelSource = Annotated[str, Field(max_length=1024, pattern=rf"^(image:///|pvc://{_OBJECT}/|hf://|https://|s3://|oci://).+$")]
+DataSource = Annotated[str, Field(max_length=1024, pattern=rf"^((configmap|pvc)://{_OBJECT}/|image:///|hf://|https://|s3://).+$")]
 Percent = Annotated[int, Field(ge=0, le=100)]
 Quantity = Annotated[
     str, BeforeValidator(_written), Field(max_length=32, pattern=QUANTITY_PATTERN, json_schema_extra={"x-kubernetes-int-or-string": True})
@@ -97,7 +98,9 @@ class Quality(SpecModel):
     min_response_characters: Annotated[int | None, RETRAIN] = Field(
         default=None, ge=0, le=100000, description="Default 10; 1 where answers are a small set of labels."
     )
-    max_tokens: Annotated[int | None, RETRAIN] = Field(default=None, ge=1, le=1048576, description="Longest row; default 4000.")
+    max_tokens: Annotated[int | None, RETRAIN] = Field(
+        default=None, ge=1, le=1048576, description="Longest row; default 4000, never above maxSequenceLength."
+    )
     on_too_long: Annotated[Literal["Drop", "Truncate", "Fail"] | None, RETRAIN] = Field(default=None, description="Default Drop.")
     max_invalid_percent: Annotated[int | None, RETRAIN] = Field(
         default=None, ge=0, le=100, description="Above it the run stops before training; default 5."
@@ -178,7 +181,9 @@ class Compute(SpecModel):
         default=None, description="A profile of the operator's: h100, h200, a100-80, …; absent: CPU."
     )
     nodes: Annotated[int, LIVE] = Field(default=1, ge=1, le=512, description="Pods of the gang, torchrun's nnodes.")
-    gpus_per_node: Annotated[int | None, LIVE] = Field(default=None, ge=0, le=16, description="Default 1 with an accelerator, else 0.")
+    gpus_per_node: Annotated[int | None, LIVE] = Field(
+        default=None, ge=0, le=16, description="Of each rank, each pod that scores and each server; default 1 with an accelerator, else 0."
+    )
     sharding: Annotated[Literal["Auto", "DDP", "ZeRO1", "ZeRO2", "ZeRO3"], LIVE] = Field(default="Auto")
     queue_name: Annotated[Word | None, LIVE] = Field(default=None, description="Kueue's LocalQueue.")
     cpu: Annotated[Quantity | None, LIVE] = Field(default=None, description="CPU request of each pod.")
@@ -221,7 +226,9 @@ class Metric(SpecModel):
 class Gate(SpecModel):
     """What the tuned model must reach before any user is moved."""
 
-    min_score: Annotated[Decimal | None, LIVE] = Field(default=None, description="Of the score itself.")
+    min_score: Annotated[Decimal | None, LIVE] = Field(
+        default=None, description="Of the score itself: 0…1 with a metric, minus bits per byte (below 0) without."
+    )
     min_improvement: Annotated[Decimal | None, LIVE] = Field(
         default=None, description="Over the base model, of the interval's lower bound; default: above 0."
     )
@@ -232,7 +239,7 @@ class Gate(SpecModel):
 
 
 class Evaluation(SpecModel):
-    """Scores on the sealed test split; without it the mean loss per row is compared."""
+    """Scores on the sealed test split; without metrics the loss is compared, in bits per byte of the answers."""
 
     metrics: list[Metric] | None = Field(default=None, max_length=8, description="The first one is gated.")
     max_new_tokens: Annotated[int, REEVALUATE] = Field(default=128, ge=1, le=65536)
@@ -256,7 +263,9 @@ class Serving(SpecModel):
     image: Annotated[Annotated[str, Field(max_length=512)] | None, REDEPLOY] = Field(
         default=None, description="Replaces the server's image; started with `finetune-trainer serve`'s arguments, port and probe."
     )
-    replicas: Annotated[int, LIVE] = Field(default=1, ge=1, le=1000, description="Of each arm.")
+    replicas: Annotated[int, LIVE] = Field(
+        default=1, ge=1, le=1000, description="Of each arm, with gpusPerNode GPUs each; two arms run while users are moved."
+    )
     resources: Annotated[Resources | None, REDEPLOY] = None
     model_name: Annotated[ServedName | None, REDEPLOY] = Field(default=None, description="Default: the FineTune's name.")
 
@@ -292,7 +301,9 @@ class Rollout(SpecModel):
     )
     guards: Guards = Guards()
     bake: Annotated[Duration, LIVE] = Field(default="1h", description="The old arm is kept warm for this time after the last step.")
-    progress_deadline: Annotated[Duration, LIVE] = Field(default="10m", description="A canary that is not ready by then is rolled back.")
+    progress_deadline: Annotated[Duration, LIVE] = Field(
+        default="20m", description="A canary that is not ready so long after the present arm is, is rolled back."
+    )
 
 
 class EnvVar(SpecModel):

@@ -86,6 +86,7 @@ class Rows(StatusModel):
     read: Count = 0
     invalid: Count = 0
     duplicate: Count = 0
+    too_long: Count = 0
     train: Count = 0
     validation: Count = 0
     test: Count = 0
@@ -109,6 +110,13 @@ class Stopped(StatusModel):
     tried: Short = Field(description="Digest of the spec and the retry annotation that were tried.")
 
 
+class Trouble(StatusModel):
+    """A failure that is tried again."""
+
+    reason: Short
+    message: Text
+
+
 class Revision(StatusModel):
     """What is known of one revision: the fields themselves are in its ControllerRevision."""
 
@@ -118,7 +126,7 @@ class Revision(StatusModel):
     model_digest: Short | None = None
     data_digest: Short | None = None
     rows: Rows | None = None
-    dropped: Text | None = Field(default=None, description="The first rows that were dropped, with their reasons.")
+    dropped: Text | None = Field(default=None, description="What prepare warns of, and the first rows that were dropped.")
     baseline: Scored | None = None
     evaluated: Scored | None = None
     artifact: Short | None = Field(default=None, description="Path on the work volume.")
@@ -126,6 +134,7 @@ class Revision(StatusModel):
     attempts: Count = 0
     charges: Charges = Charges()
     retry_at: Time | None = Field(default=None, description="The next try of a failed stage starts at this time.")
+    trouble: Trouble | None = Field(default=None, description="Why the last try of the present stage failed.")
     gate: Literal["Passed", "Failed", "NotNeeded"] | None = None
     promoted: bool = False
     stopped: Stopped | None = None
@@ -234,7 +243,7 @@ class Status(StatusModel):
     training: Training | None = None
     evaluation: Evaluation | None = None
     rollout: Rollout | None = None
-    progress: Short | None = Field(default=None, description="Progress of the running stage, for the column.")
+    progress: Short | None = Field(default=None, description="Progress of the training that is not over, for the column.")
     eta: Short | None = None
     score: Short | None = Field(default=None, description="Reference and tuned score, for the column.")
     weight: Short | None = Field(default=None, description="Share of users on the newest arm, for the column.")

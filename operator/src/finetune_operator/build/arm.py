@@ -30,9 +30,7 @@ class Served:
 
 def template(owner: Owner, spec: Spec, served: Served, images: Images, devices: Devices) -> Manifest:
     """The pod template of an arm, without what changes in place (replicas)."""
-    volumes = [pods.work_volume(owner), pods.tmp_volume()]
-    if runtime(spec) == "vLLM":
-        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}})
+    volumes = [pods.work_volume(owner), pods.tmp_volume(), *shared_memory(spec)]
     container = {**server(spec, served, images, devices), "lifecycle": {"preStop": {"sleep": {"seconds": PRESTOP_SECONDS}}}}
     return {
         "metadata": {"annotations": pods.pod_annotations(spec)},
@@ -46,14 +44,14 @@ def template(owner: Owner, spec: Spec, served: Served, images: Images, devices: 
 def server(spec: Spec, served: Served, images: Images, devices: Devices) -> Manifest:
     """The container that serves the OpenAI API on port 8000; evaluation runs the same one as its sidecar."""
     serving = spec.serving
-    vllm = runtime(spec) == "vLLM" and not (serving and serving.image)
+    vllm = _vllm(spec)
     health = "/health" if vllm else "/healthz"
     ready = "/health" if vllm else "/readyz"
     container: Manifest = {
         "name": "server",
         "image": (serving.image if serving and serving.image else None) or (images.vllm if vllm else images.trainer),
         "args": vllm_args(served, devices.count) if vllm else serve_args(served),
-        "env": pods.env({**pods.OFFLINE, **({"VLLM_NO_USAGE_STATS": "1"} if vllm else {})}, spec.pods),
+        "env": pods.env({**pods.OFFLINE, **devices.env(), **({"VLLM_NO_USAGE_STATS": "1"} if vllm else {})}, spec.pods),
         "ports": [{"name": "http", "containerPort": names.MODEL_PORT}],
         "resources": _resources(spec, devices),
         "securityContext": pods.RESTRICTED_CONTAINER,
@@ -63,11 +61,16 @@ def server(spec: Spec, served: Served, images: Images, devices: Devices) -> Mani
         "volumeMounts": [
             {"name": "work", "mountPath": names.WORK, "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},
-            *([{"name": "shm", "mountPath": "/dev/shm"}] if vllm else []),
+            *([pods.SHARED_MEMORY_MOUNT] if vllm else []),
         ],
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     return container
+
+
+def shared_memory(spec: Spec) -> list[Manifest]:
+    """The volume at /dev/shm of a server that needs one: the workers of vLLM talk through it."""
+    return [pods.shared_memory("2Gi")] if _vllm(spec) else []
 
 
 def serve_args(served: Served) -> list[str]:
@@ -102,6 +105,10 @@ def runtime(spec: Spec) -> str:
     if wanted != "Auto":
         return wanted
     return "vLLM" if spec.compute.accelerator else "Transformers"
+
+
+def _vllm(spec: Spec) -> bool:
+    return runtime(spec) == "vLLM" and not (spec.serving and spec.serving.image)
 
 
 def deployment(owner: Owner, arm: str, revision: str, kept: Manifest, replicas: int) -> Manifest:

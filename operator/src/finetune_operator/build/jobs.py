@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune_operator import names
 from finetune_operator.api.spec import Spec
 from finetune_operator.build import pods, sources
-from finetune_operator.build.arm import Served, server
+from finetune_operator.build.arm import Served, server, shared_memory
 from finetune_operator.build.pods import NO_DEVICES, Devices, Images, Manifest, Owner
 
 CONTAINER = "trainer"
@@ -109,17 +109,17 @@ def _template(
 ) -> Manifest:  # fmt: skip
     source_volumes, source_mounts = sources.volumes(sources.of_stage(spec, stage.name))
     training = stage.name == "train"
-    shared: list[Manifest] = [pods.work_volume(owner), pods.tmp_volume(), _config_volume(), *source_volumes]
-    if training:
-        shared.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}})
+    own = _own_devices(stage, served, devices)
     sidecar = server(spec, served, images, devices) if served else None
+    memory = [pods.shared_memory("1Gi")] if training else shared_memory(spec) if sidecar else []
+    shared: list[Manifest] = [pods.work_volume(owner), pods.tmp_volume(), _config_volume(), *memory, *source_volumes]
     spec_of_pod = pods.pod_spec(
         owner,
         spec,
-        containers=[_container(spec, stage, images, devices if training else NO_DEVICES, source_mounts)],
+        containers=[_container(spec, stage, images, own, source_mounts, computes=_computes(stage, served))],
         init_containers=[{**_as_sidecar(sidecar)}] if sidecar else None,
         volumes=shared,
-        devices=devices if training or sidecar else NO_DEVICES,
+        devices=devices if sidecar else own,
         grace_seconds=TRAIN_GRACE_SECONDS if training else 30,
     )
     spec_of_pod["restartPolicy"] = "Never"
@@ -135,7 +135,19 @@ def _template(
     }
 
 
-def _container(spec: Spec, stage: Stage, images: Images, devices: Devices, source_mounts: list[Manifest]) -> Manifest:
+def _computes(stage: Stage, served: Served | None) -> bool:
+    """Does the trainer's own container run the model? Scoring leaves that to the sidecar, but for the loss."""
+    return stage.name == "train" or (stage.name in ("baseline", "evaluate") and served is None)
+
+
+def _own_devices(stage: Stage, served: Served | None, devices: Devices) -> Devices:
+    """The accelerators of the trainer's own container: all of them to train, one to compute the loss of test rows."""
+    if not _computes(stage, served):
+        return NO_DEVICES
+    return devices if stage.name == "train" else replace(devices, count=min(1, devices.count))
+
+
+def _container(spec: Spec, stage: Stage, images: Images, devices: Devices, source_mounts: list[Manifest], *, computes: bool) -> Manifest:
     training = stage.name == "train"
     command = "evaluate" if stage.name == "baseline" else stage.name
     return {
@@ -148,7 +160,7 @@ def _container(spec: Spec, stage: Stage, images: Images, devices: Devices, sourc
             *(_token(spec) if stage.name == "fetch" else ()),
         ],
         "ports": [{"name": "progress", "containerPort": names.PROGRESS_PORT}],
-        "resources": _resources(spec, stage.name, devices),
+        "resources": _resources(spec, stage.name, devices, computes=computes),
         "securityContext": pods.RESTRICTED_CONTAINER,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
@@ -156,7 +168,7 @@ def _container(spec: Spec, stage: Stage, images: Images, devices: Devices, sourc
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": "config", "mountPath": f"{names.CONFIG_DIR}/run.json", "subPath": "run.json", "readOnly": True},
             *source_mounts,
-            *([{"name": "shm", "mountPath": "/dev/shm"}] if training else []),
+            *([pods.SHARED_MEMORY_MOUNT] if training else []),
         ],
     }
 
@@ -167,12 +179,11 @@ def _token(spec: Spec) -> list[Manifest]:
     return [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": name, "key": "token"}}}] if name else []
 
 
-def _resources(spec: Spec, stage: str, devices: Devices) -> Manifest:
+def _resources(spec: Spec, stage: str, devices: Devices, *, computes: bool) -> Manifest:
     compute = spec.compute
-    training = stage == "train"
-    requests: Manifest = {"cpu": (compute.cpu if training else None) or "100m", "memory": MEMORY[stage]}
+    requests: Manifest = {"cpu": (compute.cpu if computes else None) or "100m", "memory": MEMORY[stage]}
     limits: Manifest = {**devices.limits()}
-    if training and compute.memory:
+    if computes and compute.memory:
         requests["memory"] = compute.memory
         limits["memory"] = compute.memory
     return {"requests": requests, **({"limits": limits} if limits else {})}

@@ -90,9 +90,9 @@ OFFLINE: Mapping[str, str] = {"HOME": "/tmp", "HF_HUB_OFFLINE": "1", "TRANSFORME
 
 
 def env(values: Mapping[str, str], pods: Pods | None = None) -> list[Manifest]:
-    """Environment variables; the user's own (`spec.pods.env`) come last and win."""
-    entries = [{"name": k, "value": v} for k, v in values.items()]
-    return [*entries, *({"name": e.name, "value": e.value} for e in (pods.env if pods and pods.env else ()))]
+    """Environment variables; the user's own (`spec.pods.env`) win. A name comes once: server-side apply refuses lists with two."""
+    given = {e.name: e.value for e in (pods.env if pods and pods.env else ())}
+    return [{"name": k, "value": v} for k, v in {**values, **given}.items()]
 
 
 def work_volume(owner: Owner) -> Manifest:
@@ -103,6 +103,14 @@ def work_volume(owner: Owner) -> Manifest:
 def tmp_volume() -> Manifest:
     """A scratch folder, for the root file system is read-only."""
     return {"name": "tmp", "emptyDir": {}}
+
+
+def shared_memory(size: str) -> Manifest:
+    """Room in /dev/shm, beyond the 64 MiB that a runtime gives."""
+    return {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}}
+
+
+SHARED_MEMORY_MOUNT: Final[Manifest] = {"name": "shm", "mountPath": "/dev/shm"}
 
 
 def pod_spec(
@@ -116,7 +124,6 @@ def pod_spec(
     grace_seconds: int = 30,
 ) -> Manifest:
     """A restricted pod with the user's overrides, kept on the volume's node when only one node may mount it."""
-    pods = spec.pods
     result: Manifest = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -127,19 +134,27 @@ def pod_spec(
     }
     if init_containers:
         result["initContainers"] = init_containers
-    if affinity := _affinity(owner, spec, devices):
-        result["affinity"] = affinity
-    if pods is None:
-        return result
-    if pods.service_account_name:
-        result["serviceAccountName"] = pods.service_account_name
-    if pods.image_pull_secrets:
-        result["imagePullSecrets"] = [{"name": s} for s in pods.image_pull_secrets]
-    if pods.node_selector:
-        result["nodeSelector"] = dict(pods.node_selector)
-    if pods.tolerations:
-        result["tolerations"] = [dict(t) for t in pods.tolerations]
-    return result
+    if together := _affinity(owner, spec, devices):
+        result["affinity"] = together
+    return {**result, **overrides(spec)}
+
+
+def overrides(spec: Spec) -> Manifest:
+    """What the user says of every pod (`spec.pods`), without affinity and variables."""
+    if spec.pods is None:
+        return {}
+    given = {
+        "serviceAccountName": spec.pods.service_account_name,
+        "imagePullSecrets": [{"name": s} for s in spec.pods.image_pull_secrets or ()],
+        "nodeSelector": dict(spec.pods.node_selector or {}),
+        "tolerations": [dict(t) for t in spec.pods.tolerations or ()],
+    }
+    return {key: value for key, value in given.items() if value}
+
+
+def affinity(spec: Spec) -> Manifest:
+    """The user's affinity for every pod."""
+    return dict(spec.pods.affinity) if spec.pods and spec.pods.affinity else {}
 
 
 def pod_annotations(spec: Spec) -> dict[str, str]:
@@ -153,14 +168,14 @@ def volume_label(owner: Owner) -> dict[str, str]:
 
 
 def _affinity(owner: Owner, spec: Spec, devices: Devices) -> Manifest:
-    affinity: Manifest = dict(spec.pods.affinity) if spec.pods and spec.pods.affinity else {}
+    found = affinity(spec)
     if spec.storage.access_mode == "ReadWriteOnce":
         together = {"labelSelector": {"matchLabels": volume_label(owner)}, "topologyKey": "kubernetes.io/hostname"}
-        affinity = _with_required(affinity, "podAffinity", [together])
+        found = _with_required(found, "podAffinity", [together])
     if labels := devices.node_labels():
         wanted = [{"key": key, "operator": "In", "values": list(values)} for key, values in labels.items()]
-        affinity = _with_expressions(affinity, wanted)
-    return affinity
+        found = _with_expressions(found, wanted)
+    return found
 
 
 def _with_required(affinity: Manifest, kind: str, terms: list[Manifest]) -> Manifest:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from finetune_operator import kinds, names
+from finetune_operator.api.spec import Spec
 from finetune_operator.build import pods
 from finetune_operator.build.pods import Manifest, Owner
 from finetune_operator.kinds import Kind
@@ -43,7 +44,9 @@ LATENCY_BOUNDS: Final = tuple(float(f"{10 ** (1 + i / 16):.1e}") for i in range(
 _TYPE: Final = "type.googleapis.com/envoy"
 
 
-def children(owner: Owner, image: str, structure: Structure, weight: int, jwks: Mapping[str, Any]) -> Iterator[tuple[Kind, Manifest]]:
+def children(
+    owner: Owner, spec: Spec, image: str, structure: Structure, weight: int, jwks: Mapping[str, Any]
+) -> Iterator[tuple[Kind, Manifest]]:
     """ConfigMap, Deployment, PodDisruptionBudget and the users' Service."""
     name = names.router(owner.name)
     yield (
@@ -55,7 +58,7 @@ def children(owner: Owner, image: str, structure: Structure, weight: int, jwks: 
             "data": documents(structure, weight, jwks, owner.uid),
         },
     )
-    yield kinds.DEPLOYMENT, _deployment(owner, image)
+    yield kinds.DEPLOYMENT, _deployment(owner, spec, image)
     yield (
         kinds.PDB,
         {
@@ -114,7 +117,7 @@ def _selector(owner: Owner) -> dict[str, str]:
     return {names.NAME: owner.name, names.COMPONENT: "router"}
 
 
-def _deployment(owner: Owner, image: str) -> Manifest:
+def _deployment(owner: Owner, spec: Spec, image: str) -> Manifest:
     name = names.router(owner.name)
     probe = {"httpGet": {"path": "/ready", "port": "metrics"}, "timeoutSeconds": 3}
     container = {
@@ -152,7 +155,7 @@ def _deployment(owner: Owner, image: str) -> Manifest:
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "selector": {"matchLabels": _selector(owner)},
             "template": {
-                "metadata": {"labels": names.labels(owner.name, "router")},
+                "metadata": {"labels": names.labels(owner.name, "router"), "annotations": pods.pod_annotations(spec)},
                 "spec": {
                     "automountServiceAccountToken": False,
                     "enableServiceLinks": False,
@@ -161,6 +164,8 @@ def _deployment(owner: Owner, image: str) -> Manifest:
                     "topologySpreadConstraints": [spread],
                     "containers": [container],
                     "volumes": [{"name": "config", "configMap": {"name": name}}],
+                    "affinity": pods.affinity(spec),
+                    **pods.overrides(spec),
                 },
             },
         },

@@ -58,7 +58,7 @@ def _wanted(o: Observed, d: Draft) -> ArmWanted | None:
     """The arm of the newest revision once it may serve; the base model where training was not needed."""
     if d.revision.gate == "NotNeeded":
         return _base(o) if d.status.live_arm is None or d.status.live_revision == BASE else None
-    if d.revision.gate != "Passed" or (d.blocked and d.phase != c.SUSPENDED):
+    if not (d.revision.gate == "Passed" or d.revision.promoted) or (d.blocked and d.phase != c.SUSPENDED):
         return None
     return ArmWanted(digest({"revision": d.revision.name, "redeploy": dict(o.redeploy)}), d.revision.name)
 
@@ -72,24 +72,31 @@ def _begin(o: Observed, d: Draft, wanted: ArmWanted) -> Draft:
     """A rollout against what is live; the first one against the base model, which is made for it."""
     if o.spec.suspend:
         return _steady(o, d, None)
-    if d.status.live_arm is None:
-        base = _base(o)
+    base = _base(o)
+    if d.status.live_arm is None or (_never_served(o, d) and d.status.live_arm != base.name):
         d = _remember(d, base).set(live_arm=base.name, live_revision=BASE)
         if wanted.revision == BASE:
             return _steady(o, d, wanted)
     d = _remember(d, wanted)
     first = Rollout(
         arm=wanted.name, revision=wanted.revision, stable=d.status.live_arm or "", state=machine.DEPLOYING, weight=0,
-        steps=len(_plan(o, d, wanted.name).steps), memory={"since": stamp(o.now), "created": stamp(o.now)},
+        steps=len(_plan(o, d, wanted.name).steps), memory={"created": stamp(o.now)},
     )  # fmt: skip
     d = d.set(rollout=first).begin("deploy", o.now, wanted.revision)
     d = d.note("Normal", "RolloutStarted", f"revision {wanted.revision} is deployed beside {d.status.live_revision}")
     return _roll(o, d, first, wanted)
 
 
+def _never_served(o: Observed, d: Draft) -> bool:
+    """Is what is called live a base arm that was made for a first rollout and never got ready? It is made anew as the spec is now."""
+    arm = _arm(d.status, d.status.live_arm or "")
+    return d.status.live_revision == BASE and not (arm and arm.promoted) and _health(o, d.status.live_arm or "").ready == 0
+
+
 def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> Draft:
     structure = _structure(o, d, running)
     superseded = wanted is not None and wanted.name != running.arm
+    live = _arm(d.status, running.stable)
     scene = machine.Scene(
         now=o.now,
         stable=_health(o, running.stable),
@@ -97,8 +104,10 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
         routers=o.routers,
         routers_wanted=o.routers_wanted,
         structure=structure,
+        router_waiting=o.router_waiting,
         hold=o.spec.suspend,
-        abort=_otherwise(wanted, running) if superseded and wanted else "",
+        abort=_otherwise(wanted, running) if superseded and wanted else _refused(d, running),
+        stable_patience=machine.OUTAGE_SECONDS if live and live.promoted else seconds(o.spec.rollout.progress_deadline),
     )
     step = machine.advance(_plan(o, d, running.arm), scene, running)
     d = _stages(o, d, running, step.rollout.state)
@@ -125,6 +134,11 @@ def _otherwise(wanted: ArmWanted, running: Rollout) -> str:
     if wanted.revision != running.revision:
         return f"the spec asks for revision {wanted.revision} now"
     return "serving was changed while it rolled out"
+
+
+def _refused(d: Draft, running: Rollout) -> str:
+    """The gate was edited, and what rolls out does not pass it any more."""
+    return "it does not pass the gate any more" if running.revision == d.revision.name and d.revision.gate == "Failed" else ""
 
 
 def _steady(o: Observed, d: Draft, wanted: ArmWanted | None) -> Draft:
@@ -173,7 +187,7 @@ def _let_go(o: Observed, d: Draft) -> bool:
 def _promoted(d: Draft, done: Rollout) -> Draft:
     old = next((r for r in d.status.revisions if r.name == done.revision), None)
     if old is not None:
-        d = d.with_revision(old.model_copy(update={"promoted": True}))
+        d = d.with_revision(old.model_copy(update={"promoted": True, "gate": "Passed", "stopped": None}))
     listed = [a.model_copy(update={"promoted": True, "stopped": None}) if a.name == done.arm else a for a in d.status.arms]
     return d.set(live_arm=done.arm, live_revision=done.revision, arms=listed).note(
         "Normal", "Promoted", f"revision {done.revision} serves all users"

@@ -22,7 +22,7 @@ from finetune_operator.decide.draft import later, seconds_until, stamp
 from finetune_operator.decide.guards import Finding, add, judge, overall, subtract
 from finetune_operator.observed import ArmHealth
 from finetune_operator.traffic import ArmTotals, RouterState, Structure
-from finetune_operator.workloads import time
+from finetune_operator.workloads import Waiting, time
 
 DEPLOYING: Final = "Deploying"
 CONNECTING: Final = "Connecting"
@@ -34,6 +34,7 @@ PROMOTED: Final = "Promoted"
 ROLLED_BACK: Final = "RolledBack"
 ACTIVE: Final = frozenset({DEPLOYING, CONNECTING, SHIFTING, HOLDING, BAKING, ROLLING_BACK})
 POLL_SECONDS: Final = 2.0
+OUTAGE_SECONDS: Final = 30.0  # an arm without a ready pod for so long is down, not restarting
 LATE_LOOK_SECONDS: Final = 60.0
 LOOKS: Final = 10  # times that the evidence of a step is written to the status, at most, while it runs in time
 
@@ -50,7 +51,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is seen of both arms and of the routers. `abort` says why the canary is wanted no longer."""
+    """What is seen of both arms and of the routers. `abort` says why the canary is wanted no longer; `stable_patience` is how many
+    seconds the present arm may be without a ready pod before the new one takes all its users."""
 
     now: datetime
     stable: ArmHealth
@@ -58,6 +60,8 @@ class Scene:
     routers: tuple[RouterState, ...]
     routers_wanted: int
     structure: Structure
+    router_waiting: Waiting | None = None
+    stable_patience: float = OUTAGE_SECONDS
     hold: bool = False
     abort: str = ""
 
@@ -74,7 +78,7 @@ class Step:
 
 def advance(plan: Plan, scene: Scene, rollout: Rollout) -> Step:
     """One cycle further."""
-    if scene.abort and rollout.state != ROLLING_BACK:
+    if scene.abort and rollout.state != ROLLING_BACK and _can_go_back(scene, rollout):
         return roll_back(scene, rollout, "Superseded", scene.abort)
     moves = {
         DEPLOYING: _deploying, CONNECTING: _connecting, SHIFTING: _shifting, HOLDING: _holding, BAKING: _baking,
@@ -104,39 +108,50 @@ def in_force(scene: Scene, weight: int) -> bool:
 
 
 def _deploying(plan: Plan, scene: Scene, r: Rollout) -> Step:
-    if _serves(scene.stable) and _serves(scene.canary):
-        return _connecting(plan, scene, _with(r, state=CONNECTING, memory={**r.memory, "since": stamp(scene.now)}))
-    arm, health = ("the present arm", scene.stable) if not _serves(scene.stable) else ("the new arm", scene.canary)
+    """Both arms get ready. What the present one takes is not the new one's fault: its time begins once that one serves."""
+    serving, ready = scene.stable.ready > 0, _serves(scene.canary)
+    r = _marked(r, "dark", None if serving else scene.now)
+    dark = _elapsed(r, "dark", scene.now) > scene.stable_patience
+    if ready and (serving or dark):
+        memory = {**{k: v for k, v in r.memory.items() if k != "dark"}, "since": stamp(scene.now), **({"outage": True} if dark else {})}
+        return _connecting(plan, scene, _with(r, state=CONNECTING, memory=memory))
+    arm, health = ("the new arm", scene.canary) if serving or dark else ("the present arm", scene.stable)
     message = f"{arm}: {health.ready} of {health.wanted or '?'} pods are ready"
     if health.waiting:
         message += f"; {health.waiting.message}"
     elif health.restarts:
         message += f"; its containers were restarted {health.restarts} times"
-    if _serves(scene.stable) and _late(plan, scene, r):
-        fix = "Look at its pods' logs; change serving or the revision to try again."
+    r = _marked(r, "since", scene.now if serving else None)
+    if serving and _late(plan, scene, r):
+        fix = "Look at its pods' logs, or raise rollout.progressDeadline if they only need longer."
         return roll_back(scene, r, conditions.NEVER_READY, f"{message}, not ready within rollout.progressDeadline. {fix}")
     return Step(r, {}, message, health.waiting.reason if health.waiting else "")
 
 
 def _connecting(plan: Plan, scene: Scene, r: Rollout) -> Step:
     """The structure first, at canary 0, until every router serves it and its clusters are warm."""
-    if in_force(scene, 0) and all(_warm(state, scene.structure) for state in scene.routers if state.ready):
+    needed = _needed(scene.structure, outage=bool(r.memory.get("outage")))
+    if in_force(scene, 0) and all(_warm(state, needed) for state in scene.routers if state.ready):
         return _shift(plan, scene, r)
-    waiting = [s for s in scene.routers if s.version != scene.structure.version or not _warm(s, scene.structure)]
+    waiting = [s for s in scene.routers if s.version != scene.structure.version or not _warm(s, needed)]
     message = f"{len(scene.routers) - len(waiting)} of {scene.routers_wanted or '?'} routers serve both arms, the new one to nobody yet"
-    message += _first_error(waiting)
+    held_up = scene.router_waiting
+    message += f"; {held_up.message}" if held_up else _first_error(waiting)
     if _late(plan, scene, r):
-        return roll_back(scene, r, conditions.NEVER_READY, f"{message}, within rollout.progressDeadline")
-    return Step(r, _unheard(scene, 0), message)
+        fix = "Look at the routers' pods; the operator's setting images.router names their image."
+        return roll_back(scene, r, conditions.NEVER_READY, f"{message}, not ready within rollout.progressDeadline. {fix}")
+    return Step(r, _unheard(scene, 0), message, held_up.reason if held_up else "")
 
 
 def _shift(plan: Plan, scene: Scene, r: Rollout) -> Step:
     """The next step of today's plan: the first that is above the weight in force, whatever was edited meanwhile."""
     if scene.hold:
         return Step(r, _unheard(scene, r.weight), f"held at {r.weight} %", conditions.PAUSED)
-    step, weight = next(((n, w) for n, (w, _) in enumerate(plan.steps, 1) if w > r.weight), (len(plan.steps), 100))
+    last = (len(plan.steps), 100)
+    step, weight = next(((n, w) for n, (w, _) in enumerate(plan.steps, 1) if w > r.weight and not r.memory.get("outage")), last)
     decision = f"{stamp(scene.now)}: step {step} of {len(plan.steps)}: {weight} %"
     memory = {k: v for k, v in r.memory.items() if k in ("since", "created")}
+    memory |= {"began": stamp(scene.now), "counted": _counters(scene.routers)}
     shifted = _with(
         r, state=SHIFTING, step=step, steps=len(plan.steps), weight=weight, next_step_at=None, last_decision=decision, memory=memory
     )
@@ -144,10 +159,17 @@ def _shift(plan: Plan, scene: Scene, r: Rollout) -> Step:
 
 
 def _shifting(plan: Plan, scene: Scene, r: Rollout) -> Step:
+    """Some users are on the new arm already while a router is told: the guards watch, and it is not tried for ever."""
     if not in_force(scene, r.weight):
+        findings = judge(plan.guards, *_counted(scene, r))
+        if overall(findings) == "Fail":
+            return _failed(scene, r, findings)
         agreed = sum(1 for s in scene.routers if (s.version, s.weight) == (scene.structure.version, r.weight))
         message = f"step {r.step} of {r.steps}: {agreed} of {len(scene.routers)} routers serve {r.weight} %"
-        return Step(r, _unheard(scene, r.weight), message + _first_error(scene.routers))
+        message += _first_error(scene.routers)
+        if _late(plan, scene, r, "began") and _can_go_back(scene, r):
+            return roll_back(scene, r, conditions.NEVER_READY, f"{message}, not all within rollout.progressDeadline")
+        return Step(r, _unheard(scene, r.weight), message)
     last = r.weight >= 100
     seconds = plan.bake if last else next((hold for weight, hold in plan.steps if weight >= r.weight), 0.0)
     memory = {**r.memory, "began": stamp(scene.now), "seconds": seconds, "counted": _counters(scene.routers)}
@@ -185,7 +207,10 @@ def _baking(plan: Plan, scene: Scene, r: Rollout) -> Step:
 
 
 def _guarded(plan: Plan, scene: Scene, r: Rollout) -> tuple[Step | None, Rollout, list[Finding]]:
-    """What holding and baking share: (the step back on a failed guard or while time is left, the rollout with its evidence, findings)."""
+    """What holding and baking share: (the step where it is neither time to go on nor well, the rollout with its evidence, findings)."""
+    r = _marked(r, "down", None if scene.canary.ready else scene.now)
+    if not scene.canary.ready:
+        return _down(scene, r), r, []
     findings = judge(plan.guards, *_counted(scene, r))
     if overall(findings) == "Fail":
         return _failed(scene, r, findings), r, findings
@@ -194,9 +219,19 @@ def _guarded(plan: Plan, scene: Scene, r: Rollout) -> tuple[Step | None, Rollout
     return (None if over else Step(r, _unheard(scene, r.weight), _waiting_message(r))), r, findings
 
 
+def _down(scene: Scene, r: Rollout) -> Step:
+    """No pod of the new arm is ready: nobody else is moved to it, and soon everybody is taken back, if there is where to."""
+    waiting = f"; {scene.canary.waiting.message}" if scene.canary.waiting else ""
+    message = f"no pod of the new arm is ready, {r.weight} % of the users are on it{waiting}"
+    if _elapsed(r, "down", scene.now) > OUTAGE_SECONDS and _can_go_back(scene, r):
+        return roll_back(scene, r, conditions.NO_READY_PODS, message)
+    return Step(r, _unheard(scene, r.weight), message, conditions.PAUSED)
+
+
 def _rolling_back(plan: Plan, scene: Scene, r: Rollout) -> Step:
     cause = str(r.memory.get("cause", ""))
-    if in_force(scene, 0) or not scene.routers:
+    unknown = all(s.version not in (None, scene.structure.version) for s in scene.routers)  # then nobody can have the new arm
+    if in_force(scene, 0) or unknown:
         decision = f"{stamp(scene.now)}: rolled back: {cause}"[:1024]
         return Step(_with(r, state=ROLLED_BACK, last_decision=decision), {}, f"rolled back: {cause}")
     return Step(r, _unheard(scene, 0), f"rolling back: {cause}")
@@ -205,6 +240,9 @@ def _rolling_back(plan: Plan, scene: Scene, r: Rollout) -> Step:
 def _failed(scene: Scene, r: Rollout, findings: list[Finding]) -> Step:
     first = next(f for f in findings if f.verdict == "Fail")
     text = f"guard {first.guard} failed at {r.weight} %: {first.evidence}"
+    if not _can_go_back(scene, r):
+        text = f"{text}; nobody is taken back, for no pod of the present arm is ready"
+        return Step(r, _unheard(scene, r.weight), text, conditions.PAUSED)
     return roll_back(scene, _with(r, evidence=_evidence(findings)), conditions.GUARD_FAILED, text)
 
 
@@ -230,14 +268,35 @@ def _serves(health: ArmHealth) -> bool:
     return health.wanted > 0 and health.ready >= health.wanted
 
 
-def _late(plan: Plan, scene: Scene, r: Rollout) -> bool:
-    since = time(r.memory.get("since"))
-    return since is not None and (scene.now - since).total_seconds() > plan.deadline
+def _late(plan: Plan, scene: Scene, r: Rollout, key: str = "since") -> bool:
+    return _elapsed(r, key, scene.now) > plan.deadline
 
 
-def _warm(state: RouterState, structure: Structure) -> bool:
-    arms = [structure.stable.arm, *([structure.canary.arm] if structure.canary else [])]
+def _needed(structure: Structure, *, outage: bool) -> list[str]:
+    """Arms of which a router must know a healthy pod: both, or the new one alone when the present one serves nobody."""
+    canary = [structure.canary.arm] if structure.canary else []
+    return canary if outage else [structure.stable.arm, *canary]
+
+
+def _warm(state: RouterState, arms: list[str]) -> bool:
     return all(state.totals.get(arm, ArmTotals()).healthy > 0 for arm in arms)
+
+
+def _can_go_back(scene: Scene, r: Rollout) -> bool:
+    """Users are never taken back to an arm without a pod that serves."""
+    return r.weight == 0 or scene.stable.ready > 0
+
+
+def _marked(r: Rollout, key: str, moment: datetime | None) -> Rollout:
+    """The rollout that remembers since when something is so (the first moment stays), or with that forgotten."""
+    if moment is None:
+        return _with(r, memory={k: v for k, v in r.memory.items() if k != key}) if key in r.memory else r
+    return r if key in r.memory else _with(r, memory={**r.memory, key: stamp(moment)})
+
+
+def _elapsed(r: Rollout, key: str, now: datetime) -> float:
+    since = time(r.memory.get(key))
+    return (now - since).total_seconds() if since else 0.0
 
 
 def _waiting_message(r: Rollout) -> str:

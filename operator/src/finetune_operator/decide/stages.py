@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_operator import conditions, names
 from finetune_operator.api.fields import digest
-from finetune_operator.api.status import Difference, Rows, Score, Scored
+from finetune_operator.api.status import Difference, Rows, Score, Scored, Trouble
 from finetune_operator.decide.draft import Draft, seconds_until
 from finetune_operator.decide.retry import after_failure, trouble
 from finetune_operator.observed import Observed
@@ -106,7 +106,7 @@ def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> 
     if d.blocked or done:
         return d
     if wait := seconds_until(d.revision.retry_at, o.now):
-        return d.block(STAGE_PHASES[stage], f"{WORDS[stage]}: tried again at {d.revision.retry_at}", requeue=wait)
+        return _pausing(d, stage, wait)
     d = d.update(retry_at=None).begin(stage, o.now)
     number = d.revision.tries.get(stage, 0)
     run = o.run(names.stage_job(o.name, d.revision.name, stage, number)) if number else o.run("")
@@ -118,7 +118,7 @@ def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> 
         return d.block(STAGE_PHASES[stage], WORDS[stage])
     if run.state == "Succeeded":
         found = _outcome(finish, run)
-        return _failed(o, d, stage, number, found) if isinstance(found, Failure) else d.update(**found).end(stage, o.now)
+        return _failed(o, d, stage, number, found) if isinstance(found, Failure) else d.update(**found, trouble=None).end(stage, o.now)
     if run.state == "Failed":
         return _failed(o, d, stage, number, run.failure or Failure("error", "Failed", "its Job failed"))
     return _in_progress(o, d, stage, run)
@@ -139,9 +139,18 @@ def _failed(o: Observed, d: Draft, stage: str, number: int, failure: Failure) ->
     d = d.update(tries={**d.revision.tries, stage: number + 1})
     if d.revision.stopped:
         return d.end(stage, o.now)
-    wait = seconds_until(d.revision.retry_at, o.now)
-    text = f"{WORDS[stage]} failed: {failure.message}; tried again at {d.revision.retry_at}"
-    return d.block(STAGE_PHASES[stage], text, reason=trouble(failure), requeue=wait)
+    d = d.update(trouble=Trouble(reason=trouble(failure), message=failure.message[:1024]))
+    if trouble(failure):
+        d = d.note("Warning", failure.reason, f"{WORDS[stage]}, try {number}: {failure.message}")
+    return _pausing(d, stage, seconds_until(d.revision.retry_at, o.now))
+
+
+def _pausing(d: Draft, stage: str, wait: float) -> Draft:
+    """Until the next try: why it failed goes on being said."""
+    failed = d.revision.trouble
+    said = f" failed: {failed.message.rstrip('. ')};" if failed else ":"
+    text = f"{WORDS[stage]}{said} tried again at {d.revision.retry_at}"
+    return d.block(STAGE_PHASES[stage], text, reason=failed.reason if failed else "", requeue=wait)
 
 
 def _in_progress(o: Observed, d: Draft, stage: str, run: Run) -> Draft:
@@ -168,7 +177,7 @@ def _prepared(result: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "data_digest": str(result["digest"])[:128],
         "rows": Rows.model_validate(result["rows"]),
-        "dropped": "; ".join(complaints)[:900] or None,
+        "dropped": "; ".join([*map(str, result.get("warnings") or ()), *complaints])[:900] or None,
     }
 
 

@@ -14,17 +14,26 @@ def suspended(o: Observed, d: Draft) -> Draft:
     """While `suspend` is set nothing new starts; a running attempt saves a checkpoint and ends, uncharged."""
     if not o.spec.suspend:
         return d
-    if attempt := running(d):
+    attempt = running(d)
+    if attempt and o.run(names.attempt_job(o.name, attempt.revision, attempt.number)).state not in ("Succeeded", "Failed"):
         ended = attempt.model_copy(update={"outcome": "Suspended", "finished": stamp(o.now)})
         d = d.set(attempts=[ended if a is attempt else a for a in d.status.attempts])
         d = d.note("Normal", conditions.SUSPENDED, f"attempt {attempt.number} is stopped")
-    return d.block(conditions.SUSPENDED, "suspend is true: set it to false to go on from the last checkpoint")
+    if d.revision.artifact is None:
+        return d.block(conditions.SUSPENDED, "suspend is true: set it to false to go on from the last checkpoint")
+    served = f"; revision {d.status.live_revision} goes on serving" if d.status.live_revision else ""
+    return d.block(conditions.SUSPENDED, f"suspend is true: nothing new starts{served}. Set it to false to go on")
 
 
 def obsolete(o: Observed, d: Draft) -> Draft:
-    """Which Jobs must go? Those of attempts that were ended in the status: asked in every cycle, for a kill may come between."""
+    """Which Jobs must go? Those of attempts that were ended in the status, and stages of revisions that nobody asks for any more.
+
+    Asked in every cycle, for a kill may come between.
+    """
     ended = [a for a in d.status.attempts if a.outcome in ("Superseded", "Suspended")]
-    jobs = (names.attempt_job(o.name, a.revision, a.number) for a in ended)
+    jobs = [names.attempt_job(o.name, a.revision, a.number) for a in ended]
+    others = [r for r in d.status.revisions if r.name != d.status.revision]
+    jobs += [names.stage_job(o.name, r.name, stage, number) for r in others for stage, number in r.tries.items()]
     return replace(d, obsolete=tuple(j for j in jobs if o.run(j).state in ("Waiting", "Running")))
 
 

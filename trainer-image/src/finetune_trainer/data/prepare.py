@@ -15,7 +15,7 @@ from finetune_trainer.config import DataConfig, LoraConfig, RunConfig, SourceCon
 from finetune_trainer.data import arrays, formats, quality, report, sources
 from finetune_trainer.data.formats import Rejected
 from finetune_trainer.data.templates import ChatEncoder, Encoded, prove
-from finetune_trainer.exits import Infrastructure, JsonObject, TrainerError, UserError
+from finetune_trainer.exits import Infrastructure, JsonObject, TrainerError, UserError, raise_volume_failure
 from finetune_trainer.methods import require_supported
 from finetune_trainer.progress import Progress, serving
 
@@ -41,16 +41,27 @@ def main(config: RunConfig) -> JsonObject:
     require_supported(config)
     progress = Progress("prepare")
     with serving(progress):
-        if layout.is_complete(data.path):
-            try:
-                return _result(layout.verify(data.path, layout.DATA_MANIFEST))
-            except layout.Corrupt as error:
-                print(f"prepared again: {error}", flush=True)
-        return _prepare(config, data, progress)
+        found = prepared(data.path)
+        if found is None:
+            with layout.locked(data.path):
+                found = prepared(data.path) or _prepare(config, data, progress)
+        return found
+
+
+def prepared(folder: Path) -> JsonObject | None:
+    """The result of a data folder that is complete and intact, else None."""
+    if not layout.is_complete(folder):
+        return None
+    try:
+        return _result(layout.verify(folder, layout.DATA_MANIFEST))
+    except (layout.Corrupt, FileNotFoundError) as error:
+        print(f"prepared again: {error}", flush=True)
+        return None
 
 
 def load_tokenizer(folder: Path, allow_remote_code: bool) -> object:
-    """The tokenizer of a fetched model. Raises Infrastructure if the folder does not count, UserError if unreadable."""
+    """The tokenizer of a fetched model. Raises Infrastructure if the folder does not count, UserError if it is no
+    tokenizer, OSError where the volume fails."""
     if not layout.is_complete(folder):
         raise Infrastructure("ModelMissing", f"{folder} is not a complete model folder", "It is fetched again on the next attempt.")
     from transformers import AutoTokenizer
@@ -58,6 +69,7 @@ def load_tokenizer(folder: Path, allow_remote_code: bool) -> object:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_remote_code, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        raise_volume_failure(error)
         raise UserError("TokenizerInvalid", f"the model's tokenizer does not load: {error}", "Check the model's files.") from error
 
 
@@ -81,7 +93,7 @@ def _prepare(config: RunConfig, data: DataConfig, progress: Progress) -> JsonObj
     prove(sample, ChatEncoder(tokenizer), tokenizer)
     progress.update(state="writing", percent=80)
     facts = _facts(config, loaded, encoded, too_long)
-    with layout.transaction(data.path, layout.DATA_MANIFEST) as work:
+    with layout.transaction(data.path, layout.DATA_MANIFEST, has_lock=True) as work:
         _write(work.folder, encoded, facts, sample[0], tokenizer)
         work.facts.update(facts)
     progress.update(state="done", percent=100)

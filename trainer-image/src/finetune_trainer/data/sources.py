@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_trainer.config import SourceConfig
-from finetune_trainer.exits import UserError
+from finetune_trainer.exits import UserError, raise_volume_failure
 from finetune_trainer.fetch import download
 
 
@@ -24,7 +24,8 @@ class RawRow:
 
 
 def read(source: SourceConfig) -> list[RawRow]:
-    """All non-empty lines of a JSONL source (a JSON array is taken too). Raises UserError where there is none."""
+    """All non-empty lines of a JSONL source (a JSON array is taken too). Raises UserError where there is none, OSError
+    where its volume fails."""
     scheme, _, rest = source.source.partition("://")
     if source.mount is None and scheme == "https":
         with tempfile.TemporaryDirectory() as scratch:
@@ -39,6 +40,7 @@ def read(source: SourceConfig) -> list[RawRow]:
     try:
         return list(parse(source.source, path.read_bytes()))
     except OSError as error:
+        raise_volume_failure(error)
         raise UserError(
             "SourceMissing", f"data source {source.source}: {error.strerror} ({path})", "Check the name and the path."
         ) from error

@@ -7,12 +7,17 @@ Invariant: a supervised turn ends with an end-of-turn token, and the share of su
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from finetune_trainer.data.formats import Message, Row, RowError
-from finetune_trainer.exits import UserError
+from finetune_trainer.exits import Interrupted, UserError
+
+# What the templates are rendered with here and by the server. Qwen3's puts an empty think block before the last answer,
+# and into the prompt only where thinking is off; other templates do not know the name.
+RENDERING: Mapping[str, object] = {"enable_thinking": False}
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,6 @@ class ChatEncoder:
             return self._encode(row, turns)
         except RowError:
             return self._encode(row, turns[-1:])
-
-    def prompt(self, messages: Sequence[Message]) -> str:
-        """The text that a server feeds the model before it answers."""
-        return self._render(messages, True)
 
     def _encode(self, row: Row, turns: Sequence[int]) -> Encoded:
         ids: list[int] = []
@@ -75,7 +76,13 @@ class ChatEncoder:
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         try:
-            return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt))
+            return str(
+                self._tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **RENDERING
+                )
+            )  # fmt: skip
+        except Interrupted:
+            raise
         except Exception as error:
             raise RowError(f"the chat template refuses it: {' '.join(str(error).split())[:160]}") from error
 
@@ -91,14 +98,15 @@ def end_tokens(tokenizer: Any) -> frozenset[int]:
 
 
 def prove(encoded: Sequence[Encoded], encoder: ChatEncoder, tokenizer: Any) -> None:
-    """Check the mask on real rows: each supervised stretch decodes to the answer and its end. Raises UserError."""
+    """Check the mask on real rows: each supervised stretch ends its turn, and as the server decodes them they are the
+    answers (all, or the last) and nothing more but white space. Raises UserError."""
     ends = end_tokens(tokenizer)
     unlike: list[Encoded] = []
     for item in encoded:
-        last = max(index for index, supervised in enumerate(item.mask) if supervised)
-        stretch = [token for token, supervised in zip(item.ids, item.mask, strict=True) if supervised]
-        spoken = "".join(tokenizer.decode(stretch, skip_special_tokens=False).split())
-        if item.ids[last] not in ends or "".join(item.row.response.split()) not in spoken:
+        answers = [_packed(message["content"]) for message in item.row.messages if message["role"] == "assistant"]
+        stretches = _stretches(item)
+        spoken = _packed("".join(tokenizer.decode(stretch, skip_special_tokens=True) for stretch in stretches))
+        if any(stretch[-1] not in ends for stretch in stretches) or spoken not in ("".join(answers), answers[-1]):
             unlike.append(item)
     if len(unlike) > len(encoded) // 10:
         raise UserError(
@@ -110,3 +118,13 @@ def prove(encoded: Sequence[Encoded], encoder: ChatEncoder, tokenizer: Any) -> N
     total = sum(len(item.ids) for item in encoded)
     if supervised in (0, total):
         raise UserError("MaskNotProven", f"{supervised} of {total} tokens are supervised", "Check the data's format.")
+
+
+def _stretches(item: Encoded) -> list[list[int]]:
+    """The ids of each run of supervised tokens."""
+    runs = groupby(zip(item.ids, item.mask, strict=True), key=lambda pair: pair[1])
+    return [[token for token, _ in run] for supervised, run in runs if supervised]
+
+
+def _packed(text: str) -> str:
+    return "".join(text.split())

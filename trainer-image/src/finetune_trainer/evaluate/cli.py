@@ -55,12 +55,12 @@ def _evaluate(config: RunConfig, evaluation: EvaluationConfig, data: DataConfig,
     asks = [metric for metric in evaluation.metrics if metric.type != "Loss"]
     scored: list[ScoredRow] = [ScoredRow(row.id, None, {}) for row in test]
     kept = None
-    if asks and test:
+    if asks:
         kept = Kept(evaluation.path, _fingerprint(evaluation, test))
         _ask(evaluation, test, kept, progress)
         progress.update(state="scoring")
         scored = scoring.score(scorers, test, kept.replies)
-    if test and any(metric.type == "Loss" for metric in evaluation.metrics):
+    if any(metric.type == "Loss" for metric in evaluation.metrics):
         scored = scoring.with_loss(config, evaluation, test, scored, progress)
     result = _result(evaluation, scored, excluded)
     with layout.transaction(evaluation.path) as work:
@@ -100,7 +100,7 @@ def _ask(evaluation: EvaluationConfig, test: Sequence[TestRow], kept: Kept, prog
 
 
 def _result(evaluation: EvaluationConfig, scored: Sequence[ScoredRow], excluded: int) -> JsonObject:
-    """The result document; without rows the scores are null and n is 0."""
+    """The result document."""
     names = [metric.type for metric in evaluation.metrics]
     reference = rows.read_scores(evaluation.reference, names[0]) if evaluation.reference else None
     paired = None

@@ -41,7 +41,7 @@ def test_rows(data: Path) -> list[TestRow]:
     """The rows of a complete data folder. Raises UserError where there are none, Infrastructure if incomplete."""
     try:
         layout.read_manifest(data, layout.DATA_MANIFEST)
-        lines = (data / TEST).read_text().splitlines()
+        lines = (data / TEST).read_text().split("\n")
     except (layout.Corrupt, OSError) as error:
         raise Infrastructure("DataIncomplete", str(error), "Let the prepare stage run again.") from error
     rows = [_test_row(json.loads(line)) for line in lines if line.strip()]
@@ -54,7 +54,8 @@ test_rows.__test__ = False  # type: ignore[attr-defined]
 
 
 def without_trained_on(rows: list[TestRow], data: Path | None) -> tuple[list[TestRow], int]:
-    """`rows` less those whose hash is among the training rows of `data`, and how many were left out."""
+    """`rows` less those whose hash is among the training rows of `data`, and how many were left out. Raises UserError if
+    none is left."""
     if data is None:
         return rows, 0
     try:
@@ -63,6 +64,12 @@ def without_trained_on(rows: list[TestRow], data: Path | None) -> tuple[list[Tes
     except (layout.Corrupt, OSError) as error:
         raise Infrastructure("DataIncomplete", str(error), "The live revision's data folder is needed.") from error
     kept = [row for row in rows if row.id not in seen]
+    if not kept:
+        raise UserError(
+            "NoComparableRows",
+            f"the live revision was trained on all {len(rows)} test rows: none is left to compare the two on",
+            "Bring a data.test of your own that no revision trains on, or keep data.split.seed as it was.",
+        )
     return kept, len(rows) - len(kept)
 
 
@@ -77,7 +84,7 @@ def read_scores(folder: Path, metric: str) -> dict[str, float]:
     """Scores by row id of a complete evaluation folder. Raises Infrastructure if it is not complete."""
     try:
         layout.read_manifest(folder)
-        lines = (folder / ROWS).read_text().splitlines()
+        lines = (folder / ROWS).read_text().split("\n")
     except (layout.Corrupt, OSError) as error:
         raise Infrastructure("ReferenceIncomplete", str(error), "Score the reference again.") from error
     rows = [json.loads(line) for line in lines if line.strip()]

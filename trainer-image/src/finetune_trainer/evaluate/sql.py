@@ -2,24 +2,32 @@
 
 Both run on a SQLite database made in memory from the schema script. Columns are compared by position, not by name; the
 order of rows counts only where the reference has an ORDER BY of its own (not in a subquery).
-Invariant: an answer can only read: an authorizer refuses everything but SELECT, and time, rows, memory and the length
-of values are bounded, so that no answer harms the evaluator or another answer.
+Invariant: an answer can only read: an authorizer refuses everything but SELECT, and processor time, rows, SQLite's
+memory, the length of values and the bytes of all rows together are bounded, so that no answer harms the evaluator or
+another answer. SIGTERM waits for the end of a query, because SQLite swallows what is raised inside it.
 """
 
 from __future__ import annotations
 
 import re
+import signal
 import sqlite3
+import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from finetune_trainer.exits import UserError
 
-SECONDS = 2.0
+SECONDS = 2.0  # of processor time, so that a busy machine makes no answer wrong
 MAX_ROWS = 10_000
 MAX_VALUE_BYTES = 1_000_000
+MAX_BYTES = 64 * 1024 * 1024  # of all rows of a query, as Python holds them
 HEAP_BYTES = 256 * 1024 * 1024
 _SCHEMA_SECONDS = 120.0
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
@@ -49,7 +57,7 @@ class Database:
 
     def __init__(self, script: str, seconds: float = SECONDS) -> None:
         """Raises UserError where the script fails."""
-        self._seconds, self._deadline = seconds, 0.0
+        self._seconds, self._deadline, self._stopped = seconds, 0.0, False
         self._connection = sqlite3.connect(":memory:", isolation_level=None)
         self._connection.execute("PRAGMA temp_store = MEMORY")
         self._connection.execute(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
@@ -65,26 +73,30 @@ class Database:
         """The rows of one SELECT. Raises QueryFailed."""
         if not query:
             raise QueryFailed("no query")
-        self._deadline = time.monotonic() + self._seconds
+        self._deadline = time.thread_time() + self._seconds
         try:
-            cursor = self._connection.execute(query)
-            if cursor.description is None:
-                raise QueryFailed("not a query that gives rows")
-            found = cursor.fetchmany(MAX_ROWS + 1)
-            cursor.close()
+            with self._uninterrupted():
+                return self._rows(query)
         except sqlite3.OperationalError as error:
             late = "interrupted" in str(error)
             raise QueryFailed(f"took longer than {self._seconds:g} s" if late else str(error)) from None
         except (sqlite3.Error, sqlite3.Warning, ValueError, MemoryError, OverflowError) as error:
             raise QueryFailed(str(error) or "out of memory") from None
-        if len(found) > MAX_ROWS:
-            raise QueryFailed(f"gives more than {MAX_ROWS} rows")
-        return [tuple(_plain(value) for value in row) for row in found]
+
+    def _rows(self, query: str) -> list[Row]:
+        cursor = self._connection.execute(query)
+        try:
+            if cursor.description is None:
+                raise QueryFailed("not a query that gives rows")
+            return _bounded(cursor)
+        finally:
+            cursor.close()
 
     def _make(self, script: str) -> None:
-        self._deadline = time.monotonic() + _SCHEMA_SECONDS
+        self._deadline = time.thread_time() + _SCHEMA_SECONDS
         try:
-            self._connection.executescript(script)
+            with self._uninterrupted():
+                self._connection.executescript(script)
         except (sqlite3.Error, sqlite3.Warning, ValueError, MemoryError) as error:
             raise UserError(
                 "SchemaInvalid", f"evaluation's SQL schema does not run on SQLite: {error}",
@@ -92,7 +104,27 @@ class Database:
             ) from error  # fmt: skip
 
     def _late(self) -> int:
-        return int(time.monotonic() > self._deadline)
+        return int(self._stopped or time.thread_time() > self._deadline)
+
+    @contextmanager
+    def _uninterrupted(self) -> Iterator[None]:
+        """Hold SIGTERM's handler back during the block, which `_late` then ends, and call it after the block."""
+        handler = signal.getsignal(signal.SIGTERM)
+        if not callable(handler) or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def hold(_signal: int, _frame: FrameType | None) -> None:
+            self._stopped = True
+
+        signal.signal(signal.SIGTERM, hold)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            if self._stopped:
+                self._stopped = False
+                handler(signal.SIGTERM, None)
 
 
 def open_schema(schema: Path) -> Database:
@@ -139,6 +171,20 @@ def is_ordered(query: str) -> bool:
     while (shorter := _INNERMOST.sub(" ", text)) != text:
         text = shorter
     return _ORDER_BY.search(text) is not None
+
+
+def _bounded(cursor: Iterable[Row]) -> list[Row]:
+    """All rows, taken one by one, so that one row too much (at most SQLite's heap) is the most ever held. Raises QueryFailed."""
+    rows: list[Row] = []
+    size = 0
+    for row in cursor:
+        size += sys.getsizeof(row) + sum(map(sys.getsizeof, row))
+        if len(rows) == MAX_ROWS:
+            raise QueryFailed(f"gives more than {MAX_ROWS} rows")
+        if size > MAX_BYTES:
+            raise QueryFailed(f"gives more than {MAX_BYTES // 1024**2} MiB")
+        rows.append(tuple(_plain(value) for value in row))
+    return rows
 
 
 def _authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -162,6 +163,9 @@ class Server:
         except ConnectionResetError:
             code = "499" if request.transport is None else "500"
             raise
+        except Exception:
+            code = "500"
+            raise
         finally:
             self.metrics.requests.labels(path, code).inc()
 
@@ -210,12 +214,19 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
         return response
+    except ConnectionResetError:
+        raise
+    except Exception as error:
+        if request.writer.output_size:
+            raise  # an answer that has begun is cut
+        traceback.print_exc()
+        return _refusal(ApiError(500, f"the server failed: {type(error).__name__}"))
 
 
 async def _document(request: web.Request) -> object:
     try:
         return json.loads(await request.read())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the request body is not JSON: {error}") from error
 
 

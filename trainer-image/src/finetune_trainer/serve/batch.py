@@ -23,6 +23,11 @@ class Batch:
         self._mask = torch.empty(0, 0, dtype=torch.long, device=device)  # (rows, columns), 1 = a token
         self._cache: Any = None
 
+    @property
+    def columns(self) -> int:
+        """Width of the cache in tokens, the same for every row."""
+        return self._mask.shape[1]
+
     def prefill(self, rows: list[Generation]) -> torch.Tensor:
         """Read the prompts of `rows` and add them; returns their next-token logits (rows, vocabulary), float32."""
         from transformers import DynamicCache

@@ -1,7 +1,8 @@
 """The engine: one thread that generates for all requests together.
 
 Requests wait in a bounded queue; at every token those that fit join the running batch and those that are done leave it,
-so a short request never waits for a long one to end. Invariant: the thread survives whatever a request does to it.
+so a short request waits for a long one to end only where the cache would grow too large. Invariant: the thread survives
+whatever a request does to it, and all rows but a single one fit into CACHE_TOKENS until their last token.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from finetune_trainer.serve.generation import Generation
 from finetune_trainer.serve.loading import Loaded
 
 QUEUE_PER_SLOT = 16  # requests that may wait for each that runs
+CACHE_TOKENS = 32768  # rows x columns: 16 rows of 2048; 4 GiB where a token takes 128 KiB (8 billion parameters, bfloat16)
 PREFILL_TOKENS = 4096  # padded prompt tokens read at once, so that running answers are not held up for long
 
 
@@ -105,21 +107,29 @@ class Engine:
             self._advance(joining, logits)
 
     def _admit(self) -> list[Generation]:
-        """Waiting requests, in order, that fit into free slots and the prefill budget (at least one)."""
+        """Waiting requests, in order, that fit into free slots, the prefill budget (at least one) and the cache (one
+        alone always does)."""
         joining: list[Generation] = []
-        width = 0
         with self._changed:
             while self._waiting and len(self._batch.rows) + len(joining) < self._slots:
                 candidate = self._waiting[0]
-                width = max(width, len(candidate.prompt))
-                if joining and width * (len(joining) + 1) > PREFILL_TOKENS:
-                    break
-                self._waiting.popleft()
                 if not candidate.cancelled:
+                    if not self._fits([*joining, candidate]):
+                        break
                     joining.append(candidate)
+                self._waiting.popleft()
         for row in joining:
             row.begin(self._loaded.tokenizer, self._loaded.end_ids)
         return joining
+
+    def _fits(self, joining: list[Generation]) -> bool:
+        """Whether the last of `joining` may join: every row is as wide as the widest, and grows until the last one ends."""
+        width = max(len(row.prompt) for row in joining)
+        if len(joining) > 1 and width * len(joining) > PREFILL_TOKENS:
+            return False
+        rows = [*self._batch.rows, *joining]
+        growth = max(row.sampling.max_tokens - row.tokens for row in rows)
+        return len(rows) == 1 or len(rows) * (max(self._batch.columns, width) + growth) <= CACHE_TOKENS
 
     def _advance(self, rows: list[Generation], logits: torch.Tensor) -> None:
         """Give each of `rows` its token from `logits` (in the same order); drop those that end."""
@@ -131,8 +141,7 @@ class Engine:
                 row.fail("the model's output is not finite")
                 done.add(row)
                 continue
-            token = greedy[index] if row.sampling.temperature <= 0 else row.choose(logits[index])
-            if row.take(token):
+            if _take(row, greedy[index], logits[index]):
                 done.add(row)
         self._batch.keep([row for row in self._batch.rows if row not in done])
 
@@ -140,3 +149,13 @@ class Engine:
         for row in self._batch.rows:
             row.fail(message)
         self._batch.clear()
+
+
+def _take(row: Generation, greedy: int, logits: torch.Tensor) -> bool:
+    """Give `row` its token; whether it is done. What goes wrong with one row fails that row alone."""
+    try:
+        return row.take(greedy if row.sampling.temperature <= 0 else row.choose(logits))
+    except Exception as error:
+        traceback.print_exc()
+        row.fail(f"generation failed: {type(error).__name__}: {error}")
+        return True

@@ -17,7 +17,7 @@ import torch
 from finetune_trainer import layout
 from finetune_trainer.data.formats import Row, RowError
 from finetune_trainer.data.templates import ChatEncoder
-from finetune_trainer.exits import Infrastructure, UserError
+from finetune_trainer.exits import Infrastructure, UserError, raise_volume_failure
 
 WORK = Path("/work")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -38,7 +38,8 @@ class Loaded:
 def load(
     model: Path, adapter: Path | None, *, max_model_len: int | None = None, dtype: torch.dtype | None = None, work: Path = WORK
 ) -> Loaded:  # fmt: skip
-    """Load `model` and merge `adapter`. Raises UserError (not servable) or Infrastructure (not complete)."""
+    """Load `model` and merge `adapter`. Raises UserError (not servable), Infrastructure (not complete), or OSError where
+    the volume fails."""
     from transformers import AutoTokenizer
 
     check(model, layout.MODEL_MANIFEST, work)
@@ -49,6 +50,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
         network = _network(model, adapter, device, dtype or serving_dtype(device))
     except (OSError, ValueError) as error:
+        raise_volume_failure(error)
         raise UserError(
             "ModelNotServable", f"{model} cannot be loaded: {' '.join(str(error).split())}",
             "Use a causal language model in safetensors format that transformers knows without remote code.",

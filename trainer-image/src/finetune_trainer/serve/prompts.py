@@ -7,10 +7,12 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from finetune_trainer.data.templates import RENDERING
 from finetune_trainer.serve.generation import Sampling
 from finetune_trainer.serve.protocol import ApiError, ChatRequest, CompletionRequest, Request
 
 COMPLETION_DEFAULT_TOKENS = 16  # OpenAI's default of the older endpoint
+GREEDY_BELOW = 1e-5  # logits divided by less overflow float32
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ def chat_prompt(tokenizer: Any, request: ChatRequest) -> list[int]:
         raise ApiError(400, "this model has no chat template; use /v1/completions", param="messages")
     messages = [{"role": m.role, "content": m.content} for m in request.messages]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **RENDERING)
     except TemplateError as error:
         raise ApiError(400, f"messages: the model's chat template refuses them: {error}", param="messages") from error
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -69,7 +71,14 @@ def sampling(request: Request, prompt_tokens: int, limits: Limits) -> Sampling:
     default = limits.max_new_tokens if isinstance(request, ChatRequest) else COMPLETION_DEFAULT_TOKENS
     return Sampling(
         max_tokens=asked or min(default, room),
-        temperature=1.0 if request.temperature is None else request.temperature,
+        temperature=_temperature(request.temperature),
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=request.seed, stop=tuple(request.stop), ignore_end=request.ignore_eos,
     )  # fmt: skip
+
+
+def _temperature(asked: float | None) -> float:
+    """OpenAI's default where none is asked for; 0, which is greedy, for what is too low to divide by."""
+    if asked is None:
+        return 1.0
+    return asked if asked >= GREEDY_BELOW else 0.0

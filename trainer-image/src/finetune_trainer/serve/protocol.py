@@ -59,7 +59,7 @@ class StreamOptions(BaseModel):
 
 
 class Request(BaseModel):
-    """What both endpoints share. `temperature` 0 is greedy."""
+    """What both endpoints share. A `temperature` below 0.00001 is greedy."""
 
     model_config = ConfigDict(extra="allow")
     NEUTRAL: ClassVar[dict[str, tuple[object, ...]]] = {

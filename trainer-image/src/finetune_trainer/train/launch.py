@@ -95,7 +95,7 @@ def explain(failure: BaseException) -> exits.TrainerError:
         return exits.classify(failure)
     codes = [item.exitcode for item in failure.failures.values()]  # type: ignore[attr-defined]
     if hardware.killed_for_memory():
-        return exits.OutOfMemory("OutOfMemory", "the kernel killed a rank for memory", "Lower microBatchTokens, or use a larger machine.")
+        return exits.OutOfMemory("OutOfMemory", "the kernel killed a rank for memory", exits.MORE_MEMORY)
     if any(code == -signal.SIGTERM for code in codes):
         return exits.Interrupted("Interrupted", "stopped on request before a rank could save")
     if any(code < 0 for code in codes):

@@ -106,7 +106,7 @@ class Loop:
         """All remaining steps. Raises Interrupted after a common stop, NonFinite when roll-back did not help."""
         run = self.run_
         run.model.train()
-        early = False
+        early = self._out_of_patience()
         self.speed.mark(self.state.tokens)
         while self.state.step < run.steps.total_steps and not early:
             stop, save = self._step(self.state.step)
@@ -190,7 +190,10 @@ class Loop:
             self.state = replace(self.state, worse=self.state.worse + 1)
         self.state = replace(self.state, validation_loss=value)
         run.progress.update(state="training", validationLoss=value)
-        patience = run.training.early_stopping_patience
+        return self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        patience = self.run_.training.early_stopping_patience
         return bool(patience) and self.state.worse >= (patience or 0)
 
     @torch.no_grad()
