@@ -59,7 +59,7 @@ def test_defaults_land(plane: ControlPlane) -> None:
         "rollout": {
             "guards": {"maxErrorRatePercent": 2, "maxLatencyRegressionPercent": 25, "minRequests": 200},
             "bake": "1h",
-            "progressDeadline": "10m",
+            "progressDeadline": "20m",
         },
         "suspend": False,
     }

@@ -163,12 +163,12 @@ MOVES: dict[str, tuple[Rollout, m.Scene, tuple[str, int, dict[str, int], str]]] 
     ),
     "the canary's pods are all gone: nobody else is moved": (holding(), scene(router(**FINE), canary=EMPTY), (m.HOLDING, 10, {}, "no pod")),
     "and stay away: everybody back": (
-        baking().model_copy(update={"memory": {**baking().memory, "down": "2026-01-01T11:59:00Z"}}),
+        baking().model_copy(update={"memory": {**baking().memory, "down": "2026-01-01T11:58:00Z"}}),
         scene(router(**{**FINE, "weight": 100}), canary=EMPTY),
         (m.ROLLING_BACK, 0, {"router-0": 0}, "no pod of the new arm"),
     ),
     "both arms have no pod: held": (
-        baking().model_copy(update={"memory": {**baking().memory, "down": "2026-01-01T11:59:00Z"}}),
+        baking().model_copy(update={"memory": {**baking().memory, "down": "2026-01-01T11:58:00Z"}}),
         scene(router(**{**FINE, "weight": 100}), canary=EMPTY, stable=EMPTY),
         (m.BAKING, 100, {}, "no pod of the new arm"),
     ),

@@ -34,7 +34,7 @@ PROMOTED: Final = "Promoted"
 ROLLED_BACK: Final = "RolledBack"
 ACTIVE: Final = frozenset({DEPLOYING, CONNECTING, SHIFTING, HOLDING, BAKING, ROLLING_BACK})
 POLL_SECONDS: Final = 2.0
-OUTAGE_SECONDS: Final = 30.0  # an arm without a ready pod for so long is down, not restarting
+OUTAGE_SECONDS: Final = 60.0  # an arm without a ready pod for so long is down, not restarting
 LATE_LOOK_SECONDS: Final = 60.0
 LOOKS: Final = 10  # times that the evidence of a step is written to the status, at most, while it runs in time
 
