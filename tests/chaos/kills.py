@@ -144,7 +144,7 @@ class Round:
         print(f"  {self.finetune.name}: {self.finetune.status().get('phase')}: deleted {name}{' at once' if at_once else ''}", flush=True)
 
     async def _sample(self) -> None:
-        """Ask rank 0 for its step, for ever: what was done is known to half a second, whatever the status says."""
+        """Ask rank 0 for its step, for ever: what was done is known as of its last answer, every few seconds on two cores."""
         rank_0 = "finetune.dev/stage=train,batch.kubernetes.io/job-completion-index=0"
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1)) as session:
             while True:

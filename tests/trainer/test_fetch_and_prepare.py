@@ -8,6 +8,7 @@ import shutil
 import socket
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -51,21 +52,30 @@ def test_a_model_folder_that_was_damaged_is_fetched_again(copy: Path, tmp_path: 
     assert layout.verify(tmp_path / "x")["digest"] == first["digest"]
 
 
-def test_two_fetches_of_one_model_at_once_copy_it_once(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = model_config(copy, tmp_path / "models" / "x")
-    copies, waits, results = [], threading.Event(), []
-    real = fetch.copy_model
+def calls_with_another_run_within(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, another: threading.Thread
+) -> list[tuple[Any, ...]]:
+    """The calls of `module.name`; the first one starts `another` and goes on once that says that it waits for the lock."""
+    calls: list[tuple[Any, ...]] = []
+    waits, real = threading.Event(), getattr(module, name)
 
-    def copy_model(*arguments: Any) -> dict[str, int]:
-        copies.append(arguments)
-        if len(copies) == 1:
-            second.start()
+    def call(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            another.start()
             waits.wait(2)
         return real(*arguments)
 
     monkeypatch.setattr(layout, "print", lambda *words, **options: waits.set(), raising=False)
-    monkeypatch.setattr(fetch, "copy_model", copy_model)
+    monkeypatch.setattr(module, name, call)
+    return calls
+
+
+def test_two_fetches_of_one_model_at_once_copy_it_once(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = model_config(copy, tmp_path / "models" / "x")
+    results: list[Any] = []
     second = threading.Thread(target=lambda: results.append(fetch.main(config)))
+    copies = calls_with_another_run_within(monkeypatch, fetch, "copy_model", second)
     first = fetch.main(config)
     second.join()
     assert results == [first]
@@ -246,19 +256,9 @@ def test_two_preparations_at_once_write_once(work: Path, tmp_path: Path, tiny_mo
     document = make_config("prepare", tmp_path, tiny_model, write_rows(tmp_path / "rows.jsonl", rows()))
     document["model"]["path"] = str(work / "models" / "tiny")
     config = RunConfig.model_validate(document)
-    written, waits, results = [], threading.Event(), []
-    real = prepare.load_rows
-
-    def load_rows(data: Any) -> prepare.Loaded:
-        written.append(data)
-        if len(written) == 1:
-            second.start()
-            waits.wait(2)
-        return real(data)
-
-    monkeypatch.setattr(layout, "print", lambda *words, **options: waits.set(), raising=False)
-    monkeypatch.setattr(prepare, "load_rows", load_rows)
+    results: list[Any] = []
     second = threading.Thread(target=lambda: results.append(prepare.main(config)))
+    written = calls_with_another_run_within(monkeypatch, prepare, "load_rows", second)
     first = prepare.main(config)
     second.join()
     assert results == [first]

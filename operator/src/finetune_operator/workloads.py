@@ -121,7 +121,7 @@ def untold(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: datet
     if ended is None or (since and (now - since).total_seconds() > TOLD_SECONDS):
         return False
     mine = [p for p in pods if _belongs(p, job)]
-    return all(_rank(p) for p in mine) or any(_phase(p) not in ("Succeeded", "Failed") for p in mine)
+    return all(_rank(p) for p in mine) or not all(_over(p) for p in mine)
 
 
 def leftovers(jobs: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: datetime) -> dict[str, Run]:
@@ -244,7 +244,7 @@ def _ended_by_memory(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _lives(pod: Mapping[str, Any], now: datetime) -> bool:
     """Can the pod still write? Not once it ended, nor on a node that has been lost for a while."""
-    if _phase(pod) in ("Succeeded", "Failed"):
+    if _over(pod):
         return False
     until = time(pod["metadata"].get("deletionTimestamp"))
     return until is None or (now - until).total_seconds() < UNREACHABLE_SECONDS
@@ -287,6 +287,10 @@ def _containers(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _phase(pod: Mapping[str, Any]) -> str:
     return str(pod.get("status", {}).get("phase", ""))
+
+
+def _over(pod: Mapping[str, Any]) -> bool:
+    return _phase(pod) in ("Succeeded", "Failed")
 
 
 def _rank(pod: Mapping[str, Any]) -> int:
