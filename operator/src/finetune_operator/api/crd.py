@@ -24,6 +24,8 @@ from finetune_operator.api.structural import Schema, convert
 
 ROOT: Final = Path(__file__).resolve().parents[4]
 GENERATED: Final = "# Generated from operator/src/finetune_operator/api by `make crds`: edit the models, not this.\n"
+# What a FineTune says before the operator has seen it: else kstatus, and who waits by it, would call it ready.
+NOT_SEEN: Final = {"observedGeneration": -1}
 # (name, type, path, wide, description)
 COLUMNS: Final = (
     ("Phase", "string", ".status.phase", False, "What it is doing."),
@@ -77,6 +79,7 @@ def schema() -> Schema:
         if marker is not None:
             _describe(next(_nodes(spec, path)), marker)
     status = convert(Status, defaults=False)
+    status["default"] = NOT_SEEN
     status["properties"]["conditions"] |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
     root: Schema = {
         "description": "FineTune takes a base model and a data set to a tuned model that serves real users.",

@@ -274,7 +274,7 @@ class Step(SpecModel):
     """A share of the users, for a time."""
 
     weight: Annotated[int, LIVE] = Field(ge=1, le=100, description="Percent of the users.")
-    hold: Annotated[Duration, LIVE] = Field(default="0s")
+    hold: Annotated[Duration, LIVE] = Field(default="0s", description="For so long at least; absent: 0s.")
 
 
 class Identity(SpecModel):

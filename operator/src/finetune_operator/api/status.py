@@ -229,7 +229,7 @@ class Rollout(StatusModel):
 class Status(StatusModel):
     """Everything the operator says of a FineTune."""
 
-    observed_generation: Count = 0
+    observed_generation: int = Field(default=0, ge=-1, description="The generation of the spec that this is about; -1: not seen yet.")
     phase: Short = "Pending"
     phase_since: Time | None = Field(default=None, description="Since when it is in this phase for this reason.")
     conditions: list[Condition] = Field(default_factory=list, max_length=16)

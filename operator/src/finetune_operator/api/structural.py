@@ -1,7 +1,8 @@
 """pydantic's JSON schema → the structural schema that a CRD may hold.
 
 Strict: a keyword that is not known here fails, and so does a text, list or map without a bound (the API server estimates the
-cost of CEL rules from bounds). Optional means absent, never null. Defaults of blocks are `{}`, so that the defaults inside apply.
+cost of CEL rules from bounds). Optional means absent, never null. Defaults of blocks are `{}`, so that the defaults inside apply; inside lists there are none, for
+GitOps tools compare a list as a whole and would find it changed.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ class NotStructural(ValueError):
 def convert(model: type[BaseModel], *, defaults: bool = True) -> Schema:
     """The structural schema of a model; `defaults=False` leaves them out (status is never defaulted)."""
     schema = model.model_json_schema(by_alias=True)
-    return _Converter(schema.get("$defs", {}), defaults).convert(schema, model.__name__)
+    return _Converter(schema.get("$defs", {})).convert(schema, model.__name__, defaults=defaults)
 
 
 class _Converter:
-    def __init__(self, definitions: Mapping[str, Schema], defaults: bool) -> None:
-        self._definitions, self._defaults = definitions, defaults
+    def __init__(self, definitions: Mapping[str, Schema]) -> None:
+        self._definitions = definitions
 
-    def convert(self, given: Schema, path: str) -> Schema:
+    def convert(self, given: Schema, path: str, *, defaults: bool) -> Schema:
         schema = self._resolved(given, path)
         if unknown := set(schema) - {*_KEPT, *_EXTENSIONS, *_DROPPED, *_CONVERTED}:
             raise NotStructural(f"{path}: {', '.join(sorted(unknown))} is not known; teach api/structural.py what it becomes")
@@ -49,15 +50,17 @@ class _Converter:
         if result.get("x-kubernetes-int-or-string"):
             del result["type"]
         if "properties" in schema:
-            result["properties"] = {name: self.convert(value, f"{path}.{name}") for name, value in schema["properties"].items()}
+            result["properties"] = {
+                name: self.convert(value, f"{path}.{name}", defaults=defaults) for name, value in schema["properties"].items()
+            }
         if required := schema.get("required"):
             result["required"] = required
         if "items" in schema:
             result.setdefault("x-kubernetes-list-type", "atomic")
-            result["items"] = self.convert(schema["items"], f"{path}[]")
+            result["items"] = self.convert(schema["items"], f"{path}[]", defaults=False)
         if isinstance(schema.get("additionalProperties"), dict):
-            result["additionalProperties"] = self.convert(schema["additionalProperties"], f"{path}{{}}")
-        if self._defaults and schema.get("default") is not None:
+            result["additionalProperties"] = self.convert(schema["additionalProperties"], f"{path}{{}}", defaults=defaults)
+        if defaults and schema.get("default") is not None:
             result["default"] = {} if result.get("type") == "object" else schema["default"]
         _bounded(result, path)
         return result
