@@ -16,7 +16,7 @@ from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, digest, 
 from finetune_operator.api.load import load_spec
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Status
-from finetune_operator.build.pods import Accelerator, Images, Manifest, Owner
+from finetune_operator.build.pods import GPU_TOLERATION, Accelerator, Images, Manifest, Owner
 from finetune_operator.decide import decide
 from finetune_operator.kinds import Kind
 from finetune_operator.observed import ArmHealth, Observed
@@ -136,7 +136,10 @@ def test_every_pod_is_whole_restricted_and_as_the_user_says(name: str, spec: dic
             assert pod["securityContext"]["runAsNonRoot"], what
             assert not pod["automountServiceAccountToken"], what
             assert pod.get("imagePullSecrets", []) == [{"name": s} for s in pods.get("imagePullSecrets") or ()], what
-            assert (pod.get("tolerations") or []) == (pods.get("tolerations") or []), what
+            on_gpus = any(
+                "nvidia.com/gpu" in c["resources"].get("limits", {}) for c in [*pod["containers"], *pod.get("initContainers", ())]
+            )
+            assert (pod.get("tolerations") or []) == [*([GPU_TOLERATION] if on_gpus else []), *(pods.get("tolerations") or [])], what
             assert (pod.get("nodeSelector") or {}) == (pods.get("nodeSelector") or {}), what
             for container in [*pod["containers"], *pod.get("initContainers", ())]:
                 assert {m["name"] for m in container["volumeMounts"]} <= set(volumes), f"{what}: {container['name']}"

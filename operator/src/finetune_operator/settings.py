@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
+from finetune_operator.api.quantities import quantity
 from finetune_operator.build.pods import Accelerator
 from finetune_operator.errors import FineTuneError
 
@@ -57,7 +58,7 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
 
 
 def accelerators(document: Any) -> dict[str, Accelerator]:
-    """Accelerator profiles from their YAML: name → {resource, nodeLabels: {label: [values]}, env}."""
+    """Accelerator profiles from their YAML, name → profile (docs/gpus.md); SettingsError names the profile and the key."""
     if not isinstance(document, Mapping):
         raise SettingsError("FINETUNE_PROFILES_FILE must hold a mapping of names to profiles")
     return {str(name): _accelerator(str(name), profile) for name, profile in document.items()}
@@ -66,12 +67,84 @@ def accelerators(document: Any) -> dict[str, Accelerator]:
 def _accelerator(name: str, profile: Any) -> Accelerator:
     if not isinstance(profile, Mapping):
         raise SettingsError(f"FINETUNE_PROFILES_FILE: profile {name} must be a mapping with resource and nodeLabels")
-    unknown = set(profile) - {"resource", "nodeLabels", "env"}
+    unknown = set(profile) - set(_PROFILE)
     if unknown:
         raise SettingsError(f"FINETUNE_PROFILES_FILE: profile {name} has unknown keys {', '.join(sorted(unknown))}")
-    labels = {str(k): tuple(str(x) for x in v) for k, v in (profile.get("nodeLabels") or {}).items()}
-    env = {str(k): str(v) for k, v in (profile.get("env") or {}).items()}
-    return Accelerator(name, str(profile.get("resource", "nvidia.com/gpu")), labels, env)
+    given = {}
+    for key, value in {"resource": "nvidia.com/gpu", **profile}.items():
+        field_name, read = _PROFILE[key]
+        try:
+            given[field_name] = read(value)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise SettingsError(f"FINETUNE_PROFILES_FILE: profile {name}, {key}: {value!r} is not {read.__doc__}: {error}") from error
+    return Accelerator(name, **given)
+
+
+def _word(value: Any) -> str:
+    """a text"""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"it is of type {type(value).__name__}, or empty")
+    return value
+
+
+def _words(value: Any) -> dict[str, str]:
+    """a mapping of names to texts"""
+    return {str(k): str(v) for k, v in (value or {}).items()}
+
+
+def _labels(value: Any) -> dict[str, tuple[str, ...]]:
+    """a mapping of labels to lists of values"""
+    if any(isinstance(v, str) for v in (value or {}).values()):
+        raise ValueError("write a list of values even if there is one")
+    return {str(k): tuple(str(x) for x in v) for k, v in (value or {}).items()}
+
+
+def _tolerations(value: Any) -> tuple[dict[str, Any], ...]:
+    """a list of tolerations"""
+    return tuple({str(k): v for k, v in toleration.items()} for toleration in value or ())
+
+
+def _quantity(value: Any) -> str:
+    """a quantity such as 8Gi"""
+    found = quantity(str(value))
+    if found is None or found <= 0:
+        raise ValueError("write a number above 0 with a unit such as Gi")
+    return str(value)
+
+
+def _bytes(value: Any) -> int:
+    """a quantity such as 79Gi"""
+    return int(quantity(_quantity(value)) or 0)
+
+
+def _price(value: Any) -> float:
+    """a price, 0 or above"""
+    price = float(value)
+    if not 0 <= price < 1e6:
+        raise ValueError("it is out of range")
+    return price
+
+
+def _count(value: Any) -> int:
+    """a number of accelerators, 1 or above"""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError("write a whole number")
+    return value
+
+
+# Key of a profile → field of Accelerator, and what reads it; a reader's docstring says what it wants.
+_PROFILE: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
+    "resource": ("resource", _word),
+    "nodeLabels": ("node_labels", _labels),
+    "env": ("env", _words),
+    "memory": ("memory_bytes", _bytes),
+    "tolerations": ("tolerations", _tolerations),
+    "hourlyPrice": ("hourly_price", _price),
+    "extraResources": ("extra_resources", _words),
+    "sharedMemory": ("shared_memory", _quantity),
+    "priorityClassName": ("priority_class", _word),
+    "perMachine": ("per_machine", _count),
+}
 
 
 def _profiles(path: str | None) -> dict[str, Accelerator]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 import yaml
 from finetune_operator import kinds, names
+from finetune_operator.build.pods import Accelerator
 from finetune_operator.kinds import Kind
-from finetune_operator.settings import accelerators, from_environment
+from finetune_operator.settings import SettingsError, accelerators, from_environment
 from finetune_operator.signing import SECRET_NAME
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -152,7 +154,7 @@ def test_the_operator_reads_its_settings(tmp_path: Path) -> None:
     settings = from_environment({**environment, "FINETUNE_PROFILES_FILE": str(file)})
     assert (settings.trainer_image, settings.router_image) == ("example.com/trainer:1", "envoyproxy/envoy:v1.40.0")
     assert (settings.lease_namespace, settings.lease_name, settings.identity, settings.namespaces) == ("system", "ops", "ops-1", ())
-    assert sorted(settings.profiles) == ["a100-40", "a100-80", "b200", "h100", "h200", "l40s"]
+    assert sorted(settings.profiles) == ["a100-40", "a100-80", "b200", "h100", "h100-mig-3g.40gb", "h200", "l40s"]
     mounted = {mount["mountPath"] for mount in container()["volumeMounts"]}
     assert str(Path(environment["FINETUNE_PROFILES_FILE"]).parent) in mounted
 
@@ -167,6 +169,59 @@ def test_profiles_name_labels_that_nodes_can_have() -> None:
     values = [value for profile in profiles.values() for listed in profile.node_labels.values() for value in listed]
     assert [v for v in values if not re.fullmatch(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,61}[A-Za-z0-9]", v)] == []
     assert len(values) == len(set(values)), "a node belongs to one profile"
+
+
+def test_every_profile_says_what_an_estimate_is_held_against() -> None:
+    profiles = accelerators(yaml.safe_load((CHART / "values.yaml").read_text())["profiles"])
+    gib = {name: (profile.memory_bytes or 0) / 2**30 for name, profile in profiles.items()}
+    assert gib == {
+        "b200": 178, "h200": 140, "h100": 79, "a100-80": 79, "a100-40": 39, "l40s": 44, "h100-mig-3g.40gb": 39,
+    }  # fmt: skip
+
+
+def test_every_key_of_a_profile_is_in_the_schema_and_reaches_the_operator() -> None:
+    schema = yaml.safe_load((CHART / "values.schema.json").read_text())["properties"]["profiles"]["additionalProperties"]["properties"]
+    assert set(schema) == set(FULL)
+    file = one(rendered("--set-json", f"profiles={json.dumps({'h100': FULL})}"), "ConfigMap", "ops-profiles", "system")
+    read = accelerators(yaml.safe_load(file["data"]["profiles.yaml"]))
+    assert read["h100"] == Accelerator(
+        "h100", "nvidia.com/gpu", {"nvidia.com/gpu.product": ("NVIDIA-H100-80GB-HBM3",)}, {"NCCL_IB_HCA": "mlx5"}, 79 * 2**30,
+        ({"key": "gpu", "operator": "Exists"},), 2.5, {"rdma/ib": "1"}, "16Gi", "training", 4,
+    )  # fmt: skip
+
+
+FULL: Manifest = {
+    "resource": "nvidia.com/gpu",
+    "nodeLabels": {"nvidia.com/gpu.product": ["NVIDIA-H100-80GB-HBM3"]},
+    "env": {"NCCL_IB_HCA": "mlx5"},
+    "memory": "79Gi",
+    "tolerations": [{"key": "gpu", "operator": "Exists"}],
+    "hourlyPrice": "2.5",
+    "extraResources": {"rdma/ib": 1},
+    "sharedMemory": "16Gi",
+    "priorityClassName": "training",
+    "perMachine": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("profile", "said"),
+    [
+        ({"memory": "much"}, "profile x, memory: 'much' is not a quantity such as 79Gi"),
+        ({"hourlyPrice": "cheap"}, "profile x, hourlyPrice: 'cheap' is not a price"),
+        ({"hourlyPrice": -1}, "profile x, hourlyPrice: -1 is not a price"),
+        ({"sharedMemory": "0Gi"}, "profile x, sharedMemory: '0Gi' is not a quantity such as 8Gi"),
+        ({"tolerations": ["gpu"]}, "profile x, tolerations: ['gpu'] is not a list of tolerations"),
+        ({"nodeLabels": {"a": "b"}}, "profile x, nodeLabels: {'a': 'b'} is not a mapping of labels to lists of values"),
+        ({"extraResources": "rdma/ib"}, "profile x, extraResources: 'rdma/ib' is not a mapping"),
+        ({"perMachine": 0}, "profile x, perMachine: 0 is not a number of accelerators"),
+        ({"resource": None}, "profile x, resource: None is not a text"),
+        ({"price": 1}, "profile x has unknown keys price"),
+    ],
+)
+def test_what_is_wrong_with_a_profile_is_named_with_its_key(profile: Manifest, said: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        accelerators({"x": profile})
 
 
 def test_the_pod_is_restricted() -> None:

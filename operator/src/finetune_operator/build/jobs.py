@@ -111,7 +111,7 @@ def _template(
     training = stage.name == "train"
     own = _own_devices(stage, served, devices)
     sidecar = server(spec, served, images, devices) if served else None
-    memory = [pods.shared_memory("1Gi")] if training else shared_memory(spec) if sidecar else []
+    memory = [pods.shared_memory(own.shared_memory())] if training else shared_memory(spec) if sidecar else []
     shared: list[Manifest] = [pods.work_volume(owner), pods.tmp_volume(), _config_volume(), *memory, *source_volumes]
     spec_of_pod = pods.pod_spec(
         owner,
@@ -182,10 +182,11 @@ def _token(spec: Spec) -> list[Manifest]:
 def _resources(spec: Spec, stage: str, devices: Devices, *, computes: bool) -> Manifest:
     compute = spec.compute
     requests: Manifest = {"cpu": (compute.cpu if computes else None) or "100m", "memory": MEMORY[stage]}
-    limits: Manifest = {**devices.limits()}
+    training = stage == "train"
+    limits: Manifest = {**devices.limits(), **(devices.extra() if training else {})}
     if computes and compute.memory:
         requests["memory"] = compute.memory
-        limits["memory"] = compute.memory
+        limits["memory"] = pods.with_shared_memory(compute.memory, devices.shared_memory()) if training else compute.memory
     return {"requests": requests, **({"limits": limits} if limits else {})}
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from finetune_operator import names
+from finetune_operator.api.quantities import quantity
 from finetune_operator.api.spec import Pods, Spec
 
 Manifest = dict[str, Any]
@@ -48,36 +49,69 @@ class Images:
     vllm: str = ""
 
 
+GPU_TOLERATION: Final[Mapping[str, str]] = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+
+
 @dataclass(frozen=True)
 class Accelerator:
-    """An accelerator profile: which resource is asked for, and on which nodes."""
+    """An accelerator profile: which resource is asked for, on which nodes, and what its pods need besides.
+
+    `memory_bytes`, `hourly_price` are of one accelerator; `extra_resources` and `shared_memory` of one pod that trains;
+    `per_machine` is how many the largest machine has.
+    """
 
     name: str
     resource: str
     node_labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    memory_bytes: int | None = None
+    tolerations: Sequence[Mapping[str, str]] = (GPU_TOLERATION,)
+    hourly_price: float | None = None
+    extra_resources: Mapping[str, str] = field(default_factory=dict)
+    shared_memory: str = "8Gi"
+    priority_class: str = ""
+    per_machine: int = 8
+
+
+ANY_GPU: Final = Accelerator("", "nvidia.com/gpu")
 
 
 @dataclass(frozen=True)
 class Devices:
-    """The accelerators of one pod: how many, and of which profile (None: any that `nvidia.com/gpu` stands for)."""
+    """The accelerators of one pod: how many, and of which profile."""
 
     count: int = 0
-    profile: Accelerator | None = None
+    profile: Accelerator = ANY_GPU
 
     def limits(self) -> dict[str, str]:
         """What the container asks the device plugin for."""
-        return {self.profile.resource if self.profile else "nvidia.com/gpu": str(self.count)} if self.count else {}
+        return {self.profile.resource: str(self.count)} if self.count else {}
 
     def env(self) -> dict[str, str]:
         """The profile's variables."""
-        return dict(self.profile.env) if self.profile and self.count else {}
+        return dict(self.profile.env) if self.count else {}
+
+    def extra(self) -> dict[str, str]:
+        """What a pod that trains with them asks for besides (RDMA)."""
+        return dict(self.profile.extra_resources) if self.count else {}
+
+    def shared_memory(self) -> str:
+        """The size of /dev/shm in a pod that trains."""
+        return self.profile.shared_memory if self.count else CPU_SHARED_MEMORY
 
     def node_labels(self) -> Mapping[str, Sequence[str]]:
         """Labels that a node must have, each with one of its values."""
-        return self.profile.node_labels if self.profile and self.count else {}
+        return self.profile.node_labels if self.count else {}
+
+    def placement(self) -> Manifest:
+        """Fields of a pod's spec that let it on the nodes that have them."""
+        if not self.count:
+            return {}
+        given = {"tolerations": [dict(t) for t in self.profile.tolerations], "priorityClassName": self.profile.priority_class}
+        return {key: value for key, value in given.items() if value}
 
 
+CPU_SHARED_MEMORY: Final = "1Gi"
 NO_DEVICES: Final = Devices()
 RESTRICTED_POD: Manifest = {
     "runAsNonRoot": True, "runAsUser": names.USER_ID, "runAsGroup": names.USER_ID, "fsGroup": names.USER_ID,
@@ -110,6 +144,13 @@ def shared_memory(size: str) -> Manifest:
     return {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}}
 
 
+def with_shared_memory(memory: str, shared: str) -> str:
+    """A memory limit with room for /dev/shm, whose pages are counted in it."""
+    total = int((quantity(memory) or 0) + (quantity(shared) or 0))
+    unit, size = next(pair for pair in (("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10), ("", 1)) if total % pair[1] == 0)
+    return f"{total // size}{unit}"
+
+
 SHARED_MEMORY_MOUNT: Final[Manifest] = {"name": "shm", "mountPath": "/dev/shm"}
 
 
@@ -136,7 +177,10 @@ def pod_spec(
         result["initContainers"] = init_containers
     if together := _affinity(owner, spec, devices):
         result["affinity"] = together
-    return {**result, **overrides(spec)}
+    given, placed = overrides(spec), devices.placement()
+    if tolerations := [*placed.get("tolerations", ()), *given.get("tolerations", ())]:
+        given["tolerations"] = tolerations
+    return {**result, **placed, **given}
 
 
 def overrides(spec: Spec) -> Manifest:

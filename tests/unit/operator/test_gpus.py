@@ -1,0 +1,74 @@
+"""Pods on accelerators: what a profile gives them, and what it leaves alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from finetune_operator.api.load import load_spec
+from finetune_operator.build import arm, jobs, pods
+from finetune_operator.build.jobs import Stage
+from finetune_operator.build.pods import GPU_TOLERATION, NO_DEVICES, Accelerator, Devices, Images, Owner
+
+from tests.unit.operator.helpers import make_finetune
+
+OWNER = Owner("ml", "bot", "uid-bot")
+IMAGES = Images("trainer:1", "router:1", "vllm:1")
+H100 = Accelerator(
+    "h100", "nvidia.com/gpu", {"nvidia.com/gpu.product": ("NVIDIA-H100-80GB-HBM3", "NVIDIA-H100-PCIe")}, {"NCCL_IB_HCA": "mlx5"},
+    tolerations=({"key": "gpu", "operator": "Exists"},), extra_resources={"rdma/ib": "1"}, shared_memory="16Gi", priority_class="training",
+)  # fmt: skip
+TRAIN, PREPARE = Stage("train", "r1", 1), Stage("prepare", "r1", 1)
+
+
+def pod_of(stage: Stage, devices: Devices, **changes: Any) -> dict[str, Any]:
+    spec = load_spec(make_finetune(**changes))
+    made = jobs.stage_job(OWNER, spec, stage, {}, IMAGES, devices=devices)
+    return dict(made["spec"]["template"]["spec"])
+
+
+def shm(pod: dict[str, Any]) -> str:
+    return str(next(v for v in pod["volumes"] if v["name"] == "shm")["emptyDir"]["sizeLimit"])
+
+
+def test_a_gang_gets_what_its_profile_says() -> None:
+    pod = pod_of(TRAIN, Devices(8, H100), compute={"nodes": 2, "memory": "48Gi"}, pods={"tolerations": [{"key": "mine"}]})
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": "8", "rdma/ib": "1", "memory": "64Gi"}
+    assert container["resources"]["requests"]["memory"] == "48Gi"
+    assert {"name": "NCCL_IB_HCA", "value": "mlx5"} in container["env"]
+    assert (shm(pod), pod["priorityClassName"]) == ("16Gi", "training")
+    assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}, {"key": "mine"}]
+
+
+def test_a_stage_without_accelerators_gets_none_of_it() -> None:
+    pod = pod_of(PREPARE, Devices(8, H100))
+    assert "priorityClassName" not in pod
+    assert "tolerations" not in pod
+    assert "limits" not in pod["containers"][0]["resources"]
+
+
+def test_on_cpus_shared_memory_is_small_and_counted() -> None:
+    pod = pod_of(TRAIN, NO_DEVICES, compute={"nodes": 2, "memory": "2Gi"})
+    assert (shm(pod), pod["containers"][0]["resources"]["limits"]) == ("1Gi", {"memory": "3Gi"})
+    assert "tolerations" not in pod
+
+
+def test_gpus_of_no_profile_are_tolerated_as_the_device_plugin_taints_them() -> None:
+    pod = pod_of(TRAIN, Devices(2))
+    assert (pod["tolerations"], shm(pod)) == ([GPU_TOLERATION], "8Gi")
+
+
+def test_a_server_is_let_on_the_nodes_and_needs_no_rdma() -> None:
+    spec = load_spec(make_finetune(compute={"accelerator": "h100"}))
+    template = arm.template(OWNER, spec, arm.Served("/m", None, "r1", "bot"), IMAGES, Devices(1, H100))["spec"]
+    assert template["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    assert template["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+
+
+@pytest.mark.parametrize(
+    ("memory", "shared", "limit"),
+    [("48Gi", "8Gi", "56Gi"), ("1536Mi", "1Gi", "2560Mi"), ("1G", "1Gi", "2073741824"), ("1.5k", "1", "1501")],
+)
+def test_limits_are_summed(memory: str, shared: str, limit: str) -> None:
+    assert pods.with_shared_memory(memory, shared) == limit
