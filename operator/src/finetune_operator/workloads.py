@@ -1,6 +1,7 @@
 """What Jobs and Pods say: outcome, root cause, and what a pod waits for. Pure functions of their manifests.
 
-The exit codes are the trainer's (docs/contracts.md); a container killed from outside ends with 137 or 143.
+The exit codes are the trainer's (docs/contracts.md). A container that is killed ends with 137 or 143: a disruption where somebody
+deleted or evicted its pod, else a fault of the node, which is charged (what nobody asked for must not be tried for ever).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
 from finetune_operator import conditions
@@ -23,15 +24,18 @@ EXIT_CLASSES: Final[Mapping[int, FailureClass]] = {
     23: "nonFinite",
     24: "infrastructure",
     25: "disruption",
-    137: "disruption",
-    143: "disruption",
+    137: "infrastructure",
+    143: "infrastructure",
 }
 # When ranks of one gang fail with different classes, the lowest is the cause and the others its echo. A rank that dies takes its
-# peers down: they lose a peer (infrastructure), hang (stalled), crash (error) or are ended by the Job controller (disruption);
-# among the last three what came first is the cause.
+# peers down: they hang (stalled), crash (error), are ended by the Job controller (disruption), or lose a peer; among the first
+# three what came first is the cause, and a lost peer never is while anything else is known.
 PRECEDENCE: Final[Mapping[FailureClass, int]] = {
-    "user": 0, "nonFinite": 1, "outOfMemory": 2, "stalled": 3, "error": 3, "disruption": 3, "infrastructure": 4,
+    "user": 0, "nonFinite": 1, "outOfMemory": 2, "stalled": 3, "error": 3, "disruption": 3, "infrastructure": 3,
 }  # fmt: skip
+ECHO: Final = 4
+ECHOES: Final = ("PeerLost", "Error")  # reasons of an infrastructure failure that only says that another rank is gone, or nothing
+KILLED: Final = (137, 143)
 TOLD_SECONDS: Final = 600.0  # so long after a Job's end its pods are asked for, if the watch has not told theirs
 UNREACHABLE_SECONDS: Final = 60.0  # a pod that is still there so long after its grace period is on a node that is lost
 JOB_NAME: Final = "batch.kubernetes.io/job-name"  # label of a Job's pods
@@ -56,6 +60,7 @@ class Failure:
     pod: str = ""
     node: str = ""
     result: Mapping[str, Any] = field(default_factory=dict)
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def read_run(job: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]], n
         return Run(name, "Failed", failure=root_cause(mine, failing), leader_uid=uid)
     suspended = bool(job.get("spec", {}).get("suspend"))
     if "deletionTimestamp" in job["metadata"] or failing or (not suspended and any(_phase(p) == "Failed" for p in mine)):
-        known = any(_pod_failure(p) for p in mine) or failing
+        known = any(_pod_ending(p) for p in mine) or failing
         return Run(name, "Ending", failure=root_cause(mine, failing or {}) if known else None, leader_uid=uid)
     waits = next((w for w in (waiting(p, now) for p in mine) if w), None)
     if mine and waits is None and all(_phase(p) in ("Running", "Succeeded") for p in mine):
@@ -131,17 +136,48 @@ def leftovers(jobs: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: d
 
 
 def root_cause(pods: Iterable[Mapping[str, Any]], failed: Mapping[str, Any]) -> Failure:
-    """The failure that brought the Job down: by class precedence, then by the time a container ended."""
+    """The failure that brought the Job down: by class precedence, then by the time it began."""
     message = str(failed.get("message", ""))
     if failed.get("reason") == "DeadlineExceeded":
         return Failure("stalled", "DeadlineExceeded", f"it did not end within its deadline: {message}")
-    failures = [f for f in (_pod_failure(p) for p in pods) if f]
-    if failures:
-        return min(failures, key=lambda f: (PRECEDENCE[f[1].failure_class], f[0], f[1].failure_class == "disruption"))[1]
-    if found := _JOB_MESSAGE.search(message):
+    ended = [e for e in (_pod_ending(p) for p in pods) if e]
+    if vanished := _vanished(failed, {e.failure.pod for e in ended}):
+        ended.append(vanished)
+    if not ended:
+        return Failure("disruption", str(failed.get("reason", "")), message or "its pods were deleted")
+    first = min((e.since for e in ended if not e.deleted), default="")
+    return min(ended, key=lambda e: (_precedence(e, first), e.since, e.failure.failure_class in ("disruption", "infrastructure"))).failure
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """A pod that ended badly. `since`: when that began; `deleted`: because somebody, or the Job controller, deleted it."""
+
+    since: str
+    failure: Failure
+    deleted: bool = False
+
+
+def _precedence(ending: _Ending, first: str) -> int:
+    """`first`: when the first pod failed that nobody deleted; the Job controller deletes the others after that."""
+    failure = ending.failure
+    if failure.failure_class == "infrastructure" and failure.reason in ECHOES:
+        return ECHO
+    return ECHO + 1 if ending.deleted and first and ending.since > first else PRECEDENCE[failure.failure_class]
+
+
+def _vanished(failed: Mapping[str, Any], known: set[str]) -> _Ending | None:
+    """A pod that is gone, and so was deleted, although the Job failed of it.
+
+    Every exit code but 0 matches a rule of the failure policy: where the back-off limit is named instead, a pod went without one.
+    """
+    if (found := _JOB_MESSAGE.search(str(failed.get("message", "")))) and found["pod"] not in known:
         code = int(found["code"])
-        return Failure(EXIT_CLASSES.get(code, "error"), "ExitCode", f"exit code {code}", pod=found["pod"])
-    return Failure("disruption", str(failed.get("reason", "")), message or "its pods were deleted")
+        kind: FailureClass = "disruption" if code in KILLED else EXIT_CLASSES.get(code, "error")
+        return _Ending("", Failure(kind, "ExitCode", f"exit code {code}", pod=found["pod"]))
+    if failed.get("reason") == "BackoffLimitExceeded" and known:
+        return _Ending("", Failure("disruption", "PodDeleted", "the pod of a rank was deleted"))
+    return None
 
 
 def waiting(pod: Mapping[str, Any], now: datetime) -> Waiting | None:
@@ -202,35 +238,43 @@ def _last_words(container: Mapping[str, Any]) -> str:
     return f"it ends again and again: {text}"
 
 
-def _pod_failure(pod: Mapping[str, Any]) -> tuple[str, Failure] | None:
-    """(time it ended, failure) of a pod's failed container; a disrupted pod counts as such whatever its exit code.
+def _pod_ending(pod: Mapping[str, Any]) -> _Ending | None:
+    """How a pod's container failed; a disrupted pod, or one that ended because it was deleted, counts as such whatever its code.
 
     Sidecars are asked last: they are ended when the container that they serve has ended.
     """
     meta, status = pod["metadata"], pod.get("status", {})
-    node = str(pod.get("spec", {}).get("nodeName", ""))
+    name, node, rank = str(meta["name"]), str(pod.get("spec", {}).get("nodeName", "")), _rank(pod)
     disrupted = condition(pod, "DisruptionTarget")
     since = str(disrupted.get("lastTransitionTime", "")) if disrupted else ""
+    asked = _deleted_at(pod)
     for container in [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]:
         ended = container.get("state", {}).get("terminated")
         if not ended or ended.get("exitCode") == 0:
             continue
-        code = int(ended.get("exitCode", 1))
+        code, at = int(ended.get("exitCode", 1)), str(ended.get("finishedAt", ""))
         result = parse_result(ended.get("message"))
         kind: FailureClass = EXIT_CLASSES.get(code, "error")
+        deleted = not disrupted and bool(asked) and (not at or asked <= at)
         if ended.get("reason") == "OOMKilled":
             kind = "outOfMemory"
-        elif disrupted and kind not in ("user", "nonFinite", "outOfMemory"):
+        elif (disrupted or deleted) and kind not in ("user", "nonFinite", "outOfMemory"):
             kind = "disruption"
         if kind in ("error", "infrastructure") and (killed := next(iter(_ended_by_memory(status)), None)):
             text = f"sidecar {killed['name']} used more memory than its limit; raise serving.resources"
-            return str(ended.get("finishedAt", "")), Failure("outOfMemory", "OOMKilled", text, meta["name"], node, result)
-        reason, text = _explain(ended, code, result, disrupted)
-        return since or str(ended.get("finishedAt", "")), Failure(kind, reason, text, meta["name"], node, result)
+            return _Ending(at, Failure("outOfMemory", "OOMKilled", text, name, node, result, rank))
+        reason, text = _explain(ended, code, result, disrupted, deleted=deleted)
+        return _Ending(since or (asked if deleted else at), Failure(kind, reason, text, name, node, result, rank), deleted)
     if disrupted:
-        failure = Failure("disruption", str(disrupted.get("reason")), str(disrupted.get("message", "")), meta["name"], node)
-        return since, failure
+        words = str(disrupted.get("message", ""))
+        return _Ending(since, Failure("disruption", str(disrupted.get("reason")), words, name, node, rank=rank))
     return None
+
+
+def _deleted_at(pod: Mapping[str, Any]) -> str:
+    """When the pod's deletion was asked for (its timestamp is the end of the grace); empty if it was not."""
+    until, grace = time(pod["metadata"].get("deletionTimestamp")), pod["metadata"].get("deletionGracePeriodSeconds", 0)
+    return (until - timedelta(seconds=int(grace or 0))).strftime("%Y-%m-%dT%H:%M:%SZ") if until else ""
 
 
 def _ended_by_memory(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -250,7 +294,9 @@ def _lives(pod: Mapping[str, Any], now: datetime) -> bool:
     return until is None or (now - until).total_seconds() < UNREACHABLE_SECONDS
 
 
-def _explain(ended: Mapping[str, Any], code: int, result: Mapping[str, Any], disrupted: Mapping[str, Any] | None) -> tuple[str, str]:
+def _explain(
+    ended: Mapping[str, Any], code: int, result: Mapping[str, Any], disrupted: Mapping[str, Any] | None, *, deleted: bool = False
+) -> tuple[str, str]:
     error = result.get("error")
     if isinstance(error, Mapping):
         fix = f" {error['fix']}" if error.get("fix") else ""
@@ -259,7 +305,12 @@ def _explain(ended: Mapping[str, Any], code: int, result: Mapping[str, Any], dis
         return str(disrupted.get("reason", "Disrupted")), str(disrupted.get("message", "the pod was disrupted"))
     if ended.get("reason") == "OOMKilled":
         return "OOMKilled", "the container used more memory than its limit; raise compute.memory, or serving.resources if it is a server"
+    if deleted:
+        return "PodDeleted", "the pod was deleted"
     tail = str(ended.get("message") or "").strip()[-400:]
+    if code in KILLED:
+        words = "killed (exit code {}) although nobody deleted its pod: the node may have run out of memory; its log says"
+        return "Killed", words.format(code)
     return str(ended.get("reason") or "Error"), f"exit code {code}{': ' + tail if tail else ''}"
 
 

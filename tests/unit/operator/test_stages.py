@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.api.status import Attempt, Charges, Stopped
+from finetune_operator.api.status import Attempt, Charges, Stopped, Totals
 from finetune_operator.decide import decide
 from finetune_operator.decide.draft import Draft, JobWanted
 from finetune_operator.decide.retry import FREE_DISRUPTIONS, backoff
 from finetune_operator.decide.revision import current
 from finetune_operator.decide.stages import evaluation_key, fetch
-from finetune_operator.decide.train import folders, train
+from finetune_operator.decide.train import bounded, folders, train
 from finetune_operator.observed import Observed
 from finetune_operator.workloads import Failure, Run, Waiting
 
@@ -193,7 +193,7 @@ def trains(*, run: Run | None = None, attempt: dict[str, Any] | None = None, rev
 
 FOLDER = "/work/revisions/r1/a1-0123abcd"
 LEADER = {"leader_uid": "0123abcd-ffff"}
-OOM = Failure("outOfMemory", "OOMKilled", "more memory than its limit", "bot-r1-a1-1", "node-7", {"step": 12})
+OOM = Failure("outOfMemory", "OOMKilled", "more memory than its limit", "bot-r1-a1-1", "node-7", {"step": 12}, 1)
 TRAINS: dict[str, tuple[dict[str, Any], str, str, str]] = {  # → phase, reason, words
     "the first attempt starts": ({}, c.TRAINING, c.TRAINING, "attempt 1 is starting"),
     "its Job was never made: it is made": ({"attempt": {}}, c.TRAINING, c.TRAINING, "attempt 1 is starting"),
@@ -221,19 +221,19 @@ TRAINS: dict[str, tuple[dict[str, Any], str, str, str]] = {  # → phase, reason
         {"attempt": {}, "run": Run(A1, "Ending", failure=OOM)},
         c.TRAINING,
         c.TRAINING,
-        "are ending: more memory than its limit",
+        "are ending: pod bot-r1-a1-1 (rank 1) on node node-7: more memory than its limit",
     ),
     "it ran out of memory: charged, and tried again": (
         {"attempt": {}, "run": Run(A1, "Failed", failure=OOM)},
         c.TRAINING,
         "OOMKilled",
-        "attempt 1 ended (outOfMemory: more memory",
+        "attempt 1 ended (outOfMemory: pod bot-r1-a1-1 (rank 1) on node node-7: more memory",
     ),
     "out of memory more often than allowed": (
         {"attempt": {}, "revision": {"charges": {"outOfMemory": 2}}, "run": Run(A1, "Failed", failure=OOM)},
         c.FAILED,
         c.RETRIES_EXHAUSTED,
-        "pod bot-r1-a1-1 on node node-7: more memory",
+        "pod bot-r1-a1-1 (rank 1) on node node-7: more memory",
     ),
     "non-finite numbers stop the revision": (
         {"attempt": {}, "run": Run(A1, "Failed", failure=Failure("nonFinite", "NonFiniteLoss", "loss is nan at step 3"))},
@@ -268,7 +268,7 @@ def test_an_attempt_that_ended_says_who_where_and_why() -> None:
     attempt = trains(attempt={"folder": FOLDER}, run=Run(A1, "Failed", failure=OOM)).status.attempts[0]
     assert attempt == Attempt(
         revision="r1", number=1, started=STAMP, finished=STAMP, outcome="Failed", failure_class="outOfMemory",
-        message="more memory than its limit", pod="bot-r1-a1-1", node="node-7", step=12, folder=FOLDER,
+        message="more memory than its limit", pod="bot-r1-a1-1", rank=1, node="node-7", step=12, folder=FOLDER,
     )  # fmt: skip
 
 
@@ -300,6 +300,27 @@ def test_an_attempt_resumes_from_the_folders_of_its_own_revision_newest_first() 
     made = [Attempt(revision=r, number=n, started=STAMP, folder=f"/{r}/{n}") for r, n in (("r1", 1), ("r0", 2), ("r1", 2), ("r1", 3))]
     made.append(Attempt(revision="r1", number=4, started=STAMP))
     assert folders(made, "r1", 4) == ["/r1/3", "/r1/2", "/r1/1"]
+
+
+def test_of_too_many_attempts_those_without_a_checkpoint_are_forgotten_first() -> None:
+    made = [Attempt(revision="r1", number=n, started=STAMP, checkpoint=40 if n in (1, 2) else None) for n in range(1, 24)]
+    assert [a.number for a in bounded(made)] == [1, 2, *range(6, 24)]
+    saved = [a.model_copy(update={"checkpoint": a.number}) for a in made]
+    assert [a.number for a in bounded(saved)] == list(range(4, 24))
+
+
+def test_totals_outlive_the_history_and_a_fresh_budget() -> None:
+    before = trains(attempt={}, run=Run(A1, "Failed", failure=OOM), status={"totals": Totals(error=4, succeeded=1)})
+    assert before.status.totals == Totals(error=4, succeeded=1, out_of_memory=1)
+    spent = make_revision(stopped=STOPPED, charges=Charges(error=3))
+    assert decide(make_observed(spent, tried="t2", status={"totals": Totals(error=3)})).status.totals == Totals(error=3)
+
+
+def test_a_revision_that_was_forgotten_goes_on_counting_its_attempts() -> None:
+    made = [Attempt(revision="r1", number=n, started=STAMP, outcome="Superseded") for n in (1, 2)]
+    o = make_observed(make_revision("r0"), status={"attempts": made})
+    o = Observed(**{**vars(o), "revisions": {"r1": {"fields": o.retrain}}})
+    assert current(o, draft(o)).revision.attempts == 2
 
 
 def test_status_is_written_at_marks_and_checkpoints_and_a_lost_poll_changes_nothing() -> None:

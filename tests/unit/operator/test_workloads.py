@@ -28,7 +28,7 @@ def pod(
         "annotations": {"batch.kubernetes.io/job-completion-index": str(rank)},
     }  # fmt: skip
     if "deleted" in status:
-        meta["deletionTimestamp"] = status.pop("deleted")
+        meta["deletionTimestamp"], meta["deletionGracePeriodSeconds"] = status.pop("deleted"), status.pop("grace", 0)
     known = {"phase": phase, "podIP": f"10.0.0.{rank}", "containerStatuses": containers or [], "initContainerStatuses": inits or []}
     return {"metadata": meta, "spec": {"nodeName": "node"}, "status": {**known, **status}}
 
@@ -85,10 +85,51 @@ CAUSES: dict[str, tuple[Object, list[Object], tuple[str, str, str, str]]] = {
         [gone(0, ended(1, "ZeroDivisionError")), gone(1, ended(143, at="12:00:05"))],
         ("error", "Error", "job-0", "ZeroDivisionError"),
     ),
-    "a rank was killed from outside and the other waited for it in vain": (
+    "a rank was killed on its node and the other waited for it in vain: charged, for nobody asked for it": (
         job("Failed"),
         [gone(0, ended(22, at="12:10:00")), gone(1, ended(137))],
-        ("disruption", "Error", "job-1", "exit code 137"),
+        ("infrastructure", "Killed", "job-1", "the node may have run out of memory"),
+    ),
+    "somebody deleted a pod by force and the other lost its peer": (
+        job("Failed"),
+        [gone(0, ended(24, error("infrastructure", "PeerLost", "rank 1 is gone"))), gone(1, ended(137), deleted="2026-01-01T12:00:00Z")],
+        ("disruption", "PodDeleted", "job-1", "the pod was deleted"),
+    ),
+    "somebody deleted a pod, and both ranks stopped as agreed": (
+        job("Failed"),
+        [gone(0, ended(25, at="12:00:03")), gone(1, ended(25, at="12:00:02"), deleted="2026-01-01T12:02:00Z", grace=120)],
+        ("disruption", "PodDeleted", "job-1", "the pod was deleted"),
+    ),
+    "a pod was deleted by force and is gone, and the other lost its peer": (
+        job("Failed", message=BY_RULE.replace("21", "137")),
+        [gone(0, ended(24, error("infrastructure", "PeerLost", "rank 1 is gone")))],
+        ("disruption", "ExitCode", "job-1", "exit code 137"),
+    ),
+    "a pod was deleted before it ran and the other waited for it in vain": (
+        job("Failed", reason="BackoffLimitExceeded"),
+        [gone(0, ended(24, error("infrastructure", "PeerLost", "rank 1 is gone")))],
+        ("disruption", "PodDeleted", "", "a rank was deleted"),
+    ),
+    "the network was cut: a rank lost its peer, which the Job controller then ended": (
+        job("Failed"),
+        [
+            gone(0, ended(24, error("infrastructure", "PeerLost", "rank 1 is gone"))),
+            gone(1, ended(25, at="12:00:09"), deleted="2026-01-01T12:02:03Z", grace=120),
+        ],
+        ("infrastructure", "PeerLost", "job-0", "rank 1 is gone"),
+    ),
+    "the disk is full for one rank, and the other was ended by the Job controller": (
+        job("Failed"),
+        [
+            gone(0, ended(24, error("infrastructure", "DiskFull", "no room"))),
+            gone(1, ended(137, at="12:00:05"), deleted="2026-01-01T12:00:02Z"),
+        ],
+        ("infrastructure", "DiskFull", "job-0", "no room"),
+    ),
+    "a rank crashed, and its pod was deleted afterwards": (
+        job("Failed"),
+        [gone(0, ended(1, "ZeroDivisionError"), deleted="2026-01-01T12:30:00Z")],
+        ("error", "Error", "job-0", "ZeroDivisionError"),
     ),
     "a rank crashed in the second in which the other was ended": (
         job("Failed"),

@@ -101,6 +101,13 @@ class Charges(StatusModel):
     disruption: Count = 0
 
 
+class Totals(Charges):
+    """All training attempts that ended, by how; `attempts` keeps the last ones only, and a fresh budget starts from 0."""
+
+    succeeded: Count = 0
+    stopped: Count = Field(default=0, description="Suspended, superseded, or out of budget.")
+
+
 class Stopped(StatusModel):
     """Why a revision or an arm is not tried again, until the spec or the retry annotation changes."""
 
@@ -150,9 +157,11 @@ class Attempt(StatusModel):
     outcome: Literal["Running", "Succeeded", "Failed", "Disrupted", "Superseded", "Suspended"] = "Running"
     failure_class: Short | None = None
     message: Text | None = None
-    pod: Short | None = None
+    pod: Short | None = Field(default=None, description="The pod that was the cause of its end.")
+    rank: Count | None = Field(default=None, description="That pod's place in the gang.")
     node: Short | None = None
     step: Count | None = None
+    checkpoint: Count | None = Field(default=None, description="Step of the newest checkpoint that is known to be in its folder.")
     resumed_from_step: Count | None = None
     folder: Short | None = Field(default=None, description="Its folder on the work volume, once rank 0 is known.")
 
@@ -239,6 +248,7 @@ class Status(StatusModel):
     revisions: list[Revision] = Field(default_factory=list, max_length=10)
     arms: list[Arm] = Field(default_factory=list, max_length=10)
     attempts: list[Attempt] = Field(default_factory=list, max_length=20)
+    totals: Totals = Totals()
     stages: list[Stage] = Field(default_factory=list, max_length=20)
     training: Training | None = None
     evaluation: Evaluation | None = None

@@ -29,7 +29,7 @@ FREE_DISRUPTIONS: Final = 5  # so many are tried again at once; what goes on bei
 
 def after_failure(o: Observed, d: Draft, stage: str, failure: Failure) -> Draft:
     """Charge the failure; then either allow another try at a later time, or stop the revision with its cause (and block)."""
-    where = f"{stage}: {_place(failure)}{failure.message}"
+    where = f"{stage}: {place(failure)}{failure.message}"
     if failure.failure_class in FINAL_REASONS:
         reason = FINAL_REASONS[failure.failure_class] if not failure.reason else failure.reason
         return stop(o, d, reason, where)
@@ -84,9 +84,11 @@ def _limit(o: Observed, budget: str) -> int | None:
     return limits.get(budget)
 
 
-def _place(failure: Failure) -> str:
+def place(failure: Failure) -> str:
+    """Which pod, rank and node, before the words; empty where no pod is known."""
+    rank = f" (rank {failure.rank})" if failure.rank is not None else ""
     node = f" on node {failure.node}" if failure.node else ""
-    return f"pod {failure.pod}{node}: " if failure.pod else ""
+    return f"pod {failure.pod}{rank}{node}: " if failure.pod else ""
 
 
 def _camel(budget: str) -> str:

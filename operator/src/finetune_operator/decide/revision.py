@@ -5,6 +5,7 @@ from __future__ import annotations
 from finetune_operator.api.fields import digest
 from finetune_operator.api.status import Attempt, Revision, Stage
 from finetune_operator.decide.draft import Draft, stamp
+from finetune_operator.decide.train import counted
 from finetune_operator.observed import Observed
 
 
@@ -16,7 +17,8 @@ def current(o: Observed, d: Draft) -> Draft:
     d = d.set(revision=name)
     if any(r.name == name for r in d.status.revisions):
         return d
-    return d.with_revision(Revision(name=name, created=stamp(o.now)))
+    number = max((a.number for a in d.status.attempts if a.revision == name), default=0)  # its entry may have been forgotten
+    return d.with_revision(Revision(name=name, created=stamp(o.now), attempts=number))
 
 
 def _known(o: Observed) -> str | None:
@@ -26,6 +28,7 @@ def _known(o: Observed) -> str | None:
 def _supersede(o: Observed, d: Draft, name: str) -> Draft:
     """Stop what trains for another revision: its checkpoints stay, so that a revert goes on from them."""
     attempts = [_ended(a, o) if a.outcome == "Running" and a.revision != name else a for a in d.status.attempts]
+    d = counted(d, "stopped", sum(old is not new for old, new in zip(d.status.attempts, attempts, strict=True)))
     stages = [s.model_copy(update={"finished": stamp(o.now)}) if _was_on_the_way(s) else s for s in d.status.stages]
     return d.set(attempts=attempts, stages=stages, evaluation=None)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from finetune_operator import conditions, names
 from finetune_operator.decide.draft import Draft, stamp
-from finetune_operator.decide.train import running
+from finetune_operator.decide.train import counted, running
 from finetune_operator.observed import Observed
 
 
@@ -17,7 +17,7 @@ def suspended(o: Observed, d: Draft) -> Draft:
     attempt = running(d)
     if attempt and o.run(names.attempt_job(o.name, attempt.revision, attempt.number)).state not in ("Succeeded", "Failed"):
         ended = attempt.model_copy(update={"outcome": "Suspended", "finished": stamp(o.now)})
-        d = d.set(attempts=[ended if a is attempt else a for a in d.status.attempts])
+        d = counted(d.set(attempts=[ended if a is attempt else a for a in d.status.attempts]), "stopped")
         d = d.note("Normal", conditions.SUSPENDED, f"attempt {attempt.number} is stopped")
     if d.revision.artifact is None:
         return d.block(conditions.SUSPENDED, "suspend is true: set it to false to go on from the last checkpoint")

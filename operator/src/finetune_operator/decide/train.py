@@ -9,7 +9,7 @@ from typing import Any
 from finetune_operator import conditions, names
 from finetune_operator.api.status import Attempt, Checkpoint, Training
 from finetune_operator.decide.draft import Draft, seconds_until, stamp
-from finetune_operator.decide.retry import after_failure, trouble
+from finetune_operator.decide.retry import BUDGETS, after_failure, place, trouble
 from finetune_operator.observed import Observed
 from finetune_operator.workloads import Failure, Run
 
@@ -38,7 +38,7 @@ def train(o: Observed, d: Draft) -> Draft:
         case "Failed":
             return _ended(o, d, attempt, run.failure or Failure("error", "Failed", "its Job failed"))
         case "Ending":
-            cause = f": {run.failure.message}" if run.failure else ""
+            cause = f": {place(run.failure)}{run.failure.message}" if run.failure else ""
             return d.block(conditions.TRAINING, f"the pods of attempt {attempt.number} are ending{cause}", requeue=POLL_SECONDS)
         case "Waiting":
             return _waiting(d, attempt, run)
@@ -57,6 +57,20 @@ def folders(attempts: list[Attempt], revision: str, before: int) -> list[str]:
     return [a.folder for a in sorted(mine, key=lambda a: -a.number) if a.folder]
 
 
+def bounded(attempts: list[Attempt]) -> list[Attempt]:
+    """The last ones; those without a checkpoint are forgotten first, for what follows resumes from the others' folders."""
+    while len(attempts) > MAX_ATTEMPTS:
+        gone = next((a for a in attempts if a.checkpoint is None), attempts[0])
+        attempts = [a for a in attempts if a is not gone]
+    return attempts
+
+
+def counted(d: Draft, how: str, number: int = 1) -> Draft:
+    """The totals with so many more attempts that ended like this."""
+    totals = d.status.totals
+    return d.set(totals=totals.model_copy(update={how: getattr(totals, how) + number}))
+
+
 def attempt_folder(revision: str, number: int, rank0_uid: str) -> str:
     """Where an attempt writes: named by its number and the uid of its rank 0 pod, so that a zombie has its own."""
     return f"{names.WORK}/revisions/{revision}/a{number}-{rank0_uid[:8]}"
@@ -65,7 +79,7 @@ def attempt_folder(revision: str, number: int, rank0_uid: str) -> str:
 def _next_attempt(o: Observed, d: Draft) -> Draft:
     if wait := seconds_until(d.revision.retry_at, o.now):
         last = next((a for a in reversed(d.status.attempts) if a.revision == d.revision.name), None)
-        cause = f"attempt {last.number} ended ({last.failure_class}: {last.message}); " if last and last.message else ""
+        cause = f"{_end(last)}; " if last and last.message else ""
         return d.block(conditions.TRAINING, f"{cause}the next starts at {d.revision.retry_at}", requeue=wait)
     if alive := _still_there(o, d):
         text = f"the next attempt starts once the pods of {alive} have ended: they save a checkpoint"
@@ -73,7 +87,7 @@ def _next_attempt(o: Observed, d: Draft) -> Draft:
     number = d.revision.attempts + 1
     attempt = Attempt(revision=d.revision.name, number=number, started=stamp(o.now))
     d = d.begin("train", o.now).update(attempts=number, retry_at=None)
-    d = d.set(attempts=[*d.status.attempts, attempt][-MAX_ATTEMPTS:])
+    d = d.set(attempts=bounded([*d.status.attempts, attempt]))
     return d.want("train", number).block(conditions.TRAINING, f"attempt {number} is starting")
 
 
@@ -103,6 +117,7 @@ def _succeeded(o: Observed, d: Draft, attempt: Attempt, result: Mapping[str, Any
         d, attempt, outcome="Succeeded", finished=stamp(o.now), step=_count(result.get("step")),
         resumed_from_step=_count(result.get("resumedFromStep")),
     )  # fmt: skip
+    d = counted(d, "succeeded")
     total = _count(result.get("totalSteps")) or _count(result.get("step")) or 0
     last = _training(o, attempt, {**result, "totalSteps": total, "etaSeconds": 0}, d.status.training)
     d = d.set(training=last.model_copy(update={"percent": 100}))
@@ -115,18 +130,22 @@ def _ended(o: Observed, d: Draft, attempt: Attempt, failure: Failure) -> Draft:
     disrupted = failure.failure_class == "disruption"
     d, attempt = _change(
         d, attempt, outcome="Disrupted" if disrupted else "Failed", finished=stamp(o.now), pod=failure.pod or None,
-        node=failure.node or None, failure_class=failure.failure_class, message=failure.message[:1024],
+        rank=failure.rank, node=failure.node or None, failure_class=failure.failure_class, message=failure.message[:1024],
         step=_count(failure.result.get("step", attempt.step)),
     )  # fmt: skip
-    d = d.note(
-        "Normal" if disrupted else "Warning", "AttemptEnded", f"attempt {attempt.number}: {failure.failure_class}: {failure.message}"
-    )
+    d = counted(d, BUDGETS.get(failure.failure_class, "error"))
+    d = d.note("Normal" if disrupted else "Warning", "AttemptEnded", _end(attempt))
     d = after_failure(o, d, f"attempt {attempt.number}", failure)
     if d.revision.stopped:
         return d.end("train", o.now)
     wait = seconds_until(d.revision.retry_at, o.now)
-    text = f"attempt {attempt.number} ended ({failure.failure_class}: {failure.message}); the next starts at {d.revision.retry_at}"
+    text = f"{_end(attempt)}; the next starts at {d.revision.retry_at}"
     return d.block(conditions.TRAINING, text, reason=trouble(failure), requeue=wait)
+
+
+def _end(a: Attempt) -> str:
+    where = place(Failure("error", "", "", a.pod or "", a.node or "", rank=a.rank))
+    return f"attempt {a.number} ended ({a.failure_class}: {where}{a.message})"
 
 
 def _waiting(d: Draft, attempt: Attempt, run: Run) -> Draft:
@@ -149,7 +168,7 @@ def _running(o: Observed, d: Draft, attempt: Attempt) -> Draft:
         d, attempt = _change(d, attempt, resumed_from_step=resumed)
     latest = _training(o, attempt, progress, last)
     if last is None or _differs(last, latest):
-        d, attempt = _change(d, attempt, step=latest.step)
+        d, attempt = _change(d, attempt, step=latest.step, checkpoint=latest.checkpoint.step if latest.checkpoint else None)
         d = d.set(training=latest)
     shown = d.status.training or latest
     return d.block(conditions.TRAINING, _sentence(shown), requeue=POLL_SECONDS)
