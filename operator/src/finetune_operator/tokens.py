@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 import jwt
@@ -21,6 +22,7 @@ def generate_key() -> str:
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
 
 
+@lru_cache(maxsize=4)
 def jwks(pem: str) -> dict[str, Any]:
     """The public half as a JSON Web Key Set."""
     numbers = _load(pem).public_key().public_numbers()

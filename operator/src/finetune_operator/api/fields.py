@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -64,31 +65,46 @@ def nested_model(annotation: Any) -> type[BaseModel] | None:
 def extract(value: Mapping[str, Any], model: type[BaseModel], wanted: FieldClass) -> dict[str, Any]:
     """The fields of one class as written, in canonical form; what is absent or empty stays absent."""
     result: dict[str, Any] = {}
-    for name, info in model.model_fields.items():
-        key = info.alias or name
-        if key not in value or value[key] is None:
+    for item in _fields(model):
+        if value.get(item.key) is None:
             continue
-        marker, nested = field_class(info), nested_model(info.annotation)
-        part = _part(value[key], info, marker, nested, wanted)
+        part = _part(value[item.key], item, wanted)
         if part not in (None, {}, [], ""):
-            result[key] = part
+            result[item.key] = part
     return result
 
 
-def _part(value: Any, info: FieldInfo, marker: FieldClass | None, nested: type[BaseModel] | None, wanted: FieldClass) -> Any:
-    if marker is not None:
-        return _canonical(value, info) if marker is wanted else None
-    if nested is None:
+@dataclass(frozen=True)
+class _Field:
+    """What a model says of one of its fields: its name on the wire, its class or its model, and the canonical form of a text."""
+
+    key: str
+    marker: FieldClass | None
+    nested: type[BaseModel] | None
+    kind: str | None
+
+
+@lru_cache(maxsize=256)
+def _fields(model: type[BaseModel]) -> tuple[_Field, ...]:
+    return tuple(
+        _Field(info.alias or name, field_class(info), nested_model(info.annotation), _kind(info))
+        for name, info in model.model_fields.items()
+    )
+
+
+def _part(value: Any, item: _Field, wanted: FieldClass) -> Any:
+    if item.marker is not None:
+        return _canonical(value, item.kind) if item.marker is wanted else None
+    if item.nested is None:
         return None
     if isinstance(value, list):
-        items = [extract(item, nested, wanted) for item in value]
+        items = [extract(entry, item.nested, wanted) for entry in value]
         return items if any(items) else None  # places count only where something of the class is in one of them
-    return extract(value, nested, wanted)
+    return extract(value, item.nested, wanted)
 
 
-def _canonical(value: Any, info: FieldInfo) -> Any:
+def _canonical(value: Any, kind: str | None) -> Any:
     if isinstance(value, str):
-        kind = _kind(info)
         if kind == "duration":
             return canonical_duration(value)
         if kind == "decimal":
