@@ -7,15 +7,18 @@ TRAINER := $(PYTHON) tools/env.py trainer
 CLUSTER ?= auto
 IMAGES ?= {}
 TIER ?= all
+N ?= 1000
+ARGS ?=
 
-.PHONY: help demo demo-down test check format e2e-kills cluster-up cluster-down cluster-status images crds lock
+.PHONY: help demo demo-down test check format e2e-kills bench-control-plane cluster-up cluster-down cluster-status images crds lock
 
 help: ## List the targets
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  CLUSTER=auto|current|kind|node   for demo (auto: the built-in node on Linux as root, else kind)"
 	@echo "  IMAGES='{\"operator\":\"…\",\"trainer\":\"…\"}'   for demo with CLUSTER=current: images that it can pull"
 	@echo "  TIER=all|unit|trainer|integration|e2e   for test"
+	@echo "  N=1000 ARGS='--out FOLDER'              for bench-control-plane (ARGS=--help lists the rest)"
 
 demo: ## From a bare machine to a tuned model behind a 10, 50, 100 % split; leaves it up
 	@$(DEV) python -m demo up --cluster $(CLUSTER) --images '$(IMAGES)'
@@ -40,6 +43,9 @@ format: ## Let ruff format and mend what it can
 
 e2e-kills: ## Delete every kind of pod at random moments of a whole run; prints what was lost as JSON
 	@$(DEV) python -m tests.chaos.kills
+
+bench-control-plane: ## What N FineTunes cost a control plane, beside N bare Jobs; last line JSON
+	@$(DEV) python -m tests.bench.control_plane --objects $(N) $(ARGS)
 
 cluster-up: ## Start the built-in single-node Kubernetes (also recovers one that was killed)
 	@$(PYTHON) -m devcluster up

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,10 +32,16 @@ class ControlPlane:
     """A control plane of its own for as long as the `with` block lasts.
 
     There is no node: pods stay as they are made (with the scheduler, Pending) and tests write their status. Without the
-    controllers nothing makes ServiceAccounts, so the API server does not ask pods for one.
+    controllers nothing makes ServiceAccounts, so the API server does not ask pods for one. `flags` are added to a component's
+    own, of which they override the same ones; `audit_policy` replaces the usual one.
     """
 
-    def __init__(self, *, controllers: bool = True, scheduler: bool = True) -> None:
+    def __init__(
+        self, *, controllers: bool = True, scheduler: bool = True, audit_policy: str | None = None,
+        flags: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:  # fmt: skip
+        self._audit_policy = audit_policy or configs.audit_policy()
+        self._flags = flags or {}
         self._wanted = [name for name, on in (("controller-manager", controllers), ("scheduler", scheduler)) if on]
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._plane: Plane | None = None
@@ -68,6 +74,21 @@ class ControlPlane:
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """Standard output of kubectl as administrator; its error is raised as CommandError."""
         return run([self._started.binary, "kubectl", f"--kubeconfig={self.kubeconfig}", *arguments], stdin=stdin)
+
+    def spawn(self, name: str, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """One more process that ends with the control plane, logged beside the components; the name again replaces it."""
+        with (self.home / "logs" / f"{name}.log").open("ab") as sink:
+            group = self._processes["keeper"].pid
+            self._processes[name] = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, process_group=group, cwd=self.home, env=environment
+            )
+        return self._processes[name]
+
+    def check(self) -> None:
+        """Raise if one of the processes has ended, with the end of its log."""
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                raise self._stopped(name, process.returncode)
 
     def start(self) -> Self:
         """Start and wait until the API answers and, with controllers, the default ServiceAccount is there."""
@@ -127,7 +148,7 @@ class ControlPlane:
         self._plane = plane
         keeper = ["/bin/sh", "-c", _KEEPER, "sh", str(plane.home)]
         self._processes["keeper"] = subprocess.Popen(keeper, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, process_group=0)
-        _write_files(plane)
+        _write_files(plane, self._audit_policy)
         self._spawn("etcd", components.etcd(plane))
         self._spawn("kube-apiserver", _api_server(plane, with_controllers="controller-manager" in self._wanted))
         self._wait(plane, "/readyz")
@@ -140,19 +161,12 @@ class ControlPlane:
             self._wait(plane, "/api/v1/namespaces/default/serviceaccounts/default")
 
     def _spawn(self, name: str, argv: Sequence[str]) -> None:
-        log = self.home / "logs" / f"{name}.log"
-        with log.open("ab") as sink:
-            group = self._processes["keeper"].pid
-            self._processes[name] = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, process_group=group, cwd=self.home
-            )
+        self.spawn(name, [*argv, *self._flags.get(name, ())])
 
     def _wait(self, plane: Plane, path: str, *, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while api.get(_ADDRESS, plane.api_port, plane.pki, path) is None:
-            for name, process in self._processes.items():
-                if process.poll() is not None:
-                    raise self._stopped(name, process.returncode)
+            self.check()
             if time.monotonic() > deadline:
                 tail = _tail(self.log("kube-apiserver"))
                 raise DevclusterError(f"the control plane did not answer {path} in {seconds:.0f} s. The API server's log ends:\n{tail}")
@@ -163,7 +177,7 @@ class ControlPlane:
             return DevclusterError(f"the control plane's keeper ended with {status}")
         log = self.log(name)
         kind = _PortTaken if "address already in use" in log else DevclusterError
-        return kind(f"{name} ended with {status} while the control plane was starting. Its log ends:\n{_tail(log)}")
+        return kind(f"{name} ended with {status}. Its log ends:\n{_tail(log)}")
 
 
 class _PortTaken(DevclusterError):
@@ -188,7 +202,7 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _write_files(plane: Plane) -> None:
+def _write_files(plane: Plane, audit_policy: str) -> None:
     home = plane.home
     for folder in ("logs", "kubeconfigs"):
         (home / folder).mkdir()
@@ -196,7 +210,7 @@ def _write_files(plane: Plane) -> None:
     for name in _CLIENTS:
         (home / "kubeconfigs" / name).write_text(configs.kubeconfig(plane.server, plane.pki, name))
     (home / "kubeconfig").write_text(configs.kubeconfig(plane.server, plane.pki, "admin"))
-    (home / "audit-policy.json").write_text(configs.audit_policy())
+    (home / "audit-policy.json").write_text(audit_policy)
 
 
 def _api_server(plane: Plane, *, with_controllers: bool) -> list[str]:
