@@ -23,7 +23,7 @@ from finetune_operator.cache import Cache, Key
 from finetune_operator.clock import SystemClock
 from finetune_operator.cluster import Cluster
 from finetune_operator.events import Events
-from finetune_operator.kinds import CHILDREN, FINETUNE
+from finetune_operator.kinds import CHILDREN, FINETUNE, Kind
 from finetune_operator.leadership import Elector
 from finetune_operator.metrics import Metrics
 from finetune_operator.pods import PodClient
@@ -53,6 +53,8 @@ class Operator:
         self.cluster = Cluster(api, may_write=self.elector.may_write, count=self.metrics.count_write)
         self.pods = PodClient()
         self.filled = False
+        self.closed: set[str] = set()  # namespaces that the settings name and the API server refuses
+        self.begin_anew = asyncio.Event()  # the watches must, for other namespaces are open now
 
     async def run(self) -> None:
         """Serve health and metrics, wait for the Lease, then work until it is lost or the process is asked to stop."""
@@ -83,21 +85,51 @@ class Operator:
 
     async def fill(self) -> None:
         """Make the cache agree with complete lists; what was missed meanwhile becomes due."""
-        for namespace in self.settings.namespaces or (None,):
-            for kind in (FINETUNE, *CHILDREN):
-                selector = "" if kind is FINETUNE else names.SELECTOR
-                known = self.cache.uids(kind, namespace)
-                for key in self.cache.fill(kind, await self.cluster.list(kind, namespace, selector), known):
-                    self.queue.add(key)  # at once: the next list may fail, and the cache then knows already what nobody was told
+        await self._each_kind(self._fill)
+
+    async def _fill(self, kind: Kind, namespace: str | None, selector: str) -> None:
+        known = self.cache.uids(kind, namespace)
+        for key in self.cache.fill(kind, await self.cluster.list(kind, namespace, selector), known):
+            self.queue.add(key)  # at once: the next list may fail, and the cache then knows already what nobody was told
 
     async def _sweep(self) -> None:
-        """After a 410 the watches tell nothing of what was deleted: list again now and then."""
+        """After a 410 the watches tell nothing of what was deleted, and some kinds have none: list again now and then."""
         while True:
             await asyncio.sleep(self.settings.sweep_seconds * random.uniform(0.8, 1.2))  # noqa: S311
+            await self._compare_all()
+
+    async def _compare_all(self) -> None:
+        try:
+            await self._each_kind(self._compare)
+        except errors.ClusterError as error:
+            log.warning("sweep", extra=logs.of(error=str(error)))
+
+    async def _compare(self, kind: Kind, namespace: str | None, selector: str) -> None:
+        """Hold the cache against the metadata of all objects; only what is behind is read."""
+        known = self.cache.uids(kind, namespace)
+        listed = await self.cluster.list(kind, namespace, selector, metadata=True)
+        for key in self.cache.prune(kind, listed, known):
+            self.queue.add(key)
+        for behind in self.cache.behind(kind, listed):
+            found = await self.cluster.get(kind, behind["metadata"]["namespace"], behind["metadata"]["name"])
+            if found is not None and (told := self.cache.tell(kind, found)) is not None:
+                self.queue.add(told)
+
+    async def _each_kind(self, verb: Callable[[Kind, str | None, str], Awaitable[None]]) -> None:
+        """For every cached kind in every namespace; one that was named and is closed to the operator (deleted, say) is left out."""
+        closed: set[str] = set()
+        for namespace in self.settings.namespaces or (None,):
             try:
-                await self.fill()
-            except errors.ClusterError as error:
-                log.warning("sweep", extra=logs.of(error=str(error)))
+                for kind in (FINETUNE, *CHILDREN):
+                    await verb(kind, namespace, "" if kind is FINETUNE else names.SELECTOR)
+            except errors.Forbidden as error:
+                if namespace is None:
+                    raise
+                closed.add(namespace)
+                log.warning("namespace", extra=logs.of(namespace=namespace, error=str(error)))
+        if closed != self.closed:
+            self.closed = closed
+            self.begin_anew.set()
 
     async def _work(self, reconcile: Callable[[Key], Awaitable[float | None]]) -> None:
         while True:
@@ -131,18 +163,23 @@ class Operator:
         while True:
             started = self.clock.monotonic()
             registry = handlers.registry(self.cache, self.queue)
+            self.begin_anew.clear()
             try:
                 await kopf.operator(
                     registry=registry,
                     identity=self.settings.identity,  # type: ignore[arg-type]  # else kopf asks for the user's name, which no image has
                     standalone=True,
                     clusterwide=not self.settings.namespaces,
-                    namespaces=self.settings.namespaces,
+                    namespaces=[n for n in self.settings.namespaces if n not in self.closed],
+                    stop_flag=self.begin_anew,
                 )
             except Exception as error:
                 log.warning("watch", extra=logs.of(error=str(error)))
+                await self._compare_all()
             else:
-                raise StopRequested
+                if not self.begin_anew.is_set():
+                    raise StopRequested
+                continue
             failures = 1 if self.clock.monotonic() - started > WATCH_HEALTHY_SECONDS else failures + 1
             if failures >= WATCH_FAILURES:
                 raise errors.Unavailable(f"the watches ended {failures} times in a row")

@@ -6,10 +6,10 @@ Invariant: an object is never replaced by an older one of its name (resourceVers
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from finetune_operator import names
-from finetune_operator.kinds import FINETUNE, Kind
+from finetune_operator.kinds import FINETUNE, JOB, POD, Kind
 
 GRAVES = 10_000  # uids of deleted objects that are remembered
 Key = tuple[str, str]  # namespace, name of the FineTune
@@ -45,12 +45,18 @@ class Cache:
         key = owner_key(kind, obj)
         if key is None:
             return None
-        store = self._store(kind, key)
-        name = obj["metadata"]["name"] if kind is not FINETUNE else ""
-        known = store.get(name)
+        known = self._known(kind, key, obj)
         if obj["metadata"]["uid"] not in self._gone and (known is None or _version(obj) >= _version(known)):
-            self._set(kind, key, stripped(kind, obj))
+            self._set(kind, key, projected(kind, obj))
         return key
+
+    def tell(self, kind: Kind, obj: Object) -> Key | None:
+        """Store what a watch told; returns the owner's key if that was news, and not an echo of what was written or listed."""
+        key = owner_key(kind, obj)
+        if key is None or obj["metadata"]["uid"] in self._gone:
+            return None
+        known = self._known(kind, key, obj)
+        return self.put(kind, obj) if known is None or _version(obj) > _version(known) else None
 
     def drop(self, kind: Kind, obj: Object) -> Key | None:
         """Forget a deleted object, unless another one has taken its name since."""
@@ -58,13 +64,12 @@ class Cache:
         if key is None:
             return None
         self._bury(obj["metadata"]["uid"])
-        name = obj["metadata"]["name"] if kind is not FINETUNE else ""
-        known = self._store(kind, key).get(name)
+        known = self._known(kind, key, obj)
         if known is not None and known["metadata"]["uid"] == obj["metadata"]["uid"]:
             if kind is FINETUNE:
                 del self._owners[key]
             else:
-                del self._children[kind][key][name]
+                self._forget(kind, key, obj["metadata"]["name"])
         return key
 
     def uids(self, kind: Kind, namespace: str | None = None) -> frozenset[str]:
@@ -73,22 +78,31 @@ class Cache:
         return frozenset(m["uid"] for m in metas if namespace in (None, m["namespace"]))
 
     def fill(self, kind: Kind, objects: Iterable[Object], known: frozenset[str]) -> set[Key]:
-        """Make the cache agree with a complete list; returns the owners of what was missing, changed or gone.
-
-        Of what the list lacks only the `known` is dropped: what was made after the list began is not gone.
-        """
+        """Make the cache agree with a complete list; returns the owners of what was missing, changed or gone."""
         listed = list(objects)
-        touched: set[Key] = set()
-        gone = known - {o["metadata"]["uid"] for o in listed}
-        before = {o["metadata"]["uid"]: o for o in self._all(kind)}
-        for uid in gone & before.keys():
-            if (key := self.drop(kind, before[uid])) is not None:
-                touched.add(key)
-        for obj in listed:
-            old = before.get(obj["metadata"]["uid"])
-            if (old is None or _version(old) < _version(obj)) and (key := self.put(kind, obj)) is not None:
-                touched.add(key)
-        return touched
+        touched = self.prune(kind, listed, known)
+        told = [self.put(kind, obj) for obj in self.behind(kind, listed)]
+        return touched | {key for key in told if key is not None}
+
+    def prune(self, kind: Kind, objects: Iterable[Object], known: frozenset[str]) -> set[Key]:
+        """Drop what a complete list lacks (its metadata are enough); returns the owners.
+
+        Only the `known` is dropped: what was made after the list began is not gone.
+        """
+        gone = known - {o["metadata"]["uid"] for o in objects}
+        dropped = [self.drop(kind, obj) for obj in self._all(kind) if obj["metadata"]["uid"] in gone]
+        return {key for key in dropped if key is not None}
+
+    def behind(self, kind: Kind, objects: Iterable[Object]) -> list[Object]:
+        """Those of a list (their metadata are enough) of which nothing, or an older state, is stored."""
+        versions = {o["metadata"]["uid"]: _version(o) for o in self._all(kind)}
+        return [o for o in objects if owner_key(kind, o) and versions.get(o["metadata"]["uid"], -1) < _version(o)]
+
+    def _forget(self, kind: Kind, key: Key, name: str) -> None:
+        named = self._children[kind][key]
+        del named[name]
+        if not named:
+            del self._children[kind][key]
 
     def _bury(self, uid: str) -> None:
         """A write's answer may come after the event of its object's deletion: it must not bring the object back."""
@@ -101,10 +115,9 @@ class Cache:
             return list(self._owners.values())
         return [o for named in self._children.get(kind, {}).values() for o in named.values()]
 
-    def _store(self, kind: Kind, key: Key) -> Mapping[str, Object]:
-        if kind is FINETUNE:
-            return {"": self._owners[key]} if key in self._owners else {}
-        return self._children.get(kind, {}).get(key, {})
+    def _known(self, kind: Kind, key: Key, obj: Object) -> Object | None:
+        """What is stored under the object's name."""
+        return self._owners.get(key) if kind is FINETUNE else self._children.get(kind, {}).get(key, {}).get(obj["metadata"]["name"])
 
     def _set(self, kind: Kind, key: Key, obj: Object) -> None:
         if kind is FINETUNE:
@@ -128,10 +141,28 @@ def _belongs(obj: Object, uid: str) -> bool:
     return all(o.get("uid") == uid for o in owners if o.get("kind") == names.KIND)
 
 
-def stripped(kind: Kind, obj: Object) -> Object:
-    """A copy with apiVersion and kind (a LIST leaves them out) and without managedFields."""
+# What the operator reads of objects that come in great numbers, where that is less than all of them.
+_JOB_SPEC: Final = ("suspend", "completions", "parallelism")
+_POD_SPEC: Final = ("nodeName",)
+_POD_STATUS: Final = ("phase", "conditions", "podIP", "startTime", "containerStatuses", "initContainerStatuses")
+_READ_ANNOTATIONS: Final = frozenset({names.RETRY, names.NUDGE, "batch.kubernetes.io/job-completion-index"})
+
+
+def projected(kind: Kind, obj: Object) -> Object:
+    """A copy with apiVersion and kind (a LIST leaves them out), without managedFields, and with no more than is ever read."""
     meta = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
-    return {**obj, "apiVersion": kind.api_version, "kind": kind.kind, "metadata": meta}
+    kept = {**obj, "apiVersion": kind.api_version, "kind": kind.kind, "metadata": meta}
+    if kind in (FINETUNE, JOB, POD) and "annotations" in meta:
+        meta["annotations"] = {k: v for k, v in meta["annotations"].items() if k in _READ_ANNOTATIONS}
+    if kind is JOB:
+        kept["spec"] = _only(obj.get("spec"), _JOB_SPEC)
+    if kind is POD:
+        kept["spec"], kept["status"] = _only(obj.get("spec"), _POD_SPEC), _only(obj.get("status"), _POD_STATUS)
+    return kept
+
+
+def _only(block: Any, wanted: tuple[str, ...]) -> dict[str, Any]:
+    return {k: block[k] for k in wanted if k in block} if block else {}
 
 
 def _version(obj: Object) -> int:

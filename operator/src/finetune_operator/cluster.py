@@ -18,6 +18,8 @@ from finetune_operator.kinds import FINETUNE, Kind
 
 TIMEOUT_SECONDS: Final = 15.0
 PAGE: Final = 500
+JSON: Final = "application/json"
+METADATA: Final = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 Object = dict[str, Any]
 ERRORS: Final[Mapping[int, type[errors.ClusterError]]] = {
     400: errors.Invalid,
@@ -55,12 +57,15 @@ class Cluster:
         except errors.NotFound:
             return None
 
-    async def list(self, kind: Kind, namespace: str | None = None, label_selector: str = "", field_selector: str = "") -> list[Object]:
-        """All objects, read page by page; each carries its apiVersion and kind (items of a LIST do not)."""
+    async def list(
+        self, kind: Kind, namespace: str | None = None, label_selector: str = "", field_selector: str = "", *, metadata: bool = False
+    ) -> list[Object]:
+        """All objects (or their metadata alone), read page by page; each carries its apiVersion and kind (items of a LIST do not)."""
         items: list[Object] = []
         query = {"limit": str(PAGE), "labelSelector": label_selector, "fieldSelector": field_selector}
         while True:
-            page = await self._request("GET", kind.path(namespace), query={k: v for k, v in query.items() if v})
+            given = {k: v for k, v in query.items() if v}
+            page = await self._request("GET", kind.path(namespace), query=given, accept=METADATA if metadata else JSON)
             items += [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in page.get("items") or ()]
             query["continue"] = page.get("metadata", {}).get("continue", "")
             if not query["continue"]:
@@ -110,7 +115,7 @@ class Cluster:
     async def _write(self, verb: str, method: str, kind: Kind, path: str, body: Mapping[str, Any], *, merge: bool = False) -> Object:
         self._may_write()
         query = {"fieldManager": names.FIELD_MANAGER} if method != "DELETE" else {}
-        content = "application/json"
+        content = JSON
         if method == "PATCH":
             content = "application/merge-patch+json" if merge else "application/apply-patch+yaml"
             if not merge:
@@ -125,9 +130,10 @@ class Cluster:
         *,
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
-        content: str = "application/json",
+        content: str = JSON,
+        accept: str = JSON,
     ) -> Object:
-        headers: dict[str, str] = {"Accept": "application/json", "Content-Type": content}
+        headers: dict[str, str] = {"Accept": accept, "Content-Type": content}
         await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = self._api.configuration.host + path + (f"?{urlencode(query)}" if query else "")
         try:

@@ -1,25 +1,27 @@
-"""kopf's decorators: every event goes into the cache and makes its FineTune due. Nothing is decided here.
+"""kopf's decorators: every event goes into the cache, and news makes its FineTune due. Nothing is decided here.
 
 Invariant: handlers of events are coroutines, for kopf runs plain functions in threads and neither cache nor queue is made for that.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import kopf
 
 from finetune_operator import names
 from finetune_operator.cache import Cache, Key
-from finetune_operator.kinds import CHILDREN, FINETUNE, Kind
+from finetune_operator.kinds import FINETUNE, WATCHED, Kind
 from finetune_operator.queue import Queue
+
+SETTLE_SECONDS: Final = 0.05  # what happens to a child seldom comes alone: a Job, its pod and both their statuses are one piece of news
 
 
 def registry(cache: Cache, queue: Queue[Key]) -> kopf.OperatorRegistry:
     """A registry whose handlers feed that cache and that queue."""
     made = kopf.OperatorRegistry()
     _watch(made, FINETUNE, cache, queue, {})
-    for kind in CHILDREN:
+    for kind in WATCHED:
         _watch(made, kind, cache, queue, {names.MANAGED_BY: names.FIELD_MANAGER})
 
     @kopf.on.login(registry=made)
@@ -32,7 +34,7 @@ def registry(cache: Cache, queue: Queue[Key]) -> kopf.OperatorRegistry:
         settings.scanning.disabled = True
         settings.networking.request_timeout = 30
         settings.watching.server_timeout = 300
-        for kind in CHILDREN:
+        for kind in WATCHED:
             settings.watching.label_selectors[kind.group, kind.plural] = names.SELECTOR
 
     return made
@@ -42,6 +44,6 @@ def _watch(made: kopf.OperatorRegistry, kind: Kind, cache: Cache, queue: Queue[K
     @kopf.on.event(kind.group, kind.version, kind.plural, labels=labels, registry=made, id=kind.plural)
     async def seen(type: str | None, body: kopf.Body, **_: Any) -> None:
         obj = dict(body)
-        key = cache.drop(kind, obj) if type == "DELETED" else cache.put(kind, obj)
+        key = cache.drop(kind, obj) if type == "DELETED" else cache.tell(kind, obj)
         if key is not None:
-            queue.add(key)
+            queue.add(key, 0.0 if kind is FINETUNE else SETTLE_SECONDS)

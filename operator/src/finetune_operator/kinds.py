@@ -44,5 +44,7 @@ SECRET: Final = Kind("", "v1", "secrets", "Secret")
 LEASE: Final = Kind("coordination.k8s.io", "v1", "leases", "Lease")
 STORAGE_CLASS: Final = Kind("storage.k8s.io", "v1", "storageclasses", "StorageClass", namespaced=False)
 
-# Children that are watched and cached, each selected by `names.SELECTOR`.
-CHILDREN: Final = (JOB, POD, DEPLOYMENT, CONTROLLER_REVISION, SERVICE, CONFIGMAP, PVC, PDB)
+# Children that are cached, each selected by `names.SELECTOR`. Those that nobody but the operator changes are not watched: the
+# operator knows what it made, and the sweep finds what somebody deleted.
+WATCHED: Final = (JOB, POD, DEPLOYMENT, SERVICE, CONFIGMAP, PDB)
+CHILDREN: Final = (*WATCHED, CONTROLLER_REVISION, PVC)

@@ -17,6 +17,7 @@ from finetune_operator import conditions, kinds, names, preflight
 from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, digest, extract
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Revision, Status
+from finetune_operator.build.pods import Accelerator
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.decide.arms import router_moves
@@ -24,9 +25,10 @@ from finetune_operator.observed import ArmHealth, Observed
 from finetune_operator.pods import PodClient
 from finetune_operator.tokens import sign
 from finetune_operator.traffic import RouterState
-from finetune_operator.workloads import JOB_NAME, Run, Waiting, leftovers, read_run, ready, restarts, stuck_since, time, untold, waiting
+from finetune_operator.workloads import GANG_SECONDS, JOB_NAME, Run, Waiting, leftovers, read_run, ready, restarts, stuck_since, time, untold, waiting
 
 MOUNT_PATIENCE = 60.0  # seconds that a scheduled pod may wait before its Events are read
+SCALE_UPS = ("TriggeredScaleUp", "Nominated")  # what the Cluster Autoscaler and Karpenter say of a pod that they make room for
 PODS_PATIENCE = 10.0  # seconds that a Job may be without pods before its Events are read
 
 Object = Mapping[str, Any]
@@ -40,6 +42,8 @@ class Observer:
     cache: Cache
     pods: PodClient
     signing_key: str
+    profiles: Mapping[str, Accelerator]
+    storage_classes: preflight.StorageClasses
 
     async def observe(self, finetune: Object, spec: Spec, now: datetime) -> Observed:
         """The FineTune's snapshot; ClusterError when the API server cannot be asked."""
@@ -68,6 +72,7 @@ class Observer:
             now=now,
             revisions=revisions,
             templates=templates,
+            profiles=self.profiles,
             runs=runs,
             missing=await self._missing(status, spec, key[0], retrain, runs),
             progress=await self._progress(runs),
@@ -86,14 +91,11 @@ class Observer:
         return revisions, templates
 
     async def _missing(self, status: Status, spec: Spec, namespace: str, retrain: Object, runs: Mapping[str, Run]) -> dict[str, Waiting]:
-        """What the stages to come need and have not, by stage; not asked while a Job is under way.
-
-        Of all of them, for in the cycle in which one stage is seen to have ended the next one starts.
-        """
+        """What the stages that may start now need and have not, by stage; not asked while a Job is under way."""
         if any(r.state in ("Running", "Waiting") for r in runs.values()):
             return {}
-        stages = _to_come(_newest(status, digest(dict(retrain))))
-        found = {stage: await preflight.missing(self.cluster, namespace, spec, stage) for stage in stages}
+        stages = _starting(_newest(status, digest(dict(retrain))), runs)
+        found = {stage: await preflight.missing(self.cluster, self.storage_classes, namespace, spec, stage) for stage in stages}
         return {stage: waits for stage, waits in found.items() if waits}
 
     async def _progress(self, runs: Mapping[str, Run]) -> dict[str, Mapping[str, Any]]:
@@ -125,6 +127,8 @@ class Observer:
 
     async def _with_events(self, run: Run, job: Object, pods: Mapping[str, Object], now: datetime) -> Run:
         """The run with what Events alone tell: pods that the API server refuses to the Job, volumes that cannot be mounted."""
+        if run.held > GANG_SECONDS and await self._scales(job):
+            return replace(run, held=0.0)
         if run.state != "Waiting" or run.waiting or run.suspended:
             return run
         mine = [p for p in pods.values() if p["metadata"]["labels"].get(JOB_NAME) == run.name]
@@ -138,6 +142,12 @@ class Observer:
         else:
             return run
         return replace(run, waiting=waits or None)
+
+    async def _scales(self, job: Object) -> bool:
+        """Has an autoscaler said that it makes room for a pod of the Job?"""
+        meta = job["metadata"]
+        found = [e for reason in SCALE_UPS for e in await self.cluster.list(kinds.EVENT, meta["namespace"], field_selector=f"reason={reason}")]
+        return any(str(e["involvedObject"].get("name", "")).startswith(f"{meta['name']}-") for e in found)
 
     async def _last_event(self, job: Object, name: str, reason: str) -> str:
         selector = f"involvedObject.name={name},reason={reason}"
@@ -179,13 +189,14 @@ def _newest(status: Status, name: str) -> Revision | None:
     return next((r for r in status.revisions if r.name == name), None)
 
 
-def _to_come(revision: Revision | None) -> list[str]:
-    """The stages that have no result yet."""
+def _starting(revision: Revision | None, runs: Mapping[str, Run]) -> list[str]:
+    """The next stage without a result; where a Job was just seen to succeed all of them, for one may start in this very cycle."""
     if revision is None:
-        return ["fetch", "prepare", "baseline", "evaluate"]
+        return ["fetch"]
     if revision.promoted or revision.gate == "NotNeeded":
         return []
     results = {
         "fetch": revision.model_digest, "prepare": revision.data_digest, "baseline": revision.baseline, "evaluate": revision.evaluated,
     }  # fmt: skip
-    return [stage for stage, result in results.items() if result is None]
+    to_come = [stage for stage, result in results.items() if result is None]
+    return to_come if any(r.state == "Succeeded" for r in runs.values()) else to_come[:1]

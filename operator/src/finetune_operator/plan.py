@@ -1,6 +1,7 @@
 """Everything that must exist because of a decision, in the order in which it is made.
 
-`once`: made and never changed (ControllerRevisions, Jobs). `before`, `arms`, `routers`: made and held as wanted.
+`volume` and `fields` follow from the spec alone. `fields`, `once`: made and never changed (ControllerRevisions, Jobs). `volume`,
+`arms`, `routers`: made and held as wanted.
 `leftovers`: what serves no longer. `nudges`: routers that have not seen their document yet.
 """
 
@@ -13,13 +14,15 @@ from typing import Any
 from finetune_operator import kinds, names
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Revision
-from finetune_operator.build import arm, jobs, revision, router, runconfig, volume
+from finetune_operator.build import arm, jobs, revision, router, runconfig
+from finetune_operator.build import volume as work_volume
 from finetune_operator.build.arm import Served
 from finetune_operator.build.jobs import Stage
-from finetune_operator.build.pods import Accelerator, Devices, Images, Manifest, Owner
+from finetune_operator.build.pods import Devices, Images, Manifest, Owner
+from finetune_operator.decide.attempts import avoided, divisor, folders
 from finetune_operator.decide.draft import ArmWanted, Draft, JobWanted
+from finetune_operator.decide.layout import micro_batch_tokens
 from finetune_operator.decide.stages import BASE, evaluation_key, reference
-from finetune_operator.decide.train import folders
 from finetune_operator.errors import SpecError
 from finetune_operator.kinds import Kind
 from finetune_operator.observed import Observed
@@ -35,7 +38,6 @@ class Context:
     observed: Observed
     draft: Draft
     images: Images
-    profiles: Mapping[str, Accelerator]
     jwks: Mapping[str, Any]
 
     @property
@@ -57,23 +59,28 @@ class Context:
         compute = self.spec.compute
         if not compute.accelerator:
             return Devices(compute.gpus_per_node or 0)
-        if compute.accelerator not in self.profiles:
-            known = ", ".join(sorted(self.profiles)) or "none"
+        profiles = self.observed.profiles
+        if compute.accelerator not in profiles:
+            known = ", ".join(sorted(profiles)) or "none"
             raise SpecError(f"spec.compute.accelerator: the operator has no profile {compute.accelerator!r}; it has: {known}")
-        return Devices(compute.gpus_per_node or 1, self.profiles[compute.accelerator])
+        return Devices(compute.gpus_per_node or 1, profiles[compute.accelerator])
 
 
-def before(c: Context) -> Iterator[Child]:
+def volume(c: Context) -> Iterator[Child]:
     """The work volume: everything else mounts it."""
-    yield kinds.PVC, volume.claim(c.owner, c.spec.storage)
+    yield kinds.PVC, work_volume.claim(c.owner, c.spec.storage)
 
 
-def once(c: Context) -> Iterator[Child]:
-    """Revisions, templates and Jobs."""
+def fields(c: Context) -> Iterator[Child]:
+    """What the newest revision is: the user's fields and the defaults of the day."""
     name = c.draft.revision.name
     if name not in c.observed.revisions:
         kept = c.kept(name)
         yield kinds.CONTROLLER_REVISION, revision.keep_fields(c.owner, name, kept["fields"], kept["resolved"], c.observed.generation)
+
+
+def once(c: Context) -> Iterator[Child]:
+    """Templates and Jobs."""
     for wanted in c.draft.arms:
         if wanted.name not in c.observed.templates:
             template = _template(c, wanted)
@@ -159,12 +166,15 @@ def _job(c: Context, job: JobWanted, stage: Stage) -> Manifest:
     scoring = _scoring(c, job.stage) if job.stage in ("baseline", "evaluate") else None
     config = runconfig.build(
         o.namespace, o.name, o.uid, c.spec, stage, c.kept(job.revision)["resolved"],
-        gpus=devices.count, resume_from=folders(d.status.attempts, job.revision, job.number), scoring=scoring,
+        gpus=devices.count, micro_batch_tokens=micro_batch_tokens(o, d.revision.estimate),
+        resume_from=folders(d.status.attempts, job.revision, job.number), scoring=scoring,
+        micro_batch_divisor=divisor(d.status.attempts, job.revision, job.number) if job.stage == "train" else 1,
     )  # fmt: skip
     served = None
     if scoring is not None and config["evaluation"]["metrics"] != [{"type": "Loss"}]:
         served = _served(c, _scored_revision(c, job.stage))
-    return jobs.stage_job(c.owner, c.spec, stage, config, c.images, served=served, devices=devices)
+    avoid = avoided(d.status.attempts) if job.stage == "train" else ()
+    return jobs.stage_job(c.owner, c.spec, stage, config, c.images, served=served, devices=devices, avoid=avoid)
 
 
 def _scored_revision(c: Context, stage: str) -> str:

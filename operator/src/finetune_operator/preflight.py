@@ -5,18 +5,45 @@ Secrets are not asked for (the operator has no right to read them): a missing on
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Final
+
 from finetune_operator import conditions, kinds
 from finetune_operator.api.spec import Spec
 from finetune_operator.build.sources import Source, of_stage
+from finetune_operator.clock import Clock
 from finetune_operator.cluster import Cluster
 from finetune_operator.workloads import Waiting
 
-BY_ITSELF = "It goes on by itself once that is there."
+BY_ITSELF: Final = "It goes on by itself once that is there."
+REMEMBERED_SECONDS: Final = 30.0
 
 
-async def missing(cluster: Cluster, namespace: str, spec: Spec, stage: str) -> Waiting | None:
+class StorageClasses:
+    """The cluster's StorageClasses: what was there a moment ago is taken to be there, what was not is asked for again."""
+
+    def __init__(self, cluster: Cluster, clock: Clock) -> None:
+        self._cluster, self._clock = cluster, clock
+        self._names: frozenset[str] = frozenset()
+        self._until = float("-inf")
+
+    async def has(self, name: str) -> bool:
+        """Is there one of that name? Empty: a default one."""
+        if name not in self._names or self._clock.monotonic() > self._until:
+            found = await self._cluster.list(kinds.STORAGE_CLASS)
+            self._until = self._clock.monotonic() + REMEMBERED_SECONDS
+            self._names = frozenset([*(c["metadata"]["name"] for c in found), *("" for c in found if _is_default(c))])
+        return name in self._names
+
+
+def _is_default(storage_class: Mapping[str, Any]) -> bool:
+    annotations = storage_class["metadata"].get("annotations") or {}
+    return bool(annotations.get("storageclass.kubernetes.io/is-default-class") == "true")
+
+
+async def missing(cluster: Cluster, classes: StorageClasses, namespace: str, spec: Spec, stage: str) -> Waiting | None:
     """The first thing that a stage needs and that is not there."""
-    if stage == "fetch" and (found := await _storage(cluster, spec)):
+    if stage == "fetch" and (found := await _storage(classes, spec)):
         return found
     for source in of_stage(spec, stage):
         if found := await _source(cluster, namespace, source):
@@ -24,15 +51,12 @@ async def missing(cluster: Cluster, namespace: str, spec: Spec, stage: str) -> W
     return None
 
 
-async def _storage(cluster: Cluster, spec: Spec) -> Waiting | None:
-    name = spec.storage.storage_class_name
-    if name:
-        if await cluster.get(kinds.STORAGE_CLASS, None, name) is not None:
-            return None
-        return Waiting(conditions.STORAGE_CLASS_MISSING, f"storage.storageClassName: StorageClass {name} does not exist. {BY_ITSELF}")
-    classes = await cluster.list(kinds.STORAGE_CLASS)
-    if any((c["metadata"].get("annotations") or {}).get("storageclass.kubernetes.io/is-default-class") == "true" for c in classes):
+async def _storage(classes: StorageClasses, spec: Spec) -> Waiting | None:
+    name = spec.storage.storage_class_name or ""
+    if await classes.has(name):
         return None
+    if name:
+        return Waiting(conditions.STORAGE_CLASS_MISSING, f"storage.storageClassName: StorageClass {name} does not exist. {BY_ITSELF}")
     text = (
         f"storage.storageClassName is not set and the cluster has no default StorageClass. Name one, or make one the default. {BY_ITSELF}"
     )

@@ -1,12 +1,14 @@
 """The five verbs, in order: observe, decide, commit the status, build, apply.
 
 Invariant: whatever cannot be derived from children is in the status before a child is made from it; a conflict ends the
-cycle. The same status and spec give the same manifests, byte for byte.
+cycle. (The volume and the revision's fields follow from the spec alone: they are made beside the commit.) The same status and
+spec give the same manifests, byte for byte.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,13 +25,14 @@ from finetune_operator.clock import Clock
 from finetune_operator.cluster import Cluster
 from finetune_operator.decide import decide
 from finetune_operator.decide.draft import Draft, soonest
-from finetune_operator.errors import Forbidden, Invalid, SpecError
+from finetune_operator.errors import Forbidden, Invalid, NotFound, SpecError
 from finetune_operator.events import Events
 from finetune_operator.kinds import FINETUNE, JOB, POD, SERVICE, Kind
 from finetune_operator.metrics import Metrics
 from finetune_operator.observe import Observer
 from finetune_operator.observed import Observed
 from finetune_operator.pods import PodClient
+from finetune_operator.preflight import StorageClasses
 from finetune_operator.settings import Settings
 from finetune_operator.tokens import jwks, sign
 from finetune_operator.workloads import Waiting
@@ -54,27 +57,40 @@ class Reconciler:
     signing_key: str
     problems: dict[Key, Waiting] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """What is remembered between cycles, and of no FineTune."""
+        self.storage_classes = StorageClasses(self.cluster, self.clock)
+
     async def reconcile(self, key: Key) -> float | None:
         """One cycle; returns the seconds until the next one is wanted, None when events alone matter."""
         finetune = self.cache.owner(key)
-        if finetune is None or "deletionTimestamp" in finetune["metadata"]:
+        if finetune is None:
             self.problems.pop(key, None)
             self.metrics.forget(key)
             return None
         now = self.clock.now()
+        if "deletionTimestamp" in finetune["metadata"]:
+            finalizers = finetune["metadata"].get("finalizers") or ()
+            with contextlib.suppress(NotFound):
+                await self._commit(finetune, status.leaving(_status(finetune), _generation(finetune), finalizers, now))
+            return None
         try:
             spec = load_spec(finetune)
         except SpecError as error:
             await self._commit(finetune, status.invalid(_status(finetune), _generation(finetune), str(error), now))
             return None
-        observer = Observer(self.cluster, self.cache, self.pods, self.signing_key)
+        observer = Observer(self.cluster, self.cache, self.pods, self.signing_key, self.settings.profiles, self.storage_classes)
         observed = await observer.observe(finetune, spec, now)
         decision = decide(observed)
-        finetune = await self._commit(finetune, status.compute(observed, decision, self.problems.get(key)))
+        context, children = self._context(observed, decision), Children(self.cluster, self.cache, key)
+        before = self.problems.get(key)
+        finetune, *refusals = await _all(
+            self._commit(finetune, status.compute(observed, decision, before)),
+            *(_bring(verb, wanted) for verb, wanted in ((children.ensure, plan.volume(context)), (children.make, plan.fields(context)))),
+        )
         for note in decision.notes:
             await self.events.emit(finetune, note.type, note.reason, note.message)
-        before = self.problems.get(key)
-        problem = await self._act(key, observed, decision)
+        problem = await self._act(context, children, next(filter(None, refusals), None))
         if problem != before:
             await self._tell(key, finetune, observed, decision, problem, now)
         return soonest(decision.requeue, PROBLEM_RETRY if problem else None)
@@ -101,23 +117,24 @@ class Reconciler:
         self.metrics.observe_finetune(written)
         return written
 
-    async def _act(self, key: Key, o: Observed, d: Draft) -> Waiting | None:
-        """Make the world follow the status; what the API server refuses is told, and what serves is held as wanted all the same."""
-        children = Children(self.cluster, self.cache, key)
+    def _context(self, o: Observed, d: Draft) -> plan.Context:
         images = Images(self.settings.trainer_image, self.settings.router_image, self.settings.vllm_image)
-        owner = Owner(o.namespace, o.name, o.uid)
-        context = plan.Context(owner, o, d, images, self.settings.profiles, jwks(self.signing_key))
+        return plan.Context(Owner(o.namespace, o.name, o.uid), o, d, images, jwks(self.signing_key))
+
+    async def _act(self, context: plan.Context, children: Children, problem: Waiting | None) -> Waiting | None:
+        """Make the world follow the status; what the API server refuses is told, and what serves is held as wanted all the same."""
+        o, d = context.observed, context.draft
         await self._push(o, d)  # first: a rollback waits for no child, and a router that does not know the structure is not told
         for job in d.obsolete:
             await children.remove(JOB, job)
             await children.remove(SERVICE, job)
-        problem = await _bring(children.ensure, plan.before(context))
-        problem = await _bring(children.make, plan.once(context)) or problem
+        if problem is None:  # without its volume no Job starts: what is there under the name may be somebody else's
+            problem = await _bring(children.make, plan.once(context))
         problem = await _bring(children.ensure, plan.arms(context), beyond_refusals=True) or problem
         problem = await _bring(children.ensure, plan.routers(context), beyond_refusals=True) or problem
-        for pod, version in plan.nudges(context, self.cache.children(POD, key)):
+        for pod, version in plan.nudges(context, self.cache.children(POD, children.key)):
             await children.annotate(POD, pod, {names.NUDGE: version})
-        for kind, name in plan.leftovers(context, lambda kind: self.cache.children(kind, key)):
+        for kind, name in plan.leftovers(context, lambda kind: self.cache.children(kind, children.key)):
             await children.remove(kind, name)
         return problem
 
@@ -142,6 +159,15 @@ class Reconciler:
         finetune = await self._commit(finetune, status.compute(replace(o, status=_status(finetune), now=now), d, problem))
         if problem is not None:
             await self.events.emit(finetune, "Warning", problem.reason, problem.message)
+
+
+async def _all(commit: Awaitable[Object], *others: Awaitable[Waiting | None]) -> tuple[Any, ...]:
+    """The results of what does not depend on each other; none is left half done when another fails."""
+    results = await asyncio.gather(commit, *others, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return tuple(results)
 
 
 async def _bring(

@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune_operator import names
 from finetune_operator.cache import Cache
-from finetune_operator.kinds import FINETUNE, JOB
+from finetune_operator.kinds import FINETUNE, JOB, POD
 
 KEY = ("ml", "bot")
 NOBODY: frozenset[str] = frozenset()
@@ -92,3 +92,35 @@ def test_children_of_an_earlier_finetune_of_that_name_are_nobodys() -> None:
     cache.put(JOB, job(1, "retained", "retained"))
     assert set(cache.children(JOB, KEY)) == {"mine", "retained"}
     assert cache.uids(JOB) == {"old", "mine", "retained"}, "they are known, so that they can be forgotten"
+
+
+def test_of_jobs_and_pods_no_more_is_kept_than_is_read() -> None:
+    cache = Cache()
+    pod = job(1)
+    pod["metadata"]["annotations"] = {names.RUN_CONFIG: "{…}", names.NUDGE: "v1"}
+    pod["spec"] = {"nodeName": "node", "containers": [{}]}
+    pod["status"] = {"phase": "Running", "qosClass": "Burstable"}
+    cache.put(POD, pod)
+    kept = cache.children(POD, KEY)["j"]
+    assert (kept["spec"], kept["status"]) == ({"nodeName": "node"}, {"phase": "Running"})
+    assert kept["metadata"]["annotations"] == {names.NUDGE: "v1"}
+    cache.put(JOB, {**job(1), "spec": {"suspend": True, "template": {}}, "status": {"active": 1}})
+    kept = cache.children(JOB, KEY)["j"]
+    assert (kept["spec"], kept["status"]) == ({"suspend": True}, {"active": 1})
+
+
+def test_metadata_alone_tell_what_is_gone_and_what_is_behind() -> None:
+    cache = Cache()
+    for name, uid in (("same", "a"), ("changed", "b"), ("gone", "c")):
+        cache.put(JOB, job(1, uid, name))
+    listed = [job(1, "a", "same"), job(2, "b", "changed"), job(1, "d", "missed"), job(1, "e", "nobody's", owner=None)]
+    assert cache.prune(JOB, listed, cache.uids(JOB)) == {KEY}
+    assert [o["metadata"]["name"] for o in cache.behind(JOB, listed)] == ["changed", "missed"]
+    assert set(stored(cache)) == {"same", "changed"}
+
+
+def test_what_is_told_is_news_once() -> None:
+    cache = Cache()
+    assert [cache.tell(JOB, job(v)) for v in (3, 3, 2, 4)] == [KEY, None, None, KEY]
+    cache.drop(JOB, job(5))
+    assert cache.tell(JOB, job(6)) is None

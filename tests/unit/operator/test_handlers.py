@@ -7,7 +7,7 @@ import inspect
 
 from finetune_operator import handlers
 from finetune_operator.cache import Cache, Key
-from finetune_operator.kinds import CHILDREN, FINETUNE
+from finetune_operator.kinds import FINETUNE, WATCHED
 from finetune_operator.queue import Queue
 
 
@@ -15,7 +15,7 @@ def test_every_watched_kind_has_a_handler_that_runs_in_the_event_loop() -> None:
     queue: Queue[Key] = Queue(lambda: 0.0)
     made = handlers.registry(Cache(), queue)
     watching = list(made._watching.get_all_handlers())
-    assert len(watching) == len((FINETUNE, *CHILDREN))
+    assert len(watching) == len((FINETUNE, *WATCHED))
     assert [h.id for h in watching if not inspect.iscoroutinefunction(h.fn)] == []
 
 
@@ -27,5 +27,18 @@ async def test_an_event_makes_its_finetune_due_and_a_deletion_forgets_it() -> No
     await seen(type="ADDED", body=body)
     assert await asyncio.wait_for(queue.take(), 1) == ("ml", "bot")
     assert cache.owner(("ml", "bot")) is not None
+    queue.done(("ml", "bot"))
     await seen(type="DELETED", body=body)
     assert cache.owner(("ml", "bot")) is None
+    assert await asyncio.wait_for(queue.take(), 1) == ("ml", "bot")
+
+
+async def test_an_echo_of_what_was_written_or_listed_is_no_news() -> None:
+    cache, queue = Cache(), Queue[Key](lambda: 0.0)
+    seen = next(h.fn for h in handlers.registry(cache, queue)._watching.get_all_handlers() if h.id == FINETUNE.plural)
+    body = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
+    cache.put(FINETUNE, body)
+    await seen(type="MODIFIED", body=body)
+    assert len(queue) == 0
+    await seen(type="MODIFIED", body={"metadata": {**body["metadata"], "resourceVersion": "6"}})
+    assert len(queue) == 1

@@ -79,7 +79,9 @@ class ApiServer:
     async def get(self, kind: Kind, namespace: str | None, name: str) -> Object | None:
         return self.store.get((kind, namespace or "", name))
 
-    async def list(self, kind: Kind, namespace: str | None = None, label_selector: str = "", field_selector: str = "") -> list[Object]:
+    async def list(
+        self, kind: Kind, namespace: str | None = None, label_selector: str = "", field_selector: str = "", *, metadata: bool = False
+    ) -> list[Object]:
         return [o for (k, ns, _), o in self.store.items() if k is kind and namespace in (None, ns)]
 
     async def create(self, kind: Kind, obj: Mapping[str, Any]) -> Object:
