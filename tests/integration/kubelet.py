@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -56,8 +57,9 @@ class Router:
 
     document: Mapping[str, Any]
     nudge: str
+    fails: Callable[[str], bool] = lambda arm: False  # do the requests to this arm fail?
     runtime: dict[str, str] = field(default_factory=dict)
-    asked: int = 0
+    answered: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))  # by arm and class of the answer
 
     def applications(self) -> dict[int, web.Application]:
         async def structure(_: web.Request) -> web.Response:
@@ -71,7 +73,8 @@ class Router:
             return web.Response()
 
         async def statistics(_: web.Request) -> web.Response:
-            self.asked += 1
+            for arm in self.document["arms"]:
+                self.answered[arm, "5" if self.fails(arm) else "2"] += 100
             return web.Response(text="".join(self._counters()))
 
         traffic, control, metrics = web.Application(), web.Application(), web.Application()
@@ -84,10 +87,12 @@ class Router:
         """A hundred quick requests to each arm whenever it is asked."""
         lines = []
         for arm in self.document["arms"]:
-            label, count = f'envoy_cluster_name="{INFERENCE}_{arm}"', 100 * self.asked
+            label, good, bad = f'envoy_cluster_name="{INFERENCE}_{arm}"', self.answered[arm, "2"], self.answered[arm, "5"]
+            count = good + bad
             lines += [
                 f"envoy_cluster_membership_healthy{{{label}}} 1\n",
-                f'envoy_cluster_upstream_rq_xx{{{label},envoy_response_code_class="2"}} {count}\n',
+                f'envoy_cluster_upstream_rq_xx{{{label},envoy_response_code_class="2"}} {good}\n',
+                f'envoy_cluster_upstream_rq_xx{{{label},envoy_response_code_class="5"}} {bad}\n',
                 f'envoy_cluster_upstream_rq_time_bucket{{{label},le="100"}} {count}\n',
                 f'envoy_cluster_upstream_rq_time_bucket{{{label},le="+Inf"}} {count}\n',
             ]
@@ -102,6 +107,7 @@ class Kubelet:
         self.outcomes: dict[str, dict[str, list[Outcome]]] = defaultdict(good_outcomes)  # namespace → stage → how its Jobs end
         self.progress: dict[str, Any] = {}
         self.images: Callable[[str], bool] = lambda image: True  # can it be pulled?
+        self.fails: Callable[[str, str], bool] = lambda namespace, arm: False  # do the requests to this arm fail?
         self.grace = 0.0  # seconds that the containers of a deleted pod take to end
         self._leaving: dict[str, float] = {}
         self._addresses: dict[str, str] = {}
@@ -170,7 +176,7 @@ class Kubelet:
         address = self._addresses.setdefault(meta["uid"], f"127.1.{len(self._addresses) // 200}.{len(self._addresses) % 200 + 1}")
         if labels.get(names.COMPONENT) == "router":
             document, nudge = await self._document(pod)
-            router = self._routers[meta["uid"]] = Router(document, nudge)
+            router = self._routers[meta["uid"]] = Router(document, nudge, partial(self.fails, meta["namespace"]))
             await self._serve(meta["uid"], address, router.applications())
         elif labels.get(names.STAGE) == "train" and labels.get("batch.kubernetes.io/job-completion-index") == "0":
             await self._serve(meta["uid"], address, {names.PROGRESS_PORT: self._progress()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import datetime
 
 from finetune_operator import conditions as c
@@ -44,16 +45,23 @@ def _since(before: Status, phase: str, reason: str, now: datetime) -> str:
 
 def invalid(previous: Status, generation: int, message: str, now: datetime) -> Status:
     """The status of an object whose spec cannot be read: says which field, and leaves everything else as it is."""
-    facts: dict[str, Fact] = {
-        c.READY: ("False", c.INVALID_SPEC, message),
-        c.STALLED: ("True", c.INVALID_SPEC, message),
-    }
-    kept = {x.type: (x.status, x.reason, x.message) for x in previous.conditions if x.type not in (*facts, c.RECONCILING)}
-    merged = merge(previous.conditions, {**kept, **facts}, generation, now)
+    return _instead(previous, c.FAILED, c.INVALID_SPEC, generation, now, {c.STALLED: ("True", c.INVALID_SPEC, message)}, message)
+
+
+def leaving(previous: Status, generation: int, finalizers: Iterable[str], now: datetime) -> Status:
+    """The status of an object that is deleted and that a finalizer still keeps: nothing of it is made or changed any more."""
+    message = f"it is being deleted, and is gone once its finalizers are taken away: {', '.join(finalizers)}"
+    return _instead(previous, c.TERMINATING, c.TERMINATING, generation, now, {c.RECONCILING: ("True", c.TERMINATING, message)}, message)
+
+
+def _instead(previous: Status, phase: str, reason: str, generation: int, now: datetime, summary: dict[str, Fact], message: str) -> Status:
+    """The same status but for its phase and what sums it up."""
+    kept = {x.type: (x.status, x.reason, x.message) for x in previous.conditions if x.type not in (c.READY, c.RECONCILING, c.STALLED)}
+    merged = merge(previous.conditions, {**kept, c.READY: ("False", reason, message), **summary}, generation, now)
     return previous.model_copy(
         update={
-            "observed_generation": generation, "phase": c.FAILED, "reason": c.INVALID_SPEC, "conditions": merged,
-            "phase_since": _since(previous, c.FAILED, c.INVALID_SPEC, now),
+            "observed_generation": generation, "phase": phase, "reason": reason, "conditions": merged,
+            "phase_since": _since(previous, phase, reason, now),
         }
     )  # fmt: skip
 

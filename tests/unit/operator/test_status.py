@@ -11,7 +11,7 @@ from finetune_operator import conditions as c
 from finetune_operator import status
 from finetune_operator.api.status import Condition, Rollout, Status
 from finetune_operator.decide.draft import Draft, Serving
-from finetune_operator.status import compute, duration, invalid, merge
+from finetune_operator.status import compute, duration, invalid, leaving, merge
 from finetune_operator.workloads import Waiting
 
 from tests.unit.operator.helpers import NOW, STAMP, condition, draft, make_observed, make_revision, make_scored
@@ -88,6 +88,18 @@ def test_a_spec_that_cannot_be_read_leaves_everything_else_as_it_is() -> None:
         "Available": ("True", "Serving"), "Ready": ("False", c.INVALID_SPEC), "Stalled": ("True", c.INVALID_SPEC),
     }  # fmt: skip
     assert invalid(said, 3, "spec.training.learningRate: is no decimal", NOW + timedelta(hours=1)) == said, "said once"
+
+
+def test_what_is_being_deleted_says_so_and_leaves_everything_else_as_it_is() -> None:
+    served = Condition(type="Available", status="True", reason="Serving", message="2 of 2", last_transition_time="earlier")
+    stalled = Condition(type="Stalled", status="True", reason=c.GATE_FAILED, last_transition_time="earlier")
+    said = leaving(Status(phase=c.REJECTED, live_arm="arm", conditions=[served, stalled]), 3, ["example.com/audit"], NOW)
+    assert (said.phase, said.live_arm, said.observed_generation) == (c.TERMINATING, "arm", 3)
+    assert {x.type: (x.status, x.reason) for x in said.conditions} == {
+        "Available": ("True", "Serving"), "Ready": ("False", c.TERMINATING), "Reconciling": ("True", c.TERMINATING),
+    }  # fmt: skip
+    assert "example.com/audit" in condition(said.to_dict(), "Ready")["message"]
+    assert leaving(said, 3, ["example.com/audit"], NOW + timedelta(hours=1)) == said, "said once"
 
 
 def test_who_serves_is_told_whatever_the_newest_revision_does() -> None:

@@ -33,7 +33,7 @@ class NotStructural(ValueError):
 
 
 def convert(model: type[BaseModel], *, defaults: bool = True) -> Schema:
-    """The structural schema of a model; `defaults=False` leaves them out (status is never defaulted)."""
+    """The structural schema of a model; `defaults=False` leaves them out (of the status none is)."""
     schema = model.model_json_schema(by_alias=True)
     return _Converter(schema.get("$defs", {})).convert(schema, model.__name__, defaults=defaults)
 
