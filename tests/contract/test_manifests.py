@@ -57,14 +57,14 @@ def observe(name: str, spec: dict[str, Any], kept: Status, known: Mapping[str, A
     seen = Status.model_validate(json.loads(json.dumps(kept.to_dict())))
     return Observed(
         namespace="ml", name=name, uid="0b6c1d2e-0000-4000-8000-000000000000", generation=1, spec=loaded, status=seen,
-        retrain=extract(written, Spec, RETRAIN), redeploy=extract(written, Spec, REDEPLOY), reevaluate=extract(written, Spec, REEVALUATE),
+        profiles=PROFILES, retrain=extract(written, Spec, RETRAIN), redeploy=extract(written, Spec, REDEPLOY), reevaluate=extract(written, Spec, REEVALUATE),
         tried=digest({"spec": written, "retry": ""}), now=now, **copy.deepcopy(dict(known)),
     )  # fmt: skip
 
 
 def manifests(o: Observed) -> list[tuple[Kind, Manifest]]:
     """All that must exist by the decision on a snapshot."""
-    context = plan.Context(Owner(o.namespace, o.name, o.uid), o, decide(o), IMAGES, PROFILES, JWKS)
+    context = plan.Context(Owner(o.namespace, o.name, o.uid), o, decide(o), IMAGES, JWKS)
     return [*plan.before(context), *plan.once(context), *plan.arms(context), *plan.routers(context)]
 
 

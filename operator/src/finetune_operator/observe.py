@@ -25,7 +25,20 @@ from finetune_operator.observed import ArmHealth, Observed
 from finetune_operator.pods import PodClient
 from finetune_operator.tokens import sign
 from finetune_operator.traffic import RouterState
-from finetune_operator.workloads import GANG_SECONDS, JOB_NAME, Run, Waiting, leftovers, read_run, ready, restarts, stuck_since, time, untold, waiting
+from finetune_operator.workloads import (
+    GANG_SECONDS,
+    JOB_NAME,
+    Run,
+    Waiting,
+    leftovers,
+    read_run,
+    ready,
+    restarts,
+    stuck_since,
+    time,
+    untold,
+    waiting,
+)
 
 MOUNT_PATIENCE = 60.0  # seconds that a scheduled pod may wait before its Events are read
 SCALE_UPS = ("TriggeredScaleUp", "Nominated")  # what the Cluster Autoscaler and Karpenter say of a pod that they make room for
@@ -146,7 +159,9 @@ class Observer:
     async def _scales(self, job: Object) -> bool:
         """Has an autoscaler said that it makes room for a pod of the Job?"""
         meta = job["metadata"]
-        found = [e for reason in SCALE_UPS for e in await self.cluster.list(kinds.EVENT, meta["namespace"], field_selector=f"reason={reason}")]
+        found = [
+            e for reason in SCALE_UPS for e in await self.cluster.list(kinds.EVENT, meta["namespace"], field_selector=f"reason={reason}")
+        ]
         return any(str(e["involvedObject"].get("name", "")).startswith(f"{meta['name']}-") for e in found)
 
     async def _last_event(self, job: Object, name: str, reason: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Status
+from finetune_operator.build.pods import Accelerator
 from finetune_operator.traffic import RouterState
 from finetune_operator.workloads import ABSENT, Run, Waiting
 
@@ -30,6 +31,7 @@ class Observed:
 
     `retrain`, `redeploy` and `reevaluate` are the spec's fields of that class as the user wrote them, in canonical form;
     `progress` is what the Jobs' leaders say, by Job;
+    `profiles` are the operator's accelerators by name;
     `revisions` ({fields, resolved}) and `templates` ({revision, fields, template}) are the ControllerRevisions' data by name.
     """
 
@@ -46,6 +48,7 @@ class Observed:
     now: datetime
     revisions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     templates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    profiles: Mapping[str, Accelerator] = field(default_factory=dict)
     runs: Mapping[str, Run] = field(default_factory=dict)
     missing: Mapping[str, Waiting] = field(default_factory=dict)
     progress: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

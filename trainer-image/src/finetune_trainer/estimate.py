@@ -57,19 +57,25 @@ def lora_parameters(shape: Shape, lora: LoraConfig) -> int:
     return lora.rank * shape.layers * (attention + feed_forward)
 
 
-def estimate(shape: Shape, lora: LoraConfig, compute: ComputeConfig, tokens: int, micro_batch_tokens: int, bf16: bool) -> JsonObject:
-    """`memoryBytes` of one rank with its `memory` by component, and `seconds` of the whole run of `tokens`."""
+def estimate(shape: Shape, lora: LoraConfig, compute: ComputeConfig, tokens: int, pass_tokens: int, bf16: bool) -> JsonObject:
+    """`memoryBytes` of one rank with its `memory` by component in passes of `passTokens`, and `seconds` of the whole run of `tokens`."""
     width = 2 if bf16 else 4
     trained = lora_parameters(shape, lora)
     memory = {
         "weights": shape.parameters * width,
         "trained": trained * 16,
-        "activations": micro_batch_tokens * shape.layers * shape.hidden * ACTIVATION_VALUES * width,
-        "logits": micro_batch_tokens * shape.vocabulary * 12,
+        "activations": pass_tokens * shape.layers * shape.hidden * ACTIVATION_VALUES * width,
+        "logits": pass_tokens * shape.vocabulary * 12,
         "framework": FRAMEWORK_BYTES,
     }
     seconds = tokens * 4.5 * shape.parameters / speed(compute, bf16) + 30
-    return {"memoryBytes": sum(memory.values()), "memory": memory, "seconds": round(seconds)}
+    return {
+        "memoryBytes": sum(memory.values()),
+        "memory": memory,
+        "seconds": round(seconds),
+        "passTokens": pass_tokens,
+        "accelerated": compute.gpus_per_node > 0,
+    }
 
 
 def speed(compute: ComputeConfig, bf16: bool) -> float:

@@ -28,9 +28,13 @@ def uses_bf16(training: TrainingConfig, compute: ComputeConfig) -> bool:
 
 
 def micro_batch_tokens(training: TrainingConfig, compute: ComputeConfig) -> int:
-    """Tokens (padding included) that one forward pass takes; never less than one longest sequence."""
+    """Tokens (padding included) that one forward pass takes, but for a row that is longer by itself.
+
+    `microBatchDivisor` times fewer where memory ran out before.
+    """
     default = GPU_MICRO_BATCH_TOKENS if compute.gpus_per_node else CPU_MICRO_BATCH_TOKENS
-    return max(training.micro_batch_tokens or default, training.max_sequence_length)
+    tokens = training.micro_batch_tokens or max(default, training.max_sequence_length)
+    return max(1, tokens // training.micro_batch_divisor)
 
 
 def cpu_limit() -> int:

@@ -124,6 +124,16 @@ class Trouble(StatusModel):
     message: Text
 
 
+class Estimate(StatusModel):
+    """What prepare expects of the training, for accelerators."""
+
+    memory_bytes: Count = Field(description="Of one rank, with passes of `passTokens`.")
+    seconds: Count = 0
+    memory: dict[str, Count] = Field(default_factory=dict, description="The same by component.", max_length=8)
+    pass_tokens: int = Field(ge=1, description="Tokens of a forward pass, if memory sets no other limit.")
+    longest: int = Field(ge=1, description="Tokens of the longest training row: no pass is smaller.")
+
+
 class Revision(StatusModel):
     """What is known of one revision: the fields themselves are in its ControllerRevision."""
 
@@ -133,6 +143,7 @@ class Revision(StatusModel):
     model_digest: Short | None = None
     data_digest: Short | None = None
     rows: Rows | None = None
+    estimate: Estimate | None = None
     dropped: Text | None = Field(default=None, description="What prepare warns of, and the first rows that were dropped.")
     baseline: Scored | None = None
     evaluated: Scored | None = None
@@ -154,7 +165,7 @@ class Attempt(StatusModel):
     number: Count
     started: Time
     finished: Time | None = None
-    outcome: Literal["Running", "Succeeded", "Failed", "Disrupted", "Superseded", "Suspended"] = "Running"
+    outcome: Literal["Running", "Succeeded", "Failed", "Disrupted", "Superseded", "Suspended", "OverBudget"] = "Running"
     failure_class: Short | None = None
     message: Text | None = None
     pod: Short | None = Field(default=None, description="The pod that was the cause of its end.")
@@ -163,7 +174,22 @@ class Attempt(StatusModel):
     step: Count | None = None
     checkpoint: Count | None = Field(default=None, description="Step of the newest checkpoint that is known to be in its folder.")
     resumed_from_step: Count | None = None
+    micro_batch_divisor: Count | None = Field(
+        default=None, description="By what its micro-batch is divided, for memory ran out before; a step has as many tokens as ever."
+    )
+    began: Time | None = Field(default=None, description="Since when its time is not yet in `cost`.")
+    gpus: Count | None = None
+    gpu_hour: Decimal | None = Field(default=None, description="What one of them costs an hour.")
     folder: Short | None = Field(default=None, description="Its folder on the work volume, once rank 0 is known.")
+
+
+class Cost(StatusModel):
+    """What all training has cost until its last mark: the time in which all pods of an attempt ran."""
+
+    hours: Decimal = "0"
+    gpu_hours: Decimal = "0"
+    amount: Decimal | None = Field(default=None, description="By the hourly prices of the operator's profiles.")
+    currency: Short | None = None
 
 
 class Checkpoint(StatusModel):
@@ -249,6 +275,7 @@ class Status(StatusModel):
     arms: list[Arm] = Field(default_factory=list, max_length=10)
     attempts: list[Attempt] = Field(default_factory=list, max_length=20)
     totals: Totals = Totals()
+    cost: Cost = Cost()
     stages: list[Stage] = Field(default_factory=list, max_length=20)
     training: Training | None = None
     evaluation: Evaluation | None = None

@@ -63,8 +63,10 @@ def build(
     resolved: Mapping[str, Any],
     *,
     gpus: int = 0,
+    micro_batch_tokens: int | None = None,
     resume_from: list[str] | None = None,
     scoring: Scoring | None = None,
+    micro_batch_divisor: int = 1,
 ) -> Config:
     """The whole configuration of one Job; blocks that its stage does not use are absent."""
     config: Config = {
@@ -81,10 +83,11 @@ def build(
         config["model"]["path"] = scoring.model_path
         return {**config, "evaluation": _evaluation(spec, stage, scoring)}
     config["method"] = dict(resolved["method"])
-    config["training"] = {**resolved["training"], "checkpoint": _checkpoint(spec)}
+    config["training"] = {**resolved["training"], "checkpoint": _checkpoint(spec), "microBatchDivisor": micro_batch_divisor}
     config["compute"] = _compute(name, spec, stage, gpus)
     if stage.name == "train":
         parent = f"{names.WORK}/revisions/{stage.revision}/a{stage.number}"
+        config["training"]["microBatchTokens"] = micro_batch_tokens or config["training"]["microBatchTokens"]
         config["run"] = {"path": parent, "resumeFrom": list(resume_from or [])}
     return config
 
@@ -170,7 +173,7 @@ def _compute(name: str, spec: Spec, stage: Stage, gpus: int) -> Config:
     gang = job_name(name, stage)
     return {
         "accelerator": spec.compute.accelerator or "",
-        "nodes": spec.compute.nodes if stage.name == "train" else 1,
+        "nodes": spec.compute.nodes if stage.name in ("prepare", "train") else 1,
         "gpusPerNode": gpus,
         "sharding": spec.compute.sharding,
         "threads": spec.compute.threads or 1,

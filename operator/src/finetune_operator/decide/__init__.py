@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_operator.decide import arms, gate, retry, revision, stages, suspend, train
+from finetune_operator.decide import arms, budget, gate, layout, retry, revision, stages, suspend, train
 from finetune_operator.decide.draft import Draft, Rule
 from finetune_operator.observed import Observed
 
@@ -13,10 +13,13 @@ RULES: tuple[Rule, ...] = (
     retry.reopen,
     suspend.suspended,
     suspend.stopped,
+    layout.one_machine,
     stages.fetch,
     stages.prepare,
+    layout.memory,
     stages.baseline,
     stages.not_needed,
+    budget.within,
     train.train,
     stages.evaluate,
     gate.gate,

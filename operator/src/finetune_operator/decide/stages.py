@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_operator import conditions, names
 from finetune_operator.api.fields import digest
-from finetune_operator.api.status import Difference, Rows, Score, Scored, Trouble
+from finetune_operator.api.status import Difference, Estimate, Rows, Score, Scored, Trouble
 from finetune_operator.decide.draft import Draft, seconds_until
 from finetune_operator.decide.retry import after_failure, trouble
 from finetune_operator.observed import Observed
@@ -177,8 +177,14 @@ def _prepared(result: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "data_digest": str(result["digest"])[:128],
         "rows": Rows.model_validate(result["rows"]),
+        "estimate": _estimate(result.get("estimate") or {}),
         "dropped": "; ".join([*map(str, result.get("warnings") or ()), *complaints])[:900] or None,
     }
+
+
+def _estimate(told: Mapping[str, Any]) -> Estimate | None:
+    """What a training on accelerators takes; on CPUs memory is the pod's matter, and other images may not say."""
+    return Estimate.model_validate(told) if told.get("accelerated") else None
 
 
 def _scored(key: str, result: Mapping[str, Any]) -> Scored:

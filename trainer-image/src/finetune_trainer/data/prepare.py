@@ -201,14 +201,10 @@ def _facts(config: RunConfig, loaded: Loaded, encoded: dict[str, list[Encoded]],
     per_epoch = schedule.steps_per_epoch(tokens, len(train), step_tokens)
     shape = estimate.shape_of(json.loads((config.model.path / "config.json").read_text()))
     lora = need(config.method, "method").lora or LoraConfig()
-    forecast = estimate.estimate(
-        shape,
-        lora,
-        compute,
-        round(tokens * training.epochs),
-        hardware.micro_batch_tokens(training, compute),
-        hardware.uses_bf16(training, compute),
-    )
+    longest = max((len(item.ids) for item in train), default=1)
+    passes = max(longest, min(hardware.micro_batch_tokens(training, compute), step_tokens))
+    bf16 = hardware.uses_bf16(training, compute)
+    forecast = estimate.estimate(shape, lora, compute, round(tokens * training.epochs), passes, bf16)
     warnings = loaded.warnings + ([f"{too_long} rows were too long (onTooLong)"] if too_long else [])
     return {
         "rows": {
@@ -225,7 +221,7 @@ def _facts(config: RunConfig, loaded: Loaded, encoded: dict[str, list[Encoded]],
         "totalSteps": schedule.total_steps(per_epoch, training.epochs),
         "invalid": [asdict(item) for item in loaded.rejected[:1000]],
         "warnings": warnings,
-        "estimate": forecast,
+        "estimate": {**forecast, "longest": longest},
         "model": str(config.model.path.name),
     }
 
@@ -258,13 +254,12 @@ def _write(folder: Path, encoded: dict[str, list[Encoded]], facts: JsonObject, s
 
 def _result(manifest: dict[str, object]) -> JsonObject:
     names = ("digest", "rows", "tokens", "tokensPerStep", "minResponseCharacters", "stepsPerEpoch", "totalSteps")
-    forecast, invalid = manifest["estimate"], manifest["invalid"]
-    assert isinstance(forecast, dict)
+    invalid = manifest["invalid"]
     assert isinstance(invalid, list)
     return {
         "stage": "prepare",
         **{name: manifest[name] for name in names},
         "invalid": invalid[:SHOWN_INVALID],
         "warnings": manifest["warnings"],
-        "estimate": {name: forecast[name] for name in ("memoryBytes", "seconds")},
+        "estimate": manifest["estimate"],
     }
