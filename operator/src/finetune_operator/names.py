@@ -24,6 +24,8 @@ ARM: Final = f"{GROUP}/arm"  # name of the arm that a pod serves
 COMPONENT: Final = f"{GROUP}/component"  # stage, arm, router, volume, revision
 VOLUME: Final = f"{GROUP}/volume"  # name of the work volume's claim: pods that mount it are kept together
 
+QUEUE: Final = "kueue.x-k8s.io/queue-name"  # on the Jobs of a gang that a LocalQueue admits; Kueue's own label
+
 # Annotations.
 RUN_CONFIG: Final = f"{GROUP}/run-config"  # on stage pods: the trainer's run configuration
 RETRY: Final = f"{GROUP}/retry"  # on a FineTune, by the user: a new value tries a failed or rejected revision again
@@ -46,6 +48,7 @@ WORK: Final = "/work"
 CONFIG_DIR: Final = "/etc/finetune"
 SOURCES_DIR: Final = "/etc/finetune/sources"
 USER_ID: Final = 10001
+STOPPED: Final = 25  # the exit code of a rank that was asked to stop and has saved its checkpoint
 
 STAGES: Final = ("fetch", "prepare", "baseline", "train", "evaluate")
 

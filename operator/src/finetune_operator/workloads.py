@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
-from finetune_operator import conditions
+from finetune_operator import conditions, names
 
 FailureClass = Literal["error", "user", "outOfMemory", "stalled", "nonFinite", "infrastructure", "disruption"]
 
@@ -23,7 +23,7 @@ EXIT_CLASSES: Final[Mapping[int, FailureClass]] = {
     22: "stalled",
     23: "nonFinite",
     24: "infrastructure",
-    25: "disruption",
+    names.STOPPED: "disruption",
     137: "infrastructure",
     143: "infrastructure",
 }
@@ -38,6 +38,8 @@ ECHOES: Final = ("PeerLost", "Error")  # reasons of an infrastructure failure th
 KILLED: Final = (137, 143)
 TOLD_SECONDS: Final = 600.0  # so long after a Job's end its pods are asked for, if the watch has not told theirs
 UNREACHABLE_SECONDS: Final = 60.0  # a pod that is still there so long after its grace period is on a node that is lost
+STOPPED_SECONDS: Final = 5.0  # so long after a rank has stopped it is clear that no suspension is behind it
+GANG_SECONDS: Final = 600.0  # so long may a part of a gang hold machines while the others wait
 JOB_NAME: Final = "batch.kubernetes.io/job-name"  # label of a Job's pods
 _JOB_MESSAGE = re.compile(r"Container \S+ for pod \S+/(?P<pod>\S+) failed with exit code (?P<code>\d+)")
 
@@ -61,6 +63,7 @@ class Failure:
     node: str = ""
     result: Mapping[str, Any] = field(default_factory=dict)
     rank: int | None = None
+    waited: bool = False  # it never ran: a part of its pods waited too long
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ class Run:
     leader_ip: str | None = None  # pod that answers /progress
     leader_uid: str | None = None
     suspended: bool = False
+    stopped: bool = False  # ranks stopped on request, and neither a queue nor anybody else has said why
+    unheard: bool = False  # what it waits for may be told by Events alone, which nobody watches
+    held: float = 0.0  # seconds that some pods of the gang have held machines while others wait for theirs
 
 
 ABSENT: Final = Run(name="", state="Absent")
@@ -111,12 +117,28 @@ def read_run(job: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]], n
     suspended = bool(job.get("spec", {}).get("suspend"))
     if "deletionTimestamp" in job["metadata"] or failing or (not suspended and any(_phase(p) == "Failed" for p in mine)):
         known = any(_pod_ending(p) for p in mine) or failing
-        return Run(name, "Ending", failure=root_cause(mine, failing or {}) if known else None, leader_uid=uid)
+        stopped = not failing and "deletionTimestamp" not in job["metadata"] and any(_stopped(p, now) for p in mine)
+        return Run(name, "Ending", failure=root_cause(mine, failing or {}) if known else None, leader_uid=uid, stopped=stopped)
     waits = next((w for w in (waiting(p, now) for p in mine) if w), None)
     if mine and waits is None and all(_phase(p) in ("Running", "Succeeded") for p in mine):
         ip = leader.get("status", {}).get("podIP") if leader and _phase(leader) == "Running" else None
         return Run(name, "Running", leader_ip=ip, leader_uid=uid)
-    return Run(name, "Waiting", waiting=waits, leader_uid=uid, suspended=suspended)
+    unheard = not (mine or suspended) or any(_phase(p) == "Pending" and p.get("spec", {}).get("nodeName") for p in mine)
+    return Run(name, "Waiting", waiting=waits, leader_uid=uid, suspended=suspended, unheard=unheard, held=_held(mine, now))
+
+
+def _stopped(pod: Mapping[str, Any], now: datetime) -> bool:
+    """Has a rank stopped on request, so long ago that the watch would have told by now if the Job were suspended?"""
+    ends = [c.get("state", {}).get("terminated") or {} for c in pod.get("status", {}).get("containerStatuses") or ()]
+    since = next((time(e.get("finishedAt")) for e in ends if e.get("exitCode") == names.STOPPED), None)
+    return since is not None and (now - since).total_seconds() > STOPPED_SECONDS
+
+
+def _held(pods: list[Mapping[str, Any]], now: datetime) -> float:
+    late = [time(p["metadata"].get("creationTimestamp")) for p in pods if waiting(p, now)]
+    if len(late) == len(pods):
+        return 0.0
+    return max(((now - since).total_seconds() for since in late if since), default=0.0)
 
 
 def untold(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: datetime) -> bool:

@@ -72,3 +72,26 @@ def test_a_server_is_let_on_the_nodes_and_needs_no_rdma() -> None:
 )
 def test_limits_are_summed(memory: str, shared: str, limit: str) -> None:
     assert pods.with_shared_memory(memory, shared) == limit
+
+
+def job_of(stage: Stage, **changes: Any) -> dict[str, Any]:
+    return jobs.stage_job(OWNER, load_spec(make_finetune(**changes)), stage, {}, IMAGES)
+
+
+def test_a_queue_admits_what_trains_and_nothing_starts_before() -> None:
+    queued, plain = job_of(TRAIN, compute={"nodes": 2, "queueName": "team"}), job_of(TRAIN, compute={"nodes": 2})
+    assert queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
+    assert queued["spec"]["suspend"] is True
+    assert "kueue.x-k8s.io/queue-name" not in queued["spec"]["template"]["metadata"]["labels"]
+    assert "suspend" not in plain["spec"]
+    assert "kueue.x-k8s.io/queue-name" not in job_of(PREPARE, compute={"queueName": "team"})["metadata"]["labels"]
+
+
+def test_a_rank_that_stops_on_request_fails_no_job_unless_it_was_disrupted() -> None:
+    rules = [(rule["action"], *rule.get("onExitCodes", {}).get("values", ["disrupted"])) for rule in policy(TRAIN)]
+    assert rules == [("FailJob", "disrupted"), ("Ignore", 25), ("FailJob", 0)]
+    assert [rule["action"] for rule in policy(PREPARE)] == ["FailJob", "FailJob"]
+
+
+def policy(stage: Stage) -> list[dict[str, Any]]:
+    return list(job_of(stage)["spec"]["podFailurePolicy"]["rules"])

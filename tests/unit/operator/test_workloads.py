@@ -276,6 +276,32 @@ def test_waiting(case: str) -> None:
     assert waiting(made, NOW) == expected
 
 
+def test_a_gang_is_held_for_as_long_as_a_part_of_it_waits() -> None:
+    def made(one: Object) -> Object:
+        return {**one, "metadata": {**one["metadata"], "creationTimestamp": "2026-01-01T11:50:00Z"}}
+
+    late, runs = made(pod(1, "Pending", **UNSCHEDULABLE)), made(pod(0))
+    assert read_run(JOB, [runs, late], NOW).held == 600
+    assert read_run(JOB, [late], NOW).held == 0, "alone it holds nothing"
+    assert read_run(JOB, [made(pod(0, "Pending")), runs], NOW).held == 0, "it merely starts"
+
+
 def test_a_pod_that_nothing_explains_is_stuck_since_its_start() -> None:
     assert stuck_since(pod(0, "Pending", startTime="2026-01-01T11:58:00Z"), NOW) == 120
     assert stuck_since(pod(0, "Running", startTime="2026-01-01T11:58:00Z"), NOW) == 0
+
+
+@pytest.mark.parametrize(
+    ("found", "pods", "state", "stopped"),
+    [
+        pytest.param({}, [gone(0, ended(25, at="11:59:54"))], "Ending", True, id="ranks stopped, and nobody says why"),
+        pytest.param({}, [gone(0, ended(25, at="11:59:57"))], "Ending", False, id="the watch may yet tell that the Job is suspended"),
+        pytest.param({}, [gone(0, ended(1, at="11:59:00"))], "Ending", False, id="another end is for the failure policy"),
+        pytest.param({"spec": {"suspend": True}}, [gone(0, ended(25, at="11:59:00"))], "Waiting", False, id="its queue suspended it"),
+        pytest.param({"metadata": {**JOB["metadata"], "deletionTimestamp": "x"}}, [gone(0, ended(25, at="11:59:00"))], "Ending", False,
+                     id="it is being deleted"),
+    ],
+)  # fmt: skip
+def test_stopped_ranks(found: Object, pods: list[Object], state: str, stopped: bool) -> None:
+    run = read_run({**JOB, **found}, pods, NOW)
+    assert (run.state, run.stopped) == (state, stopped)

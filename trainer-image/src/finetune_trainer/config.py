@@ -124,6 +124,7 @@ class TrainingConfig(Model):
     max_sequence_length: int = Field(default=2048, ge=16)
     tokens_per_step: int | None = Field(default=None, ge=1)
     micro_batch_tokens: int | None = Field(default=None, ge=1)
+    micro_batch_divisor: int = Field(default=1, ge=1)
     precision: Literal["Auto", "FP32", "BF16"] = "Auto"
     warmup_percent: float = Field(default=3, ge=0, le=100)
     schedule: Literal["Cosine", "Linear", "Constant"] = "Cosine"

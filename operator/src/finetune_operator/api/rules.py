@@ -111,6 +111,18 @@ ALWAYS: Final = (
         lambda policy: re.search("[1-9]", policy.get("every", "1")) is not None,
     ),
     Rule(
+        "spec.budget", "maxCost",
+        "!has(self.maxCost) || double(self.maxCost) > 0.0",
+        "must be above 0",
+        lambda budget: float(budget.get("maxCost", 1)) > 0,
+    ),
+    Rule(
+        "spec.budget", "maxDuration",
+        "!has(self.maxDuration) || self.maxDuration.matches('[1-9]')",
+        "must be above 0",
+        lambda budget: re.search("[1-9]", budget.get("maxDuration", "1")) is not None,
+    ),
+    Rule(
         "spec.evaluation.metrics[]", "sqlExecution",
         "(self.type == 'SqlExecution') == has(self.sqlExecution)",
         "belongs to type SqlExecution, which needs it: name the schema there",
@@ -197,11 +209,9 @@ NOT_YET: Final = (
     _only("spec.method", "type", ("LoRA",), "use LoRA"),
     _only("spec.method", "objective", ("SFT",), "use SFT"),
     _only("spec.compute", "sharding", ("Auto", "DDP"), "use Auto"),
-    _unset("spec.compute", "queueName"),
     _not_from("spec.evaluation.metrics[].sqlExecution", "schema", ("hf://", "s3://", "https://"), "use configmap://, pvc:// or image:///"),
     _unset("spec.evaluation.gate", "maxForgettingPercent"),
     _unset("spec.rollout.identity[]", "bodyField", "use header"),
-    _unset("spec", "budget"),
     _unset("spec", "provider"),
 )
 

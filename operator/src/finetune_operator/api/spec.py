@@ -16,8 +16,10 @@ from finetune_operator.api.fields import IMMUTABLE, LIVE, REDEPLOY, REEVALUATE, 
 from finetune_operator.api.quantities import DECIMAL_PATTERN, DURATION_PATTERN, QUANTITY_PATTERN, decimal, seconds
 
 
-def _checked_duration(text: str) -> str:
-    seconds(text)
+def _checked_duration(text: Any) -> Any:
+    """Before the pattern, which says the same to people less well."""
+    if isinstance(text, str):
+        seconds(text)
     return text
 
 
@@ -26,18 +28,43 @@ def _checked_decimal(text: str) -> str:
     return text
 
 
+_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+_PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+
+
+def _checked_affinity(affinity: dict[str, Any]) -> dict[str, Any]:
+    """What the operator adds terms of its own to has the shape that they need; the API server checks the rest."""
+    for kind in ("podAffinity", "nodeAffinity"):
+        block = _shaped(affinity.get(kind), {}, kind)
+        required = _shaped(block.get(_REQUIRED), [] if kind == "podAffinity" else {}, f"{kind}.{_REQUIRED}")
+        terms = (
+            required if kind == "podAffinity" else _shaped(required.get("nodeSelectorTerms"), [], f"{kind}.{_REQUIRED}.nodeSelectorTerms")
+        )
+        for term in terms:
+            _shaped(_shaped(term, {}, f"each term of {kind}").get("matchExpressions"), [], f"{kind}: matchExpressions")
+        _shaped(block.get(_PREFERRED), [], f"{kind}.{_PREFERRED}")
+    return affinity
+
+
+def _shaped(value: Any, like: Any, what: str) -> Any:
+    if value is not None and not isinstance(value, type(like)):
+        raise ValueError(f"{what} must be {'a list' if like == [] else 'an object'}")
+    return value or like
+
+
 def _written(value: Any) -> Any:
     """Kubernetes takes `cpu: 2` for `cpu: "2"`."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 Duration = Annotated[
-    str, Field(max_length=32, pattern=DURATION_PATTERN, json_schema_extra={"x-finetune": "duration"}), AfterValidator(_checked_duration)
+    str, Field(max_length=32, pattern=DURATION_PATTERN, json_schema_extra={"x-finetune": "duration"}), BeforeValidator(_checked_duration)
 ]
 Decimal = Annotated[
     str, Field(max_length=32, pattern=DECIMAL_PATTERN, json_schema_extra={"x-finetune": "decimal"}), AfterValidator(_checked_decimal)
 ]
 Name = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+LabelName = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]  # a name that is a label's value
 Word = Annotated[str, Field(max_length=128)]
 ServedName = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@+-]*$")]
 _OBJECT = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"  # name of an object of the cluster
@@ -185,7 +212,9 @@ class Compute(SpecModel):
         default=None, ge=0, le=16, description="Of each rank, each pod that scores and each server; default 1 with an accelerator, else 0."
     )
     sharding: Annotated[Literal["Auto", "DDP", "ZeRO1", "ZeRO2", "ZeRO3"], LIVE] = Field(default="Auto")
-    queue_name: Annotated[Word | None, LIVE] = Field(default=None, description="Kueue's LocalQueue.")
+    queue_name: Annotated[LabelName | None, LIVE] = Field(
+        default=None, description="Kueue's LocalQueue, which admits the gangs that train from then on."
+    )
     cpu: Annotated[Quantity | None, LIVE] = Field(default=None, description="CPU request of each pod.")
     memory: Annotated[Quantity | None, LIVE] = Field(default=None, description="Memory request and limit of each pod.")
     threads: Annotated[int | None, LIVE] = Field(default=None, ge=1, le=256, description="Threads of each rank on CPU; default 1.")
@@ -320,17 +349,17 @@ class Pods(SpecModel):
     image_pull_secrets: Annotated[list[Name] | None, REDEPLOY] = Field(default=None, max_length=8)
     node_selector: Annotated[dict[Word, Word] | None, REDEPLOY] = Field(default=None, max_length=32)
     tolerations: Annotated[list[Free] | None, REDEPLOY] = Field(default=None, max_length=32)
-    affinity: Annotated[Free | None, REDEPLOY] = None
+    affinity: Annotated[Annotated[Free, AfterValidator(_checked_affinity)] | None, REDEPLOY] = None
     annotations: Annotated[dict[Word, Annotated[str, Field(max_length=1024)]] | None, REDEPLOY] = Field(default=None, max_length=32)
     env: Annotated[list[EnvVar] | None, REDEPLOY] = Field(default=None, max_length=64)
 
 
 class Budget(SpecModel):
-    """What the run may cost."""
+    """What training may cost, all attempts of all revisions together. What is spent stops it with a checkpoint; a larger one resumes."""
 
-    max_cost: Annotated[Decimal | None, LIVE] = None
-    currency: Annotated[Word | None, LIVE] = None
-    max_duration: Annotated[Duration | None, LIVE] = None
+    max_cost: Annotated[Decimal | None, LIVE] = Field(default=None, description="By the hourly price of the accelerator's profile.")
+    currency: Annotated[Word | None, LIVE] = Field(default=None, description="Of the profiles' prices; shown, not converted.")
+    max_duration: Annotated[Duration | None, LIVE] = Field(default=None, description="Time in which gangs ran.")
 
 
 class Provider(SpecModel):

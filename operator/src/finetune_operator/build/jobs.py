@@ -7,7 +7,7 @@ configuration are one object, made once and never changed (docs/adr/0001).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ ONLINE = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # fetch alone may ask a hub
 KEEP_SECONDS = 24 * 3600  # a finished Job stays for its logs
 SCORING_DEADLINE_SECONDS = 6 * 3600  # a sidecar that never starts does not fail a Job by itself
 TRAIN_GRACE_SECONDS = 120  # the gang agrees to stop and saves a checkpoint within this time
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 MEMORY = {"fetch": "256Mi", "prepare": "512Mi", "baseline": "256Mi", "evaluate": "256Mi", "train": "1Gi"}
 
 
@@ -43,29 +44,39 @@ def stage_job(
     *,
     served: Served | None = None,
     devices: Devices = NO_DEVICES,
+    avoid: Sequence[str] = (),
 ) -> Manifest:
-    """The Job of a stage; `served` (scoring alone) is what its sidecar serves; `devices` are those of each pod."""
+    """The Job of a stage; `served` (scoring alone) is what its sidecar serves; `devices` are those of each pod.
+
+    `avoid` are nodes that it had better not meet; where there is no other it takes them all the same.
+    """
     training = stage.name == "train"
     nodes = spec.compute.nodes if training else 1
     labels = {names.REVISION: stage.revision, names.STAGE: stage.name}
     if training:
         labels[names.ATTEMPT] = str(stage.number)
+    queue = spec.compute.queue_name if training else None
     job_spec: Manifest = {
         "completions": nodes,
         "parallelism": nodes,
         "completionMode": "Indexed",
         "backoffLimit": 0,
         "podReplacementPolicy": "Failed",
-        "podFailurePolicy": _failure_policy(),
+        "podFailurePolicy": _failure_policy(training=training),
         "ttlSecondsAfterFinished": KEEP_SECONDS,
         "template": _template(owner, spec, stage, config, images, served, devices, labels),
     }
+    if avoid:
+        spec_of_pod = job_spec["template"]["spec"]
+        spec_of_pod["affinity"] = _avoiding(spec_of_pod.get("affinity") or {}, avoid)
     if stage.name in ("baseline", "evaluate"):
         job_spec["activeDeadlineSeconds"] = SCORING_DEADLINE_SECONDS
+    if queue:
+        job_spec["suspend"] = True  # until it is admitted; from then on the field is the queue's
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": owner.metadata(job_name(owner.name, stage), "stage", labels),
+        "metadata": owner.metadata(job_name(owner.name, stage), "stage", {**labels, **({names.QUEUE: queue} if queue else {})}),
         "spec": job_spec,
     }
 
@@ -93,11 +104,24 @@ def gang_service(owner: Owner, stage: Stage) -> Manifest:
     }
 
 
-def _failure_policy() -> Manifest:
-    """One lost pod ends the Job: a gang is started again as a whole, by the operator, from the last checkpoint."""
+def _avoiding(affinity: Manifest, nodes: Sequence[str]) -> Manifest:
+    block = affinity.get("nodeAffinity") or {}
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
+    term = {"weight": 100, "preference": {"matchFields": fields}}
+    return {**affinity, "nodeAffinity": {**block, PREFERRED: [*(block.get(PREFERRED) or ()), term]}}
+
+
+def _failure_policy(*, training: bool) -> Manifest:
+    """One lost pod ends the Job: a gang is started again as a whole, by the operator, from the last checkpoint.
+
+    But ranks that stop on request do not, so that a Job which its queue suspends stays suspended and resumes with a fresh gang. Its
+    condition keeps the exit code, and so the failure's class, when the pods are gone.
+    """
+    stopped = {"action": "Ignore", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [names.STOPPED]}}
     return {
         "rules": [
             {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            *([stopped] if training else ()),
             {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "NotIn", "values": [0]}},
         ]
     }

@@ -40,6 +40,13 @@ def attempt_folder(config: RunConfig, ranks: Ranks) -> Path:
     return folder
 
 
+def resumable(config: RunConfig, folder: Path) -> list[Path]:
+    """What the attempt in `folder` may resume from, itself first: earlier gangs of its Job (a queue suspended it), then what is named."""
+    run = need(config.run, "run")
+    gangs = [path for path in sorted(run.path.parent.glob(f"{run.path.name}-*")) if path != folder]
+    return [folder, *gangs, *run.resume_from]
+
+
 def open_inputs(config: RunConfig) -> Inputs:
     """Read the committed manifests. Raises Infrastructure where a folder does not count."""
     try:
@@ -53,7 +60,7 @@ def open_inputs(config: RunConfig) -> Inputs:
 def fingerprint(config: RunConfig, base: JsonObject, data: JsonObject) -> str:
     """Hash of all that decides the trajectory; not of how many ranks share the work or how much memory a pass takes."""
     training = need(config.training, "training").model_dump(
-        by_alias=True, exclude={"checkpoint", "micro_batch_tokens", "precision", "gradient_checkpointing"}
+        by_alias=True, exclude={"checkpoint", "micro_batch_tokens", "micro_batch_divisor", "precision", "gradient_checkpointing"}
     )
     method = need(config.method, "method").model_dump(by_alias=True)
     facts = [base.get("digest"), data.get("digest"), training, method]
@@ -84,8 +91,7 @@ def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progres
     wrapped = model.add_lora(base, method.lora or LoraConfig(), config.model.path, training.seed, training.gradient_checkpointing)
     step_tokens = schedule.tokens_per_step(int(train.lengths.sum()), len(train), training.tokens_per_step)
     steps = plan.make(train.lengths, step_tokens, training.epochs, training.seed, hardware.micro_batch_tokens(training, compute))
-    attempts = [folder, *need(config.run, "run").resume_from]
-    newest = checkpoint.newest(attempts, inputs.fingerprint) if ranks.first else None
+    newest = checkpoint.newest(resumable(config, folder), inputs.fingerprint) if ranks.first else None
     chosen = ranks.tell(str(newest[0]) if newest else None)
     resume = newest[1] if newest else (checkpoint.load(Path(chosen)) if chosen else None)
     return Run(

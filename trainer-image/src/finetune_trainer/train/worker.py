@@ -90,8 +90,7 @@ def _train(config: RunConfig, context: Context, watchdog: Watchdog, progress: Pr
     context.folder = folder = assemble.attempt_folder(config, ranks)
     progress.update(state="loading", folder=str(folder))
     inputs = assemble.open_inputs(config)
-    resumable = [folder, *need(config.run, "run").resume_from]
-    done = ranks.tell(assemble.finished(resumable, inputs.fingerprint) if ranks.first else None)
+    done = ranks.tell(assemble.finished(assemble.resumable(config, folder), inputs.fingerprint) if ranks.first else None)
     if done is not None:
         return dict(done)
     run = assemble.build(config, ranks, inputs, folder, progress, watchdog.beat)
