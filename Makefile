@@ -10,7 +10,7 @@ TIER ?= all
 N ?= 1000
 ARGS ?=
 
-.PHONY: help demo demo-down test check format e2e-kills bench-control-plane cluster-up cluster-down cluster-status images crds lock
+.PHONY: help demo demo-down test check format e2e-kills bench-control-plane cluster-up cluster-down cluster-status images mutation crds lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ cluster-status: ## Say what of it runs
 
 images: ## Build the operator's, the trainer's and the router's image into the local registry
 	@$(PYTHON) -m devcluster images
+
+mutation: ## Change decide/ in one place at a time and ask the unit tests (FILES='gate.py retry.py' asks of some); prints JSON
+	@$(DEV) python -m tests.mutation.run $(FILES)
 
 crds: ## Generate the CRD and the reference page from the API models
 	@$(DEV) python -m finetune_operator.api.crd

@@ -100,12 +100,16 @@ def quantile(buckets: Buckets, q: float) -> float:
 
 
 def subtract(now: ArmTotals, before: ArmTotals) -> ArmTotals:
-    """What was counted in between. Counters that went back began anew: the router was restarted."""
+    """What was counted in between. Counters that went back began anew: the router was restarted.
+
+    What failed was a request, whether or not the counter of answers knows of it (a connection that is broken off has no answer).
+    """
     if now.requests < before.requests or now.errors < before.errors:
         return now
     old: Mapping[float, float] = dict(before.latency)
     latency = tuple((bound, max(0.0, count - old.get(bound, 0.0))) for bound, count in now.latency)
-    return ArmTotals(now.requests - before.requests, now.errors - before.errors, latency, now.healthy)
+    errors = now.errors - before.errors
+    return ArmTotals(max(errors, now.requests - before.requests), errors, latency, now.healthy)
 
 
 def add(a: ArmTotals, b: ArmTotals) -> ArmTotals:

@@ -1,0 +1,155 @@
+"""What always holds, whatever happens and in whatever order: DESIGN.md's invariants over random walks of decisions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from finetune_operator import conditions as c
+from finetune_operator.api.status import Attempt, Revision, Rollout, Status
+from finetune_operator.decide import decide, rollout
+from finetune_operator.decide.draft import Draft
+from finetune_operator.decide.retry import BUDGETS
+from finetune_operator.observed import Observed
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.operator.walks import SPECS, Step, Walk, lucky, manifests
+
+WALKS = settings(
+    max_examples=2000,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
+)
+SETTLES = 15  # decisions in which a snapshot that does not change has been dealt with
+STEPS = st.builds(
+    Step,
+    spec=st.sampled_from([None] * 20 + list(SPECS)),
+    luck=st.one_of(st.just(0), st.integers(1, 100_000)),
+    seconds=st.sampled_from([0.0, 1.0, 1.0, 1.0, 5.0, 30.0, 3600.0, 86400.0]),
+    retry=st.sampled_from([False] * 9 + [True]),
+)
+
+
+@WALKS
+@given(st.integers(0, 16), st.lists(STEPS, min_size=1, max_size=10))
+def test_whatever_is_seen_the_decision_keeps_what_must_always_hold(begun: int, steps: list[Step]) -> None:
+    walk = lucky(begun)
+    for step in steps:
+        before = walk.status
+        o, d, after = walk.step(step)
+        walk.believe(o, d)
+        _conditions_agree(after, walk)
+        _at_most_two_arms_and_one_gang(o, d)
+        _artifacts_stay(before, after)
+        _failures_are_charged_to_their_class(o, before, after)
+        _weights_move_by_the_plan(o, before.rollout, after.rollout)
+    _is_written_as_the_schema_says(after)
+    assert decide(o) == d, "the same snapshot is decided the same way"
+    assert _bytes(manifests(o, d)) == _bytes(manifests(o, d)), "the same status and spec give the same manifests"
+    _settles(walk, o, d)
+
+
+def _settles(walk: Walk, o: Observed, d: Draft) -> None:
+    """A snapshot that does not change is dealt with in a few decisions: nothing is written for ever."""
+    for _ in range(SETTLES):
+        walk.believe(o, d)
+        before = walk.status
+        o, d, after = walk.decide(replace(o, status=before, revisions=dict(walk.revisions), templates=dict(walk.templates)))
+        if after == before:
+            return
+    raise AssertionError(f"the status is written again and again: {before.to_dict()} and then {after.to_dict()}")
+
+
+def _bytes(made: list[object]) -> str:
+    return json.dumps([manifest for _, manifest in made])  # type: ignore[misc]
+
+
+def _is_written_as_the_schema_says(status: Status) -> None:
+    wire = status.to_dict()
+    assert Status.model_validate(wire).to_dict() == wire
+    assert len(json.dumps(wire)) < 64 * 1024
+
+
+def _conditions_agree(status: Status, walk: Walk) -> None:
+    """As kstatus reads them."""
+    said = {x.type: x.status for x in status.conditions}
+    assert status.phase in c.PHASES
+    assert said[c.READY] == "True" if status.phase in c.READY_PHASES and not walk.problem else said[c.READY] != "True"
+    going, stalled = said.get(c.RECONCILING), said.get(c.STALLED)
+    assert {going, stalled} <= {"True", None}, "present and True, or absent"
+    if status.phase == c.SUSPENDED and not walk.problem:
+        assert (going, stalled) == (None, None)
+    else:
+        assert [said[c.READY], going, stalled].count("True") == 1, "ready, or on the way, or stalled"
+
+
+def _at_most_two_arms_and_one_gang(o: Observed, d: Draft) -> None:
+    assert len({a.name for a in d.arms}) == len(d.arms) <= 2
+    assert [a.outcome for a in d.status.attempts].count("Running") <= 1
+    gangs = [j for j in d.jobs if j.stage == "train"]
+    assert len(gangs) <= 1
+    alive = {n for n, run in o.runs.items() if run.state in ("Waiting", "Running", "Ending") and n.rsplit("-", 1)[1].startswith("a")}
+    assert not (gangs and alive), "a gang begins when the one before it has ended"
+    assert len(d.jobs) <= 1, "one stage at a time"
+
+
+def _artifacts_stay(before: Status, after: Status) -> None:
+    kept = {r.name: r.artifact for r in after.revisions}
+    for revision in before.revisions:
+        if revision.artifact and revision.name in kept:
+            assert kept[revision.name] == revision.artifact
+
+
+def _failures_are_charged_to_their_class(o: Observed, before: Status, after: Status) -> None:
+    """One charge for one failure; all are forgiven when the user asks for another try."""
+    old = {r.name: r for r in before.revisions}
+    for new in after.revisions:
+        was = old.get(new.name) or Revision(name=new.name, created=new.created)
+        failed = _failed_attempt(before, after, new.name) or _failed_stage(o, was, new)
+        reopened = was.stopped is not None and was.stopped.tried != o.tried and new.name == after.revision
+        budgets = dict.fromkeys(BUDGETS.values(), 0) if reopened else was.charges.model_dump()
+        if failed in BUDGETS:
+            budgets[BUDGETS[failed]] += 1
+        assert {k: v for k, v in new.charges.model_dump().items() if k in budgets} == budgets
+
+
+def _failed_attempt(before: Status, after: Status, revision: str) -> str | None:
+    def ended(attempts: list[Attempt]) -> set[int]:
+        return {a.number for a in attempts if a.revision == revision and a.outcome in ("Failed", "Disrupted")}
+
+    fresh = [a for a in after.attempts if a.revision == revision and a.number in ended(after.attempts) - ended(before.attempts)]
+    assert len(fresh) <= 1
+    return fresh[0].failure_class if fresh else None
+
+
+def _failed_stage(o: Observed, was: Revision, new: Revision) -> str | None:
+    """The class of the failure of which a try of a stage ended in this decision: a run that ended badly or said nothing of use."""
+    for stage, number in was.tries.items():
+        run = o.run(f"bot-{new.name}-{stage}" if number == 1 else f"bot-{new.name}-{stage}-{number}")
+        again = (new.trouble, new.retry_at) != (was.trouble, was.retry_at) and new.retry_at
+        given_up = new.stopped and new.stopped != was.stopped and new.stopped.reason != c.GATE_FAILED
+        if new.tries.get(stage) == number + 1 and (again or given_up):
+            if run.state == "Failed":
+                return run.failure.failure_class if run.failure else "error"
+            return "error" if run.result else "infrastructure"
+    return None
+
+
+def _weights_move_by_the_plan(o: Observed, before: Rollout | None, after: Rollout | None) -> None:
+    if after is None:
+        return
+    goes_on = before is not None and before.state in rollout.ACTIVE
+    assert not (goes_on and before and before.arm != after.arm), "one rollout at a time"
+    was = before.weight if before and (goes_on or before.arm == after.arm) else 0
+    steps = {s.weight for s in o.spec.rollout.steps or ()} | {0, 100}
+    assert after.weight in steps | {was}
+    if after.weight < was:
+        assert (after.weight, after.state) in {(0, rollout.ROLLING_BACK), (0, rollout.ROLLED_BACK)}, "back is back for everybody"
+    if after.state in (rollout.ROLLING_BACK, rollout.ROLLED_BACK):
+        assert after.weight == 0
+    if after.weight > was:
+        assert after.state == rollout.SHIFTING
