@@ -19,8 +19,9 @@ def read(token: str, key: str = KEY, audience: str = "uid-1") -> dict[str, objec
 
 
 def test_a_token_is_for_one_finetune_and_lives_a_minute() -> None:
-    claims = read(tokens.sign(KEY, "uid-1", NOW))
-    assert claims == {"iss": "finetune-operator", "aud": "uid-1", "iat": int(NOW.timestamp()), "exp": int(NOW.timestamp()) + 60}
+    now = datetime.now(UTC)
+    claims = read(tokens.sign(KEY, "uid-1", now))
+    assert claims == {"iss": "finetune-operator", "aud": "uid-1", "iat": int(now.timestamp()), "exp": int(now.timestamp()) + 60}
 
 
 @pytest.mark.parametrize(

@@ -193,13 +193,13 @@ RESULT = {"stage": "train", "artifact": "/a"}
 PENDING = pod(0, "Pending")
 STATES: dict[str, tuple[Object | None, list[Object], Run]] = {
     "there is no Job": (None, [], ABSENT),
-    "its pods are not made yet": (JOB, [], Run("job", "Waiting")),
-    "a pod starts": (JOB, [PENDING], Run("job", "Waiting", leader_uid="pod-0")),
+    "its pods are not made yet": (JOB, [], Run("job", "Waiting", unheard=True)),
+    "a pod starts": (JOB, [PENDING], Run("job", "Waiting", leader_uid="pod-0", unheard=True)),
     "all run": (JOB, [pod(0), pod(1)], Run("job", "Running", leader_ip="10.0.0.0", leader_uid="pod-0")),
     "another Job's pod does not count": (
         JOB,
         [{**pod(1), "metadata": {**pod(1)["metadata"], "ownerReferences": []}}],
-        Run("job", "Waiting"),
+        Run("job", "Waiting", unheard=True),
     ),
     "a queue holds it": ({**JOB, "spec": {"suspend": True}}, [], Run("job", "Waiting", suspended=True)),
     "a queue stops it, and a rank has ended": (

@@ -154,8 +154,10 @@ def _pausing(d: Draft, stage: str, wait: float) -> Draft:
 
 
 def _in_progress(o: Observed, d: Draft, stage: str, run: Run) -> Draft:
-    if run.waiting:
-        return d.block(STAGE_PHASES[stage], run.waiting.message, reason=run.waiting.reason, requeue=POLL_SECONDS)
+    if run.state == "Waiting":
+        poll = POLL_SECONDS if run.unheard else None
+        message, reason = (run.waiting.message, run.waiting.reason) if run.waiting else (WORDS[stage], "")
+        return d.block(STAGE_PHASES[stage], message, reason=reason, requeue=poll)
     if run.state == "Ending":
         cause = f": {run.failure.message}" if run.failure else ""
         return d.block(STAGE_PHASES[stage], f"{WORDS[stage]}: its pod is ending{cause}", requeue=POLL_SECONDS)

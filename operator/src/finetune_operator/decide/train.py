@@ -8,13 +8,14 @@ from typing import Any
 
 from finetune_operator import conditions, names
 from finetune_operator.api.status import Attempt, Checkpoint, Training
+from finetune_operator.decide.attempts import bounded, change, counted, folder, gpus, last, next_divisor, price, running, settled
 from finetune_operator.decide.draft import Draft, seconds_until, stamp
+from finetune_operator.decide.patience import held, stalled
 from finetune_operator.decide.retry import BUDGETS, after_failure, place, trouble
 from finetune_operator.observed import Observed
 from finetune_operator.workloads import Failure, Run
 
 POLL_SECONDS = 3.0
-MAX_ATTEMPTS = 20
 PROGRESS_MARK = 5  # percent: status is written at these marks and at checkpoints
 
 
@@ -37,58 +38,32 @@ def train(o: Observed, d: Draft) -> Draft:
             return _ended(o, d, attempt, Failure("infrastructure", "NoResult", said))
         case "Failed":
             return _ended(o, d, attempt, run.failure or Failure("error", "Failed", "its Job failed"))
+        case "Ending" if run.stopped and run.failure:  # the Job would go on with another gang: one attempt, one gang
+            return _ended(o, d, attempt, run.failure)
         case "Ending":
             cause = f": {place(run.failure)}{run.failure.message}" if run.failure else ""
             return d.block(conditions.TRAINING, f"the pods of attempt {attempt.number} are ending{cause}", requeue=POLL_SECONDS)
         case "Waiting":
-            return _waiting(d, attempt, run)
+            return _waiting(o, d, attempt, run)
         case _:
             return _running(o, d, attempt)
 
 
-def running(d: Draft) -> Attempt | None:
-    """The attempt in force of the current revision."""
-    return next((a for a in d.status.attempts if a.outcome == "Running" and a.revision == d.revision.name), None)
-
-
-def folders(attempts: list[Attempt], revision: str, before: int) -> list[str]:
-    """Folders of earlier attempts, newest first: what an attempt may resume from, fixed when it starts."""
-    mine = [a for a in attempts if a.revision == revision and a.number < before and a.folder]
-    return [a.folder for a in sorted(mine, key=lambda a: -a.number) if a.folder]
-
-
-def bounded(attempts: list[Attempt]) -> list[Attempt]:
-    """The last ones; those without a checkpoint are forgotten first, for what follows resumes from the others' folders."""
-    while len(attempts) > MAX_ATTEMPTS:
-        gone = next((a for a in attempts if a.checkpoint is None), attempts[0])
-        attempts = [a for a in attempts if a is not gone]
-    return attempts
-
-
-def counted(d: Draft, how: str, number: int = 1) -> Draft:
-    """The totals with so many more attempts that ended like this."""
-    totals = d.status.totals
-    return d.set(totals=totals.model_copy(update={how: getattr(totals, how) + number}))
-
-
-def attempt_folder(revision: str, number: int, rank0_uid: str) -> str:
-    """Where an attempt writes: named by its number and the uid of its rank 0 pod, so that a zombie has its own."""
-    return f"{names.WORK}/revisions/{revision}/a{number}-{rank0_uid[:8]}"
-
-
 def _next_attempt(o: Observed, d: Draft) -> Draft:
     if wait := seconds_until(d.revision.retry_at, o.now):
-        last = next((a for a in reversed(d.status.attempts) if a.revision == d.revision.name), None)
-        cause = f"{_end(last)}; " if last and last.message else ""
+        before = last(d)
+        cause = f"{_end(before)}; " if before and before.message else ""
         return d.block(conditions.TRAINING, f"{cause}the next starts at {d.revision.retry_at}", requeue=wait)
     if alive := _still_there(o, d):
         text = f"the next attempt starts once the pods of {alive} have ended: they save a checkpoint"
         return d.block(conditions.TRAINING, text, requeue=POLL_SECONDS)
     number = d.revision.attempts + 1
-    attempt = Attempt(revision=d.revision.name, number=number, started=stamp(o.now))
+    divisor = next_divisor(last(d))
+    attempt = Attempt(revision=d.revision.name, number=number, started=stamp(o.now), micro_batch_divisor=divisor)
     d = d.begin("train", o.now).update(attempts=number, retry_at=None)
     d = d.set(attempts=bounded([*d.status.attempts, attempt]))
-    return d.want("train", number).block(conditions.TRAINING, f"attempt {number} is starting")
+    smaller = f" with a micro-batch {divisor} times smaller, and as many tokens a step" if divisor else ""
+    return d.want("train", number).block(conditions.TRAINING, f"attempt {number} is starting{smaller}")
 
 
 def _still_there(o: Observed, d: Draft) -> str | None:
@@ -101,8 +76,8 @@ def _learn_folder(d: Draft, attempt: Attempt, run: Run) -> tuple[Draft, Attempt]
     """The folder of the rank 0 that is there now: a Job that its queue suspends and resumes gets another one."""
     if not run.leader_uid:
         return d, attempt
-    folder = attempt_folder(attempt.revision, attempt.number, run.leader_uid)
-    return (d, attempt) if folder == attempt.folder else _change(d, attempt, folder=folder)
+    found = folder(attempt.revision, attempt.number, run.leader_uid)
+    return (d, attempt) if found == attempt.folder else change(d, attempt, folder=found)
 
 
 def _absent(o: Observed, d: Draft, attempt: Attempt) -> Draft:
@@ -113,14 +88,15 @@ def _absent(o: Observed, d: Draft, attempt: Attempt) -> Draft:
 
 
 def _succeeded(o: Observed, d: Draft, attempt: Attempt, result: Mapping[str, Any]) -> Draft:
-    d, attempt = _change(
+    d, attempt = settled(o, d, attempt)
+    d, attempt = change(
         d, attempt, outcome="Succeeded", finished=stamp(o.now), step=_count(result.get("step")),
         resumed_from_step=_count(result.get("resumedFromStep")),
     )  # fmt: skip
     d = counted(d, "succeeded")
     total = _count(result.get("totalSteps")) or _count(result.get("step")) or 0
-    last = _training(o, attempt, {**result, "totalSteps": total, "etaSeconds": 0}, d.status.training)
-    d = d.set(training=last.model_copy(update={"percent": 100}))
+    final = _training(o, attempt, {**result, "totalSteps": total, "etaSeconds": 0}, d.status.training)
+    d = d.set(training=final.model_copy(update={"percent": 100}))
     return d.update(artifact=str(result["artifact"])[:253], artifact_digest=str(result.get("digest", ""))[:128], retry_at=None).end(
         "train", o.now
     )
@@ -128,7 +104,8 @@ def _succeeded(o: Observed, d: Draft, attempt: Attempt, result: Mapping[str, Any
 
 def _ended(o: Observed, d: Draft, attempt: Attempt, failure: Failure) -> Draft:
     disrupted = failure.failure_class == "disruption"
-    d, attempt = _change(
+    d, attempt = settled(o, d, attempt)
+    d, attempt = change(
         d, attempt, outcome="Disrupted" if disrupted else "Failed", finished=stamp(o.now), pod=failure.pod or None,
         rank=failure.rank, node=failure.node or None, failure_class=failure.failure_class, message=failure.message[:1024],
         step=_count(failure.result.get("step", attempt.step)),
@@ -139,7 +116,8 @@ def _ended(o: Observed, d: Draft, attempt: Attempt, failure: Failure) -> Draft:
     if d.revision.stopped:
         return d.end("train", o.now)
     wait = seconds_until(d.revision.retry_at, o.now)
-    text = f"{_end(attempt)}; the next starts at {d.revision.retry_at}"
+    smaller = ", with half the micro-batch" if failure.failure_class == "outOfMemory" else ""
+    text = f"{_end(attempt)}; the next starts at {d.revision.retry_at}{smaller}"
     return d.block(conditions.TRAINING, text, reason=trouble(failure), requeue=wait)
 
 
@@ -148,30 +126,48 @@ def _end(a: Attempt) -> str:
     return f"attempt {a.number} ended ({a.failure_class}: {where}{a.message})"
 
 
-def _waiting(d: Draft, attempt: Attempt, run: Run) -> Draft:
+def _waiting(o: Observed, d: Draft, attempt: Attempt, run: Run) -> Draft:
+    d, attempt = settled(o, d, attempt)
+    if failure := held(o, run):
+        return _ended(o, d, attempt, failure)
     if run.suspended:
-        return d.block(conditions.QUEUED, f"attempt {attempt.number} waits in its queue for admission", requeue=30.0)
+        queue = f"queue {o.spec.compute.queue_name}" if o.spec.compute.queue_name else "its queue"
+        begun = ", which stopped it: it goes on from its last checkpoint" if attempt.folder else ""
+        return d.block(conditions.QUEUED, f"attempt {attempt.number} waits for admission to {queue}{begun}")
+    poll = POLL_SECONDS if run.unheard or run.held else None
     if run.waiting:
-        return d.block(conditions.TRAINING, run.waiting.message, reason=run.waiting.reason, requeue=POLL_SECONDS)
-    return d.block(conditions.TRAINING, f"the pods of attempt {attempt.number} are starting", requeue=POLL_SECONDS)
+        return d.block(conditions.TRAINING, run.waiting.message, reason=run.waiting.reason, requeue=poll)
+    return d.block(conditions.TRAINING, f"the pods of attempt {attempt.number} are starting", requeue=poll)
 
 
 def _running(o: Observed, d: Draft, attempt: Attempt) -> Draft:
     progress = o.progress.get(names.attempt_job(o.name, attempt.revision, attempt.number)) or {}
-    last = d.status.training
+    if failure := stalled(progress, o.now):
+        return _ended(o, d, attempt, failure)
+    d, attempt = _began(o, d, attempt)
+    known = d.status.training
     if not _count(progress.get("totalSteps")):
-        if last and (last.revision, last.attempt) == (attempt.revision, attempt.number):  # it was asked in vain this once
-            return d.block(conditions.TRAINING, _sentence(last), requeue=POLL_SECONDS)
+        if known and (known.revision, known.attempt) == (attempt.revision, attempt.number):  # it was asked in vain this once
+            return d.block(conditions.TRAINING, _sentence(known), requeue=POLL_SECONDS)
         return d.block(conditions.TRAINING, f"attempt {attempt.number} is loading the model and the data", requeue=POLL_SECONDS)
     resumed = _count(progress.get("resumedFromStep"))
     if attempt.resumed_from_step is None and resumed is not None:
-        d, attempt = _change(d, attempt, resumed_from_step=resumed)
-    latest = _training(o, attempt, progress, last)
-    if last is None or _differs(last, latest):
-        d, attempt = _change(d, attempt, step=latest.step, checkpoint=latest.checkpoint.step if latest.checkpoint else None)
+        d, attempt = change(d, attempt, resumed_from_step=resumed)
+    latest = _training(o, attempt, progress, known)
+    if known is None or _differs(known, latest):
+        d, attempt = settled(o, d, attempt, goes_on=True)
+        d, attempt = change(d, attempt, step=latest.step, checkpoint=latest.checkpoint.step if latest.checkpoint else None)
         d = d.set(training=latest)
     shown = d.status.training or latest
     return d.block(conditions.TRAINING, _sentence(shown), requeue=POLL_SECONDS)
+
+
+def _began(o: Observed, d: Draft, attempt: Attempt) -> tuple[Draft, Attempt]:
+    """From now on its machines are paid for."""
+    if attempt.began is not None:
+        return d, attempt
+    hourly = price(o)
+    return change(d, attempt, began=stamp(o.now), gpus=gpus(o.spec), gpu_hour=None if hourly is None else f"{hourly:.4f}")
 
 
 def _differs(old: Training, new: Training) -> bool:
@@ -205,11 +201,6 @@ def _sentence(t: Training) -> str:
     eta = f", about {t.eta_seconds} s left" if t.eta_seconds else ""
     saved = f"; checkpoint at step {t.checkpoint.step}, {t.checkpoint.time}" if t.checkpoint else "; no checkpoint yet"
     return f"attempt {t.attempt}: step {t.step} of {t.total_steps}{loss}{eta}{saved} (as of {t.updated})"
-
-
-def _change(d: Draft, attempt: Attempt, **changes: Any) -> tuple[Draft, Attempt]:
-    new = attempt.model_copy(update=changes)
-    return d.set(attempts=[new if a is attempt else a for a in d.status.attempts]), new
 
 
 def _number(value: Any, digits: int) -> str | None:
