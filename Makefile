@@ -10,7 +10,7 @@ TIER ?= all
 N ?= 1000
 ARGS ?=
 
-.PHONY: help demo demo-down test check format e2e-kills bench-control-plane cluster-up cluster-down cluster-status images mutation crds lock
+.PHONY: help demo demo-down test check format e2e-kills chaos bench-control-plane cluster-up cluster-down cluster-status images mutation crds lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ e2e-kills: ## Delete every kind of pod at random moments of a whole run; prints 
 
 bench-control-plane: ## What N FineTunes cost a control plane, beside N bare Jobs; last line JSON
 	@$(DEV) python -m tests.bench.control_plane --objects $(N) $(ARGS)
+
+chaos: ## Disturb a full life in every way, kill the operator after each of its writes; up to 25 min, ends with JSON (SAMPLE=N kills)
+	@$(DEV) python -m tests.chaos.suite $(if $(SAMPLE),--sample $(SAMPLE))
 
 cluster-up: ## Start the built-in single-node Kubernetes (also recovers one that was killed)
 	@$(PYTHON) -m devcluster up

@@ -1,0 +1,130 @@
+"""The kubelet by hand, with ranks that train: each revision's attempts fail as told, resume where they may, and say how far they are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aiohttp import web
+from finetune_operator import names
+
+from tests.integration.kubelet import Admin, Kubelet, Object, stamp
+
+TRAIN_SECONDS: Final = 1.2
+STEPS: Final = 50
+EVERY: Final = 10  # steps between checkpoints
+FAILS_AT: Final = 35
+INDEX: Final = "batch.kubernetes.io/job-completion-index"
+EXITS: Final = {"error": 1, "outOfMemory": 21, "infrastructure": 24}
+
+
+@dataclass
+class Faults:
+    """Of one namespace: how its first attempts end, revision by revision; which arms answer their users at all."""
+
+    attempts: list[list[str]] = field(default_factory=list)
+    revisions: list[str] = field(default_factory=list)  # in the order in which they were first seen to train
+    good_arms: set[str] | None = None  # None: all
+
+    def ending(self, revision: str, attempt: int) -> str | None:
+        """The failure class of this attempt, "disruption", or None when it ends well."""
+        if revision not in self.revisions:
+            self.revisions.append(revision)
+        index = self.revisions.index(revision)
+        wanted = self.attempts[index] if index < len(self.attempts) else []
+        return wanted[attempt - 1] if attempt <= len(wanted) else None
+
+
+class Nodes(Kubelet):
+    """Any number of lives, each in its namespace."""
+
+    def __init__(self, admin: Admin) -> None:
+        super().__init__(admin)
+        self.faults: dict[str, Faults] = defaultdict(Faults)
+        self.fails = self._fails
+        self.saved: dict[str, int] = {}  # folder → step of its last checkpoint
+        self._pods: dict[str, Object] = {}
+        self._begun: dict[str, float] = {}
+
+    def _fails(self, namespace: str, arm: str) -> bool:
+        good = self.faults[namespace].good_arms
+        return good is not None and arm not in good
+
+    async def _start(self, pod: Object) -> None:
+        self._begun[pod["metadata"]["uid"]] = asyncio.get_running_loop().time()
+        self._pods[pod["metadata"]["uid"]] = pod
+        await super()._start(pod)
+
+    async def _serve(self, uid: str, address: str, applications: Mapping[int, web.Application]) -> None:
+        if names.PROGRESS_PORT in applications:
+            applications = {names.PROGRESS_PORT: self._rank(self._pods[uid])}
+        await super()._serve(uid, address, applications)
+
+    def _rank(self, pod: Object) -> web.Application:
+        async def progress(_: web.Request) -> web.Response:
+            return web.json_response(self._progress_of(pod))
+
+        app = web.Application()
+        app.add_routes([web.get("/progress", progress)])
+        return app
+
+    def _progress_of(self, pod: Object) -> Object:
+        resumed = self._resumed(pod)
+        share = min(1.0, (asyncio.get_running_loop().time() - self._begun[pod["metadata"]["uid"]]) / TRAIN_SECONDS)
+        step = resumed + int((_last_step(self._ending(pod)) - resumed) * share)
+        return {"stage": "train", "totalSteps": STEPS, "step": step, "percent": 2 * step, "resumedFromStep": resumed or None}
+
+    def _resumed(self, pod: Object) -> int:
+        """The newest checkpoint in the folders that its configuration names."""
+        return max((self.saved.get(folder, 0) for folder in _config(pod)["run"].get("resumeFrom") or ()), default=0)
+
+    def _ending(self, pod: Object) -> str | None:
+        labels = pod["metadata"]["labels"]
+        return self.faults[pod["metadata"]["namespace"]].ending(labels[names.REVISION], int(labels[names.ATTEMPT]))
+
+    async def _go_on(self, pod: Object, stage: str) -> None:
+        if stage != "train":
+            await super()._go_on(pod, stage)
+            return
+        meta = pod["metadata"]
+        if asyncio.get_running_loop().time() - self._begun.setdefault(meta["uid"], 0.0) < TRAIN_SECONDS:
+            return
+        ending, rank = self._ending(pod), meta["labels"][INDEX]
+        if ending is None:
+            await self._status(pod, self._trained(pod))
+        elif rank == "0" and ending == "disruption":
+            self._save(pod)
+            gone = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "lastTransitionTime": stamp()}
+            await self._end(pod, 143, {}, [gone])
+        elif rank == "0":
+            self._save(pod)
+            error = {"class": ending, "reason": "Chaos", "message": "as the script says", "fix": ""}
+            await self._end(pod, EXITS[ending], {"stage": "train", "error": error, "step": FAILS_AT}, [])
+        if ending is None or rank == "0":
+            await self._silence(meta["uid"])
+
+    def _save(self, pod: Object) -> None:
+        folder = f"{_config(pod)['run']['path']}-{pod['metadata']['uid'][:8]}"
+        self.saved[folder] = FAILS_AT // EVERY * EVERY
+
+    def _trained(self, pod: Object) -> Object:
+        good = self.outcomes[pod["metadata"]["namespace"]]["train"][0]
+        resumed = {"resumedFromStep": self._resumed(pod)} if self._resumed(pod) else {}
+        return self._ended(pod, type(good)({**good.result, **resumed}))
+
+    async def _end(self, pod: Object, code: int, result: Object, conditions: list[Object]) -> None:
+        good = self.outcomes[pod["metadata"]["namespace"]]["train"][0]
+        status = self._ended(pod, type(good)(result, code=code))
+        await self._status(pod, {**status, "conditions": conditions})
+
+
+def _config(pod: Object) -> Any:
+    return json.loads(pod["metadata"]["annotations"][names.RUN_CONFIG])
+
+
+def _last_step(ending: str | None) -> int:
+    return STEPS if ending is None else FAILS_AT

@@ -1,0 +1,24 @@
+"""A sample of `make chaos`: the operator killed after every single write of a full life, and three faults of an API server's."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from devcluster.controlplane import ControlPlane
+from tests.chaos.lives import Chaos, End
+from tests.chaos.scenarios import answers_lost, frozen_leader, killed_after_every_write, watches_gone
+from tests.chaos.suite import Suite
+
+
+async def test_disturbed_lives_end_as_the_undisturbed_one(tmp_path: Path) -> None:
+    with ControlPlane() as plane:
+        async with Chaos(plane, tmp_path) as chaos:
+            suite = Suite(chaos)
+            expected: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+            scenarios = [killed_after_every_write, answers_lost, watches_gone, frozen_leader]
+            undisturbed, _ = await asyncio.gather(suite.expect(expected), suite.run(scenarios, expected))
+    assert [v for v in suite.verdicts if not v.converged] == []
+    kills = next(v.disturbed for v in suite.verdicts if v.name.startswith("killed after every write"))
+    assert kills >= undisturbed > 60, "every write was a kill"
+    assert suite.report() == {"kills": kills + 3, "converged": kills + 3, "duplicates": 0, "lost": 0, "miscounted": 0}
