@@ -90,6 +90,21 @@ def test_a_port_taken_meanwhile_is_given_up_for_another(monkeypatch: pytest.Monk
             assert plane.server != f"https://127.0.0.1:{somebody.getsockname()[1]}"
 
 
+def test_one_more_process_ends_with_it_and_its_end_before_that_is_told() -> None:
+    policy = '{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [{"level": "None"}]}'
+    flags = {"kube-apiserver": ["--service-cluster-ip-range=10.77.0.0/16"]}
+    with ControlPlane(controllers=False, scheduler=False, audit_policy=policy, flags=flags) as plane:
+        assert plane.kubectl("get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}") == "10.77.0.1"
+        assert plane.audit_log.read_text() == ""
+        ended = plane.spawn("helper", ["/bin/sh", "-c", "echo $SAID; exit 3"], {"SAID": "goodbye"})
+        ended.wait()
+        with pytest.raises(DevclusterError, match=r"(?s)helper ended with 3.*goodbye"):
+            plane.check()
+        pid = plane.spawn("helper", ["/bin/sleep", "600"]).pid
+        plane.check()
+    assert alive([pid]) == []
+
+
 def test_stopping_twice_or_before_starting_does_nothing() -> None:
     plane = ControlPlane()
     plane.stop()
