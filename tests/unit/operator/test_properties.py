@@ -11,19 +11,11 @@ from finetune_operator.decide import decide, rollout
 from finetune_operator.decide.draft import Draft
 from finetune_operator.decide.retry import BUDGETS
 from finetune_operator.observed import Observed
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.operator.walks import SPECS, Step, Walk, lucky, manifests
+from tests.unit.operator.walks import SPECS, Step, Walk, examples, lucky, manifests
 
-WALKS = settings(
-    max_examples=2000,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    phases=[Phase.generate, Phase.shrink],
-    suppress_health_check=list(HealthCheck),
-)
 SETTLES = 15  # decisions in which a snapshot that does not change has been dealt with
 STEPS = st.builds(
     Step,
@@ -34,7 +26,7 @@ STEPS = st.builds(
 )
 
 
-@WALKS
+@examples(2000)
 @given(st.integers(0, 16), st.lists(STEPS, min_size=1, max_size=10))
 def test_whatever_is_seen_the_decision_keeps_what_must_always_hold(begun: int, steps: list[Step]) -> None:
     walk = lucky(begun)

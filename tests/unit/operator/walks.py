@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -27,8 +28,20 @@ from finetune_operator.errors import SpecError
 from finetune_operator.observed import ArmHealth, Observed
 from finetune_operator.traffic import ArmTotals, RouterState
 from finetune_operator.workloads import Failure, FailureClass, Run, Waiting
+from hypothesis import HealthCheck, Phase, settings
 
 from tests.unit.operator.helpers import NOW, good_outcomes, make_spec, scores
+
+EXAMPLES = float(os.environ.get("FINETUNE_EXAMPLES", "1"))  # times as many as in CI: a night's search, or a mutant's quick look
+
+
+def examples(count: int) -> settings:
+    """So many examples, the same ones in each run."""
+    return settings(
+        max_examples=max(1, int(count * EXAMPLES)), derandomize=True, deadline=None, database=None,
+        phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
 
 CLASSES: tuple[FailureClass, ...] = ("error", "user", "outOfMemory", "stalled", "nonFinite", "infrastructure", "disruption")
 # What a user may turn the spec into; each is applied to the first one, so that going back to `first` is a revert.
@@ -124,7 +137,8 @@ class Walk:
             namespace="ml", name="bot", uid="uid-bot", generation=1 + list(SPECS).index(self.spec), spec=spec, status=self.status,
             retrain=retrain, redeploy=redeploy, reevaluate=reevaluate, tried=digest({"spec": self.spec, "retry": self.retries}),
             now=self.now, profiles=PROFILES, revisions=dict(self.revisions), templates=dict(self.templates), runs=seen.runs(),
-            missing=seen.missing(), progress=seen.progress(), arms=seen.arms(), routers=seen.routers(), routers_wanted=2, router_waiting=seen.waiting(),
+            missing=seen.missing(), progress=seen.progress(), arms=seen.arms(), routers=seen.routers(),
+            routers_wanted=2, router_waiting=seen.waiting(),
         )  # fmt: skip
 
 

@@ -74,6 +74,7 @@ class ApiServer:
         self.refuses: Callable[[Kind, Mapping[str, Any]], bool] = lambda kind, obj: False
         self.writes: list[tuple[str, str, str]] = []  # (verb, kind, name), by the operator
         self.births: dict[tuple[str, str], int] = defaultdict(int)
+        self.deaths: dict[tuple[str, str], int] = defaultdict(int)
 
     # ---- what the operator calls
     async def get(self, kind: Kind, namespace: str | None, name: str) -> Object | None:
@@ -127,7 +128,7 @@ class ApiServer:
     def put(self, kind: Kind, obj: Mapping[str, Any]) -> Object:
         """Store a new object."""
         meta = obj["metadata"]
-        count = self.births[kind.kind, meta["name"]]
+        count = self.births[kind.kind, meta["name"]], self.deaths[kind.kind, meta["name"]]
         uid = meta.get("uid") or hashlib.sha256(f"{kind.kind}/{meta['name']}/{count}".encode()).hexdigest()[:12]
         return self._store(kind, {**obj, "metadata": {**meta, "uid": uid, "generation": 1, "creationTimestamp": self.clock.stamp()}})
 
@@ -141,6 +142,7 @@ class ApiServer:
     def remove(self, kind: Kind, namespace: str, name: str) -> None:
         """Delete, and collect what belonged to it; pods get their grace first."""
         gone = self.store.pop((kind, namespace, name))
+        self.deaths[kind.kind, name] += 1
         self.version += 1
         for (k, ns, n), obj in list(self.store.items()):
             if any(o.get("uid") == gone["metadata"]["uid"] for o in obj["metadata"].get("ownerReferences") or ()):
@@ -223,6 +225,7 @@ class World:
         other = World(HandClock(), defaultdict(list, {k: list(v) for k, v in self.outcomes.items()}), set(self.broken), self.failing)
         other.clock.seconds, other.api.store, other.api.version = self.clock.seconds, dict(self.api.store), self.api.version
         other.api.births, other.api.writes = defaultdict(int, self.api.births), list(self.api.writes)
+        other.api.deaths = defaultdict(int, self.api.deaths)
         other.mounts = dict(self.mounts)
         for mine, its in ((self.runtime, other.runtime), (self.totals, other.totals)):
             its.update({k: dict(v) for k, v in mine.items()})  # type: ignore[attr-defined]
