@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
 
 
 async def measure(
-    adapter: Adapter, sizes: Sizes, told: Progress, out: Path, environment: Mapping[str, str], *, idle_only: bool = False
+    adapter: Adapter, sizes: Sizes, told: Progress, out: Path, settings: Mapping[str, str], *, idle_only: bool = False
 ) -> Result:
     """One run on a control plane of its own; its result and logs are kept."""
     told.step(f"{adapter.name}: set-up")
@@ -54,9 +54,9 @@ async def measure(
                 await cluster.furnish(api)
                 if adapter.needs_operator:
                     engine.install(plane)
-                operator = cluster.Operator(plane, environment) if adapter.needs_operator else None
+                operator = cluster.Operator(plane, settings) if adapter.needs_operator else None
                 scenario = Scenario(plane, api, adapter, sizes, told, operator)
-                result = await (scenario.run_idle() if idle_only else scenario.run())
+                result = await (scenario.run_idle(operator) if idle_only and operator else scenario.run())
         finally:
             shutil.copytree(plane.home / "logs", out / f"{adapter.name}-logs", ignore=shutil.ignore_patterns("*.kubeconfig"))
     keep(out / f"{adapter.name}.json", result)
@@ -67,17 +67,17 @@ def keep(file: Path, result: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(result, indent=1) + "\n")
 
 
-async def compare(options: argparse.Namespace, sizes: Sizes, environment: Mapping[str, str]) -> figures.Figures:
+async def compare(options: argparse.Namespace, sizes: Sizes, settings: Mapping[str, str]) -> figures.Figures:
     """The floor, then the FineTunes."""
     steps = progress.finetune_steps(sizes.objects, sizes.idle_seconds, sizes.restart_seconds)
     told = Progress([*progress.floor_steps(sizes.objects), *steps])
     floor = await measure(JOBS, sizes, told, options.out, {})
-    return figures.figures(floor, await measure(FINETUNES, sizes, told, options.out, environment))
+    return figures.figures(floor, await measure(FINETUNES, sizes, told, options.out, settings))
 
 
-async def idle(options: argparse.Namespace, sizes: Sizes, environment: Mapping[str, str]) -> figures.Figures:
+async def idle(options: argparse.Namespace, sizes: Sizes, settings: Mapping[str, str]) -> figures.Figures:
     told = Progress(progress.idle_steps(sizes.objects, sizes.idle_seconds))
-    return figures.idle_figures(await measure(FINETUNES, sizes, told, options.out, environment, idle_only=True))
+    return figures.idle_figures(await measure(FINETUNES, sizes, told, options.out, settings, idle_only=True))
 
 
 def main() -> int:

@@ -28,7 +28,7 @@ POLICY: Final = json.dumps(
 
 
 class Tally:
-    """Requests by user and by what was asked: `create jobs`, `patch finetunes/status`."""
+    """Requests by user and by what was asked: `create jobs`, `patch finetunes/status`, `list pods`, `list pods (next page)`."""
 
     def __init__(self) -> None:
         self.calls: dict[str, Counter[str]] = {}
@@ -39,7 +39,7 @@ class Tally:
         verb, user = entry["verb"], entry["user"]["username"]
         if (verb == "watch") != (entry["stage"] == "ResponseStarted"):
             return False
-        what = _resource(entry.get("objectRef") or {})
+        what = _what(entry)
         self.calls.setdefault(user, Counter())[f"{verb} {what}"] += 1
         code = entry.get("responseStatus", {}).get("code", 0)
         if code >= 400:
@@ -51,8 +51,10 @@ class Tally:
         return {user: _summary(calls, self.refused.get(user, Counter())) for user, calls in self.calls.items()}
 
 
-def _resource(ref: Mapping[str, str]) -> str:
-    return ref.get("resource", "?") + (f"/{ref['subresource']}" if ref.get("subresource") else "")
+def _what(entry: Mapping[str, Any]) -> str:
+    ref = entry.get("objectRef") or {}
+    subresource = f"/{ref['subresource']}" if ref.get("subresource") else ""
+    return str(ref.get("resource", "?")) + subresource + (" (next page)" if "continue=" in entry["requestURI"] else "")
 
 
 def _summary(calls: Counter[str], refused: Counter[str]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -16,6 +18,7 @@ from tests.integration import engine
 from tests.integration.kubelet import storage_class
 
 OPERATOR: Final = "operator"
+GRACE_SECONDS: Final = 30.0
 NAMESPACES: Final = "/api/v1/namespaces"
 # Where the control plane differs from a usual one. The Job controller's own limit (20 requests a second) would be what is measured.
 # There is no scheduler, so a claim waits for its first consumer for ever, and would be told so in an Event every 15 s.
@@ -50,16 +53,24 @@ async def furnish(api: Api) -> None:
 class Operator(engine.Operator):
     """The operator, in the control plane's group of processes; its byte code is kept, as in its image."""
 
-    def __init__(self, plane: ControlPlane, environment: Mapping[str, str]) -> None:
+    def __init__(self, plane: ControlPlane, settings: Mapping[str, str]) -> None:
         super().__init__(plane, plane.home / "logs", OPERATOR)
         self._plane = plane
         del self._environment["PYTHONDONTWRITEBYTECODE"]
-        self._environment |= environment
+        self.settings = dict(settings)  # FINETUNE_…, of the next start
         self.started = 0
 
     def start(self) -> None:
-        self._process = self._plane.spawn(OPERATOR, self._command, self._environment)
+        self._process = self._plane.spawn(OPERATOR, self._command, {**self._environment, **self.settings})
         self.started += 1
+
+    async def end(self) -> None:
+        """SIGTERM, and SIGKILL when a pod's grace is over, as a kubelet does."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.to_thread(self.process.wait, GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            await self.signal(signal.SIGKILL)
 
     async def working(self) -> None:
         """Wait until it leads, with its caches filled, since it was last started."""

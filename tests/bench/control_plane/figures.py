@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from finetune_operator.settings import Settings
+
 from tests.bench.control_plane.audit import of_the_cluster
 from tests.bench.control_plane.cluster import OPERATOR
 
@@ -18,6 +20,7 @@ def figures(floor: Result, run: Result) -> Figures:
     restart = {
         "restart_writes": _calls(run["restart"], "writes", _is_operator),
         "restart_gap_s": run["gap"]["Job"],
+        "restart_stop_s": run["gap"]["stop_seconds"],
         "restart_cpu_s": run["restart"]["cpu"][OPERATOR],
         "restart_steady_s": run["restart"]["steady_seconds"],
     }
@@ -27,8 +30,13 @@ def figures(floor: Result, run: Result) -> Figures:
 
 
 def idle_figures(run: Result) -> Figures:
-    """What is printed when only the cost of settled objects was asked for."""
-    return _rounded({"objects": run["objects"], **_common(run), **_operators(run), **_idle(run)})
+    """What is printed when only the cost of settled objects was asked for; its idle CPU has the sweeps in it, one in five minutes."""
+    idle, sweeps = run["idle"], run["sweeps"]
+    asked = next(calls["calls"] for user, calls in sweeps["calls"].items() if _is_operator(user))
+    between = idle["cpu"][OPERATOR] / idle["seconds"]
+    sweep = max(0.0, sweeps["cpu"][OPERATOR] - between * sweeps["seconds"]) / asked["list finetunes"]
+    cost = {"sweep_cpu_s": sweep, "idle_cpu_percent": 100 * (between + sweep / Settings.sweep_seconds)}
+    return _rounded({"objects": run["objects"], **_common(run), **_operators(run), **_idle(run), **cost})
 
 
 def _singles(run: Result) -> Figures:
@@ -68,6 +76,7 @@ def _operators(run: Result) -> Figures:
 
 
 def _idle(run: Result) -> Figures:
+    """Between two sweeps."""
     idle = run["idle"]
     return {
         "idle_writes": _calls(idle, "writes", _is_operator),
@@ -133,12 +142,14 @@ ROWS: Final = (
     Row("all CPU per object (ms)", "all_cpu_ms_per_object", _always(45), 3.2, "floor_cpu_ms_per_object"),
     Row("operator's peak RSS (MiB)", "peak_rss_mib", _memory),
     Row("idle: operator's CPU (% of a core)", "idle_cpu_percent", _always(1)),
+    Row("idle: a sweep of all objects, CPU (s)", "sweep_cpu_s"),
     Row("idle: operator's writes", "idle_writes", _always(0)),
     Row("idle: operator's reads", "idle_reads", _always(0)),
     Row("restart: operator's writes", "restart_writes", _always(0)),
     Row("restart: operator's CPU (s)", "restart_cpu_s", _from_1000_on(1.5)),
     Row("restart: until it rests (s)", "restart_steady_s"),
     Row("restart: SIGTERM to a new object's Job (s)", "restart_gap_s", _always(3)),
+    Row("- of it until the old process ended (s)", "restart_stop_s"),
     Row("delete: until all pods are gone (s)", "delete_s", _per_1000(15), floor="floor_delete_s"),
 )
 

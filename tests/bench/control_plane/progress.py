@@ -20,25 +20,22 @@ class Step:
 
 
 def floor_steps(objects: int) -> list[Step]:
-    return [
-        Step("floor: set-up", 15),
-        Step("floor: singles", 35),
-        Step("floor: burst", 6 + objects / 150),
-        Step("floor: delete", 6 + objects / 80),
-    ]
+    """Of a run with bare Jobs."""
+    seconds = {"set-up": 6.0, "singles": 30.0, "burst": 6 + objects / 150, "delete": 11 + objects / 80}
+    return [Step(f"floor: {name}", expected) for name, expected in seconds.items()]
 
 
 def finetune_steps(objects: int, idle_seconds: float, restart_seconds: float) -> list[Step]:
-    of = "FineTunes: "
-    return [
-        Step(of + "set-up", 20), Step(of + "singles", 45), Step(of + "burst", 6 + objects / 20), Step(of + "idle", idle_seconds),
-        Step(of + "restart", restart_seconds + 2), Step(of + "gap", 5), Step(of + "delete", 6 + objects / 40),
-    ]  # fmt: skip
+    """Of a run with FineTunes."""
+    seconds = {"set-up": 10.0, "singles": 68.0, "burst": 6 + objects / 20}
+    rest = {"idle": idle_seconds, "restart": restart_seconds + 5, "gap": 7.0, "delete": 11 + objects / 40}
+    return [Step(f"FineTunes: {name}", expected) for name, expected in {**seconds, **rest}.items()]
 
 
 def idle_steps(objects: int, idle_seconds: float) -> list[Step]:
-    of = "FineTunes: "
-    return [Step(of + "set-up", 20), Step(of + "burst", 6 + objects / 20), Step(of + "idle", idle_seconds)]
+    """Of a run that measures idling alone."""
+    seconds = {"set-up": 10.0, "burst": 6 + objects / 20, "idle": idle_seconds, "sweeps": 20 + idle_seconds}
+    return [Step(f"FineTunes: {name}", expected) for name, expected in seconds.items()]
 
 
 def seconds_left(current: Step, later: Sequence[Step], elapsed: float, done: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from tests.bench.control_plane.statistics import spread
 Result = dict[str, Any]
 BACKGROUND: Final = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
 SAMPLE_SECONDS: Final = 0.25
+SWEEP: Final = "FINETUNE_SWEEP_SECONDS"
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Sizes:
     idle_seconds: float = 20.0
     restart_seconds: float = 60.0
     quiet_seconds: float = 5.0  # without a write: settled
+    rest_seconds: float = 3.0  # with next to no CPU: at rest
     limit_seconds: float = 1800.0
 
     @property
@@ -74,10 +75,13 @@ class Scenario:
         await self.recorder.stop()
         return result
 
-    async def run_idle(self) -> Result:
-        """Only what N settled objects cost."""
+    async def run_idle(self, operator: Operator) -> Result:
+        """Only what N settled objects cost: without sweeps, and with many."""
+        operator.settings[SWEEP] = "86400"
         await self._begin()
         result = {"objects": self.sizes.objects, "burst": await self._burst(), "idle": await self._idle()}
+        operator.settings[SWEEP] = str(self.sizes.idle_seconds / 4)
+        result["sweeps"] = await self._sweeps(operator)
         await self.recorder.stop()
         return result
 
@@ -120,10 +124,23 @@ class Scenario:
 
     async def _idle(self) -> Result:
         self._step("idle")
+        return await self._idling()
+
+    async def _idling(self) -> Result:
         cpu, position, begin = self._cpu(), self.audit.position(), time.monotonic()
         await self._while_telling(self.sizes.idle_seconds)
         calls = self.audit.tally(position).summary()
         return {"seconds": time.monotonic() - begin, "cpu": self._cpu_since(cpu), "calls": calls, "peak_mib": self._peaks()}
+
+    async def _sweeps(self, operator: Operator) -> Result:
+        """Idling of an operator that was started anew, once it rests."""
+        self._step("sweeps")
+        await self._bounce(operator)
+        await operator.working()
+        while True:
+            samples = await self._while_telling(self.sizes.rest_seconds)
+            if samples[-1][1] - samples[0][1] < processes.BUSY * self.sizes.rest_seconds:
+                return await self._idling()
 
     async def _restart(self, operator: Operator) -> Result:
         """The operator starts anew with every object settled; what it does in the time that follows."""
@@ -165,9 +182,9 @@ class Scenario:
         }  # fmt: skip
 
     async def _bounce(self, operator: Operator) -> float:
-        """SIGTERM and start again: the seconds until the old one had ended."""
+        """End it and start it again: the seconds until the old one had ended."""
         begin = time.monotonic()
-        await operator.signal(signal.SIGTERM)
+        await operator.end()
         stopped = time.monotonic() - begin
         operator.start()
         return stopped

@@ -22,11 +22,19 @@ JOB_CONTROLLER = "system:serviceaccount:kube-system:job-controller"
 
 
 def entry(
-    verb: str, resource: str, *, user: str = OPERATOR, subresource: str = "", code: int = 200, stage: str = "ResponseComplete"
+    verb: str,
+    resource: str,
+    *,
+    user: str = OPERATOR,
+    subresource: str = "",
+    code: int = 200,
+    stage: str = "ResponseComplete",
+    query: str = "",
 ) -> Any:
     """A line of the audit log."""
     ref = {"resource": resource, **({"subresource": subresource} if subresource else {})}
-    return {"verb": verb, "stage": stage, "user": {"username": user}, "objectRef": ref, "responseStatus": {"code": code}}
+    of = {"objectRef": ref, "requestURI": f"/{resource}?{query}", "responseStatus": {"code": code}}
+    return {"verb": verb, "stage": stage, "user": {"username": user}, **of}
 
 
 def test_every_request_is_counted_once_by_user_and_by_what_it_is() -> None:
@@ -36,6 +44,7 @@ def test_every_request_is_counted_once_by_user_and_by_what_it_is() -> None:
         entry("patch", "finetunes", subresource="status"),
         entry("create", "events", code=201),
         entry("list", "pods"),
+        entry("list", "pods", query="continue=abc"),
         entry("watch", "pods", stage="ResponseStarted"),
         entry("watch", "pods"),  # its end, which is no second request
         entry("update", "leases"),
@@ -43,10 +52,10 @@ def test_every_request_is_counted_once_by_user_and_by_what_it_is() -> None:
         entry("create", "pods", user=JOB_CONTROLLER, code=201),
     ]).summary()  # fmt: skip
     assert counted[OPERATOR] == {
-        "reads": 2, "writes": 4, "status_writes": 1, "events": 1, "leases": 2, "refused": {"409 create jobs": 1},
+        "reads": 3, "writes": 4, "status_writes": 1, "events": 1, "leases": 2, "refused": {"409 create jobs": 1},
         "calls": {
-            "create jobs": 2, "patch finetunes/status": 1, "create events": 1, "list pods": 1, "watch pods": 1, "update leases": 1,
-            "get leases": 1,
+            "create jobs": 2, "patch finetunes/status": 1, "create events": 1, "list pods": 1, "list pods (next page)": 1,
+            "watch pods": 1, "update leases": 1, "get leases": 1,
         },
     }  # fmt: skip
     assert counted[JOB_CONTROLLER]["writes"] == 1
@@ -140,7 +149,7 @@ def calls(writes: int, *, reads: int = 0, status: int = 0, events: int = 0) -> d
 def run(*, with_operator: bool) -> dict[str, Any]:
     """The raw result of a run with 10 objects."""
     took = {"seconds": {"p50": 0.005, "p99": 0.02, "max": 0.03}, "wall": 0.5}
-    whole = {
+    whole: dict[str, Any] = {
         "objects": 10,
         "singles": {"Job": took, "Pod": took},
         "burst": {
@@ -173,7 +182,8 @@ OWN = {
 
 def test_the_figures_of_both_runs() -> None:
     assert figures.figures(run(with_operator=False), run(with_operator=True)) == {
-        **OWN, "first_child_p50_ms": 5, "first_child_p99_ms": 20, "delete_s": 2, "restart_writes": 1, "restart_gap_s": 1.4,
+        **OWN, "first_child_p50_ms": 5, "first_child_p99_ms": 20, "delete_s": 2, "restart_writes": 1,
+        "restart_gap_s": 1.4, "restart_stop_s": 0.4,
         "restart_cpu_s": 1.25, "restart_steady_s": 2.5,
         **{f"floor_{key}": value for key, value in SHARED.items()},
         "floor_first_child_p50_ms": 5, "floor_first_child_p99_ms": 20, "floor_all_writes_per_object": 3, "floor_cpu_ms_per_object": 40,
@@ -181,14 +191,16 @@ def test_the_figures_of_both_runs() -> None:
     }  # fmt: skip
 
 
-def test_the_figures_of_idling_alone_need_no_other_phase() -> None:
-    whole = run(with_operator=True)
-    assert figures.idle_figures({key: whole[key] for key in ("objects", "burst", "idle")}) == OWN
+def test_the_figures_of_idling_alone_have_the_sweeps_in_them() -> None:
+    whole = {key: value for key, value in run(with_operator=True).items() if key in ("objects", "burst", "idle")}
+    asked = {**calls(0, reads=40), "calls": {"list finetunes": 4, "list finetunes (next page)": 36}}
+    whole["sweeps"] = {"seconds": 60.0, "cpu": {"operator": 6.3}, "calls": {OPERATOR: asked}, "peak_mib": {"operator": 90.0}}
+    assert figures.idle_figures(whole) == {**OWN, "sweep_cpu_s": 1.5, "idle_cpu_percent": 1.0}
 
 
 def test_every_row_has_its_figure_and_its_floor() -> None:
     found = figures.figures(run(with_operator=False), run(with_operator=True))
-    assert [row.key for row in figures.ROWS if row.key not in found] == []
+    assert [row.key for row in figures.ROWS if row.key not in found] == ["sweep_cpu_s"]  # of --idle-only
     assert [row.floor for row in figures.ROWS if row.floor and row.floor not in found] == []
 
 
