@@ -59,6 +59,7 @@ _DRAWN: Final[dict[str, Strategy]] = {
     | st.fixed_dictionaries({"everySteps": st.integers(1, 1000)}),
     "spec.compute.sharding": st.sampled_from(["Auto", "DDP"]),
     "spec.compute.accelerator": st.just("h100"),
+    "spec.budget.maxCost": _decimal(0.01, 1000),
     "spec.evaluation.metrics[]": st.just({"type": "ExactMatch"})
     | st.sampled_from(_ROWS[:3]).map(lambda source: {"type": "SqlExecution", "sqlExecution": {"schema": source}}),
     "spec.evaluation.skipTrainingIfBaselineAtLeast": _decimal(0, 1),

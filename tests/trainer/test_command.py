@@ -75,6 +75,7 @@ def test_progress_is_told_as_json_and_as_metrics() -> None:
         }  # fmt: skip
         assert 'finetune_trainer_step{stage="train"} 40' in fetched(port, "/metrics")[1]
         assert "finetune_trainer_loss" not in fetched(port, "/metrics")[1], "what is not a number is left out"
+        assert 0 <= document["quietSeconds"] < 60
         assert fetched(port, "/healthz") == (200, "ok\n")
         assert fetched(port, "/secrets")[0] == 404
 

@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_trainer.config import LoraConfig, ModelConfig, TrainingConfig
+from finetune_trainer import hardware
+from finetune_trainer.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, need
 from finetune_trainer.data import arrays
 from finetune_trainer.exits import Interrupted, NonFinite
 from finetune_trainer.progress import Progress
-from finetune_trainer.train import checkpoint, model, objective, plan
+from finetune_trainer.train import assemble, checkpoint, model, objective, plan
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.loop import Loop, Run
 from torch.nn import functional
+
+from tests.trainer.support import make_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers for it
 ALONE = Ranks(0, 0, 1, torch.device("cpu"))
@@ -67,6 +70,15 @@ def test_one_pass_of_eight_rows_is_four_passes_of_two(make_run: Any, monkeypatch
     assert [len(whole.steps.micro_batches(step, 0, 1)) for step in range(3)] == [1, 1, 1]
     assert all(len(cut.steps.micro_batches(step, 0, 1)) >= 3 for step in range(3))
     assert losses(whole, monkeypatch) == pytest.approx(losses(cut, monkeypatch), rel=1e-5)
+
+
+def test_after_memory_ran_out_a_pass_is_smaller_and_the_run_is_the_same(work: Path) -> None:
+    config = RunConfig.model_validate(make_config("train", work, work / "models" / "tiny"))
+    again = config.model_copy(update={"training": need(config.training, "training").model_copy(update={"micro_batch_divisor": 4})})
+    sizes = [hardware.micro_batch_tokens(need(c.training, "training"), need(c.compute, "compute")) for c in (config, again)]
+    assert sizes[0] == 4 * sizes[1]
+    manifests = ({"digest": "m"}, {"digest": "d"})
+    assert assemble.fingerprint(config, *manifests) == assemble.fingerprint(again, *manifests), "its checkpoints are resumed from"
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_seed_others(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

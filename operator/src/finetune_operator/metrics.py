@@ -26,6 +26,9 @@ class Metrics:
         self.total = Gauge("finetune_training_total_steps", "Optimizer steps in all", labels, registry=r)
         self.loss = Gauge("finetune_training_loss", "Training loss", labels, registry=r)
         self.weight = Gauge("finetune_rollout_weight_percent", "Share of users on the newest arm", labels, registry=r)
+        self.hours = Gauge("finetune_training_hours", "Hours of training, of all attempts", labels, registry=r)
+        self.gpu_hours = Gauge("finetune_training_gpu_hours", "Hours of training times accelerators", labels, registry=r)
+        self.cost = Gauge("finetune_training_cost", "Cost of training by the profiles' hourly prices", labels, registry=r)
         self._phases: dict[tuple[str, str], str] = {}
 
     def count_write(self, verb: str, kind: str) -> None:
@@ -47,6 +50,10 @@ class Metrics:
             self.total.labels(*key).set(training.get("totalSteps", 0))
             if training.get("loss"):
                 self.loss.labels(*key).set(float(training["loss"]))
+        if cost := status.get("cost"):
+            self.hours.labels(*key).set(float(cost["hours"]))
+            self.gpu_hours.labels(*key).set(float(cost["gpuHours"]))
+            self.cost.labels(*key).set(float(cost.get("amount", 0)))
         if rollout := status.get("rollout"):
             self.weight.labels(*key).set(rollout.get("weight", 0))
 
@@ -55,6 +62,6 @@ class Metrics:
         phase = self._phases.pop(key, None)
         if phase is not None:
             self.phase.remove(*key, phase)
-        for gauge in (self.step, self.total, self.loss, self.weight):
+        for gauge in (self.step, self.total, self.loss, self.weight, self.hours, self.gpu_hours, self.cost):
             if key in gauge._metrics:
                 gauge.remove(*key)

@@ -73,7 +73,7 @@ def test_seconds(text: str, value: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "15", "m", "15 m", "-1s", "15M", "9999999d", "1h" * 6])
 def test_no_duration(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is not a duration|more than 3650d"):
+    with pytest.raises(ValueError, match="is not a duration"):
         seconds(text)
 
 

@@ -58,7 +58,9 @@ def test_every_rule_is_broken_by_a_case() -> None:
         ("a misspelt field is named", changed(BASE, "spec.training", {"learningRat": "1"}), "spec.training.learningRat: is no field of a FineTune; remove it or correct its name"),
         ("a missing field is named", changed(BASE, "spec.data", {}), "spec.data.train: is required; set it"),
         ("a place in a list is named", changed(BASE, "spec.rollout.steps", [{"weight": 10}, {"weight": 101}]), "spec.rollout.steps[1].weight: input should be less than or equal to 100, but it is '101'; correct it"),
-        ("a duration says its form", changed(BASE, "spec.rollout.bake", "9999999d"), "spec.rollout.bake: '9999999d' is more than 3650d, but it is '9999999d'; correct it"),
+        ("a duration says its form", changed(BASE, "spec.rollout.bake", "9999999d"), "spec.rollout.bake: '9999999d' is not a duration such as 90s, 15m or 1h30m, but it is '9999999d'; correct it"),
+        ("an affinity of the wrong shape", changed(BASE, "spec.pods", {"affinity": {"podAffinity": "near"}}), "spec.pods.affinity: podAffinity must be an object, but it is \"{'podAffinity': 'near'}\"; correct it"),
+        ("a term of an affinity of the wrong shape", changed(BASE, "spec.pods", {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [1]}}}}), "spec.pods.affinity: each term of nodeAffinity must be an object, but it is \"{'nodeAffinity': {'requiredDuringSchedulingIgnoredDuringExec\"; correct it"),
     ],
 )  # fmt: skip
 def test_says(case: str, finetune: Manifest, message: str) -> None:

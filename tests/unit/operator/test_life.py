@@ -281,6 +281,50 @@ async def failed_attempts_are_tried_again_within_their_budget(kill: str) -> Worl
     return world
 
 
+async def out_of_memory_is_tried_again_with_smaller_micro_batches(kill: str) -> World:
+    world = await begin(kill)
+    spent = Outcome({"error": {"class": "outOfMemory", "reason": "OutOfMemory", "message": "too big", "fix": ""}}, code=21)
+    world.outcomes["train"] = [spent, spent, *world.outcomes["train"]]
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    made = [world.api.store[kinds.JOB, "ml", name] for name in jobs(world, "train")]
+    configs = [json.loads(j["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG]) for j in made]
+    assert [c["training"]["microBatchDivisor"] for c in configs] == [1, 2, 4]
+    return world
+
+
+async def spent_budget_stops_training_and_a_larger_one_resumes(kill: str) -> World:
+    world = await begin(kill, budget={"maxDuration": "20s"})
+    good, world.outcomes["train"] = world.outcomes["train"], [Outcome(never=True)]
+    await run(world, lambda s: s.get("reason") == "BudgetExhausted", kill=kill)
+    await run(world, kill=kill)
+    status = status_of(world)
+    assert (status["phase"], condition(status, "Stalled")["reason"]) == ("Failed", "BudgetExhausted")
+    folder = status["attempts"][0]["folder"]
+    world.outcomes["train"] = good
+    edit(world, budget={"maxDuration": "10m"})
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    assert [a["outcome"] for a in status_of(world)["attempts"]] == ["OverBudget", "Succeeded"]
+    second = world.api.store[kinds.JOB, "ml", f"bot-{status['revision']}-a2"]
+    config = json.loads(second["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG])
+    assert config["run"]["resumeFrom"] == [folder]
+    return world
+
+
+async def hanging_attempt_is_ended_and_the_next_one_resumes(kill: str) -> World:
+    world = await begin(kill)
+    good, world.outcomes["train"] = world.outcomes["train"], [Outcome(never=True)]
+    world.progress = {"state": "training", "step": 7, "totalSteps": 50, "quietSeconds": 1000.0}
+    await run(world, lambda s: bool(s.get("attempts") and s["attempts"][0]["outcome"] == "Failed"), kill=kill)
+    await run(world, lambda s: (kinds.JOB, "ml", f"bot-{s['revision']}-a1") not in world.api.store, kill=kill)
+    world.progress, world.outcomes["train"] = {}, good
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    assert [(a["outcome"], a.get("failureClass")) for a in status_of(world)["attempts"]] == [("Failed", "stalled"), ("Succeeded", None)]
+    return world
+
+
 async def bad_data_stops_and_says_which_rows(kill: str) -> World:
     world = await begin(kill)
     error = {"class": "user", "reason": "DataInvalid", "message": "12 of 100 rows are bad: row 3 has no answer", "fix": "Mend them."}
@@ -559,7 +603,9 @@ LIVES: dict[str, Life] = {
         failed_gate_passes_when_the_gate_is_edited, failing_canary_is_rolled_back_and_remembered,
         rejected_arm_is_tried_again_on_request, server_image_goes_through_the_canary, image_that_never_gets_ready_has_no_user,
         suspended_training_goes_on_from_its_checkpoints, failed_attempts_are_tried_again_within_their_budget,
-        bad_data_stops_and_says_which_rows, superseded_rollout_is_taken_back_first, without_serving_the_artifact_is_the_end,
+        out_of_memory_is_tried_again_with_smaller_micro_batches, spent_budget_stops_training_and_a_larger_one_resumes,
+        hanging_attempt_is_ended_and_the_next_one_resumes, bad_data_stops_and_says_which_rows,
+        superseded_rollout_is_taken_back_first, without_serving_the_artifact_is_the_end,
         removed_serving_takes_arms_and_routers_away, good_baseline_needs_no_training_and_serves, more_replicas_change_in_place,
         deleted_job_of_a_user_is_made_up_for, edit_that_is_taken_back_in_training_goes_on_from_the_checkpoints,
         suspended_rollout_is_held_and_goes_on, missing_source_is_named_and_it_goes_on_once_that_is_there,

@@ -10,11 +10,13 @@ import pytest
 from finetune_operator import conditions as c
 from finetune_operator.api.status import Attempt, Charges, Stopped, Totals
 from finetune_operator.decide import decide
+from finetune_operator.decide.attempts import bounded, folders, next_divisor
 from finetune_operator.decide.draft import Draft, JobWanted
 from finetune_operator.decide.retry import FREE_DISRUPTIONS, backoff
 from finetune_operator.decide.revision import current
 from finetune_operator.decide.stages import evaluation_key, fetch
-from finetune_operator.decide.train import bounded, folders, train
+from finetune_operator.decide.suspend import obsolete
+from finetune_operator.decide.train import train
 from finetune_operator.observed import Observed
 from finetune_operator.workloads import Failure, Run, Waiting
 
@@ -197,7 +199,24 @@ OOM = Failure("outOfMemory", "OOMKilled", "more memory than its limit", "bot-r1-
 TRAINS: dict[str, tuple[dict[str, Any], str, str, str]] = {  # → phase, reason, words
     "the first attempt starts": ({}, c.TRAINING, c.TRAINING, "attempt 1 is starting"),
     "its Job was never made: it is made": ({"attempt": {}}, c.TRAINING, c.TRAINING, "attempt 1 is starting"),
-    "its Job waits in a queue": ({"attempt": {}, "run": Run(A1, "Waiting", suspended=True)}, c.QUEUED, c.QUEUED, "waits in its queue"),
+    "its Job waits in a queue": (
+        {"attempt": {}, "run": Run(A1, "Waiting", suspended=True)},
+        c.QUEUED,
+        c.QUEUED,
+        "attempt 1 waits for admission to its queue",
+    ),
+    "its queue took its machines back": (
+        {"attempt": {"folder": FOLDER}, "run": Run(A1, "Waiting", suspended=True)},
+        c.QUEUED,
+        c.QUEUED,
+        "which stopped it: it goes on from its last checkpoint",
+    ),
+    "ranks stopped, and no queue is behind it": (
+        {"attempt": {}, "run": Run(A1, "Ending", failure=Failure("disruption", "Interrupted", "stopped by SIGTERM"), stopped=True)},
+        c.TRAINING,
+        c.TRAINING,
+        "attempt 1 ended (disruption: stopped by SIGTERM); the next starts at",
+    ),
     "its pods cannot be scheduled": (
         {"attempt": {}, "run": Run(A1, "Waiting", waiting=WAITS)},
         c.TRAINING,
@@ -270,6 +289,48 @@ def test_an_attempt_that_ended_says_who_where_and_why() -> None:
         revision="r1", number=1, started=STAMP, finished=STAMP, outcome="Failed", failure_class="outOfMemory",
         message="more memory than its limit", pod="bot-r1-a1-1", rank=1, node="node-7", step=12, folder=FOLDER,
     )  # fmt: skip
+
+
+MOVES: dict[str, tuple[dict[str, Any], bool]] = {  # what a poll says → is the attempt ended?
+    "a step was finished a moment ago": ({"quietSeconds": 2.0}, False),
+    "no step for a quarter of an hour": ({"quietSeconds": 901.0, "secondsPerStep": 3}, True),
+    "steps take minutes": ({"quietSeconds": 901.0, "secondsPerStep": 60}, False),
+    "not even twenty such steps": ({"quietSeconds": 1201.0, "secondsPerStep": 60}, True),
+    "it scores the validation rows": ({"state": "validating", "quietSeconds": 7000.0}, False),
+    "it has scored them for hours": ({"state": "validating", "quietSeconds": 7201.0}, True),
+    "it has loaded for hours": ({"state": "loading", "totalSteps": None, "quietSeconds": 7201.0}, True),
+    "it tells nonsense": ({"quietSeconds": "long"}, False),
+}
+
+
+@pytest.mark.parametrize("case", MOVES)
+def test_an_attempt_that_makes_no_progress_is_ended(case: str) -> None:
+    told, ends = MOVES[case]
+    progress = {A1: {"state": "training", "step": 12, "totalSteps": 50, **told}}
+    o = make_observed(
+        make_revision(**READY, attempts=1), status={"attempts": [Attempt(revision="r1", number=1, started=STAMP)]},
+        runs=ran(Run(A1, "Running")), progress=progress,
+    )  # fmt: skip
+    decided = obsolete(o, train(o, draft(o)))
+    attempt = decided.status.attempts[0]
+    assert (attempt.outcome, decided.obsolete) == (("Failed", (A1,)) if ends else ("Running", ()))
+    if ends:
+        assert (attempt.failure_class, decided.revision.charges.error, decided.reason) == ("stalled", 1, "Stalled")
+        assert "no progress since 2026-01-01T" in decided.message
+
+
+def test_each_time_memory_runs_out_the_next_attempt_has_half_the_micro_batch() -> None:
+    def after(kind: str | None, before: int | None) -> int | None:
+        return next_divisor(Attempt(revision="r1", number=1, started=STAMP, failure_class=kind, micro_batch_divisor=before))
+
+    assert [after("outOfMemory", n) for n in (None, 2, 64)] == [2, 4, 64]
+    assert (after("infrastructure", 4), after(None, None), next_divisor(None)) == (4, None, None)
+    out = trains(attempt={"folder": FOLDER}, run=Run(A1, "Failed", failure=OOM))
+    assert out.message.endswith("with half the micro-batch")
+    o = make_observed(out.revision, status={"attempts": out.status.attempts}, now=NOW + timedelta(minutes=1))
+    again = train(o, draft(o))
+    assert [a.micro_batch_divisor for a in again.status.attempts] == [None, 2]
+    assert "attempt 2 is starting with a micro-batch 2 times smaller" in again.message
 
 
 def test_disruptions_are_never_charged_but_ever_more_of_them_wait_longer() -> None:

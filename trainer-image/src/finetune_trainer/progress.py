@@ -57,6 +57,7 @@ class Progress:
 
     def __init__(self, stage: str) -> None:
         self._lock = threading.Lock()
+        self._moved = time.monotonic()
         self._facts: dict[str, object] = {"stage": stage, **_EMPTY, "updated": timestamp()}
 
     def update(self, **changes: object) -> None:
@@ -64,11 +65,12 @@ class Progress:
         with self._lock:
             self._facts.update(changes)
             self._facts["updated"] = timestamp()
+            self._moved = time.monotonic()
 
     def snapshot(self) -> dict[str, object]:
         """A copy of all fields; numbers that JSON cannot carry are None."""
         with self._lock:
-            facts = dict(self._facts)
+            facts = {**self._facts, "quietSeconds": round(time.monotonic() - self._moved, 1)}
         return {key: None if isinstance(value, float) and not _finite(value) else value for key, value in facts.items()}
 
     def metrics(self) -> str:

@@ -11,8 +11,8 @@ from typing import Final
 from finetune_operator import conditions
 from finetune_operator.api.status import Estimate
 from finetune_operator.build.pods import ANY_GPU, Accelerator
-from finetune_operator.decide.draft import Draft
 from finetune_operator.decide.attempts import running
+from finetune_operator.decide.draft import Draft
 from finetune_operator.observed import Observed
 
 # What the trainer can do, least traffic first: a strategy, and the components of the estimate that its ranks divide among them.

@@ -40,14 +40,14 @@ def after_failure(o: Observed, d: Draft, stage: str, failure: Failure) -> Draft:
     if limit is not None and used > limit:
         text = f"{where} ({used} failures of class {failure.failure_class}, retries.{_camel(budget)} allows {limit} retries)"
         return stop(o, d, conditions.RETRIES_EXHAUSTED, text)
-    patience = FREE_DISRUPTIONS if budget == "disruption" else 0
+    patience = FREE_DISRUPTIONS if budget == "disruption" and not failure.waited else 0
     delay = backoff(f"{o.uid}/{d.revision.name}/{stage}", used - patience) if used > patience else AT_ONCE
     return d.update(retry_at=later(o.now, delay))
 
 
 def trouble(failure: Failure) -> str:
     """The reason to show while a failure waits for its next try: none for a disruption, which is nobody's fault."""
-    return "" if failure.failure_class == "disruption" else failure.reason
+    return "" if failure.failure_class == "disruption" and not failure.waited else failure.reason
 
 
 def stop(o: Observed, d: Draft, reason: str, message: str) -> Draft:

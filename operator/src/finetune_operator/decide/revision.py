@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from finetune_operator.api.fields import digest
-from finetune_operator.api.status import Attempt, Revision, Stage
+from finetune_operator.api.status import Revision, Stage
+from finetune_operator.decide.attempts import halted
 from finetune_operator.decide.draft import Draft, stamp
-from finetune_operator.decide.train import counted
 from finetune_operator.observed import Observed
 
 
@@ -27,16 +27,13 @@ def _known(o: Observed) -> str | None:
 
 def _supersede(o: Observed, d: Draft, name: str) -> Draft:
     """Stop what trains for another revision: its checkpoints stay, so that a revert goes on from them."""
-    attempts = [_ended(a, o) if a.outcome == "Running" and a.revision != name else a for a in d.status.attempts]
-    d = counted(d, "stopped", sum(old is not new for old, new in zip(d.status.attempts, attempts, strict=True)))
+    for attempt in d.status.attempts:
+        if attempt.outcome == "Running" and attempt.revision != name:
+            d = halted(o, d, attempt, "Superseded")
     stages = [s.model_copy(update={"finished": stamp(o.now)}) if _was_on_the_way(s) else s for s in d.status.stages]
-    return d.set(attempts=attempts, stages=stages, evaluation=None)
+    return d.set(stages=stages, evaluation=None)
 
 
 def _was_on_the_way(stage: Stage) -> bool:
     """A stage before the rollout, which goes on whatever the spec asks for now."""
     return stage.finished is None and stage.name not in ("deploy", "rollout", "bake")
-
-
-def _ended(attempt: Attempt, o: Observed) -> Attempt:
-    return attempt.model_copy(update={"outcome": "Superseded", "finished": stamp(o.now)})

@@ -1,0 +1,127 @@
+"""The history of training attempts: which is in force, what they left, how they ended, and what they have cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Final
+
+from finetune_operator import names
+from finetune_operator.api.spec import Spec
+from finetune_operator.api.status import Attempt, Cost
+from finetune_operator.decide.draft import Draft, stamp
+from finetune_operator.observed import Observed
+from finetune_operator.workloads import time
+
+MAX_ATTEMPTS: Final = 20
+SMALLEST_DIVISOR: Final = 64  # a micro-batch is not cut further: by then it is one row
+NODE_FAILURES: Final = 2  # so many failed attempts let the next one avoid the node
+OF_THE_NODE: Final = ("infrastructure", "stalled", "error")
+
+
+def running(d: Draft) -> Attempt | None:
+    """The attempt in force of the current revision."""
+    return next((a for a in d.status.attempts if a.outcome == "Running" and a.revision == d.revision.name), None)
+
+
+def last(d: Draft) -> Attempt | None:
+    """The newest attempt of the current revision."""
+    return next((a for a in reversed(d.status.attempts) if a.revision == d.revision.name), None)
+
+
+def change(d: Draft, attempt: Attempt, **changes: Any) -> tuple[Draft, Attempt]:
+    """The draft with fields of that attempt changed, and the attempt as it is then."""
+    new = attempt.model_copy(update=changes)
+    return d.set(attempts=[new if a is attempt else a for a in d.status.attempts]), new
+
+
+def folders(attempts: list[Attempt], revision: str, before: int) -> list[str]:
+    """Folders of earlier attempts, newest first: what an attempt may resume from, fixed when it starts."""
+    mine = [a for a in attempts if a.revision == revision and a.number < before and a.folder]
+    return [a.folder for a in sorted(mine, key=lambda a: -a.number) if a.folder]
+
+
+def folder(revision: str, number: int, rank0_uid: str) -> str:
+    """Where an attempt writes: named by its number and the uid of its rank 0 pod, so that a zombie has its own."""
+    return f"{names.WORK}/revisions/{revision}/a{number}-{rank0_uid[:8]}"
+
+
+def bounded(attempts: list[Attempt]) -> list[Attempt]:
+    """The last ones; those without a checkpoint are forgotten first, for what follows resumes from the others' folders."""
+    while len(attempts) > MAX_ATTEMPTS:
+        gone = next((a for a in attempts if a.checkpoint is None), attempts[0])
+        attempts = [a for a in attempts if a is not gone]
+    return attempts
+
+
+def counted(d: Draft, how: str) -> Draft:
+    """The totals with one more attempt that ended like this."""
+    totals = d.status.totals
+    return d.set(totals=totals.model_copy(update={how: getattr(totals, how) + 1}))
+
+
+def halted(o: Observed, d: Draft, attempt: Attempt, outcome: str) -> Draft:
+    """The attempt ended because it is no longer wanted: its gang saves a checkpoint, and nothing is charged."""
+    d, attempt = settled(o, d, attempt)
+    return counted(change(d, attempt, outcome=outcome, finished=stamp(o.now))[0], "stopped")
+
+
+def next_divisor(before: Attempt | None) -> int | None:
+    """By what the micro-batch of the next attempt is divided: by twice as much once memory ran out. None: by 1."""
+    if before is None or before.failure_class != "outOfMemory":
+        return before.micro_batch_divisor if before else None
+    return min(SMALLEST_DIVISOR, 2 * (before.micro_batch_divisor or 1))
+
+
+def divisor(attempts: list[Attempt], revision: str, number: int) -> int:
+    """By what that attempt's micro-batch is divided."""
+    return next((a.micro_batch_divisor or 1 for a in attempts if (a.revision, a.number) == (revision, number)), 1)
+
+
+def avoided(attempts: list[Attempt]) -> list[str]:
+    """Nodes that failed attempts more than once: the next one had better not meet them."""
+    found = Counter(a.node for a in attempts if a.node and a.outcome == "Failed" and a.failure_class in OF_THE_NODE)
+    return sorted(node for node, number in found.items() if number >= NODE_FAILURES)
+
+
+# ---- cost
+
+
+def gpus(spec: Spec) -> int:
+    """Accelerators of the whole gang."""
+    compute = spec.compute
+    default = 1 if compute.accelerator else 0
+    return compute.nodes * (default if compute.gpus_per_node is None else compute.gpus_per_node)
+
+
+def price(o: Observed) -> float | None:
+    """What one accelerator of the spec's profile costs an hour, if that is known."""
+    profile = o.profiles.get(o.spec.compute.accelerator or "")
+    return profile.hourly_price if profile else None
+
+
+def spent(o: Observed, d: Draft, attempt: Attempt | None) -> Cost:
+    """What all training has cost until now, the running attempt included: from when all its pods run."""
+    began = time(attempt.began) if attempt else None
+    if attempt is None or began is None:
+        return d.status.cost
+    hours = max(0, int((o.now - began).total_seconds())) / 3600
+    gpu_hours = hours * (attempt.gpus or 0)
+    cost, hourly = d.status.cost, attempt.gpu_hour
+    return Cost(
+        hours=_sum(cost.hours, hours),
+        gpu_hours=_sum(cost.gpu_hours, gpu_hours),
+        amount=_sum(cost.amount or "0", gpu_hours * float(hourly)) if hourly else cost.amount,
+        currency=(o.spec.budget.currency if o.spec.budget else None) or cost.currency,
+    )
+
+
+def settled(o: Observed, d: Draft, attempt: Attempt, *, goes_on: bool = False) -> tuple[Draft, Attempt]:
+    """The attempt's time until now, added to the cost."""
+    if attempt.began is None:
+        return d, attempt
+    d = d.set(cost=spent(o, d, attempt))
+    return change(d, attempt, began=stamp(o.now) if goes_on else None)
+
+
+def _sum(before: str, more: float) -> str:
+    return f"{float(before) + more:.4f}"

@@ -1,0 +1,47 @@
+"""Is there time and money left to train? What is spent stops training with a checkpoint; a larger budget lets it go on from there."""
+
+from __future__ import annotations
+
+from finetune_operator import conditions, names
+from finetune_operator.api.quantities import seconds
+from finetune_operator.api.spec import Budget
+from finetune_operator.api.status import Cost
+from finetune_operator.decide.attempts import gpus, halted, price, running, spent
+from finetune_operator.decide.draft import Draft
+from finetune_operator.observed import Observed
+
+
+def within(o: Observed, d: Draft) -> Draft:
+    """May training go on, as far as the budget is concerned? Of all attempts of the FineTune, whatever their revisions."""
+    budget = o.spec.budget
+    if budget is None or d.blocked or d.revision.artifact:
+        return d
+    attempt = running(d)
+    if attempt is None and budget.max_cost is not None and price(o) is None:
+        return d.block(conditions.FAILED, _unpriced(o), reason=conditions.PRICE_UNKNOWN)
+    over = _over(budget, spent(o, d, attempt))
+    if over is None:
+        return d
+    if attempt:
+        if o.run(names.attempt_job(o.name, attempt.revision, attempt.number)).state in ("Succeeded", "Failed"):
+            return d  # how it ended is told first
+        d = halted(o, d, attempt, "OverBudget").note("Warning", conditions.BUDGET_EXHAUSTED, over).end("train", o.now)
+    return d.block(conditions.FAILED, over, reason=conditions.BUDGET_EXHAUSTED)
+
+
+def _over(budget: Budget, cost: Cost) -> str | None:
+    """Which part of the budget is spent, and the fix."""
+    fix = "Raise it: training goes on from the last checkpoint."
+    if budget.max_duration and float(cost.hours) * 3600 >= seconds(budget.max_duration):
+        return f"budget.maxDuration {budget.max_duration} is spent: training has taken {float(cost.hours):.2f} hours. {fix}"
+    if budget.max_cost and cost.amount and float(cost.amount) >= float(budget.max_cost):
+        unit = f" {budget.currency}" if budget.currency else ""
+        taken = f"{float(cost.amount):.2f}{unit} for {float(cost.gpu_hours):.2f} GPU hours"
+        return f"budget.maxCost {budget.max_cost} is spent: training has cost {taken}. {fix}"
+    return None
+
+
+def _unpriced(o: Observed) -> str:
+    name = o.spec.compute.accelerator
+    what = f"the operator's profile {name} has no hourlyPrice" if name and gpus(o.spec) else "training without an accelerator has no price"
+    return f"budget.maxCost cannot be kept: {what}. Use budget.maxDuration, or let the price be set (the chart's value profiles)."

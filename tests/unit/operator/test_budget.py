@@ -1,0 +1,129 @@
+"""What training has cost, and what happens when that is more than it may."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from finetune_operator import conditions as c
+from finetune_operator.api.status import Attempt, Cost
+from finetune_operator.build.pods import Accelerator
+from finetune_operator.decide import attempts, budget
+from finetune_operator.decide.attempts import settled
+from finetune_operator.decide.draft import Draft
+from finetune_operator.decide.suspend import obsolete
+from finetune_operator.decide.train import train
+from finetune_operator.observed import Observed
+from finetune_operator.workloads import Run, Waiting
+
+from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision
+
+A1 = "bot-r1-a1"
+GPU = {"accelerator": "h100", "nodes": 2, "gpusPerNode": 8}
+PRICED = {"h100": Accelerator("h100", "nvidia.com/gpu", hourly_price=2.5)}
+RUNS = {A1: Run(A1, "Running")}
+TRAINS: dict[str, Any] = {"revision": "r1", "number": 1, "started": STAMP, "began": STAMP, "gpus": 16, "gpu_hour": "2.5"}
+
+
+def seen(
+    limits: dict[str, str] | None, *, hours: float = 0, attempt: dict[str, Any] | None = TRAINS, cost: Cost | None = None, **changes: Any
+) -> Observed:
+    known = [Attempt.model_validate(attempt)] if attempt else []
+    given: dict[str, Any] = {"runs": RUNS if attempt else {}, "profiles": PRICED, **changes}
+    spec = {"compute": given.pop("compute", GPU), **({"budget": limits} if limits else {})}
+    return make_observed(
+        make_revision(attempts=len(known)), changes=spec, now=NOW + timedelta(hours=hours),
+        status={"attempts": known, **({"cost": cost} if cost else {})}, **given,
+    )  # fmt: skip
+
+
+HALF = Cost(hours="1.0000", gpu_hours="16.0000", amount="40.0000")
+# limits, what is seen → reason (empty: it may go on), words
+BUDGETS: dict[str, tuple[dict[str, str] | None, dict[str, Any], str, str]] = {
+    "there is none": (None, {"hours": 900}, "", ""),
+    "there is some left": ({"maxCost": "41", "maxDuration": "61m"}, {"hours": 1}, "", ""),
+    "the time is spent": (
+        {"maxDuration": "1h"},
+        {"hours": 1},
+        c.BUDGET_EXHAUSTED,
+        "maxDuration 1h is spent: training has taken 1.00 hours",
+    ),
+    "the money is spent": (
+        {"maxCost": "40", "currency": "USD"},
+        {"hours": 1},
+        c.BUDGET_EXHAUSTED,
+        "maxCost 40 is spent: training has cost 40.00 USD for 16.00 GPU hours. Raise it",
+    ),
+    "earlier attempts count": ({"maxCost": "79"}, {"hours": 1, "cost": HALF}, c.BUDGET_EXHAUSTED, "80.00"),
+    "it is spent and nothing runs: nothing starts": (
+        {"maxDuration": "1h"},
+        {"attempt": None, "cost": HALF},
+        c.BUDGET_EXHAUSTED,
+        "Raise it",
+    ),
+    "the accelerator has no price": (
+        {"maxCost": "40"},
+        {"attempt": None, "profiles": {"h100": Accelerator("h100", "nvidia.com/gpu")}},
+        c.PRICE_UNKNOWN,
+        "profile h100 has no hourlyPrice",
+    ),
+    "CPUs have no price": ({"maxCost": "40"}, {"attempt": None, "compute": {"nodes": 2}}, c.PRICE_UNKNOWN, "Use budget.maxDuration"),
+    "what ended is told first": ({"maxDuration": "1h"}, {"hours": 1, "runs": {A1: Run(A1, "Succeeded")}}, "", ""),
+}
+
+
+@pytest.mark.parametrize("case", BUDGETS)
+def test_budget(case: str) -> None:
+    limits, given, reason, words = BUDGETS[case]
+    o = seen(limits, **given)
+    decided = budget.within(o, draft(o))
+    assert (decided.phase, decided.reason) == ((c.FAILED, reason) if reason else (c.PENDING, ""))
+    assert words in decided.message
+
+
+def test_what_is_spent_stops_the_attempt_uncharged_and_its_job_goes() -> None:
+    o = seen({"maxDuration": "1h"}, hours=1)
+    decided = obsolete(o, budget.within(o, draft(o)))
+    attempt = decided.status.attempts[0]
+    assert (attempt.outcome, attempt.began, attempt.finished) == ("OverBudget", None, "2026-01-01T13:00:00Z")
+    assert (decided.status.totals.stopped, decided.revision.charges.error, decided.obsolete) == (1, 0, (A1,))
+    assert decided.status.cost == HALF
+    raised = Observed(**{**vars(seen({"maxDuration": "2h"}, attempt=None)), "status": decided.status, "runs": {}})
+    assert train(raised, budget.within(raised, Draft(status=raised.status))).jobs[0].number == 2
+
+
+def test_time_counts_from_when_all_pods_run_and_not_while_a_queue_holds_them() -> None:
+    waits = {k: v for k, v in TRAINS.items() if k not in ("began", "gpus", "gpu_hour")}
+    started = train(o := seen(None, attempt=waits), draft(o)).status.attempts[0]
+    assert (started.began, started.gpus, started.gpu_hour) == (STAMP, 16, "2.5000")
+    held = train(o := seen(None, hours=1, runs={A1: Run(A1, "Waiting", suspended=True)}), draft(o)).status
+    assert (held.cost, held.attempts[0].began) == (HALF, None)
+    assert settled(later := seen(None, hours=2), Draft(status=held), held.attempts[0])[0].status.cost == HALF
+    assert later.now > NOW
+
+
+def test_a_node_that_failed_two_attempts_is_avoided_and_one_that_was_drained_is_not() -> None:
+    def ended(node: str, outcome: str = "Failed", kind: str = "infrastructure") -> Attempt:
+        return Attempt.model_validate(
+            {"revision": "r1", "number": 1, "started": STAMP, "node": node, "outcome": outcome, "failure_class": kind}
+        )
+
+    history = [ended("a"), ended("b"), ended("a"), *[ended("c", "Disrupted", "disruption")] * 3, *[ended("d", kind="outOfMemory")] * 2]
+    assert attempts.avoided(history) == ["a"]
+
+
+def test_a_gang_waits_ten_minutes_for_its_last_pod_then_lets_go_of_the_others_uncharged() -> None:
+    words = Waiting(c.UNSCHEDULABLE, "pod bot-r1-a1-1 cannot be scheduled: 0/3 nodes")
+    attempt = {"revision": "r1", "number": 1, "started": STAMP}
+
+    def after(seconds: float, **compute: Any) -> Draft:
+        o = seen(None, attempt=attempt, compute={**GPU, **compute}, runs={A1: Run(A1, "Waiting", waiting=words, held=seconds)})
+        return obsolete(o, train(o, draft(o)))
+
+    assert after(600).status.attempts[0].outcome == "Running"
+    assert after(601, queueName="team").status.attempts[0].outcome == "Running", "a queue sees to that itself"
+    taken = after(601)
+    assert (taken.status.attempts[0].outcome, taken.obsolete, taken.reason) == ("Disrupted", (A1,), c.UNSCHEDULABLE)
+    assert "held their machines for 10 minutes in vain: pod bot-r1-a1-1 cannot be scheduled" in taken.message
+    assert (taken.revision.charges.disruption, (taken.requeue or 0) > 3) == (1, True)
