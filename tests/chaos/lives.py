@@ -42,8 +42,8 @@ QUIET_SECONDS: Final = 4.0
 NAMESPACE_KIND: Final = kinds.Kind("", "v1", "namespaces", "Namespace", namespaced=False)
 # What may differ between two lives that went the same way: times, their cost, and what traffic showed at the moment it was looked at.
 TIMES: Final = {
-    "cost", "created", "eta", "etaSeconds", "evidence", "finished", "lastDecision", "lastTransitionTime", "memory", "nextStepAt", "phaseSince",
-    "started", "time", "tried", "updated",
+    "cost", "created", "eta", "etaSeconds", "evidence", "finished", "lastDecision", "lastTransitionTime", "memory", "nextStepAt",
+    "phaseSince", "started", "time", "tried", "updated",
 }  # fmt: skip
 VARYING: Final = (
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)"), "TIME"),

@@ -23,7 +23,7 @@ METADATA: Final = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 Object = dict[str, Any]
 ERRORS: Final[Mapping[int, type[errors.ClusterError]]] = {
     400: errors.Invalid,
-    401: errors.Forbidden,
+    401: errors.Unavailable,  # a token that has run out: the kubelet has another one
     403: errors.Forbidden,
     404: errors.NotFound,
     409: errors.Conflict,

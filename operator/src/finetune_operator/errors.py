@@ -6,8 +6,8 @@ FineTuneError
 │   ├── AlreadyExists       409 on a POST
 │   ├── Conflict            409 on a write that carried a resourceVersion
 │   ├── Invalid             400, 422: the manifest itself was refused
-│   ├── Forbidden           401, 403: the operator lacks a right
-│   └── Unavailable         429, 5xx, timeouts, connection errors: try again later
+│   ├── Forbidden           403: the operator lacks a right
+│   └── Unavailable         401 (a token that has run out), 429, 5xx, timeouts, connection errors: try again later
 ├── LeadershipLost          this process may no longer write
 └── SpecError               the FineTune asks for something that cannot be; names the field and the fix
 """

@@ -20,6 +20,7 @@ from finetune_operator.kinds import LEASE
 log = logging.getLogger(__name__)
 LEASE_SECONDS: Final = 15
 RENEW_SECONDS: Final = 5.0
+RETRY_SECONDS: Final = 1.0  # after a renewal that failed
 MARGIN_SECONDS: Final = 3.0
 Object = Mapping[str, Any]
 
@@ -53,7 +54,8 @@ class Elector:
     async def keep(self) -> None:
         """Renew until leadership is lost: raises LeadershipLost."""
         while True:
-            await asyncio.sleep(RENEW_SECONDS)
+            fresh = self._deadline - self._clock.monotonic() > LEASE_SECONDS - MARGIN_SECONDS - RENEW_SECONDS
+            await asyncio.sleep(RENEW_SECONDS if fresh else RETRY_SECONDS)
             self.may_write()  # what was frozen past its deadline must not go on with the work that it had begun
             await self._try()
             self.may_write()

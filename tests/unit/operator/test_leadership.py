@@ -105,6 +105,30 @@ async def test_an_api_server_that_is_down_ends_the_leadership_at_its_deadline(cl
     assert LEASE_SECONDS - MARGIN_SECONDS <= clock.seconds - began <= LEASE_SECONDS
 
 
+async def test_a_renewal_that_failed_is_tried_again_soon(clock: HandClock) -> None:
+    """An API server that refuses three of four requests for a minute costs nobody the Lease."""
+
+    class Flaky(Leases):
+        asked = 0
+
+        async def get(self, *_: Any) -> dict[str, Any] | None:
+            self.asked += 1
+            if self.asked % 4:
+                raise errors.Unavailable("busy")
+            if clock.seconds > 60:
+                raise Enough
+            return self.lease
+
+    class Enough(Exception):
+        """It went on for long enough."""
+
+    leases = Flaky()
+    one = elector(leases, clock, "one")
+    await one.acquire()
+    with pytest.raises(Enough):
+        await one.keep()
+
+
 async def test_a_released_lease_is_taken_at_once(clock: HandClock) -> None:
     leases = Leases()
     one, two = elector(leases, clock, "one"), elector(leases, clock, "two")
