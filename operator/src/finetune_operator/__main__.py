@@ -145,7 +145,7 @@ class Operator:
                 raise
             except Exception as error:
                 self.metrics.reconciles.labels("error").inc()
-                delay = self.queue.failed(key)
+                delay = self.queue.failed(key, getattr(error, "retry_after", None) or 0.0)
                 expected = isinstance(error, errors.FineTuneError)
                 extra = logs.of(namespace=key[0], name=key[1], error=str(error), retry_seconds=round(delay, 1))
                 log.warning("reconcile", extra=extra, exc_info=None if expected else error)

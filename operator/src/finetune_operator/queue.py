@@ -59,10 +59,11 @@ class Queue(Generic[K]):
         self._failures.pop(key, None)
         self._release(key, requeue_after)
 
-    def failed(self, key: K) -> float:
+    def failed(self, key: K, at_least: float = 0.0) -> float:
         """The key could not be dealt with: due again after a jittered, doubling delay, which is returned (seconds)."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** (failures - 1)) * random.uniform(0.8, 1.2)  # noqa: S311
+        delay = max(delay, at_least)
         self._again.pop(key, None)  # what came in meanwhile saw the same failure
         self._release(key, delay)
         return delay

@@ -81,6 +81,12 @@ async def test_failures_wait_longer_each_time_and_a_success_forgives_them() -> N
     assert queue.failed(await queue.take()) < 2
 
 
+async def test_who_is_told_when_to_come_again_does_not_come_sooner() -> None:
+    _, queue = made()
+    queue.add("a")
+    assert queue.failed(await queue.take(), at_least=7.0) == 7.0
+
+
 async def test_a_waiting_worker_is_woken_by_what_is_added() -> None:
     _, queue = made()
     workers = [asyncio.create_task(queue.take()) for _ in range(2)]
