@@ -42,7 +42,8 @@ def test_every_configuration_loads(
     folders = data.draw(st.lists(st.just("/work/revisions/1f2e3d4c/a1-0b6c1d2e"), max_size=2))
     config = runconfig.build(
         "ml", name, "0b6c1d2e-uid", loaded_spec, Stage(stage, "1f2e3d4c", number), runconfig.resolve(loaded_spec),
-        gpus=gpus, resume_from=folders, micro_batch_divisor=data.draw(st.sampled_from([1, 2, 64])), scoring=scoring if stage in ("baseline", "evaluate") else None,
+        gpus=gpus, resume_from=folders,
+        micro_batch_divisor=data.draw(st.sampled_from([1, 2, 64])), scoring=scoring if stage in ("baseline", "evaluate") else None,
     )  # fmt: skip
     loaded = RunConfig.model_validate(json.loads(json.dumps(config, allow_nan=False)))
     assert differences(config, loaded.model_dump(mode="json", by_alias=True)) == []

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from finetune_operator import conditions as c
 from finetune_operator.api.status import Attempt, Cost
-from finetune_operator.build.pods import Accelerator
+from finetune_operator.build.jobs import Stage, stage_job
+from finetune_operator.build.pods import Accelerator, Images, Owner
 from finetune_operator.decide import attempts, budget
 from finetune_operator.decide.attempts import settled
 from finetune_operator.decide.draft import Draft
@@ -101,6 +102,15 @@ def test_time_counts_from_when_all_pods_run_and_not_while_a_queue_holds_them() -
     assert (held.cost, held.attempts[0].began) == (HALF, None)
     assert settled(later := seen(None, hours=2), Draft(status=held), held.attempts[0])[0].status.cost == HALF
     assert later.now > NOW
+
+
+@pytest.mark.parametrize(("jobs", "seconds"), [(None, 86400), ("2d", 172800), ("1m", 3600)])
+def test_jobs_that_ended_are_kept_as_long_as_wanted_and_never_too_short_to_be_read(jobs: str | None, seconds: int) -> None:
+    o = make_observed(make_revision(), changes={"retention": {"jobs": jobs}} if jobs else {})
+    made = stage_job(Owner("ml", "bot", "u"), o.spec, Stage("train", "r1", 1), {}, Images("t:1", "r:1"), avoid=["bad"])
+    assert made["spec"]["ttlSecondsAfterFinished"] == seconds
+    preferred = made["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert preferred[0]["preference"]["matchFields"] == [{"key": "metadata.name", "operator": "NotIn", "values": ["bad"]}]
 
 
 def test_a_node_that_failed_two_attempts_is_avoided_and_one_that_was_drained_is_not() -> None:

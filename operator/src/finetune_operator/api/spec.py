@@ -362,6 +362,15 @@ class Budget(SpecModel):
     max_duration: Annotated[Duration | None, LIVE] = Field(default=None, description="Time in which gangs ran.")
 
 
+class Retention(SpecModel):
+    """How long what is done with is kept."""
+
+    jobs: Annotated[Duration, LIVE] = Field(
+        default="24h",
+        description="Jobs that ended, with their pods and logs, made from now on; at least 1h, so that their results are read.",
+    )
+
+
 class Provider(SpecModel):
     """A hosted trainer, reserved."""
 
@@ -383,6 +392,7 @@ class Spec(SpecModel):
     rollout: Rollout = Rollout()
     pods: Pods | None = None
     budget: Budget | None = None
+    retention: Retention = Retention()
     provider: Provider | None = None
     retrain: Annotated[Word | None, RETRAIN] = Field(default=None, description="A new value trains again on purpose.")
     suspend: Annotated[bool, LIVE] = Field(default=False, description="Stop training (a checkpoint is kept) and hold the rollout.")

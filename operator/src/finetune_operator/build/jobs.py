@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune_operator import names
+from finetune_operator.api.quantities import seconds
 from finetune_operator.api.spec import Spec
 from finetune_operator.build import pods, sources
 from finetune_operator.build.arm import Served, server, shared_memory
@@ -19,7 +20,7 @@ from finetune_operator.build.pods import NO_DEVICES, Devices, Images, Manifest, 
 
 CONTAINER = "trainer"
 ONLINE = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # fetch alone may ask a hub
-KEEP_SECONDS = 24 * 3600  # a finished Job stays for its logs
+SHORTEST_KEEP_SECONDS = 3600  # a finished Job stays for its logs, and for the operator that was away when it ended
 SCORING_DEADLINE_SECONDS = 6 * 3600  # a sidecar that never starts does not fail a Job by itself
 TRAIN_GRACE_SECONDS = 120  # the gang agrees to stop and saves a checkpoint within this time
 PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
@@ -63,7 +64,7 @@ def stage_job(
         "backoffLimit": 0,
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": _failure_policy(training=training),
-        "ttlSecondsAfterFinished": KEEP_SECONDS,
+        "ttlSecondsAfterFinished": max(SHORTEST_KEEP_SECONDS, int(seconds(spec.retention.jobs))),
         "template": _template(owner, spec, stage, config, images, served, devices, labels),
     }
     if avoid:
