@@ -64,7 +64,9 @@ async def until(holds: Callable[[], Any], seconds: float = SECONDS, what: str = 
 class Operator:
     """One operator process."""
 
-    def __init__(self, plane: ControlPlane, folder: Path, identity: str, *, nobody: bool = False) -> None:
+    def __init__(
+        self, plane: ControlPlane, folder: Path, identity: str, *, nobody: bool = False, settings: Mapping[str, str] | None = None
+    ) -> None:
         self.identity = identity
         self.health, self.metrics_port = _free_ports(2)
         self.log = folder / f"{identity}.log"
@@ -78,6 +80,7 @@ class Operator:
             "PYTHONPATH": str(ROOT / "operator" / "src"),
             "FINETUNE_TRAINER_IMAGE": "trainer:1", "FINETUNE_ROUTER_IMAGE": "router:1", "FINETUNE_LEASE_NAMESPACE": NAMESPACE,
             "FINETUNE_IDENTITY": identity, "FINETUNE_HEALTH_PORT": str(self.health), "FINETUNE_METRICS_PORT": str(self.metrics_port),
+            **(settings or {}),
         }  # fmt: skip
         self._command = [*(NOBODY if nobody else ()), sys.executable, "-m", "finetune_operator"]
         self._process: subprocess.Popen[bytes] | None = None

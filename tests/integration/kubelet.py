@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -100,10 +100,15 @@ class Router:
 
 
 class Kubelet:
-    """Serves a control plane's only node while the `async with` block lasts."""
+    """Serves the nodes of a control plane, by default one, while the `async with` block lasts.
 
-    def __init__(self, admin: Admin) -> None:
+    `beats`: whether they say that they live; a node monitor with enough patience needs none of it.
+    """
+
+    def __init__(self, admin: Admin, nodes: Sequence[Object] = (), *, beats: bool = True) -> None:
         self.admin = admin
+        self.nodes = nodes or (node("node", {"cpu": "64", "memory": "256Gi", "pods": "500", "ephemeral-storage": "1Ti"}),)
+        self.beats = beats
         self.outcomes: dict[str, dict[str, list[Outcome]]] = defaultdict(good_outcomes)  # namespace → stage → how its Jobs end
         self.progress: dict[str, Any] = {}
         self.images: Callable[[str], bool] = lambda image: True  # can it be pulled?
@@ -116,9 +121,11 @@ class Kubelet:
         self._beat = 0.0
 
     async def __aenter__(self) -> Self:
-        for kind, obj in ((kinds.STORAGE_CLASS, storage_class("standard", default=True)), (NODE, _node())):
-            with contextlib.suppress(errors.AlreadyExists):
-                await self.admin.create(kind, obj)
+        there = {made["metadata"]["name"] for made in await self.admin.list(NODE)}
+        missing = [made for made in self.nodes if made["metadata"]["name"] not in there]
+        await asyncio.gather(*(self.admin.create(NODE, made) for made in missing))
+        with contextlib.suppress(errors.AlreadyExists):
+            await self.admin.create(kinds.STORAGE_CLASS, storage_class("standard", default=True))
         self._task = asyncio.create_task(self._run())
         return self
 
@@ -137,9 +144,10 @@ class Kubelet:
 
     async def _turn(self) -> None:
         now = asyncio.get_running_loop().time()
-        if now - self._beat > HEARTBEAT_SECONDS:
+        if self.beats and now - self._beat > HEARTBEAT_SECONDS:
             self._beat = now
-            await self.admin.patch(NODE, None, "node", {"status": _node()["status"]}, "status")
+            for made in self.nodes:
+                await self.admin.patch(NODE, None, made["metadata"]["name"], {"status": {"conditions": [_lives()]}}, "status")
         for claim in await self.admin.list(kinds.PVC):
             if not claim["spec"].get("volumeName") and claim["spec"].get("storageClassName"):
                 with contextlib.suppress(errors.AlreadyExists):
@@ -266,15 +274,19 @@ def storage_class(name: str, *, default: bool = False) -> Object:
     return {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": metadata, "provisioner": "by-hand"}
 
 
-def _node() -> Object:
-    capacity = {"cpu": "64", "memory": "256Gi", "pods": "500", "ephemeral-storage": "1Ti"}
-    condition = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": stamp(), "lastTransitionTime": stamp()}
+def node(name: str, capacity: Mapping[str, str], labels: Mapping[str, str] | None = None, taints: Sequence[Object] = ()) -> Object:
+    """A node that is ready."""
     return {
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": "node", "labels": {"kubernetes.io/hostname": "node"}},
-        "status": {"capacity": capacity, "allocatable": capacity, "conditions": [condition]},
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, **(labels or {})}},
+        "spec": {"taints": list(taints)},
+        "status": {"capacity": dict(capacity), "allocatable": dict(capacity), "conditions": [_lives()]},
     }
+
+
+def _lives() -> Object:
+    return {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": stamp(), "lastTransitionTime": stamp()}
 
 
 def _volume(claim: Object) -> Object:

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 import torch
 from finetune_trainer import layout
-from finetune_trainer.train import checkpoint
+from finetune_trainer.config import RunConfig
+from finetune_trainer.train import assemble, checkpoint
 from finetune_trainer.train.checkpoint import Checkpoint, State
+
+from tests.trainer.support import make_config
 
 
 class Crash(BaseException):
@@ -195,3 +198,12 @@ def test_nothing_is_committed_where_a_file(expected: dict[str, int], tmp_path: P
     with pytest.raises(layout.Corrupt, match="should have"):
         fill()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_attempt_resumes_from_its_own_earlier_gangs_and_from_earlier_attempts(tmp_path: Path) -> None:
+    """A Job that its queue suspends and resumes has a gang, and so a folder, each time."""
+    for name in ("a2-mine", "a2-earlier", "a1-before", "a20-other"):
+        (tmp_path / name).mkdir()
+    before = str(tmp_path / "a1-before")
+    config = RunConfig.model_validate(make_config("train", tmp_path, tmp_path, run__path=str(tmp_path / "a2"), run__resumeFrom=[before]))
+    assert [path.name for path in assemble.resumable(config, tmp_path / "a2-mine")] == ["a2-mine", "a2-earlier", "a1-before"]
