@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_operator.api.status import Rows, Score
+from finetune_operator.api.status import Estimate, Rows, Score
+from finetune_operator.decide import layout
 from finetune_operator.decide.stages import _fetched, _prepared, _scored
 from finetune_operator.workloads import EXIT_CLASSES, parse_result, root_cause
-from finetune_trainer import exits, fetch
+from finetune_trainer import estimate, exits, fetch
+from finetune_trainer.config import ComputeConfig, LoraConfig
 from finetune_trainer.evaluate import scoring
 from finetune_trainer.evaluate.rows import ScoredRow
 
@@ -42,6 +44,22 @@ def test_prepared_data() -> None:
     assert found["data_digest"] == "cd" * 32
     assert found["rows"] == Rows(read=100, invalid=30, duplicate=2, train=50, validation=8, test=10)
     assert found["dropped"].startswith("configmap://rows/train.jsonl row 0: x")
+
+
+def test_an_estimate_for_accelerators_survives_a_long_result_and_one_for_cpus_is_not_kept() -> None:
+    shape = estimate.shape_of({"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 128256})
+    rows = {"read": 100, "train": 80, "validation": 10, "test": 10}
+    bad = [{"source": "configmap://rows/train.jsonl", "row": n, "reason": "x" * 400} for n in range(10)]
+    for gpus in (8, 0):
+        said = {
+            **estimate.estimate(shape, LoraConfig(), ComputeConfig.model_validate({"gpusPerNode": gpus}), 10**6, 8192, True),
+            "longest": 700,
+        }
+        found = _prepared(told({"stage": "prepare", "digest": "cd" * 32, "rows": rows, "invalid": bad, "warnings": [], "estimate": said}))
+        assert found["estimate"] == (Estimate.model_validate(said) if gpus else None)
+    kept = Estimate.model_validate(said)
+    assert sum(kept.memory.values()) == kept.memory_bytes
+    assert set(layout.BY_PASS) < set(kept.memory)
 
 
 def test_a_score_with_its_interval_and_difference() -> None:
