@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 from finetune_operator.api.spec import Guards
-from finetune_operator.decide.guards import errors, subtract
+from finetune_operator.decide import guards
+from finetune_operator.decide.guards import Finding, subtract
 from finetune_operator.traffic import ArmTotals
 
 
@@ -11,4 +15,129 @@ def test_more_failures_than_answers_between_two_looks_are_a_failing_canary() -> 
     """A router counts connections that are broken off apart from answers; this once took the operator's cycle down."""
     seen = subtract(ArmTotals(requests=105, errors=20), ArmTotals(requests=100, errors=0))
     assert (seen.requests, seen.errors) == (20, 20)
-    assert errors(Guards(), seen, ArmTotals(requests=200)).verdict == "Fail"
+    assert guards.errors(Guards(), seen, ArmTotals(requests=200)).verdict == "Fail"
+
+
+# requests of the canary, requests and errors of stable → errors of the canary from which it is worse beyond chance: the smallest e with
+# e/n - k/m > 3.09 · sqrt(p (1 - p) (1/n + 1/m)), p = (e + k)/(n + m)
+WORSE = [(200, 1000, 30, 16), (50, 100, 5, 11), (1000, 100, 10, 235)]
+
+
+@pytest.mark.parametrize(("canary", "stable", "known", "first"), WORSE)
+def test_worse_than_stable_begins_where_the_z_test_says(canary: int, stable: int, known: int, first: int) -> None:
+    strict = Guards(max_error_rate_percent=0, min_requests=0)
+
+    def verdict(errors: int) -> str:
+        return guards.errors(strict, ArmTotals(canary, errors), ArmTotals(stable, known)).verdict
+
+    assert (verdict(first - 1), verdict(first)) == ("Error", "Fail")
+
+
+# requests → errors from which 2 % are surely exceeded: Wilson's lower bound at one-sided 99.9 %
+ABOVE = [(50, 5), (200, 11), (1000, 34)]
+
+
+@pytest.mark.parametrize(("requests", "first"), ABOVE)
+def test_above_the_limit_begins_where_the_lower_bound_is(requests: int, first: int) -> None:
+    asked = Guards(max_error_rate_percent=2, min_requests=0)
+
+    def verdict(errors: int) -> str:
+        return guards.errors(asked, ArmTotals(requests, errors), ArmTotals()).verdict
+
+    assert (verdict(first - 1), verdict(first)) == ("Insufficient", "Fail")
+
+
+GUARDS = Guards(max_error_rate_percent=5, min_requests=100)
+FINDINGS: dict[str, tuple[ArmTotals, ArmTotals, str, str]] = {
+    "nothing was seen": (
+        ArmTotals(), ArmTotals(), "Insufficient",
+        "errors: canary none of 0 requests, stable none of 0, limit 5 %, at least 100 canary requests are wanted",
+    ),
+    "the limit is reached exactly": (
+        ArmTotals(100, 5), ArmTotals(900, 9), "Pass", "errors: canary 5.0 % of 100 requests, stable 1.0 % of 900, limit 5 %",
+    ),
+    "above it, perhaps by chance": (
+        ArmTotals(100, 6), ArmTotals(900, 9), "Insufficient",
+        "errors: canary 6.0 % of 100 requests, stable 1.0 % of 900, limit 5 %: above the limit, not yet beyond chance",
+    ),
+    "surely above, and worse": (
+        ArmTotals(100, 50), ArmTotals(900, 9), "Fail", "errors: canary 50.0 % of 100 requests, stable 1.0 % of 900, limit 5 %",
+    ),
+    "surely above, and ten requests of stable fail as well": (
+        ArmTotals(100, 50), ArmTotals(10, 10), "Error",
+        "errors: canary 50.0 % of 100 requests, stable 100.0 % of 10, limit 5 %: both arms fail",
+    ),
+    "surely above, and nine requests of stable are no comparison": (
+        ArmTotals(100, 50), ArmTotals(9, 9), "Fail", "errors: canary 50.0 % of 100 requests, stable 100.0 % of 9, limit 5 %",
+    ),
+    "surely above, and ten requests of stable are one": (
+        ArmTotals(100, 50), ArmTotals(10, 2), "Insufficient",
+        "errors: canary 50.0 % of 100 requests, stable 20.0 % of 10, limit 5 %: above the limit, not yet surely worse than stable",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FINDINGS)
+def test_what_is_found_of_errors(case: str) -> None:
+    canary, stable, verdict, evidence = FINDINGS[case]
+    assert guards.errors(GUARDS, canary, stable) == Finding("errors", verdict, evidence)  # type: ignore[arg-type]
+
+
+def even(answers: int, factor: float = 1.0) -> ArmTotals:
+    """Answers spread evenly over 0 to 1000 · factor milliseconds: the q-quantile is 1000 · factor · q."""
+    buckets = tuple((10.0 * factor * i, answers * i / 100) for i in range(1, 101))
+    return ArmTotals(answers, 0, (*buckets, (math.inf, float(answers))), 1)
+
+
+def test_what_is_found_of_latency() -> None:
+    timed = "p50 canary 600 ms, stable 500 ms, p95 canary 1140 ms, stable 950 ms, limit +25 % on both"
+    assert guards.latency(GUARDS, even(100, 1.2), even(100)) == Finding("latency", "Pass", f"latency: {timed}")
+    few = "latency: canary 100, stable 9 answers timed, 10 of each are compared"
+    assert guards.latency(GUARDS, even(100), even(9)) == Finding("latency", "Insufficient", few)
+    assert guards.latency(GUARDS, even(100), even(10)).verdict == "Pass"
+    assert guards.latency(GUARDS, even(99), even(99)) == Finding("latency", "Insufficient", "latency: 99 of 100 canary requests seen")
+
+
+# answers of the canary, of stable → the factor from which the canary is slower beyond chance: its median, lowered by
+# 3.09 · sqrt(0.25/n), against 1.25 times stable's, raised by as much
+SLOWER = [
+    (10_000, 10_000, 1.25 * (0.5 + 0.01545) / (0.5 - 0.01545)),
+    (10_000, 10, 1.25 * (0.5 + 3.09 * math.sqrt(0.025)) / (0.5 - 0.01545)),
+    (100, 10_000, 1.25 * (0.5 + 0.01545) / (0.5 - 0.1545)),
+]
+
+
+@pytest.mark.parametrize(("canary", "stable", "factor"), SLOWER)
+def test_slower_than_stable_begins_where_both_bounds_part(canary: int, stable: int, factor: float) -> None:
+    verdicts = [guards.latency(GUARDS, even(canary, factor * around), even(stable)).verdict for around in (0.999, 1.001)]
+    assert verdicts == ["Pass", "Fail"]
+
+
+def test_a_slow_canary_is_told_from_ten_answers_of_stable() -> None:
+    """The upper bound of a quantile of so few is their slowest, not what lies beyond the last bucket."""
+    assert guards.latency(GUARDS, even(1000, 50), even(10)).verdict == "Fail"
+
+
+def test_quantiles_lie_on_the_line_between_bounds() -> None:
+    b = ((100.0, 10.0), (200.0, 10.0), (300.0, 30.0), (math.inf, 40.0))
+    assert [guards.quantile(b, q) for q in (0.0, 0.125, 0.25, 0.5, 0.75, 0.9)] == [0.0, 50.0, 100.0, 250.0, 300.0, 300.0]
+    assert guards.quantile((), 0.5) == 0.0
+
+
+def test_shares_of_a_half_and_of_nothing() -> None:
+    assert [round(x, 4) for x in guards.wilson(50, 100)] == [0.3524, 0.6476]
+    assert guards.wilson(0, 0) == (0.0, 1.0)
+    assert [round(x, 4) for x in (*guards.wilson(0, 10), *guards.wilson(10, 10))] == [0.0, 0.4884, 0.5116, 1.0]
+
+
+def test_sums_and_differences_of_counters() -> None:
+    old = ArmTotals(10, 1, ((100.0, 4.0), (math.inf, 10.0)), 2)
+    new = ArmTotals(30, 3, ((100.0, 4.0), (200.0, 6.0), (math.inf, 30.0)), 1)
+    assert subtract(new, old) == ArmTotals(20, 2, ((100.0, 0.0), (200.0, 6.0), (math.inf, 20.0)), 1)
+    assert guards.add(new, old) == ArmTotals(40, 4, ((100.0, 8.0), (200.0, 6.0), (math.inf, 40.0)), 3)
+    assert subtract(old, old) == ArmTotals(0, 0, ((100.0, 0.0), (math.inf, 0.0)), 2)
+    back = ArmTotals(30, 0, ((100.0, 2.0),), 1)
+    assert subtract(back, old) == back, "errors that went back: another router"
+    fewer = ArmTotals(31, 3, ((100.0, 3.0), (math.inf, 31.0)), 1)
+    assert subtract(fewer, new).latency[0] == (100.0, 0.0), "never less than none"
+    assert guards.overall([]) == "Pass"
