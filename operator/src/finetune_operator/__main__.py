@@ -34,6 +34,7 @@ from finetune_operator.settings import Settings, SettingsError, from_environment
 log = logging.getLogger("finetune_operator")
 WATCH_FAILURES: Final = 10  # in a row, before the process gives up and is started anew
 WATCH_HEALTHY_SECONDS: Final = 60.0
+START_RETRY_SECONDS: Final = 1.0
 
 
 class StopRequested(Exception):
@@ -70,18 +71,28 @@ class Operator:
                 await runner.cleanup()
 
     async def _lead(self) -> None:
-        key = await signing.key(self.cluster, self.settings.lease_namespace)
-        events = Events(self.cluster, self.clock, self.settings.identity)
-        reconciler = Reconciler(self.cluster, self.cache, self.pods, self.clock, self.settings, self.metrics, events, key)
-        await self.fill()
-        self.filled = True
-        log.info("filled", extra=logs.of(finetunes=len(self.cache.owners())))
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.elector.keep())
+            tasks.create_task(self.elector.keep())  # first: to fill the caches may take longer than the Lease lasts
+            reconciler = await self._prepared()
             tasks.create_task(self._sweep())
             tasks.create_task(self._watch())
             for _ in range(self.settings.workers):
                 tasks.create_task(self._work(reconciler.reconcile))
+
+    async def _prepared(self) -> Reconciler:
+        """With the key and full caches, also from an API server that is busy: a process that ends for that is started ever later."""
+        while True:
+            try:
+                key = await signing.key(self.cluster, self.settings.lease_namespace)
+                await self.fill()
+            except errors.Unavailable as error:
+                log.warning("start", extra=logs.of(error=str(error)))
+                await asyncio.sleep(max(START_RETRY_SECONDS, error.retry_after or 0.0))
+                continue
+            self.filled = True
+            log.info("filled", extra=logs.of(finetunes=len(self.cache.owners())))
+            events = Events(self.cluster, self.clock, self.settings.identity)
+            return Reconciler(self.cluster, self.cache, self.pods, self.clock, self.settings, self.metrics, events, key)
 
     async def fill(self) -> None:
         """Make the cache agree with complete lists; what was missed meanwhile becomes due."""
