@@ -1,0 +1,88 @@
+"""What the chaos suite calls duplicate, lost and miscounted; a suite that finds nothing shows little if it cannot find these."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.chaos.lives import End, Verdict, compare, twice
+from tests.chaos.proxy import Call
+from tests.chaos.suite import Suite, table
+
+CHARGES = {"error": 1, "outOfMemory": 0, "infrastructure": 0, "disruption": 0}
+SNAPSHOT: dict[str, Any] = {
+    "children": ["deployments/bot-a", "jobs/bot-r1-a1"],
+    "status": {
+        "phase": "Live",
+        "revisions": [{"name": "r1", "charges": CHARGES}],
+        "attempts": [{"revision": "r1", "number": 1}, {"revision": "r1", "number": 2, "resumedFromStep": 30}],
+    },
+}
+
+
+def end(change: Callable[[dict[str, Any]], Any] = lambda _: None, left: tuple[str, ...] = ("persistentvolumeclaims/bot-work",)) -> End:
+    snapshot = copy.deepcopy(SNAPSHOT)
+    change(snapshot)
+    return End(snapshot, copy.deepcopy(SNAPSHOT), list(left))
+
+
+def _json(count: int) -> str:
+    return json.dumps(SNAPSHOT["status"]["attempts"][:count])
+
+
+FOUND: dict[str, tuple[End, dict[str, list[str]]]] = {
+    "the same end": (end(), {}),
+    "a child that is missing": (end(lambda s: s["children"].pop()), {"lost": ["live: jobs/bot-r1-a1 is missing"]}),
+    "a child too many": (end(lambda s: s["children"].append("jobs/x")), {"duplicates": ["live: jobs/x is one too many"]}),
+    "another charge": (
+        end(lambda s: s["status"]["revisions"][0].update(charges={**CHARGES, "error": 2})),
+        {
+            "miscounted": [f"live: r1 was charged { ({**CHARGES, 'error': 2}) }, not {CHARGES}"],
+            "problems": ["live: the status differs: .revisions[0].charges.error is 2, not 1"],
+        },
+    ),
+    "a checkpoint that was not resumed from": (
+        end(lambda s: s["status"]["attempts"][1].pop("resumedFromStep")),
+        {
+            "lost": ["live: attempt 2 of r1 resumed from step None, not 30"],
+            "problems": ["live: the status differs: .attempts[1].resumedFromStep is null, not 30"],
+        },
+    ),
+    "an attempt that is gone": (
+        end(lambda s: s["status"].update(attempts=s["status"]["attempts"][:1])),
+        {
+            "lost": ["live: 1 attempts, not 2"],
+            "problems": [f"live: the status differs: .attempts is {_json(1)}, not {_json(2)}"],
+        },
+    ),
+    "something that outlives the deletion": (end(left=("jobs/x",)), {"problems": ["left after deletion: ['jobs/x']"]}),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_what_differs_is_found(case: str) -> None:
+    got, wanted = FOUND[case]
+    verdict = Verdict(case)
+    compare(got, end(), verdict)
+    found = {what: getattr(verdict, what) for what in ("duplicates", "lost", "miscounted", "problems")}
+    assert {what: lines for what, lines in found.items() if lines} == wanted
+    assert verdict.converged == (not wanted)
+
+
+def test_a_child_made_again_is_a_duplicate_and_an_event_or_a_refused_one_is_not() -> None:
+    job = Call("POST", "jobs", "ns", "bot-a1", code=201)
+    refused = Call("POST", "jobs", "ns", "bot-a2", code=409)
+    event = Call("POST", "events", "ns", "e", code=201)
+    assert twice([job, refused, refused, event, event]) == []
+    assert twice([job, job]) == ["jobs/bot-a1 was made 2 times"]
+
+
+def test_kills_count_one_by_one_and_every_other_scenario_once() -> None:
+    suite = Suite(chaos=None)  # type: ignore[arg-type]
+    suite.verdicts = [Verdict("killed after every write", disturbed=90), Verdict("410", disturbed=1, lost=["x"])]
+    assert suite.report() == {"kills": 91, "converged": 90, "duplicates": 0, "lost": 1, "miscounted": 0}
+    assert "410" in table(suite.verdicts)
