@@ -27,7 +27,7 @@ from finetune_operator.decide.draft import Draft
 from finetune_operator.errors import SpecError
 from finetune_operator.observed import ArmHealth, Observed
 from finetune_operator.traffic import ArmTotals, RouterState
-from finetune_operator.workloads import Failure, FailureClass, Run, Waiting
+from finetune_operator.workloads import ABSENT, Failure, FailureClass, Run, Waiting
 from hypothesis import HealthCheck, Phase, settings
 
 from tests.unit.operator.helpers import NOW, good_outcomes, make_spec, scores
@@ -102,6 +102,7 @@ class Walk:
     revisions: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     templates: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     draft: Draft | None = None
+    over: dict[str, Run] = field(default_factory=dict)  # Jobs that have ended, or are gone: they stay so
     counted: int = 0
     problem: Waiting | None = None
 
@@ -158,10 +159,15 @@ class _Seen:
             for stage, number in revision.tries.items():
                 found |= self._run(names.stage_job("bot", revision.name, stage, number), stage)
         for attempt in self.walk.status.attempts:
-            found |= self._run(names.attempt_job("bot", attempt.revision, attempt.number), "train")
-        return found
+            found |= self._run(job := names.attempt_job("bot", attempt.revision, attempt.number), "train")
+            if attempt.outcome != "Running" and job not in found:
+                self.walk.over[job] = ABSENT
+        self.walk.over |= {name: run for name, run in found.items() if run.state in ("Succeeded", "Failed")}
+        return {name: run for name, run in found.items() if run is not ABSENT}
 
     def _run(self, name: str, stage: str) -> dict[str, Run]:
+        if name in self.walk.over:
+            return {name: self.walk.over[name]}
         uid = f"{name}-uid" if stage == "train" else None
         artifact = {"artifact": f"/work/{name}/artifact"} if stage == "train" else {}
         if self.well():
@@ -239,7 +245,7 @@ def _after(steps: int) -> Walk:
 def lucky(steps: int) -> Walk:
     """A walk on which everything went well so far; at sixteen steps it is live."""
     walk = _after(steps)
-    return replace(walk, revisions=dict(walk.revisions), templates=dict(walk.templates))
+    return replace(walk, revisions=dict(walk.revisions), templates=dict(walk.templates), over=dict(walk.over))
 
 
 def manifests(o: Observed, d: Draft) -> list[plan.Child]:
