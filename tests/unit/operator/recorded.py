@@ -53,9 +53,11 @@ BASE_LIVE: dict[str, Any] = {
     "live_revision": "base",
     "arms": [Arm(name="0ld", revision="base"), Arm(name=NEW, revision="r1")],
 }
+COUNTS = "router-0@2026-01-01T11:00:00Z"
 BOTH = {"0ld": READY, NEW: READY}
 TEMPLATE = {"template": {"spec": {"containers": [{"readinessProbe": {"httpGet": {"path": "/up"}}}, {}]}}}
 TEMPLATES = {"0ld": {"revision": "base", **TEMPLATE}, NEW: {"revision": "r1", **TEMPLATE}}
+LATER = "2026-01-01T13:00:00Z"
 OLD = Waiting(c.IMAGE_UNAVAILABLE, "image x cannot be pulled")
 DEPLOYING = Stage(name="deploy", revision="r1", started=STAMP)
 
@@ -109,7 +111,7 @@ def _said(block: dict[str, Any]) -> dict[str, Any]:
 
 def rolls(state: str, weight: int = 0, *, step: int = 0, **changes: Any) -> dict[str, Any]:
     """A status in which r1's arm rolls out against the base model."""
-    memory = {"created": STAMP, "since": STAMP, "began": STAMP, "seconds": 4.0, **changes.pop("memory", {})}
+    memory = {"created": STAMP, "since": STAMP, "began": STAMP, "seconds": 4.0, "counted": {COUNTS: {}}, **changes.pop("memory", {})}
     running = Rollout(arm=NEW, revision="r1", stable="0ld", state=state, weight=weight, step=step, steps=3, memory=memory)
     return {**BASE_LIVE, "rollout": running.model_copy(update=changes.pop("rollout", {})), **changes}
 
@@ -118,14 +120,25 @@ def seen(*routers: Any, **changes: Any) -> dict[str, Any]:
     return {"arms": BOTH, "templates": TEMPLATES, "routers_wanted": 2, "routers": routers, **changes}
 
 
-def in_force(o: Observed, weight: int, canary: dict[str, Any] = FINE) -> Observed:
-    """The same, with a router that serves the structure with that weight."""
+def version(o: Observed) -> str:
+    """Of the structure with both arms (or of the steady one, where nothing rolls out)."""
+    running = o.status.rollout
+    if running and running.state in rollout.ACTIVE:
+        o = replace(o, status=o.status.model_copy(update={"rollout": running.model_copy(update={"state": rollout.CONNECTING})}))
     routing = arms(o, draft(o)).routing
     assert routing
+    return routing.structure.version
+
+
+def in_force(o: Observed, weight: int, canary: dict[str, Any] = FINE, *others: str) -> Observed:
+    """The same, with a router that serves the structure with that weight; `others` serve other versions, the last one not yet ready."""
     totals = {"0ld": canary["totals"]["old"], NEW: canary["totals"]["new"]}
-    return replace(o, routers=(router(version=routing.structure.version, weight=weight, totals=totals),))
+    one = router(version=version(o), weight=weight, totals=totals)
+    more = tuple(replace(one, pod=f"router-{n}", version=v, ready=v != "starting") for n, v in enumerate(others, 1))
+    return replace(o, routers=(one, *more))
 
 
+DECIDED, AT_REST = {"last_decision": "then: step 1", "next_step_at": LATER}, {"settled": True}
 BAKED = {"rollout": {"next_step_at": STAMP}}
 SCENES: dict[str, Callable[[], Observed]] = {
     "train only: the artifact is the end": lambda: make_observed(PASSED, changes={"serving": None}),
@@ -162,6 +175,10 @@ SCENES: dict[str, Callable[[], Observed]] = {
     ),
     "an arm that was promoted before takes all users at once": lambda: in_force(
         make_observed(PASSED, status={**rolls("Connecting"), "arms": [Arm(name=NEW, revision="r1", promoted=True)]}, **seen()), 0
+    ),
+    "another server, the wanted arm was refused": lambda: make_observed(
+        PROMOTED, status={**LIVE, **SETTLED, "arms": [*LIVE["arms"], Arm(name=OTHER, revision="r1", stopped=REJECTED)]},
+        changes=WITH_OTHER, **HEALTHY,
     ),
     "both arms are ready": lambda: make_observed(PASSED, status=rolls("Deploying", stages=[DEPLOYING]), **seen(UNSEEN)),
     "its pods do not start": lambda: make_observed(
@@ -214,6 +231,55 @@ SCENES: dict[str, Callable[[], Observed]] = {
     ),
     "it is live and down": lambda: make_observed(PROMOTED, status={**LIVE, **SETTLED}, arms={NEW: EMPTY}),
     "it is live and its pods wait": lambda: make_observed(PROMOTED, status={**LIVE, **SETTLED}, arms={NEW: replace(EMPTY, waiting=OLD)}),
+    "the steps of a spec without any: the first": lambda: in_force(
+        make_observed(PASSED, status=rolls("Connecting"), changes={"rollout": {}}, **seen()), 0
+    ),
+    "the steps of a spec without any: the second": lambda: in_force(
+        make_observed(PASSED, status=rolls("Holding", 10, step=1, **BAKED), changes={"rollout": {}}, **seen()), 10
+    ),
+    "the steps of a spec without any: the last": lambda: in_force(
+        make_observed(PASSED, status=rolls("Holding", 50, step=2, **BAKED), changes={"rollout": {}}, **seen()), 50
+    ),
+    "what was decided before is told once": lambda: in_force(
+        make_observed(PASSED, status=rolls("Holding", 10, step=1, rollout=DECIDED), **seen()), 10
+    ),
+    "it is live, a router knows and another one starts": lambda: in_force(
+        make_observed(PROMOTED, status={**LIVE, **UNSETTLED}, arms=BOTH, templates=TEMPLATES), 0, FINE, "starting"
+    ),
+    "it is live, one router knows and another does not": lambda: in_force(
+        make_observed(PROMOTED, status={**LIVE, **UNSETTLED}, arms=BOTH, templates=TEMPLATES), 0, FINE, "another"
+    ),
+    "it is live with one pod, and the routers know": lambda: in_force(
+        make_observed(PROMOTED, status={**LIVE, **UNSETTLED}, arms={NEW: ArmHealth(2, 1, 2)}), 0
+    ),
+    "it is live and down, and the routers know": lambda: in_force(
+        make_observed(PROMOTED, status={**LIVE, **UNSETTLED}, arms={NEW: EMPTY}), 0
+    ),
+    "it is live for long, and a router that is asked knows": lambda: in_force(
+        make_observed(PROMOTED, status={**LIVE, **SETTLED}, **HEALTHY), 0
+    ),
+    "the first arm is live, and its routers know": lambda: make_observed(
+        PROMOTED, status={**LIVE, "rollout": Rollout(arm=NEW, revision="r1", stable=NEW, state="Promoted", weight=0, memory=AT_REST)},
+        **HEALTHY,
+    ),
+    "another server, and one router does not know what is live": lambda: in_force(
+        make_observed(PROMOTED, status={**LIVE, **UNSETTLED}, changes=WITH_OTHER, **HEALTHY), 0, FINE, "another"
+    ),
+    "another server, the routers know, and it was never said to be settled": lambda: in_force(
+        make_observed(PROMOTED, status={**LIVE, **UNSETTLED}, changes=WITH_OTHER, **HEALTHY), 0
+    ),
+    "baked, after it was refused once": lambda: in_force(
+        make_observed(
+            make_revision(artifact="/a", gate="Failed", stopped=REJECTED),
+            status=rolls("Baking", 100, step=3, **BAKED, arms=[Arm(name=NEW, revision="r1", stopped=REJECTED)]), **seen(),
+        ), 100,
+    ),
+    "everybody is back, for a long story": lambda: in_force(
+        make_observed(PASSED, status=rolls("RollingBack", memory={"reason": "GuardFailed", "cause": "w" * 2000}), **seen()), 0
+    ),
+    "train only, and nothing ever served": lambda: make_observed(
+        PASSED, status={"rollout": SETTLED["rollout"]}, changes={"serving": None}
+    ),
     "the first arm is not ready yet": lambda: make_observed(PROMOTED, status=LIVE, arms={NEW: EMPTY}),
     "the first arm is ready and its routers are not": lambda: make_observed(PROMOTED, status=LIVE, **HEALTHY),
     "the first arm is ready and its routers wait": lambda: make_observed(PROMOTED, status=LIVE, router_waiting=OLD, **HEALTHY),
@@ -225,6 +291,13 @@ BUSY = (
     "ten per cent are on it", "both arms fail: held", "baked", "everybody is back", "everybody is back, for another arm",
     "it is live and down", "training was not needed: the base model is to serve",
 )  # fmt: skip
+
+
+HELD = (
+    "it is live and down", "another server, and one router does not know what is live", "another server, the wanted arm was refused",
+    "baked", "everybody is back",
+)  # fmt: skip
+LONG = "attempt 1 is starting " * 46
 
 
 def decisions() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
@@ -242,6 +315,9 @@ def decisions() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
         )
     for case, scene_of in SCENES.items():
         yield f"arms: {case}", lambda s=scene_of: _decided(s(), _arms)  # type: ignore[misc]
+    for case in HELD:
+        yield f"arms: suspended: {case}", lambda s=SCENES[case]: _decided(s(), _held)  # type: ignore[misc]
+    yield "arms: a long story besides a rollout", lambda: _decided(SCENES["its pods do not start"](), _talking)
     for case in BUSY:
         yield f"arms: while another revision trains: {case}", lambda s=SCENES[case]: _decided(s(), _busy)  # type: ignore[misc]
 
@@ -252,6 +328,14 @@ def _arms(o: Observed) -> Draft:
 
 def _busy(o: Observed) -> Draft:
     return arms(o, draft(o).block(c.TRAINING, "attempt 1 is starting", requeue=30.0))
+
+
+def _held(o: Observed) -> Draft:
+    return arms(o, draft(o).block(c.SUSPENDED, "suspend is true"))
+
+
+def _talking(o: Observed) -> Draft:
+    return arms(o, draft(o).block(c.TRAINING, LONG))
 
 
 def _trained(given: dict[str, Any]) -> dict[str, Any]:
