@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -37,10 +39,6 @@ WATCH_HEALTHY_SECONDS: Final = 60.0
 START_RETRY_SECONDS: Final = 1.0
 
 
-class StopRequested(Exception):
-    """SIGTERM or SIGINT came."""
-
-
 class Operator:
     """One process: a leader that reconciles, or a candidate that waits."""
 
@@ -55,7 +53,7 @@ class Operator:
         self.pods = PodClient()
         self.filled = False
         self.closed: set[str] = set()  # namespaces that the settings name and the API server refuses
-        self.begin_anew = asyncio.Event()  # the watches must, for other namespaces are open now
+        self.begin_anew = threading.Event()  # the watches must, for other namespaces are open now
 
     async def run(self) -> None:
         """Serve health and metrics, wait for the Lease, then work until it is lost or the process is asked to stop."""
@@ -166,15 +164,34 @@ class Operator:
             self.metrics.seconds.observe(time.monotonic() - started)
 
     async def _watch(self) -> None:
-        """Run kopf; begin it anew when it fails, for a failing watch must not take the workers down.
-
-        kopf takes SIGTERM and SIGINT for itself, and returns when it got one.
-        """
+        """Run kopf; begin it anew when it ends, for a failing watch must not take the workers down."""
         failures = 0
         while True:
             started = self.clock.monotonic()
-            registry = handlers.registry(self.cache, self.queue)
             self.begin_anew.clear()
+            try:
+                await self._run_kopf()
+            except Exception as error:
+                log.warning("watch", extra=logs.of(error=str(error)))
+                await self._compare_all()
+            else:
+                continue
+            failures = 1 if self.clock.monotonic() - started > WATCH_HEALTHY_SECONDS else failures + 1
+            if failures >= WATCH_FAILURES:
+                raise errors.Unavailable(f"the watches ended {failures} times in a row")
+            self.metrics.watch_restarts.inc()
+            await asyncio.sleep(min(30.0, 2.0**failures) * random.uniform(0.8, 1.2))  # noqa: S311
+
+    async def _run_kopf(self) -> None:
+        """kopf, in a loop of its own until `begin_anew`: as it ends it cancels every task of its loop that is younger than itself.
+
+        The thread is not waited for when this process ends: kopf may take its time.
+        """
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        registry = handlers.registry(self.cache, self.queue, loop.call_soon_threadsafe)
+
+        async def watched() -> None:
             try:
                 await kopf.operator(
                     registry=registry,
@@ -184,18 +201,27 @@ class Operator:
                     namespaces=[n for n in self.settings.namespaces if n not in self.closed],
                     stop_flag=self.begin_anew,
                 )
-            except Exception as error:
-                log.warning("watch", extra=logs.of(error=str(error)))
-                await self._compare_all()
-            else:
-                if not self.begin_anew.is_set():
-                    raise StopRequested
-                continue
-            failures = 1 if self.clock.monotonic() - started > WATCH_HEALTHY_SECONDS else failures + 1
-            if failures >= WATCH_FAILURES:
-                raise errors.Unavailable(f"the watches ended {failures} times in a row")
-            self.metrics.watch_restarts.inc()
-            await asyncio.sleep(min(30.0, 2.0**failures) * random.uniform(0.8, 1.2))  # noqa: S311
+            finally:
+                self.begin_anew.set()  # a thread of its loop waits for that
+
+        def end(error: Exception | None) -> None:
+            if not ended.done():
+                ended.set_exception(error) if error else ended.set_result(None)
+
+        def run() -> None:
+            error: Exception | None = None
+            try:
+                asyncio.run(watched())
+            except Exception as raised:
+                error = raised
+            with contextlib.suppress(RuntimeError):  # this process is at its end
+                loop.call_soon_threadsafe(end, error)
+
+        threading.Thread(target=run, name="kopf", daemon=True).start()
+        try:
+            await ended
+        finally:
+            self.begin_anew.set()
 
     def _health(self) -> web.Application:
         async def healthz(_: web.Request) -> web.Response:
@@ -256,8 +282,6 @@ def main() -> int:
     code = 0
     try:
         asyncio.run(_main(settings))
-    except* StopRequested:
-        log.info("stopped")
     except* errors.FineTuneError as group:
         log.error("stopped", extra=logs.of(error="; ".join(str(e) for e in group.exceptions)))  # noqa: TRY400
         code = 1

@@ -5,6 +5,8 @@ Invariant: handlers of events are coroutines, for kopf runs plain functions in t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import kopf
@@ -17,12 +19,13 @@ from finetune_operator.queue import Queue
 SETTLE_SECONDS: Final = 0.05  # what happens to a child seldom comes alone: a Job, its pod and both their statuses are one piece of news
 
 
-def registry(cache: Cache, queue: Queue[Key]) -> kopf.OperatorRegistry:
-    """A registry whose handlers feed that cache and that queue."""
+def registry(cache: Cache, queue: Queue[Key], call: Callable[..., object]) -> kopf.OperatorRegistry:
+    """A registry whose handlers feed that cache and that queue; `call(function, *arguments)` runs it in the thread that owns them."""
     made = kopf.OperatorRegistry()
-    _watch(made, FINETUNE, cache, queue, {})
+    tell = partial(call, partial(told, cache, queue))
+    _watch(made, FINETUNE, tell, {})
     for kind in WATCHED:
-        _watch(made, kind, cache, queue, {names.MANAGED_BY: names.FIELD_MANAGER})
+        _watch(made, kind, tell, {names.MANAGED_BY: names.FIELD_MANAGER})
 
     @kopf.on.login(registry=made)
     def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
@@ -54,10 +57,14 @@ class _NothingCompared(kopf.DiffBaseStorage):
         raise NotImplementedError("no handler keeps a state on an object")
 
 
-def _watch(made: kopf.OperatorRegistry, kind: Kind, cache: Cache, queue: Queue[Key], labels: dict[str, str]) -> None:
+def _watch(made: kopf.OperatorRegistry, kind: Kind, tell: Callable[..., object], labels: dict[str, str]) -> None:
     @kopf.on.event(kind.group, kind.version, kind.plural, labels=labels, registry=made, id=kind.plural)
     async def seen(type: str | None, body: kopf.Body, **_: Any) -> None:
-        obj = dict(body)
-        key = cache.drop(kind, obj) if type == "DELETED" else cache.tell(kind, obj)
-        if key is not None:
-            queue.add(key, 0.0 if kind is FINETUNE else SETTLE_SECONDS)
+        tell(kind, type, dict(body))
+
+
+def told(cache: Cache, queue: Queue[Key], kind: Kind, type_: str | None, obj: dict[str, Any]) -> None:
+    """Take an event in."""
+    key = cache.drop(kind, obj) if type_ == "DELETED" else cache.tell(kind, obj)
+    if key is not None:
+        queue.add(key, 0.0 if kind is FINETUNE else SETTLE_SECONDS)

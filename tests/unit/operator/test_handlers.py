@@ -1,9 +1,10 @@
-"""kopf's handlers feed the cache and the queue, in the event loop's own thread."""
+"""kopf's handlers feed the cache and the queue, in the thread that owns them."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Callable
 
 from finetune_operator import handlers
 from finetune_operator.cache import Cache, Key
@@ -11,9 +12,14 @@ from finetune_operator.kinds import FINETUNE, WATCHED
 from finetune_operator.queue import Queue
 
 
+def at_once(function: Callable[..., object], *arguments: object) -> None:
+    """In this very thread."""
+    function(*arguments)
+
+
 def test_every_watched_kind_has_a_handler_that_runs_in_the_event_loop() -> None:
     queue: Queue[Key] = Queue(lambda: 0.0)
-    made = handlers.registry(Cache(), queue)
+    made = handlers.registry(Cache(), queue, at_once)
     watching = list(made._watching.get_all_handlers())
     assert len(watching) == len((FINETUNE, *WATCHED))
     assert [h.id for h in watching if not inspect.iscoroutinefunction(h.fn)] == []
@@ -21,7 +27,7 @@ def test_every_watched_kind_has_a_handler_that_runs_in_the_event_loop() -> None:
 
 async def test_an_event_makes_its_finetune_due_and_a_deletion_forgets_it() -> None:
     cache, queue = Cache(), Queue[Key](lambda: 0.0)
-    made = handlers.registry(cache, queue)
+    made = handlers.registry(cache, queue, at_once)
     seen = next(h.fn for h in made._watching.get_all_handlers() if h.id == FINETUNE.plural)
     body = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
     await seen(type="ADDED", body=body)
@@ -35,7 +41,7 @@ async def test_an_event_makes_its_finetune_due_and_a_deletion_forgets_it() -> No
 
 async def test_an_echo_of_what_was_written_or_listed_is_no_news() -> None:
     cache, queue = Cache(), Queue[Key](lambda: 0.0)
-    seen = next(h.fn for h in handlers.registry(cache, queue)._watching.get_all_handlers() if h.id == FINETUNE.plural)
+    seen = next(h.fn for h in handlers.registry(cache, queue, at_once)._watching.get_all_handlers() if h.id == FINETUNE.plural)
     body = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
     cache.put(FINETUNE, body)
     await seen(type="MODIFIED", body=body)

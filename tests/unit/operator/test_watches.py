@@ -1,0 +1,128 @@
+"""Watches that fail are begun anew, and nothing else of the process ends with them: on an API server that answers kopf alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import yaml
+from aiohttp import web
+from finetune_operator.__main__ import Operator
+from finetune_operator.cluster import Cluster
+from finetune_operator.kinds import FINETUNE, WATCHED, Kind
+from finetune_operator.settings import Settings
+from kubernetes.aio.client import ApiClient
+
+KINDS = (FINETUNE, *WATCHED)
+# kopf waits until it has found these, too.
+NAMESPACES = Kind("", "v1", "namespaces", "Namespace", namespaced=False)
+CRDS = Kind("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
+KNOWN = (*KINDS, NAMESPACES, CRDS)
+SECONDS = 30.0
+ERROR = b'{"type": "ERROR", "object": {"kind": "Status", "code": 500, "message": "etcdserver: no leader"}}\n'
+
+
+class Server:
+    """Discovery, empty lists, and watches that stay open; `fail` tells those of pods of an internal error, which kopf gives up at."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self._fail = asyncio.Event()
+
+    def fail(self) -> None:
+        self._fail.set()
+        self._fail = asyncio.Event()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        path = request.path.strip("/").split("/")
+        if request.path == "/api":
+            return web.json_response({"versions": ["v1"]})
+        if request.path == "/apis":
+            groups = sorted({(k.group, k.version) for k in KNOWN if k.group})
+            version = [{"name": g, "versions": [{"version": v, "groupVersion": f"{g}/{v}"}]} for g, v in groups]
+            return web.json_response({"groups": [{**g, "preferredVersion": g["versions"][0]} for g in version]})
+        if (path[0], len(path)) in (("api", 2), ("apis", 3)):
+            return web.json_response({"resources": [_resource(k) for k in KNOWN if k.path() == f"{request.path}/{k.plural}"]})
+        if "watch" not in request.query:
+            return web.json_response({"metadata": {"resourceVersion": "1"}, "items": []})
+        return await self._watch(request)
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        self.begun += 1
+        failing = self._fail if request.path.endswith("/pods") else asyncio.Event()
+        await failing.wait()
+        await response.write(ERROR)
+        return response
+
+
+def _resource(kind: Any) -> dict[str, Any]:
+    verbs = ["get", "list", "watch", "patch"]
+    return {"name": kind.plural, "singularName": kind.kind.lower(), "kind": kind.kind, "namespaced": kind.namespaced, "verbs": verbs}
+
+
+class Empty:
+    """A cluster without objects."""
+
+    async def list(self, *_: Any, **__: Any) -> list[Any]:
+        return []
+
+
+@asynccontextmanager
+async def serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
+    server, app = Server(), web.Application()
+    app.router.add_get("/{path:.*}", server.answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    document = {
+        "current-context": "c", "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{runner.addresses[0][1]}"}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+    }  # fmt: skip
+    (folder / "kubeconfig").write_text(yaml.safe_dump(document))
+    monkeypatch.setenv("KUBECONFIG", str(folder / "kubeconfig"))
+    try:
+        yield server
+    finally:
+        await runner.cleanup()
+
+
+async def until(what: str, holds: Any) -> None:
+    deadline = asyncio.get_running_loop().time() + SECONDS
+    while not holds():
+        assert asyncio.get_running_loop().time() < deadline, what
+        await asyncio.sleep(0.05)
+
+
+async def test_a_watch_that_fails_takes_no_worker_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    slow = asyncio.Event()
+
+    async def reconcile(key: tuple[str, str]) -> None:
+        if key[1] == "slow":  # as a cycle that asks pods
+            await asyncio.gather(slow.wait(), asyncio.sleep(0))
+        done.append(key[1])
+
+    async with serving(tmp_path, monkeypatch) as server:
+        operator = Operator(cast(ApiClient, None), Settings("trainer", "router"))
+        operator.cluster = cast(Cluster, Empty())
+        tasks = [asyncio.create_task(t) for t in (operator._watch(), *(operator._work(reconcile) for _ in range(3)))]
+        try:
+            await until("watches", lambda: server.begun == len(KINDS))
+            operator.queue.add(("ml", "slow"))
+            server.fail()
+            await until("other watches", lambda: server.begun >= 2 * len(KINDS))
+            slow.set()
+            operator.queue.add(("ml", "next"))
+            await until("the work of before and the next", lambda: sorted(done) == ["next", "slow"])
+            assert [t.done() for t in tasks] == [False] * 4
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
