@@ -29,6 +29,7 @@ class Faults:
     attempts: list[list[str]] = field(default_factory=list)
     revisions: list[str] = field(default_factory=list)  # in the order in which they were first seen to train
     good_arms: set[str] | None = None  # None: all
+    began: dict[str, list[int]] = field(default_factory=dict)  # by revision and attempt: the step from which each of its gangs went on
 
     def ending(self, revision: str, attempt: int) -> str | None:
         """The failure class of this attempt, "disruption", or None when it ends well."""
@@ -56,6 +57,10 @@ class Nodes(Kubelet):
 
     async def _start(self, pod: Object) -> None:
         self._begun[pod["metadata"]["uid"]] = asyncio.get_running_loop().time()
+        labels = pod["metadata"]["labels"]
+        if labels.get(names.STAGE) == "train" and labels.get(INDEX) == "0":
+            attempt = f"{labels[names.REVISION]} a{labels[names.ATTEMPT]}"
+            self.faults[pod["metadata"]["namespace"]].began.setdefault(attempt, []).append(self._resumed(pod))
         self._pods[pod["metadata"]["uid"]] = pod
         await super()._start(pod)
 

@@ -6,9 +6,11 @@ It runs `finetune_operator.__main__.main` as it is; only the clock's time of day
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -25,6 +27,8 @@ from tests.chaos.proxy import Proxy
 from tests.integration.engine import Operator
 
 CLOCK: Final = "CHAOS_CLOCK"
+SECRETS: Final = "CHAOS_SECRETS"
+CLONE_NEWNS: Final = 0x00020000
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["__main__", "tests.chaos.process"])
 
@@ -47,9 +51,27 @@ def _run(environment: Mapping[str, str], log: str) -> None:
     os.environ.clear()
     os.environ.update(environment)
     kube_config.KUBE_CONFIG_DEFAULT_LOCATION = environment["KUBECONFIG"]  # read when it was imported
+    if SECRETS in environment:
+        _as_in_a_pod(Path(environment[SECRETS]))
     entry.SystemClock = MovedClock  # type: ignore[misc]
     sys.argv = ["finetune-operator"]
     sys.exit(entry.main())
+
+
+def _as_in_a_pod(secrets: Path) -> None:
+    """In a mount namespace of its own: the ServiceAccount's folder and the API server's name are where a pod has them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    mounted = Path("/run/secrets/kubernetes.io/serviceaccount")
+    for command in (
+        ["mount", "--make-rprivate", "/"],
+        ["mount", "-t", "tmpfs", "tmpfs", "/run"],
+        ["mkdir", "-p", str(mounted.parent)],
+        ["ln", "-s", str(secrets), str(mounted)],
+        ["mount", "--bind", str(secrets / "hosts"), "/etc/hosts"],
+    ):
+        subprocess.run(command, check=True, env={"PATH": os.defpath})
 
 
 class Mortal(Operator):
@@ -69,6 +91,7 @@ class Mortal(Operator):
         self._environment |= {
             "FINETUNE_LEASE_NAME": lease, "FINETUNE_NAMESPACES": namespaces, CLOCK: str(self.clock), **(environment or {}),
         }  # fmt: skip
+        self.log.touch()
         self.starts = 0
         self._child: multiprocessing.process.BaseProcess | None = None
 
@@ -90,10 +113,22 @@ class Mortal(Operator):
         """What it shows the API server."""
         return str(yaml.safe_load(self._kubeconfig.read_text())["users"][0]["user"]["token"])
 
+    def in_a_pod(self, address: str, ca: str) -> None:
+        """Let it find its token as in a pod, and the API server by its name in the cluster, at that address."""
+        secrets = self.log.parent / f"{self.identity}.secrets"
+        secrets.mkdir()
+        for name, text in (("token", self.token), ("ca.crt", ca), ("hosts", f"127.0.0.1 localhost\n{address} kubernetes.default.svc\n")):
+            (secrets / name).write_text(text)
+        self._environment |= {SECRETS: str(secrets), "KUBERNETES_SERVICE_HOST": "kubernetes.default.svc", "KUBERNETES_SERVICE_PORT": "443"}
+
+    def renew_in_the_pod(self, token: str) -> None:
+        """As the kubelet does, long before the old one runs out."""
+        (Path(self._environment[SECRETS]) / "token").write_text(token.strip())
+
     def renew(self, token: str) -> None:
-        """Give it another token, as the kubelet does with a projected one."""
+        """Another token in its kubeconfig."""
         document = yaml.safe_load(self._kubeconfig.read_text())
-        document["users"][0]["user"]["token"] = token
+        document["users"][0]["user"]["token"] = token.strip()
         self._kubeconfig.write_text(yaml.safe_dump(document))
 
     async def kill(self) -> None:

@@ -21,6 +21,7 @@ GONE: Final = {
     "type": "ERROR",
     "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "code": 410, "message": "too old"},
 }
+FAILED: Final = {"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "code": 500, "message": "etcdserver: no leader"}}
 UNCOUNTED: Final = ("leases", "secrets")  # of the process, not of a life
 
 
@@ -103,7 +104,7 @@ class Proxy:
         call = _read(request, body)
         if (instead := await self.before(call)) is not None:
             return instead
-        headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP}
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP} | {"Accept-Encoding": "identity"}
         try:
             async with self._session.request(
                 request.method, self.server + request.raw_path, headers=headers, data=body or None

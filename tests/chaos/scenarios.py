@@ -12,6 +12,7 @@ import json
 import os
 import random
 import signal
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
@@ -22,7 +23,7 @@ from finetune_operator.kinds import Kind
 
 from tests.chaos.lives import ROLLOUT, Chaos, End, Life, Verdict, kill_after, patient, twice
 from tests.chaos.process import Mortal
-from tests.chaos.proxy import GONE, Call, Cut, refused
+from tests.chaos.proxy import FAILED, GONE, Call, Cut, refused
 from tests.integration.engine import ACCOUNT, NAMESPACE, Space
 from tests.unit.operator.world import Outcome
 
@@ -30,6 +31,8 @@ Expected = asyncio.Future[End]
 Scenario = Callable[[Chaos, Expected], Awaitable[Verdict]]
 SEED: Final = 20260101
 ETCD_AWAY_SECONDS: Final = 30.0
+POD_ADDRESS: Final = "127.0.77.1"
+TOKEN_SECONDS: Final = 63.0  # the client reads a pod's token once a minute
 CRD: Final = Kind("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
 
 
@@ -99,6 +102,13 @@ async def watches_dropped(chaos: Chaos, expected: Expected) -> Verdict:
         return await life.judged(Verdict("watches dropped each second", disturbed=1))
 
 
+async def a_watch_fails(chaos: Chaos, expected: Expected) -> Verdict:
+    """Every five seconds each watch ends with an internal error, at which kopf gives up all of them."""
+    life = await chaos.life(expected)
+    async with _each(5.0, lambda: life.proxy.end_watches(FAILED)):
+        return await life.judged(Verdict("watches end with an internal error", disturbed=1))
+
+
 async def watches_gone(chaos: Chaos, expected: Expected) -> Verdict:
     """Watches end with 410 Gone every two seconds, and half of the new ones begin with it."""
     life, dice = await chaos.life(expected), random.Random(SEED)
@@ -131,6 +141,37 @@ async def token_expired(chaos: Chaos, expected: Expected) -> Verdict:
     life.proxy.before = before
     async with _aside(expire()):
         return await life.judged(Verdict("401 until there is a new token", disturbed=1))
+
+
+async def token_renewed_in_a_pod(chaos: Chaos, expected: Expected) -> Verdict:
+    """As in a pod: the kubelet writes a new token, the old one is refused a minute and a bit later. Nothing ends for that."""
+    life, verdict = await chaos.life(expected), Verdict("a new token in the pod, the old one refused", disturbed=1)
+    pki, old, dead = chaos.plane.home / "pki", life.operator.token, asyncio.Event()
+    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    serving.load_cert_chain(pki / "serving.crt", pki / "serving.key")
+    await life.proxy.listen(POD_ADDRESS, 443, serving)
+    life.operator.in_a_pod(POD_ADDRESS, (pki / "ca.crt").read_text())
+
+    async def before(call: Call) -> web.Response | None:
+        return refused(401) if dead.is_set() and call.token == old else None
+
+    async def renew() -> None:
+        await life.operator.leading()
+        token = await asyncio.to_thread(chaos.plane.kubectl, "-n", NAMESPACE, "create", "token", ACCOUNT, "--duration=2h")
+        life.operator.renew_in_the_pod(token)
+        await asyncio.sleep(TOKEN_SECONDS)
+        dead.set()
+        life.proxy.end_watches()
+
+    async def refused_by_now() -> None:
+        await asyncio.wait_for(dead.wait(), 2 * TOKEN_SECONDS)
+
+    life.proxy.before, life.at_edit = before, refused_by_now
+    async with _aside(renew()):
+        await life.judged(verdict)
+    if life.operator.starts != 1:
+        verdict.problems.append(f"its process was started {life.operator.starts} times: {life.said()}")
+    return verdict
 
 
 async def clock_jumps(chaos: Chaos, expected: Expected) -> Verdict:
@@ -380,7 +421,7 @@ async def _each(seconds: float, do: Callable[[], None]) -> AsyncIterator[None]:
 
 
 SIDE_BY_SIDE: Final[tuple[Scenario, ...]] = (
-    killed_after_every_write, refused_now_and_then, answers_lost, timeouts, watches_dropped, watches_gone, token_expired, clock_jumps,
-    other_field_owners, frozen_leader,
+    killed_after_every_write, refused_now_and_then, answers_lost, timeouts, watches_dropped, watches_gone, a_watch_fails, token_expired,
+    token_renewed_in_a_pod, clock_jumps, other_field_owners, frozen_leader,
 )  # fmt: skip
 ALONE: Final[tuple[Scenario, ...]] = (etcd_paused, full_queue, poison)

@@ -52,7 +52,10 @@ class Suite:
         async def one(scenario: Scenario) -> None:
             nonlocal done
             async with slots:
-                verdict = await scenario(self.chaos, expected)
+                try:
+                    verdict = await scenario(self.chaos, expected)
+                except Exception as error:
+                    verdict = Verdict(getattr(scenario, "__name__", "a kill"), disturbed=1, problems=[f"{type(error).__name__}: {error}"])
             done += 1
             self.verdicts.append(verdict)
             spent = time.monotonic() - started

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -19,19 +18,18 @@ SNAPSHOT: dict[str, Any] = {
     "status": {
         "phase": "Live",
         "revisions": [{"name": "r1", "charges": CHARGES}],
-        "attempts": [{"revision": "r1", "number": 1}, {"revision": "r1", "number": 2, "resumedFromStep": 30}],
+        "attempts": [{"revision": "r1", "number": 1}, {"revision": "r1", "number": 2}],
     },
 }
 
 
-def end(change: Callable[[dict[str, Any]], Any] = lambda _: None, left: tuple[str, ...] = ("persistentvolumeclaims/bot-work",)) -> End:
+BEGAN = {"r1 a1": [0], "r1 a2": [30]}
+
+
+def end(change: Callable[[dict[str, Any]], Any] = lambda _: None, **other: Any) -> End:
     snapshot = copy.deepcopy(SNAPSHOT)
     change(snapshot)
-    return End(snapshot, copy.deepcopy(SNAPSHOT), list(left))
-
-
-def _json(count: int) -> str:
-    return json.dumps(SNAPSHOT["status"]["attempts"][:count])
+    return End(snapshot, copy.deepcopy(SNAPSHOT), **{"left": ["persistentvolumeclaims/bot-work"], "began": BEGAN, **other})
 
 
 FOUND: dict[str, tuple[End, dict[str, list[str]]]] = {
@@ -46,20 +44,18 @@ FOUND: dict[str, tuple[End, dict[str, list[str]]]] = {
         },
     ),
     "a checkpoint that was not resumed from": (
-        end(lambda s: s["status"]["attempts"][1].pop("resumedFromStep")),
-        {
-            "lost": ["live: attempt 2 of r1 resumed from step None, not 30"],
-            "problems": ["live: the status differs: .attempts[1].resumedFromStep is null, not 30"],
-        },
+        end(began={**BEGAN, "r1 a2": [0]}),
+        {"lost": ["attempt r1 a2 began at steps [0], not [30]"]},
     ),
-    "an attempt that is gone": (
-        end(lambda s: s["status"].update(attempts=s["status"]["attempts"][:1])),
-        {
-            "lost": ["live: 1 attempts, not 2"],
-            "problems": [f"live: the status differs: .attempts is {_json(1)}, not {_json(2)}"],
-        },
+    "an attempt that began twice": (
+        end(began={**BEGAN, "r1 a1": [0, 0]}),
+        {"lost": ["attempt r1 a1 began at steps [0, 0], not [0]"]},
     ),
-    "something that outlives the deletion": (end(left=("jobs/x",)), {"problems": ["left after deletion: ['jobs/x']"]}),
+    "another status": (
+        end(lambda s: s["status"].update(phase="Baking")),
+        {"problems": ['live: the status differs: .phase is "Baking", not "Live"']},
+    ),
+    "something that outlives the deletion": (end(left=["jobs/x"]), {"problems": ["left after deletion: ['jobs/x']"]}),
 }
 
 
