@@ -11,6 +11,7 @@ from typing import Any, Final
 from devcluster import pki
 
 WRITES: Final = frozenset({"create", "update", "patch", "delete", "deletecollection"})
+READS: Final = frozenset({"get", "list"})
 LEASES: Final = "leases"  # renewed for ever by whoever leads: counted apart
 CLUSTER: Final = ("system:serviceaccount:kube-system:", "system:kube-", "system:apiserver")
 POLICY: Final = json.dumps(
@@ -47,7 +48,7 @@ class Tally:
         return verb in WRITES and what != LEASES
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """By user: reads, writes (of them status, events), Lease requests, refusals, and all of them by what was asked."""
+        """By user: reads, watches begun, writes (of them status, events), Lease requests, refusals, and all by what was asked."""
         return {user: _summary(calls, self.refused.get(user, Counter())) for user, calls in self.calls.items()}
 
 
@@ -61,7 +62,8 @@ def _summary(calls: Counter[str], refused: Counter[str]) -> dict[str, Any]:
     asked = [(verb, what, count) for key, count in calls.items() for verb, _, what in [key.partition(" ")]]
     writes = [(what, count) for verb, what, count in asked if verb in WRITES and what != LEASES]
     return {
-        "reads": sum(count for verb, what, count in asked if verb not in WRITES and what != LEASES),
+        "reads": sum(count for verb, what, count in asked if verb in READS and what != LEASES),
+        "watches": sum(count for verb, _, count in asked if verb == "watch"),
         "writes": sum(count for _, count in writes),
         "status_writes": sum(count for what, count in writes if what.endswith("/status")),
         "events": sum(count for what, count in writes if what == "events"),

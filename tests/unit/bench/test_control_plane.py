@@ -52,7 +52,7 @@ def test_every_request_is_counted_once_by_user_and_by_what_it_is() -> None:
         entry("create", "pods", user=JOB_CONTROLLER, code=201),
     ]).summary()  # fmt: skip
     assert counted[OPERATOR] == {
-        "reads": 3, "writes": 4, "status_writes": 1, "events": 1, "leases": 2, "refused": {"409 create jobs": 1},
+        "reads": 2, "watches": 1, "writes": 4, "status_writes": 1, "events": 1, "leases": 2, "refused": {"409 create jobs": 1},
         "calls": {
             "create jobs": 2, "patch finetunes/status": 1, "create events": 1, "list pods": 1, "list pods (next page)": 1,
             "watch pods": 1, "update leases": 1, "get leases": 1,
