@@ -125,7 +125,9 @@ def version(o: Observed) -> str:
     running = o.status.rollout
     if running and running.state in rollout.ACTIVE:
         o = replace(o, status=o.status.model_copy(update={"rollout": running.model_copy(update={"state": rollout.CONNECTING})}))
-    routing = arms(o, draft(o)).routing
+        routing = arms(o, draft(o)).routing
+    else:
+        routing = _busy(o).routing
     assert routing
     return routing.structure.version
 
@@ -274,6 +276,15 @@ SCENES: dict[str, Callable[[], Observed]] = {
             status=rolls("Baking", 100, step=3, **BAKED, arms=[Arm(name=NEW, revision="r1", stopped=REJECTED)]), **seen(),
         ), 100,
     ),
+    "baked, while its revision is scored again": lambda: in_force(
+        make_observed(
+            make_revision(artifact="/a", stopped=REJECTED),
+            status=rolls("Baking", 100, step=3, **BAKED, arms=[Arm(name=NEW, revision="r1", stopped=REJECTED)]), **seen(),
+        ), 100,
+    ),
+    "another server, all is settled, and a router is behind": lambda: make_observed(
+        PROMOTED, status={**LIVE, **SETTLED}, changes=WITH_OTHER, routers=(UNSEEN,), **HEALTHY
+    ),
     "everybody is back, for a long story": lambda: in_force(
         make_observed(PASSED, status=rolls("RollingBack", memory={"reason": "GuardFailed", "cause": "w" * 2000}), **seen()), 0
     ),
@@ -290,12 +301,13 @@ BUSY = (
     "train only, and nothing is trained yet", "serving was removed", "nothing may serve yet", "its pods do not start",
     "ten per cent are on it", "both arms fail: held", "baked", "everybody is back", "everybody is back, for another arm",
     "it is live and down", "training was not needed: the base model is to serve",
+    "another server, all is settled, and a router is behind",
 )  # fmt: skip
 
 
 HELD = (
     "it is live and down", "another server, and one router does not know what is live", "another server, the wanted arm was refused",
-    "baked", "everybody is back",
+    "baked", "everybody is back", "its server was changed",
 )  # fmt: skip
 LONG = "attempt 1 is starting " * 46
 
