@@ -669,3 +669,19 @@ async def test_a_failure_keeps_its_cause_though_the_watch_of_pods_is_behind() ->
         ("Failed", "outOfMemory", "too big"),
         ("Succeeded", None, None),
     ]
+
+
+async def test_a_rollout_that_is_held_long_after_its_step_is_not_written_at_every_look() -> None:
+    world = await begin("never")
+    operator = await run(world, weight(10))
+    edit(world, suspend=True)
+    for _ in range(120):
+        await operator.cycle()
+        world.turn()
+        world.clock.seconds += 3.0
+    world.api.writes.clear()
+    for _ in range(40):
+        await operator.cycle()
+        world.turn()
+        world.clock.seconds += 3.0
+    assert len(world.api.writes) <= 2, world.api.writes

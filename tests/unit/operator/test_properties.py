@@ -26,7 +26,7 @@ STEPS = st.builds(
 )
 
 
-@examples(2000)
+@examples(1200)
 @given(st.integers(0, 16), st.lists(STEPS, min_size=1, max_size=8))
 def test_whatever_is_seen_the_decision_keeps_what_must_always_hold(begun: int, steps: list[Step]) -> None:
     walk = lucky(begun)

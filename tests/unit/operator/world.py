@@ -8,6 +8,7 @@ A changed document reaches a router's mount a minute later, or as soon as its po
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -279,8 +280,10 @@ class World:
     def _deployment(self, deployment: Object) -> None:
         pods = self._pods(deployment["metadata"]["uid"])
         wanted = deployment["spec"]["replicas"]
-        for index in range(len(pods), wanted):
-            self._pod(deployment, f"{deployment['metadata']['name']}-{index}", deployment["spec"]["template"]["metadata"]["labels"], {})
+        taken = {p["metadata"]["name"] for p in pods}
+        free = (name for name in (f"{deployment['metadata']['name']}-{index}" for index in itertools.count()) if name not in taken)
+        for name in itertools.islice(free, max(0, wanted - len(pods))):
+            self._pod(deployment, name, deployment["spec"]["template"]["metadata"]["labels"], {})
         for pod in pods[wanted:]:
             self.api.remove(kinds.POD, pod["metadata"]["namespace"], pod["metadata"]["name"])
 
@@ -318,8 +321,11 @@ class World:
             if meta["labels"].get(names.COMPONENT) == "router":
                 old, nudge = self.mounts.get(meta["name"]), (meta.get("annotations") or {}).get(names.NUDGE, "")
                 fresh = old is not None and old.nudge == nudge and self.clock.seconds - old.time < SYNC_SECONDS
-                config = self.api.store[kinds.CONFIGMAP, "ml", meta["name"].rsplit("-", 1)[0]]
-                mounts[meta["name"]] = old if fresh and old else Mount(config["data"], nudge, self.clock.seconds)
+                config = self.api.store.get((kinds.CONFIGMAP, "ml", meta["name"].rsplit("-", 1)[0]))
+                if config is not None and not fresh:
+                    old = Mount(config["data"], nudge, self.clock.seconds)
+                if old is not None:
+                    mounts[meta["name"]] = old
         self.mounts = mounts
 
     def _document(self, pod: str) -> Object:

@@ -184,7 +184,7 @@ def _holding(plan: Plan, scene: Scene, r: Rollout) -> Step:
     where = f"step {r.step} of {r.steps}, {r.weight} %"
     match overall(findings):
         case "Pass":
-            return _shift(plan, scene, _with(r, evidence=_evidence(findings)))
+            return _shift(plan, scene, r if scene.hold else _with(r, evidence=_evidence(findings)))
         case "Insufficient":
             message = f"{where}: goes on once there is enough traffic to judge ({_first(r, 'Insufficient')})"
             return Step(r, _unheard(scene, r.weight), message)
