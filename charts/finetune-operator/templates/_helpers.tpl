@@ -19,7 +19,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- define "finetune-operator.rules" -}}
 - apiGroups: [finetune.dev]
   resources: [finetunes]
-  verbs: [list, watch]
+  verbs: [get, list, watch]
 - apiGroups: [finetune.dev]
   resources: [finetunes/status]
   verbs: [patch]
@@ -43,7 +43,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch, patch] # an annotation makes the kubelet bring a router its new document at once
+  verbs: [get, list, watch, patch] # an annotation makes the kubelet bring a router its new document at once
 - apiGroups: [""]
   resources: [events]
   verbs: [list, create]

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import kopf
@@ -169,8 +169,12 @@ class Operator:
         while True:
             started = self.clock.monotonic()
             self.begin_anew.clear()
+            open_ = [n for n in self.settings.namespaces if n not in self.closed]
+            if self.settings.namespaces and not open_:  # of no namespace at all kopf would make the whole cluster
+                await self._until_begin_anew()
+                continue
             try:
-                await self._run_kopf()
+                await self._run_kopf(open_)
             except Exception as error:
                 log.warning("watch", extra=logs.of(error=str(error)))
                 await self._compare_all()
@@ -182,7 +186,11 @@ class Operator:
             self.metrics.watch_restarts.inc()
             await asyncio.sleep(min(30.0, 2.0**failures) * random.uniform(0.8, 1.2))  # noqa: S311
 
-    async def _run_kopf(self) -> None:
+    async def _until_begin_anew(self) -> None:
+        while not self.begin_anew.is_set():
+            await asyncio.sleep(1.0)
+
+    async def _run_kopf(self, namespaces: Sequence[str]) -> None:
         """kopf, in a loop of its own until `begin_anew`: as it ends it cancels every task of its loop that is younger than itself.
 
         The thread is not waited for when this process ends: kopf may take its time.
@@ -198,7 +206,7 @@ class Operator:
                     identity=self.settings.identity,  # type: ignore[arg-type]  # else kopf asks for the user's name, which no image has
                     standalone=True,
                     clusterwide=not self.settings.namespaces,
-                    namespaces=[n for n in self.settings.namespaces if n not in self.closed],
+                    namespaces=namespaces,
                     stop_flag=self.begin_anew,
                 )
             finally:

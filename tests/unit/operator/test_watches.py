@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import kopf
 import pytest
 import yaml
 from aiohttp import web
@@ -126,3 +127,26 @@ async def test_a_watch_that_fails_takes_no_worker_with_it(tmp_path: Path, monkey
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_without_an_open_namespace_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    async def kopf_operator(*, namespaces: list[str], **_: Any) -> None:
+        asked.append(namespaces)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(kopf, "operator", kopf_operator)
+    operator = Operator(cast(ApiClient, None), Settings("trainer", "router", namespaces=("ml", "nlp")))
+    operator.closed = {"ml", "nlp"}
+    watching = asyncio.create_task(operator._watch())
+    try:
+        await asyncio.sleep(0.1)
+        assert asked == [], "kopf would watch the whole cluster"
+        operator.closed = {"nlp"}
+        operator.begin_anew.set()
+        await until("watches", lambda: asked)
+        assert asked == [["ml"]]
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
