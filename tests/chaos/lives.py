@@ -42,7 +42,7 @@ QUIET_SECONDS: Final = 4.0
 NAMESPACE_KIND: Final = kinds.Kind("", "v1", "namespaces", "Namespace", namespaced=False)
 # What may differ between two lives that went the same way: times, their cost, and what traffic showed at the moment it was looked at.
 TIMES: Final = {
-    "cost", "created", "eta", "etaSeconds", "evidence", "finished", "lastDecision", "lastTransitionTime", "memory", "nextStepAt",
+    "began", "cost", "created", "eta", "etaSeconds", "evidence", "finished", "lastDecision", "lastTransitionTime", "memory", "nextStepAt",
     "phaseSince", "started", "time", "tried", "updated",
 }  # fmt: skip
 VARYING: Final = (
@@ -173,10 +173,10 @@ class Life:
             live = await self._agrees("live")
             if self.at_edit:
                 await self.at_edit()
-            await self.space.edit(training={"learningRate": "1e-4"})
+            await patient(lambda: self.space.edit(training={"learningRate": "1e-4"}))
             await self._phase("Rejected")
             rejected = await self._agrees("rejected")
-            await self.space.admin.delete(FINETUNE, self.space.name, "bot")
+            await patient(lambda: self.space.admin.delete(FINETUNE, self.space.name, "bot"))
             return End(live, rejected, await self._nothing_but_the_volume(), faults.began)
         finally:
             supervisor.cancel()
@@ -234,6 +234,7 @@ class Life:
             if attempt["outcome"] != "Succeeded":  # how far it was seen to be when it was last asked
                 attempt.pop("step", None)
                 attempt.pop("resumedFromStep", None)
+            attempt.pop("gpus", None)  # told if it was ever seen to run
         return {"children": children, "status": status}
 
     def _plain(self, value: Any) -> Any:

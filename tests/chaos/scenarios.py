@@ -23,7 +23,7 @@ from finetune_operator.kinds import Kind
 
 from tests.chaos.lives import ROLLOUT, Chaos, End, Life, Verdict, kill_after, patient, twice
 from tests.chaos.process import Mortal
-from tests.chaos.proxy import FAILED, GONE, Call, Cut, refused
+from tests.chaos.proxy import FAILED, GONE, Call, Cut, Proxy, refused
 from tests.integration.engine import ACCOUNT, NAMESPACE, Space
 from tests.unit.operator.world import Outcome
 
@@ -216,7 +216,7 @@ async def other_field_owners(chaos: Chaos, expected: Expected) -> Verdict:
         service = await chaos.admin.get(kinds.SERVICE, life.space.name, "bot") or {}
         selector, count = service["spec"]["selector"], len(life.proxy.writes)
         for _ in range(3):
-            await take(kinds.SERVICE, "bot", {"selector": {**selector, "app.kubernetes.io/name": "other"}})
+            await take(kinds.SERVICE, "bot", {"selector": {**selector, "finetune.dev/component": "other"}})
             await take(kinds.DEPLOYMENT, arm, {"replicas": 2})
             await given_back(kinds.SERVICE, "bot", "selector", selector)
             await given_back(kinds.DEPLOYMENT, arm, "replicas", 1)
@@ -265,7 +265,7 @@ async def frozen_leader(chaos: Chaos, expected: Expected) -> Verdict:
         await life.judged(verdict)
     if late := [str(c) for c in life.proxy.writes[thawed:]] if thawed else ["it never froze"]:
         verdict.problems.append(f"after its thaw: {late}")
-    verdict.duplicates = twice([*life.proxy.writes, *other.writes])
+    verdict.duplicates += [d for d in twice([*life.proxy.writes, *other.writes]) if d not in verdict.duplicates]
     await second.kill()
     return verdict
 
@@ -362,14 +362,17 @@ async def _spoilt_spec(chaos: Chaos, space: Space) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _crowd(chaos: Chaos, name: str, **environment: str) -> AsyncIterator[tuple[Space, Mortal, Any]]:
-    """A namespace with an operator of its own, whose pods run for ever."""
+async def _crowd(chaos: Chaos, name: str, **environment: str) -> AsyncIterator[tuple[Space, Mortal, Proxy]]:
+    """A namespace with an operator of its own, not started yet, whose pods run for ever."""
     chaos.nodes.outcomes[name]["fetch"] = [Outcome(never=True)]
     space = await chaos.space(name)
-    async with chaos.proxy() as proxy, Mortal(chaos.plane, chaos.folder, proxy, name, namespaces=name, environment=environment) as operator:
-        yield space, operator, proxy
-        path = kinds.FINETUNE.path(name)
-        await chaos.admin._request("DELETE", path)
+    async with chaos.proxy() as proxy:
+        operator = Mortal(chaos.plane, chaos.folder, proxy, name, namespaces=name, environment=environment)
+        try:
+            yield space, operator, proxy
+            await chaos.admin._request("DELETE", kinds.FINETUNE.path(name))
+        finally:
+            await operator.kill()
 
 
 async def _make(space: Space, count: int, **spec: Any) -> None:
