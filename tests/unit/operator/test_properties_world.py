@@ -136,7 +136,7 @@ EVENT = st.one_of(
 )
 
 
-@examples(15)
+@examples(60)
 @given(st.lists(st.tuples(EVENT, st.sampled_from([0, 1, 2, 3, 5, 8, 13, 30])), min_size=1, max_size=8))
 def test_any_sequence_of_events_ends_where_the_last_spec_says(events: list[tuple[tuple[Any, Any], int]]) -> None:
     life = Life()
