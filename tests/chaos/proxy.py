@@ -82,6 +82,7 @@ class Proxy:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.end_watches()
         await self._runner.cleanup()
         await self._session.close()
 

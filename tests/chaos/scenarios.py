@@ -370,7 +370,6 @@ async def _crowd(chaos: Chaos, name: str, **environment: str) -> AsyncIterator[t
         operator = Mortal(chaos.plane, chaos.folder, proxy, name, namespaces=name, environment=environment)
         try:
             yield space, operator, proxy
-            await chaos.admin._request("DELETE", kinds.FINETUNE.path(name))
         finally:
             await operator.kill()
 
