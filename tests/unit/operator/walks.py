@@ -43,6 +43,7 @@ def examples(count: int) -> settings:
     )  # fmt: skip
 
 
+ODD: tuple[Any, ...] = ("x", math.inf, -math.inf, math.nan, None, 10**400, -7, 1e300, [], {"time": 3}, {"step": "x", "time": "then"}, True)
 CLASSES: tuple[FailureClass, ...] = ("error", "user", "outOfMemory", "stalled", "nonFinite", "infrastructure", "disruption")
 # What a user may turn the spec into; each is applied to the first one, so that going back to `first` is a revert.
 SPECS: dict[str, dict[str, Any]] = {
@@ -69,7 +70,9 @@ SPECS: dict[str, dict[str, Any]] = {
 PROFILES = {"h100": Accelerator("h100", "nvidia.com/gpu", hourly_price=2.0, memory_bytes=80 * 10**9)}
 GOOD_RESULTS = {stage: dict(outcomes[0].result) for stage, outcomes in good_outcomes().items()}
 BAD_RESULTS: tuple[dict[str, Any], ...] = (
-    {}, {"digest": None}, {"metrics": {}}, {"metrics": {"ExactMatch": {"score": "nan"}}}, {"artifact": "", "step": math.nan},
+    {}, {"digest": None}, {"metrics": {}}, {"metrics": {"ExactMatch": {"score": "nan"}}},
+    {"metrics": {"M": {"score": 10**400, "low": 0, "high": 1, "n": 4}}},
+    scores(math.nan), scores(0.9, (math.nan, math.nan)), {"artifact": "", "step": math.nan},
     {"artifact": "x" * 9000, "digest": "y" * 9000, "step": -7, "totalSteps": "many"}, scores(0.1, (-0.8, -0.4)), scores(0.97),
     {**scores(0.9, (0.1, 0.2)), "path": "/work/evaluations/tuned-otherwise"},
 )  # fmt: skip
@@ -202,8 +205,22 @@ class _Seen:
             return {}
         saved = {"step": 5, "time": "2026-01-01T12:00:00Z"} if self.luck.random() < 0.5 else {}
         said = {"step": self.luck.randrange(60), "totalSteps": 50, "loss": 0.4, "etaSeconds": 7, "checkpoint": saved}
-        odd: dict[str, Any] = {"step": "x", "totalSteps": math.inf, "loss": None, "percent": "?"}
-        return {job: said if self.well(0.8) else odd for job in jobs}
+        jobs += [names.stage_job("bot", r.name, stage, number) for r in self.walk.status.revisions for stage, number in r.tries.items()]
+        odd = self.luck.choice(ODD)
+        keys = (
+            "step",
+            "totalSteps",
+            "loss",
+            "percent",
+            "checkpoint",
+            "quietSeconds",
+            "secondsPerStep",
+            "resumedFromStep",
+            "etaSeconds",
+            "state",
+        )
+        nonsense = {key: odd for key in keys if self.well(0.8)}
+        return {job: said if self.well(0.8) else {"totalSteps": 50, **nonsense} for job in jobs}
 
     def arms(self) -> dict[str, ArmHealth]:
         wanted = self.walk.draft.arms if self.walk.draft else ()

@@ -15,6 +15,7 @@ from finetune_operator.workloads import time
 
 MAX_STAGES = 20
 MAX_REVISIONS = 10
+LARGEST = 2**53  # what JSON's numbers hold exactly
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,11 @@ def seconds_until(timestamp: str | None, now: datetime) -> float:
     """Seconds from now to the timestamp; 0 when it is past or absent."""
     moment = time(timestamp)
     return max(0.0, (moment - now).total_seconds()) if moment else 0.0
+
+
+def finite(value: Any) -> float | None:
+    """A number that a pod tells, if it is one that the status can hold: nothing that a pod says ends a cycle."""
+    return float(value) if isinstance(value, int | float) and abs(value) < LARGEST else None
 
 
 def soonest(*delays: float | None) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from finetune_operator.decide.draft import stamp
+from finetune_operator.decide.draft import finite, stamp
 from finetune_operator.observed import Observed
 from finetune_operator.workloads import GANG_SECONDS, Failure, Run
 
@@ -37,4 +37,4 @@ def held(o: Observed, run: Run) -> Failure | None:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    return finite(value) or 0.0

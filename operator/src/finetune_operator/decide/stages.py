@@ -8,7 +8,7 @@ from typing import Any
 from finetune_operator import conditions, names
 from finetune_operator.api.fields import digest
 from finetune_operator.api.status import Difference, Estimate, Rows, Score, Scored, Trouble
-from finetune_operator.decide.draft import Draft, seconds_until
+from finetune_operator.decide.draft import Draft, finite, seconds_until
 from finetune_operator.decide.retry import after_failure, trouble
 from finetune_operator.observed import Observed
 from finetune_operator.workloads import Failure, Run
@@ -161,8 +161,8 @@ def _in_progress(o: Observed, d: Draft, stage: str, run: Run) -> Draft:
     if run.state == "Ending":
         cause = f": {run.failure.message}" if run.failure else ""
         return d.block(STAGE_PHASES[stage], f"{WORDS[stage]}: its pod is ending{cause}", requeue=POLL_SECONDS)
-    percent = (o.progress.get(run.name) or {}).get("percent")
-    rounded = f" ({int(percent) // 10 * 10} %)" if isinstance(percent, int | float) else ""
+    percent = finite((o.progress.get(run.name) or {}).get("percent"))
+    rounded = "" if percent is None else f" ({int(percent) // 10 * 10} %)"
     return d.block(STAGE_PHASES[stage], f"{WORDS[stage]}{rounded}", requeue=POLL_SECONDS)
 
 
@@ -206,5 +206,9 @@ def _scored(key: str, result: Mapping[str, Any]) -> Scored:
     )
 
 
-def _text(value: float) -> str:
-    return f"{float(value):.4f}".rstrip("0").rstrip(".") or "0"
+def _text(value: Any) -> str:
+    """A score in the status; one that is no number would pass any gate."""
+    number = finite(value)
+    if number is None:
+        raise ValueError(f"a score is {str(value)[:40]}, no number")
+    return f"{number:.4f}".rstrip("0").rstrip(".") or "0"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from finetune_operator import conditions, names
 from finetune_operator.api.status import Attempt, Checkpoint, Training
 from finetune_operator.decide.attempts import bounded, change, counted, folder, gpus, last, next_divisor, price, running, settled
-from finetune_operator.decide.draft import Draft, seconds_until, stamp
+from finetune_operator.decide.draft import Draft, finite, seconds_until, stamp
 from finetune_operator.decide.patience import held, stalled
 from finetune_operator.decide.retry import BUDGETS, after_failure, place, trouble
 from finetune_operator.observed import Observed
@@ -178,9 +177,8 @@ def _differs(old: Training, new: Training) -> bool:
 
 def _training(o: Observed, attempt: Attempt, progress: Mapping[str, Any], last: Training | None) -> Training:
     step, total = _count(progress.get("step")) or 0, _count(progress.get("totalSteps")) or 0
-    saved = progress.get("checkpoint") or {}
     same = last is not None and (last.revision, last.attempt) == (attempt.revision, attempt.number)
-    checkpoint = Checkpoint(step=saved["step"], time=saved["time"]) if saved.get("time") else (last.checkpoint if same and last else None)
+    checkpoint = _checkpoint(progress.get("checkpoint")) or (last.checkpoint if same and last else None)
     return Training(
         revision=attempt.revision,
         attempt=attempt.number,
@@ -203,10 +201,18 @@ def _sentence(t: Training) -> str:
     return f"attempt {t.attempt}: step {t.step} of {t.total_steps}{loss}{eta}{saved} (as of {t.updated})"
 
 
+def _checkpoint(saved: Any) -> Checkpoint | None:
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("time"), str):
+        return None
+    step = _count(saved.get("step"))
+    return None if step is None else Checkpoint(step=step, time=saved["time"][:64])
+
+
 def _number(value: Any, digits: int) -> str | None:
-    return f"{value:.{digits}f}" if isinstance(value, int | float) else None
+    number = finite(value)
+    return None if number is None else f"{number:.{digits}f}"
 
 
 def _count(value: Any) -> int | None:
-    """A number that a pod tells, if it is one: never is the status made unwritable by what a pod says."""
-    return max(0, int(value)) if isinstance(value, int | float) and math.isfinite(value) else None
+    number = finite(value)
+    return None if number is None else max(0, int(number))
