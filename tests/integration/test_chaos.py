@@ -20,5 +20,5 @@ async def test_disturbed_lives_end_as_the_undisturbed_one(tmp_path: Path) -> Non
             undisturbed, _ = await asyncio.gather(suite.expect(expected), suite.run(scenarios, expected))
     assert [v for v in suite.verdicts if not v.converged] == []
     kills = next(v.disturbed for v in suite.verdicts if v.name.startswith("killed after every write"))
-    assert kills >= undisturbed > 60, "every write was a kill"
+    assert min(kills, undisturbed) > 80, "each of them a write: a killed operator does not live to tell its Events"
     assert suite.report() == {"kills": kills + 3, "converged": kills + 3, "duplicates": 0, "lost": 0, "miscounted": 0}
