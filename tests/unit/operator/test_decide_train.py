@@ -97,6 +97,22 @@ def test_progress_is_written_at_marks_and_checkpoints(case: str) -> None:
     assert found.attempts[0].began == ("2026-01-01T12:01:00Z" if written else STAMP), "what it cost until then is counted"
 
 
+def test_what_was_not_written_is_not_said_either() -> None:
+    known = TRAINING.model_copy(update={"step": 22, "percent": 44})
+    found = trained(seen(RUNNING, told={**TOLD, "step": 21}, known=known, history=[attempt(resumed_from_step=5)]))
+    assert found.status.training == known
+    assert found.message.startswith("attempt 1: step 22 of 50")
+
+
+@pytest.mark.parametrize(
+    ("step", "total", "percent"), [(-7, 50, 0), (0, 50, 0), (99, 100, 99), (100, 100, 100), (101, 100, 100), (1, 3, 33)]
+)
+def test_per_cent_are_whole_and_at_most_a_hundred(step: int, total: int, percent: int) -> None:
+    found = trained(seen(RUNNING, told={"step": step, "totalSteps": total, "checkpoint": {"step": 3, "time": "t" * 90}})).status.training
+    assert found
+    assert (found.step, found.percent, found.checkpoint) == (max(0, step), percent, Checkpoint(step=3, time="t" * 64))
+
+
 def test_a_checkpoint_of_an_earlier_attempt_is_not_this_ones() -> None:
     before = TRAINING.model_copy(update={"attempt": 0})
     found = trained(seen(RUNNING, told={**TOLD, "checkpoint": None}, known=before)).status.training
@@ -231,10 +247,12 @@ def test_an_attempt_whose_folder_is_known_is_not_told_it_again() -> None:
 
 
 def ends(stage: str, result: dict[str, Any], **known: Any) -> Draft:
-    before = {"fetch": {}, "prepare": {"model_digest": "m"}, "baseline": {"model_digest": "m", "data_digest": "d"}}[stage]
+    prepared = {"model_digest": "m", "data_digest": "d"}
+    before = {"fetch": {}, "prepare": {"model_digest": "m"}, "baseline": prepared, "evaluate": prepared}[stage]
     name = f"bot-r1-{stage}"
     o = make_observed(make_revision(**{**before, **known}, tries={stage: 1}), runs={name: Run(name, "Succeeded", result=result)})
-    return {"fetch": stages.fetch, "prepare": stages.prepare, "baseline": stages.baseline}[stage](o, draft(o))
+    rules = {"fetch": stages.fetch, "prepare": stages.prepare, "baseline": stages.baseline, "evaluate": stages.evaluate}
+    return rules[stage](o, draft(o))
 
 
 def test_what_fetch_and_prepare_found_out() -> None:
@@ -249,7 +267,7 @@ def test_what_fetch_and_prepare_found_out() -> None:
     assert found.estimate
     assert found.estimate.longest == 4
     plain = ends("prepare", {"digest": "d", "rows": rows, "estimate": {"accelerated": False}}).revision
-    assert (plain.estimate, plain.dropped) == (None, None)
+    assert (plain.data_digest, plain.estimate, plain.dropped) == ("d", None, None)
     assert ends("prepare", {"digest": "d", "rows": rows}).revision.estimate is None
     assert len(ends("prepare", {**told, "warnings": ["w" * 2000]}).revision.dropped or "") == 900
 
@@ -271,6 +289,9 @@ def test_what_an_evaluation_found_out() -> None:
     bare = ends("baseline", {"metrics": {"ExactMatch": SCORES}, "excluded": 0}).revision.baseline
     assert bare
     assert (bare.path, bare.difference, bare.excluded) == ("", None, None)
+    tuned = ends("evaluate", {"metrics": {"ExactMatch": SCORES}}, baseline=bare).revision
+    assert (tuned.evaluated, tuned.baseline) == (bare, bare)
+    assert "it holds no metric" in ends("baseline", {"metrics": {}}).message
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, "many", None, 10**400])
@@ -351,6 +372,9 @@ def test_scores_of_another_question_are_asked_for_again(rule: Any, stage: str, f
     assert (again.jobs, getattr(again.revision, field), again.revision.gate) == ((JobWanted(stage, "r1", 2),), None, None)
     assert asked(rule, **{field: fresh}, gate="Failed") == Draft(status=asked(rule, **{field: fresh}, gate="Failed").status)
     assert asked(rule, **{field: old}, promoted=True).jobs == ()
+    assert asked(rule, **{field: old}, tries={}).revision.tries == {stage: 1}
+    unknown = {f"bot-r1-{stage}": Run(f"bot-r1-{stage}", "Succeeded", result={"metrics": {"X": SCORES}, "path": "/x-other"})}
+    assert asked(rule, unknown, tries={}).jobs == (JobWanted(stage, "r1", 1),), "a Job that the status knows nothing of counts for nothing"
     missing = asked(rule, **{field: None}, tries={})
     assert missing.jobs == (JobWanted(stage, "r1", 1),)
 
@@ -368,6 +392,9 @@ def test_an_answer_to_another_question_counts_for_nothing(rule: Any, stage: str)
         result = {"metrics": {"ExactMatch": SCORES}, "path": path}
         return asked(rule, {name: Run(name, state, result=result)}).revision.tries[stage]
 
+    other = {"baseline": {"evaluated": make_scored("0.5")}, "evaluate": {"baseline": make_scored("0.5")}}[stage]
+    run = Run(name, "Succeeded", result={"metrics": {"ExactMatch": SCORES}, "path": "/x-other"})
+    assert asked(rule, {name: run}, **other).revision.tries[stage] == 2, "whatever is known of the other score"
     assert [number("Succeeded", "/x-other"), number("Succeeded", f"/x-{KEY}"), number("Succeeded", ""), number("Running", "/x-other")] == [
         2,
         1,
