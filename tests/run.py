@@ -32,7 +32,7 @@ class Tier:
 TIERS = (
     Tier("unit", "dev", ("tests/unit", "tests/contract"), 2),
     Tier("trainer", "trainer", ("tests/trainer",), 5),
-    Tier("integration", "dev", ("tests/integration", "tests/devcluster", "tests/router", "tests/gitops"), 9, setup=("binary",)),
+    Tier("integration", "dev", ("tests/integration", "tests/devcluster", "tests/router", "tests/gitops"), 12, setup=("binary",)),
     Tier("e2e", "dev", ("tests/e2e",), 15, setup=("images",), arguments=("-vv",)),
 )
 ENDING_SECONDS = 180
