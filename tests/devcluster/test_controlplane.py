@@ -71,7 +71,7 @@ def test_a_component_that_cannot_start_is_named_with_the_end_of_its_log(monkeypa
     right = components.api_server
     monkeypatch.setattr(components, "api_server", lambda plane: [*right(plane), "--no-such-flag"])
     plane = ControlPlane(controllers=False, scheduler=False)
-    with pytest.raises(DevclusterError, match=r"(?s)kube-apiserver ended with 1 .*unknown flag: --no-such-flag"):
+    with pytest.raises(DevclusterError, match=r"(?s)kube-apiserver ended with 1\. .*unknown flag: --no-such-flag"):
         plane.start()
     assert plane.pids == {}
 
