@@ -243,7 +243,7 @@ def test_a_spent_budget_is_told_once_and_ends_the_stage() -> None:
 
 
 def test_the_last_second_of_a_budget_is_there_to_be_spent() -> None:
-    o = training({"maxDuration": "1h", "maxCost": "20"}, 3599)
+    o = training({"maxDuration": "10h", "maxCost": "200"}, 35_999)
     assert budget.within(o, draft(o)) == draft(o)
 
 

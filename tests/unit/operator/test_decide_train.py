@@ -75,6 +75,10 @@ def test_nonsense_of_any_kind_is_no_number_and_ends_no_cycle(value: Any) -> None
     assert stages.fetch(o, draft(o)).message == "fetching the base model"
 
 
+def test_numbers_are_those_that_json_holds_exactly() -> None:
+    assert [finite(n) for n in (0, -3, 2.5, 2**53 - 1, 2**53, -(2**53))] == [0.0, -3.0, 2.5, 2.0**53 - 1, None, None]
+
+
 KEPT: dict[str, tuple[dict[str, Any], bool]] = {  # what is told after `TRAINING` → is it written?
     "the same": ({}, False),
     "a step within the same five per cent": ({"step": 22}, False),
