@@ -58,7 +58,8 @@ async def measure(
                 scenario = Scenario(plane, api, adapter, sizes, told, operator)
                 result = await (scenario.run_idle(operator) if idle_only and operator else scenario.run())
         finally:
-            shutil.copytree(plane.home / "logs", out / f"{adapter.name}-logs", ignore=shutil.ignore_patterns("*.kubeconfig"))
+            logs, no_tokens = out / f"{adapter.name}-logs", shutil.ignore_patterns("*.kubeconfig")
+            shutil.copytree(plane.home / "logs", logs, ignore=no_tokens, dirs_exist_ok=True)
     keep(out / f"{adapter.name}.json", result)
     return result
 
