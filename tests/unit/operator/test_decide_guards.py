@@ -60,6 +60,12 @@ FINDINGS: dict[str, tuple[ArmTotals, ArmTotals, str, str]] = {
         ArmTotals(100, 6), ArmTotals(900, 9), "Insufficient",
         "errors: canary 6.0 % of 100 requests, stable 1.0 % of 900, limit 5 %: above the limit, not yet beyond chance",
     ),
+    "above it by two of ten thousand": (
+        ArmTotals(10_000, 502),
+        ArmTotals(90_000, 900),
+        "Insufficient",
+        "errors: canary 5.0 % of 10000 requests, stable 1.0 % of 90000, limit 5 %: above the limit, not yet beyond chance",
+    ),
     "surely above, and worse": (
         ArmTotals(100, 50), ArmTotals(900, 9), "Fail", "errors: canary 50.0 % of 100 requests, stable 1.0 % of 900, limit 5 %",
     ),

@@ -171,8 +171,24 @@ def test_looks(elapsed: int, seconds: float, look: list[Any]) -> None:
 def test_a_look_without_a_beginning_is_the_last_one() -> None:
     rollout = holding(next_step_at=before(-60)).model_copy(update={"memory": {}})
     assert m.advance(PLAN, scene(router(**FINE)), rollout).rollout.memory["look"] == [10]
-    timed = holding(next_step_at=before(-60)).model_copy(update={"memory": {"seconds": 60.0}})
+    timed = holding(next_step_at=before(-60)).model_copy(update={"memory": {"seconds": 5.0}})
     assert m.advance(PLAN, scene(router(**FINE)), timed).rollout.memory["look"] == [0]
+
+
+def test_a_step_that_is_held_does_not_write_its_evidence_again() -> None:
+    seen = scene(router(**FINE))
+    looked = m.advance(PLAN, replace(seen, hold=True), holding()).rollout
+    held = m.advance(PLAN, replace(scene(router(**counted(totals(300), totals(900)))), hold=True), looked).rollout
+    gone_on = m.advance(PLAN, scene(router(**counted(totals(300), totals(900)))), looked).rollout
+    assert ("of 200 requests" in held.evidence[0], "of 300 requests" in gone_on.evidence[0]) == (True, True)
+
+
+def test_the_next_look_is_written_over_the_last_one() -> None:
+    rollout = remembering(holding(next_step_at=before(-60)), began=before(20), seconds=80.0)
+    seen = scene(router(**counted(totals(5), totals(45))))
+    first = m.advance(PLAN, seen, rollout).rollout
+    second = m.advance(PLAN, replace(seen, now=NOW + timedelta(seconds=10)), first).rollout
+    assert (first.memory["look"], second.memory["look"]) == ([2], [3])
 
 
 def test_a_story_without_end_is_cut_to_what_the_status_holds() -> None:
@@ -204,7 +220,9 @@ def test_histograms_are_read_as_they_were_written() -> None:
     held = holding(next_step_at=before(-9), memory={**shifted.memory, "began": before(60), "seconds": 60.0})
     slow = ArmTotals(400, 0, ((100.0, 100.0), (900.0, 400.0), (math.inf, 400.0)), 2)
     step = m.advance(PLAN, scene(router(weight=10, totals={"new": slow, "old": totals(500)})), held)
-    assert "guard latency failed" in step.message, "300 answers since then, all slow, and none lost in the last bucket"
+    assert "guard latency failed at 10 %: latency: p50 canary 500 ms" in step.message, (
+        "300 answers since then, all slow, and none lost in the last bucket"
+    )
     assert shifted.memory["counted"][f"router-0@{OLD}"]["new"] == [100, 0, [[100.0, 100], ["Inf", 100]]]
     unmeasured = m.advance(PLAN, scene(router(weight=10, totals={"new": totals(105), "old": totals(500)})), held)
     assert "5 of 100 canary requests seen" in unmeasured.rollout.evidence[1]

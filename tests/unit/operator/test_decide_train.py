@@ -109,7 +109,7 @@ def test_what_was_not_written_is_not_said_either() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "total", "percent"), [(-7, 50, 0), (0, 50, 0), (99, 100, 99), (100, 100, 100), (101, 100, 100), (1, 3, 33)]
+    ("step", "total", "percent"), [(-7, 50, 0), (0, 50, 0), (99, 100, 99), (100, 100, 100), (101, 100, 100), (1, 3, 33), (199, 200, 99)]
 )
 def test_per_cent_are_whole_and_at_most_a_hundred(step: int, total: int, percent: int) -> None:
     found = trained(seen(RUNNING, told={"step": step, "totalSteps": total, "checkpoint": {"step": 3, "time": "t" * 90}})).status.training
