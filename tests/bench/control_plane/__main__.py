@@ -46,22 +46,22 @@ def arguments() -> argparse.Namespace:
 async def measure(
     adapter: Adapter, sizes: Sizes, told: Progress, out: Path, settings: Mapping[str, str], *, idle_only: bool = False
 ) -> Result:
-    """One run on a control plane of its own; its result and logs are kept."""
+    """One run on a control plane of its own; its result and logs are kept, those of the phases before it failed too."""
     told.step(f"{adapter.name}: set-up")
     with cluster.control_plane() as plane:
-        try:
-            async with Api(plane.server, plane.home / "pki") as api:
-                await cluster.furnish(api)
-                if adapter.needs_operator:
-                    engine.install(plane)
-                operator = cluster.Operator(plane, settings) if adapter.needs_operator else None
-                scenario = Scenario(plane, api, adapter, sizes, told, operator)
-                result = await (scenario.run_idle(operator) if idle_only and operator else scenario.run())
-        finally:
-            logs, no_tokens = out / f"{adapter.name}-logs", shutil.ignore_patterns("*.kubeconfig")
-            shutil.copytree(plane.home / "logs", logs, ignore=no_tokens, dirs_exist_ok=True)
-    keep(out / f"{adapter.name}.json", result)
-    return result
+        async with Api(plane.server, plane.home / "pki") as api:
+            await cluster.furnish(api)
+            if adapter.needs_operator:
+                engine.install(plane)
+            operator = cluster.Operator(plane, settings) if adapter.needs_operator else None
+            scenario = Scenario(plane, api, adapter, sizes, told, operator)
+            try:
+                await (scenario.run_idle(operator) if idle_only and operator else scenario.run())
+            finally:
+                logs, no_tokens = out / f"{adapter.name}-logs", shutil.ignore_patterns("*.kubeconfig")
+                shutil.copytree(plane.home / "logs", logs, ignore=no_tokens, dirs_exist_ok=True)
+                keep(out / f"{adapter.name}.json", scenario.result)
+    return scenario.result
 
 
 def keep(file: Path, result: Mapping[str, Any]) -> None:

@@ -57,33 +57,32 @@ class Scenario:
     def __post_init__(self) -> None:
         self.audit = AuditLog(self.plane.audit_log)
         self.recorder = Recorder(self.api, self.adapter)
+        self.result: Result = {"objects": self.sizes.objects}  # phase by phase
 
-    async def run(self) -> Result:
+    async def run(self) -> None:
         """Every phase; the restarts only where there is an operator."""
         await self._begin()
-        result: Result = {"objects": self.sizes.objects}
         self._step("singles")
         await self._some(["w0", "w1", "w2", "w3"], 0.0)  # warm up
-        result["singles"] = await self._some([f"s{n:03d}" for n in range(self.sizes.singles)], self.sizes.single_seconds)
-        result["burst"] = await self._burst()
+        self.result["singles"] = await self._some([f"s{n:03d}" for n in range(self.sizes.singles)], self.sizes.single_seconds)
+        self.result["burst"] = await self._burst()
         if self.operator:
-            result["idle"] = await self._idle()
-            result["restart"] = await self._restart(self.operator)
-            result["gap"] = await self._gap(self.operator)
-        result["delete"] = await self._delete()
-        result["surplus"] = {name: kind.surplus for name, kind in self.recorder.children.items()}
+            self.result["idle"] = await self._idle()
+            self.result["restart"] = await self._restart(self.operator)
+            self.result["gap"] = await self._gap(self.operator)
+        self.result["delete"] = await self._delete()
+        self.result["surplus"] = {name: kind.surplus for name, kind in self.recorder.children.items()}
         await self.recorder.stop()
-        return result
 
-    async def run_idle(self, operator: Operator) -> Result:
+    async def run_idle(self, operator: Operator) -> None:
         """Only what N settled objects cost: without sweeps, and with many."""
         operator.settings[SWEEP] = "86400"
         await self._begin()
-        result = {"objects": self.sizes.objects, "burst": await self._burst(), "idle": await self._idle()}
-        operator.settings[SWEEP] = str(self.sizes.idle_seconds / 4)
-        result["sweeps"] = await self._sweeps(operator)
+        self.result["burst"] = await self._burst()
+        self.result["idle"] = await self._idle()
+        operator.settings[SWEEP] = str(self.sizes.idle_seconds / 2)
+        self.result["sweeps"] = await self._sweeps(operator)
         await self.recorder.stop()
-        return result
 
     async def _begin(self) -> None:
         if self.operator:
