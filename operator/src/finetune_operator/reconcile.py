@@ -128,14 +128,14 @@ class Reconciler:
         for job in d.obsolete:
             await children.remove(JOB, job)
             await children.remove(SERVICE, job)
+        for kind, name in plan.leftovers(context, lambda kind: self.cache.children(kind, children.key)):
+            await children.remove(kind, name)  # before anything is made: what served goes before what is to serve comes
         if problem is None:  # without its volume no Job starts: what is there under the name may be somebody else's
             problem = await _bring(children.make, plan.once(context))
         problem = await _bring(children.ensure, plan.arms(context), beyond_refusals=True) or problem
         problem = await _bring(children.ensure, plan.routers(context), beyond_refusals=True) or problem
         for pod, version in plan.nudges(context, self.cache.children(POD, children.key)):
             await children.annotate(POD, pod, {names.NUDGE: version})
-        for kind, name in plan.leftovers(context, lambda kind: self.cache.children(kind, children.key)):
-            await children.remove(kind, name)
         return problem
 
     async def _push(self, o: Observed, d: Draft) -> None:

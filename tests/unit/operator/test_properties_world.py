@@ -105,7 +105,7 @@ class Life:
             self.world.api.remove(kind, "ml", name)
 
     def kill(self, luck: int) -> None:
-        """The operator ends after one of its next writes."""
+        """The operator ends after one of its next writes, and after each one from then on."""
         self.world.api.mortal = luck % 6
 
     def restart(self, luck: int) -> None:
@@ -117,8 +117,9 @@ class Life:
         self.world.clock.seconds += (60, 3600, 86400)[luck % 3]
 
     def calm(self) -> None:
-        """Nothing goes wrong any more; what hangs on an image that was not there is made anew."""
+        """Nothing goes wrong any more, for more users than ever; what hangs on an image that was not there is made anew."""
         world = self.world
+        world.per_turn *= 1000  # what failed before in the same step is soon outweighed
         world.outcomes.update(good_outcomes())
         world.broken.clear()
         world.failing, world.api.refuses, world.api.mortal = lambda arm: 0.0, lambda kind, obj: False, None
@@ -147,6 +148,17 @@ def test_any_sequence_of_events_ends_where_the_last_spec_says(events: list[tuple
     life.go_on(REST)
     _ends_as_the_spec_says(life)
     _nothing_is_written_at_rest(life)
+
+
+def test_a_third_arm_is_not_made_before_the_first_is_gone() -> None:
+    """A rollout followed by another one, with the operator killed after every write: found at random once."""
+    life = Life()
+    life.go_on(16)
+    life.spec("other rate")
+    life.kill(0)
+    life.go_on(60)
+    assert len(status_of(life.world)["revisions"]) == 2
+    assert any(name == "bot-fa918398" for kind, name in life.world.api.births if kind == "Deployment"), "the second rollout has begun"
 
 
 def _always(life: Life) -> None:
