@@ -1,6 +1,7 @@
 """kopf's decorators: every event goes into the cache, and news makes its FineTune due. Nothing is decided here.
 
-Invariant: handlers of events are coroutines, for kopf runs plain functions in threads and neither cache nor queue is made for that.
+kopf runs in a thread of its own (docs/adr/0007): an event is taken in by the thread that owns cache and queue, which are made for one
+alone. Invariant: handlers of events are coroutines, for kopf runs plain functions in threads, where events overtake each other.
 """
 
 from __future__ import annotations

@@ -24,6 +24,9 @@ ARM: Final = f"{GROUP}/arm"  # name of the arm that a pod serves
 COMPONENT: Final = f"{GROUP}/component"  # stage, arm, router, volume, revision
 VOLUME: Final = f"{GROUP}/volume"  # name of the work volume's claim: pods that mount it are kept together
 
+# Kubernetes' own.
+JOB_NAME: Final = "batch.kubernetes.io/job-name"  # label of a Job's pods
+JOB_INDEX: Final = "batch.kubernetes.io/job-completion-index"  # annotation of an Indexed Job's pods: the rank
 QUEUE: Final = "kueue.x-k8s.io/queue-name"  # on the Jobs of a gang that a LocalQueue admits; Kueue's own label
 
 # Annotations.

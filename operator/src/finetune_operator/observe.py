@@ -27,7 +27,6 @@ from finetune_operator.tokens import sign
 from finetune_operator.traffic import RouterState
 from finetune_operator.workloads import (
     GANG_SECONDS,
-    JOB_NAME,
     Run,
     Waiting,
     leftovers,
@@ -135,7 +134,7 @@ class Observer:
         """The run by the cached pods; by the API server's own when these are behind the Job."""
         if untold(job, pods, now):
             meta = job["metadata"]
-            pods = await self.cluster.list(kinds.POD, meta["namespace"], f"{JOB_NAME}={meta['name']}")
+            pods = await self.cluster.list(kinds.POD, meta["namespace"], f"{names.JOB_NAME}={meta['name']}")
         return read_run(job, pods, now)
 
     async def _with_events(self, run: Run, job: Object, pods: Mapping[str, Object], now: datetime) -> Run:
@@ -144,7 +143,7 @@ class Observer:
             return replace(run, held=0.0)
         if run.state != "Waiting" or run.waiting or run.suspended:
             return run
-        mine = [p for p in pods.values() if p["metadata"]["labels"].get(JOB_NAME) == run.name]
+        mine = [p for p in pods.values() if p["metadata"]["labels"].get(names.JOB_NAME) == run.name]
         stuck = [p["metadata"]["name"] for p in mine if stuck_since(p, now) > MOUNT_PATIENCE]
         if stuck:
             found = await self._last_event(job, stuck[0], "FailedMount")

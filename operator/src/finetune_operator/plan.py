@@ -58,12 +58,12 @@ class Context:
         """The accelerators of each pod; SpecError when there is no such profile."""
         compute = self.spec.compute
         if not compute.accelerator:
-            return Devices(compute.gpus_per_node or 0)
+            return Devices(compute.gpus_each)
         profiles = self.observed.profiles
         if compute.accelerator not in profiles:
             known = ", ".join(sorted(profiles)) or "none"
             raise SpecError(f"spec.compute.accelerator: the operator has no profile {compute.accelerator!r}; it has: {known}")
-        return Devices(compute.gpus_per_node or 1, profiles[compute.accelerator])
+        return Devices(compute.gpus_each, profiles[compute.accelerator])
 
 
 def volume(c: Context) -> Iterator[Child]:

@@ -84,13 +84,14 @@ class Reconciler:
         decision = decide(observed)
         context, children = self._context(observed, decision), Children(self.cluster, self.cache, key)
         before = self.problems.get(key)
-        finetune, *refusals = await _all(
+        finetune, volume, fields = await _all(
             self._commit(finetune, status.compute(observed, decision, before)),
-            *(_bring(verb, wanted) for verb, wanted in ((children.ensure, plan.volume(context)), (children.make, plan.fields(context)))),
+            _bring(children.ensure, plan.volume(context)),
+            _bring(children.make, plan.fields(context)),
         )
         for note in decision.notes:
             await self.events.emit(finetune, note.type, note.reason, note.message)
-        problem = await self._act(context, children, next(filter(None, refusals), None))
+        problem = await self._act(context, children, volume or fields)
         if problem != before:
             await self._tell(key, finetune, observed, decision, problem, now)
         return soonest(decision.requeue, PROBLEM_RETRY if problem else None)

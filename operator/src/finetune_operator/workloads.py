@@ -40,7 +40,6 @@ TOLD_SECONDS: Final = 600.0  # so long after a Job's end its pods are asked for,
 UNREACHABLE_SECONDS: Final = 60.0  # a pod that is still there so long after its grace period is on a node that is lost
 STOPPED_SECONDS: Final = 5.0  # so long after a rank has stopped it is clear that no suspension is behind it
 GANG_SECONDS: Final = 600.0  # so long may a part of a gang hold machines while the others wait
-JOB_NAME: Final = "batch.kubernetes.io/job-name"  # label of a Job's pods
 _JOB_MESSAGE = re.compile(r"Container \S+ for pod \S+/(?P<pod>\S+) failed with exit code (?P<code>\d+)")
 
 
@@ -153,7 +152,7 @@ def untold(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: datet
 
 def leftovers(jobs: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: datetime) -> dict[str, Run]:
     """Runs whose Job is gone while pods of it still end, by the Job's name."""
-    named = (str((p["metadata"].get("labels") or {}).get(JOB_NAME, "")) for p in pods if _lives(p, now))
+    named = (str((p["metadata"].get("labels") or {}).get(names.JOB_NAME, "")) for p in pods if _lives(p, now))
     return {name: Run(name, "Ending") for name in named if name and name not in jobs}
 
 
@@ -367,7 +366,7 @@ def _over(pod: Mapping[str, Any]) -> bool:
 
 
 def _rank(pod: Mapping[str, Any]) -> int:
-    return int(pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index", 0))
+    return int(pod["metadata"].get("annotations", {}).get(names.JOB_INDEX, 0))
 
 
 def _belongs(pod: Mapping[str, Any], job: Mapping[str, Any]) -> bool:

@@ -54,6 +54,12 @@ def _served_by_vllm(spec: Node) -> bool:
     return bool(runtime == "vLLM" or (runtime == "Auto" and spec.get("compute", {}).get("accelerator")))
 
 
+def _some_time(path: str, field: str) -> Rule:
+    """A duration that is above 0."""
+    cel = f"!has(self.{field}) || self.{field}.matches('[1-9]')"
+    return Rule(path, field, cel, "must be above 0", lambda node: re.search("[1-9]", node.get(field, "1")) is not None)
+
+
 ALWAYS: Final = (
     Rule(
         "", "metadata.name",
@@ -104,24 +110,14 @@ ALWAYS: Final = (
         "every and everySteps exclude each other; remove one",
         lambda policy: not ("every" in policy and "everySteps" in policy),
     ),
-    Rule(
-        "spec.training.checkpoint", "every",
-        "!has(self.every) || self.every.matches('[1-9]')",
-        "must be above 0",
-        lambda policy: re.search("[1-9]", policy.get("every", "1")) is not None,
-    ),
+    _some_time("spec.training.checkpoint", "every"),
     Rule(
         "spec.budget", "maxCost",
         "!has(self.maxCost) || double(self.maxCost) > 0.0",
         "must be above 0",
         lambda budget: float(budget.get("maxCost", 1)) > 0,
     ),
-    Rule(
-        "spec.budget", "maxDuration",
-        "!has(self.maxDuration) || self.maxDuration.matches('[1-9]')",
-        "must be above 0",
-        lambda budget: re.search("[1-9]", budget.get("maxDuration", "1")) is not None,
-    ),
+    _some_time("spec.budget", "maxDuration"),
     Rule(
         "spec.evaluation.metrics[]", "sqlExecution",
         "(self.type == 'SqlExecution') == has(self.sqlExecution)",

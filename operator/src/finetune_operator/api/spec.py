@@ -219,6 +219,11 @@ class Compute(SpecModel):
     memory: Annotated[Quantity | None, LIVE] = Field(default=None, description="Memory request and limit of each pod.")
     threads: Annotated[int | None, LIVE] = Field(default=None, ge=1, le=256, description="Threads of each rank on CPU; default 1.")
 
+    @property
+    def gpus_each(self) -> int:
+        """Accelerators of each pod that has any."""
+        return self.gpus_per_node or (1 if self.accelerator else 0)
+
 
 class Storage(SpecModel):
     """The work volume: models, data, checkpoints, artifacts."""

@@ -1,8 +1,8 @@
 """pydantic's JSON schema → the structural schema that a CRD may hold.
 
 Strict: a keyword that is not known here fails, and so does a text, list or map without a bound (the API server estimates the
-cost of CEL rules from bounds). Optional means absent, never null. Defaults of blocks are `{}`, so that the defaults inside apply; inside lists there are none, for
-GitOps tools compare a list as a whole and would find it changed.
+cost of CEL rules from bounds). Optional means absent, never null. Defaults of blocks are `{}`, so that the defaults inside apply;
+inside lists there are none, for GitOps tools compare a list as a whole and would find it changed.
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ ONLINE = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # fetch alone may ask a hub
 SHORTEST_KEEP_SECONDS = 3600  # a finished Job stays for its logs, and for the operator that was away when it ended
 SCORING_DEADLINE_SECONDS = 6 * 3600  # a sidecar that never starts does not fail a Job by itself
 TRAIN_GRACE_SECONDS = 120  # the gang agrees to stop and saves a checkpoint within this time
-PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 MEMORY = {"fetch": "256Mi", "prepare": "512Mi", "baseline": "256Mi", "evaluate": "256Mi", "train": "1Gi"}
 
 
@@ -99,17 +98,15 @@ def gang_service(owner: Owner, stage: Stage) -> Manifest:
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": {"batch.kubernetes.io/job-name": name},
+            "selector": {names.JOB_NAME: name},
             "ports": [{"name": "rendezvous", "port": names.MASTER_PORT}],
         },
     }
 
 
 def _avoiding(affinity: Manifest, nodes: Sequence[str]) -> Manifest:
-    block = affinity.get("nodeAffinity") or {}
     fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
-    term = {"weight": 100, "preference": {"matchFields": fields}}
-    return {**affinity, "nodeAffinity": {**block, PREFERRED: [*(block.get(PREFERRED) or ()), term]}}
+    return pods.with_terms(affinity, "nodeAffinity", pods.PREFERRED, [{"weight": 100, "preference": {"matchFields": fields}}])
 
 
 def _failure_policy(*, training: bool) -> Manifest:

@@ -15,6 +15,7 @@ from finetune_operator.api.spec import Pods, Spec
 
 Manifest = dict[str, Any]
 REQUIRED: Final = "requiredDuringSchedulingIgnoredDuringExecution"
+PREFERRED: Final = "preferredDuringSchedulingIgnoredDuringExecution"
 NO_LABELS: Final[Mapping[str, str]] = {}
 
 
@@ -215,16 +216,17 @@ def _affinity(owner: Owner, spec: Spec, devices: Devices) -> Manifest:
     found = affinity(spec)
     if spec.storage.access_mode == "ReadWriteOnce":
         together = {"labelSelector": {"matchLabels": volume_label(owner)}, "topologyKey": "kubernetes.io/hostname"}
-        found = _with_required(found, "podAffinity", [together])
+        found = with_terms(found, "podAffinity", REQUIRED, [together])
     if labels := devices.node_labels():
         wanted = [{"key": key, "operator": "In", "values": list(values)} for key, values in labels.items()]
         found = _with_expressions(found, wanted)
     return found
 
 
-def _with_required(affinity: Manifest, kind: str, terms: list[Manifest]) -> Manifest:
+def with_terms(affinity: Manifest, kind: str, strength: str, terms: list[Manifest]) -> Manifest:
+    """The same affinity with more terms of that kind and strength (`REQUIRED` of pods, `PREFERRED`)."""
     block = dict(affinity.get(kind) or {})
-    return {**affinity, kind: {**block, REQUIRED: [*(block.get(REQUIRED) or ()), *terms]}}
+    return {**affinity, kind: {**block, strength: [*(block.get(strength) or ()), *terms]}}
 
 
 def _with_expressions(affinity: Manifest, wanted: list[Manifest]) -> Manifest:

@@ -10,7 +10,7 @@ from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Attempt, Cost
 from finetune_operator.decide.draft import Draft, stamp
 from finetune_operator.observed import Observed
-from finetune_operator.workloads import time
+from finetune_operator.workloads import Run, time
 
 MAX_ATTEMPTS: Final = 20
 SMALLEST_DIVISOR: Final = 64  # a micro-batch is not cut further: by then it is one row
@@ -26,6 +26,16 @@ def running(d: Draft) -> Attempt | None:
 def last(d: Draft) -> Attempt | None:
     """The newest attempt of the current revision."""
     return next((a for a in reversed(d.status.attempts) if a.revision == d.revision.name), None)
+
+
+def job(o: Observed, attempt: Attempt) -> Run:
+    """The attempt's Job, as it is seen."""
+    return o.run(names.attempt_job(o.name, attempt.revision, attempt.number))
+
+
+def ended(o: Observed, attempt: Attempt) -> bool:
+    """Has its Job come to an end? How is told before anything else is made of the attempt."""
+    return job(o, attempt).state in ("Succeeded", "Failed")
 
 
 def change(d: Draft, attempt: Attempt, **changes: Any) -> tuple[Draft, Attempt]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from finetune_operator import conditions, names
+from finetune_operator import conditions
 from finetune_operator.api.quantities import seconds
 from finetune_operator.api.spec import Budget
 from finetune_operator.api.status import Cost
-from finetune_operator.decide.attempts import gpus, halted, price, running, spent
+from finetune_operator.decide.attempts import ended, gpus, halted, price, running, spent
 from finetune_operator.decide.draft import Draft
 from finetune_operator.observed import Observed
 
@@ -23,8 +23,8 @@ def within(o: Observed, d: Draft) -> Draft:
     if over is None:
         return d
     if attempt:
-        if o.run(names.attempt_job(o.name, attempt.revision, attempt.number)).state in ("Succeeded", "Failed"):
-            return d  # how it ended is told first
+        if ended(o, attempt):
+            return d
         d = halted(o, d, attempt, "OverBudget").note("Warning", conditions.BUDGET_EXHAUSTED, over).end("train", o.now)
     return d.block(conditions.FAILED, over, reason=conditions.BUDGET_EXHAUSTED)
 

@@ -28,7 +28,7 @@ def one_machine(o: Observed, d: Draft) -> Draft:
     if d.blocked or d.revision.artifact or running(d) or o.spec.storage.access_mode != "ReadWriteOnce":
         return d
     profile = o.profiles.get(compute.accelerator or "", ANY_GPU)
-    each = compute.gpus_per_node or (1 if compute.accelerator else 0)
+    each = compute.gpus_each
     wanted, most = compute.nodes * each, profile.per_machine
     if wanted <= most:
         return d
@@ -88,7 +88,7 @@ def _profile(o: Observed) -> Accelerator | None:
 
 
 def _ranks(o: Observed) -> int:
-    return o.spec.compute.nodes * (o.spec.compute.gpus_per_node or 1)
+    return o.spec.compute.nodes * max(1, o.spec.compute.gpus_each)
 
 
 def _refusal(o: Observed, estimate: Estimate, profile: Accelerator, ranks: int) -> str:

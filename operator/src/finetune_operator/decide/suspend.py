@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from finetune_operator import conditions, names
-from finetune_operator.decide.attempts import halted, running
+from finetune_operator.decide.attempts import ended, halted, running
 from finetune_operator.decide.draft import Draft
 from finetune_operator.observed import Observed
 
@@ -15,7 +15,7 @@ def suspended(o: Observed, d: Draft) -> Draft:
     if not o.spec.suspend:
         return d
     attempt = running(d)
-    if attempt and o.run(names.attempt_job(o.name, attempt.revision, attempt.number)).state not in ("Succeeded", "Failed"):
+    if attempt and not ended(o, attempt):
         d = halted(o, d, attempt, "Suspended")
         d = d.note("Normal", conditions.SUSPENDED, f"attempt {attempt.number} is stopped")
     if d.revision.artifact is None:
@@ -29,8 +29,7 @@ def obsolete(o: Observed, d: Draft) -> Draft:
 
     Asked in every cycle, for a kill may come between.
     """
-    ended = [a for a in d.status.attempts if a.outcome != "Running"]
-    jobs = [names.attempt_job(o.name, a.revision, a.number) for a in ended]
+    jobs = [names.attempt_job(o.name, a.revision, a.number) for a in d.status.attempts if a.outcome != "Running"]
     others = [r for r in d.status.revisions if r.name != d.status.revision]
     jobs += [names.stage_job(o.name, r.name, stage, number) for r in others for stage, number in r.tries.items()]
     return replace(d, obsolete=tuple(j for j in jobs if o.run(j).state in ("Waiting", "Running") or o.run(j).stopped))

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_operator import conditions, names
 from finetune_operator.api.status import Attempt, Checkpoint, Training
-from finetune_operator.decide.attempts import bounded, change, counted, folder, gpus, last, next_divisor, price, running, settled
+from finetune_operator.decide.attempts import bounded, change, counted, folder, gpus, job, last, next_divisor, price, running, settled
 from finetune_operator.decide.draft import Draft, finite, seconds_until, stamp
 from finetune_operator.decide.patience import held, stalled
 from finetune_operator.decide.retry import BUDGETS, after_failure, place, trouble
@@ -25,7 +25,7 @@ def train(o: Observed, d: Draft) -> Draft:
     attempt = running(d)
     if attempt is None:
         return _next_attempt(o, d)
-    run = o.run(names.attempt_job(o.name, attempt.revision, attempt.number))
+    run = job(o, attempt)
     d, attempt = _learn_folder(d, attempt, run)
     match run.state:
         case "Absent":
