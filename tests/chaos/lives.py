@@ -20,17 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from finetune_operator import errors, kinds
+from finetune_operator import errors
 from finetune_operator.kinds import FINETUNE
-from kubernetes.aio import config as kubernetes_config
-from kubernetes.aio.client import ApiClient, Configuration
 
 from devcluster.controlplane import ControlPlane
 from tests.chaos.nodes import Nodes
 from tests.chaos.process import Mortal
 from tests.chaos.proxy import Call, Proxy
-from tests.integration.engine import ACCOUNT, NAMESPACE, Space, install
-from tests.integration.kubelet import Admin
+from tests.integration.engine import ACCOUNT, NAMESPACE, Space, administrator, install
 
 Object = dict[str, Any]
 GUARDS: Final = {"minRequests": 50, "maxErrorRatePercent": 2}
@@ -39,7 +36,6 @@ FAILURES: Final = [["error"], ["disruption", "infrastructure"]]
 LIFE_SECONDS: Final = 150.0
 AGREE_SECONDS: Final = 60.0
 QUIET_SECONDS: Final = 4.0
-NAMESPACE_KIND: Final = kinds.Kind("", "v1", "namespaces", "Namespace", namespaced=False)
 # What may differ between two lives that went the same way: times, their cost, and what traffic showed at the moment it was looked at.
 TIMES: Final = {
     "began", "cost", "created", "eta", "etaSeconds", "evidence", "finished", "lastDecision", "lastTransitionTime", "memory", "nextStepAt",
@@ -80,23 +76,16 @@ class Chaos:
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(install, self.plane)
         await asyncio.to_thread(self.plane.kubectl, "apply", "-f", "-", stdin=json.dumps(LEASES))
-        self.configuration = Configuration()
-        await kubernetes_config.load_kube_config(str(self.plane.kubeconfig), client_configuration=self.configuration)
-        self.admin = Admin(await self.stack.enter_async_context(ApiClient(self.configuration)))
+        self.admin = await self.stack.enter_async_context(administrator(self.plane))
         self.nodes = await self.stack.enter_async_context(Nodes(self.admin))
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.stack.aclose()
 
-    async def space(self, name: str) -> Space:
-        """A new namespace."""
-        await self.admin.create(NAMESPACE_KIND, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-        return Space(self.admin, name)
-
     def proxy(self) -> Proxy:
         """One of its own for an operator."""
-        return Proxy(self.plane.server, ssl.create_default_context(cafile=self.configuration.ssl_ca_cert))
+        return Proxy(self.plane.server, ssl.create_default_context(cafile=str(self.plane.home / "pki" / "ca.crt")))
 
     async def life(self, expected: asyncio.Future[End] | None, **how: Any) -> Life:
         """A life in a new namespace, whose operator is not started yet; `expected` is None for the undisturbed one."""
@@ -106,7 +95,7 @@ class Chaos:
         operator = Mortal(self.plane, self.folder, proxy, name, namespaces=name, **how)
         self.stack.push_async_callback(operator.kill)
         self.nodes.faults[name].attempts = FAILURES
-        return Life(self, await self.space(name), proxy, operator, expected)
+        return Life(self, await Space.new(self.admin, name), proxy, operator, expected)
 
 
 @dataclass

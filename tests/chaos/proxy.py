@@ -22,6 +22,7 @@ GONE: Final = {
     "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "code": 410, "message": "too old"},
 }
 FAILED: Final = {"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "code": 500, "message": "etcdserver: no leader"}}
+LEAVE_SECONDS: Final = 0.25  # for connections that were being made as their handler was cancelled: the session does not know them
 UNCOUNTED: Final = ("leases", "secrets")  # of the process, not of a life
 
 
@@ -85,6 +86,7 @@ class Proxy:
         self.end_watches()
         await self._runner.cleanup()
         await self._session.close()
+        await asyncio.sleep(LEAVE_SECONDS)
 
     async def listen(self, address: str, port: int, context: ssl.SSLContext | None = None) -> None:
         """Listen there too."""

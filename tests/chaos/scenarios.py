@@ -365,7 +365,7 @@ async def _spoilt_spec(chaos: Chaos, space: Space) -> None:
 async def _crowd(chaos: Chaos, name: str, **environment: str) -> AsyncIterator[tuple[Space, Mortal, Proxy]]:
     """A namespace with an operator of its own, not started yet, whose pods run for ever."""
     chaos.nodes.outcomes[name]["fetch"] = [Outcome(never=True)]
-    space = await chaos.space(name)
+    space = await Space.new(chaos.admin, name)
     async with chaos.proxy() as proxy:
         operator = Mortal(chaos.plane, chaos.folder, proxy, name, namespaces=name, environment=environment)
         try:

@@ -18,18 +18,15 @@ from pathlib import Path
 import yaml
 from finetune_operator import kinds
 from finetune_operator.kinds import FINETUNE, Kind
-from kubernetes.aio import config as kubernetes_config
-from kubernetes.aio.client import ApiClient, Configuration
 
 from devcluster import nodebinary
 from devcluster.controlplane import ControlPlane
 from tests.gitops.recorded import ANSWERS, FOLDER, Object, name
-from tests.integration.engine import Operator, Space, install, until
+from tests.integration.engine import Operator, Space, administrator, install, until
 from tests.integration.kubelet import Admin, Kubelet
 from tests.unit.operator.helpers import scores
 from tests.unit.operator.world import Outcome
 
-NAMESPACES = Kind("", "v1", "namespaces", "Namespace", namespaced=False)
 QUOTA = Kind("", "v1", "resourcequotas", "ResourceQuota")
 CRD = Kind("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
 ROLLOUT = {
@@ -57,8 +54,7 @@ class Lives:
 
     async def _alone(self, life: object) -> None:
         where = life.__name__.replace("_", "-")  # type: ignore[attr-defined]
-        await self.admin.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": where}})
-        await life(Space(self.admin, where))  # type: ignore[operator]
+        await life(await Space.new(self.admin, where))  # type: ignore[operator]
 
     async def live(self, life: Space) -> None:
         await life.make(**SERVED)
@@ -152,10 +148,7 @@ async def allow_more(admin: Admin) -> None:
 
 
 async def drive(plane: ControlPlane, folder: Path, watched: Path) -> None:
-    configuration = Configuration()
-    await kubernetes_config.load_kube_config(str(plane.kubeconfig), client_configuration=configuration)
-    async with ApiClient(configuration) as api, Operator(plane, folder, "recorded") as operator:
-        admin = Admin(api)
+    async with administrator(plane) as admin, Operator(plane, folder, "recorded") as operator:
         await allow_more(admin)  # which ends all watches
         await operator.leading()
         async with Kubelet(admin) as kubelet:

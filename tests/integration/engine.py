@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -10,20 +11,23 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 import yaml
 from finetune_operator import kinds, names
 from finetune_operator.kinds import CHILDREN, FINETUNE, Kind
+from kubernetes.aio import config as kubernetes_config
+from kubernetes.aio.client import ApiClient, Configuration
 
 from devcluster.controlplane import ControlPlane, _free_ports
 from tests.integration.kubelet import Admin
 from tests.unit.operator.helpers import make_spec
 
+NAMESPACES = Kind("", "v1", "namespaces", "Namespace", namespaced=False)
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "finetune-system"
 ACCOUNT = "finetune-operator"
@@ -46,6 +50,15 @@ def install(plane: ControlPlane) -> None:
     done = subprocess.run([*command, "upgrade", "--install", ACCOUNT, chart, "--create-namespace", *images], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     plane.kubectl("wait", "--for=condition=Established", "crd/finetunes.finetune.dev", "--timeout=60s")
+
+
+@contextlib.asynccontextmanager
+async def administrator(plane: ControlPlane) -> AsyncIterator[Admin]:
+    """The control plane's administrator."""
+    configuration = Configuration()
+    await kubernetes_config.load_kube_config(str(plane.kubeconfig), client_configuration=configuration)
+    async with ApiClient(configuration) as api:
+        yield Admin(api)
 
 
 async def until(holds: Callable[[], Any], seconds: float = SECONDS, what: str = "it") -> Any:
@@ -201,6 +214,12 @@ class Space:
 
     admin: Admin
     name: str
+
+    @classmethod
+    async def new(cls, admin: Admin, name: str) -> Self:
+        """A namespace that is made for it."""
+        await admin.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        return cls(admin, name)
 
     async def make(self, name: str = "bot", **changes: Any) -> None:
         """Create a FineTune: the tests' spec with blocks replaced (None: left out); without `serving` unless it is given."""

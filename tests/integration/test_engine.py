@@ -16,8 +16,6 @@ from typing import Any
 
 import pytest
 from finetune_operator import errors, kinds, names
-from kubernetes.aio import config as kubernetes_config
-from kubernetes.aio.client import ApiClient, Configuration
 
 from devcluster.controlplane import ControlPlane
 from tests.integration.engine import NAMESPACE, Audit, Operator, Space, install, ready, until
@@ -42,14 +40,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("operators")
     made.chmod(0o755)
     return made
-
-
-@pytest.fixture
-async def admin(plane: ControlPlane) -> AsyncIterator[Admin]:
-    configuration = Configuration()
-    await kubernetes_config.load_kube_config(str(plane.kubeconfig), client_configuration=configuration)
-    async with ApiClient(configuration) as api:
-        yield Admin(api)
 
 
 @pytest.fixture
@@ -82,12 +72,6 @@ async def operator(shared: Operator) -> Operator:
     return shared
 
 
-async def space(admin: Admin, name: str) -> Space:
-    await admin.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    return Space(admin, name)
-
-
-NAMESPACES = kinds.Kind("", "v1", "namespaces", "Namespace", namespaced=False)
 QUOTA = kinds.Kind("", "v1", "resourcequotas", "ResourceQuota")
 CRD = kinds.Kind("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
 
@@ -112,7 +96,7 @@ async def test_a_whole_life_then_rest_and_a_restart(
     admin: Admin, kubelet: Kubelet, audit: Audit, plane: ControlPlane, folder: Path
 ) -> None:
     """As a user without a name or a home, as in its image."""
-    life = await space(admin, "life")
+    life = await Space.new(admin, "life")
     async with Operator(plane, folder, "alone", nobody=True) as operator:
         await operator.leading()
         await life.make(**SERVED)
@@ -162,7 +146,7 @@ async def settled(life: Space) -> None:
 async def test_killed_after_every_few_writes_it_makes_each_child_once(
     admin: Admin, kubelet: Kubelet, audit: Audit, plane: ControlPlane, folder: Path
 ) -> None:
-    life = await space(admin, "kills")
+    life = await Space.new(admin, "kills")
     kills, seen = 0, 0
     async with Operator(plane, folder, "mortal") as operator:
         await operator.leading()
@@ -187,7 +171,7 @@ async def test_killed_after_every_few_writes_it_makes_each_child_once(
 async def test_a_frozen_leader_is_succeeded_and_writes_nothing_when_it_thaws(
     admin: Admin, kubelet: Kubelet, audit: Audit, plane: ControlPlane, folder: Path
 ) -> None:
-    life = await space(admin, "leaders")
+    life = await Space.new(admin, "leaders")
     kubelet.outcomes["leaders"]["train"], good = RUNS_ON, kubelet.outcomes["leaders"]["train"]
     async with Operator(plane, folder, "first") as first, Operator(plane, folder, "second") as second:
         await until(lambda: first.leads() or second.leads(), what="leading")
@@ -217,7 +201,7 @@ async def test_a_frozen_leader_is_succeeded_and_writes_nothing_when_it_thaws(
 async def test_the_api_server_goes_away_and_comes_back(
     admin: Admin, kubelet: Kubelet, audit: Audit, plane: ControlPlane, operator: Operator
 ) -> None:
-    life = await space(admin, "outage")
+    life = await Space.new(admin, "outage")
     kubelet.outcomes["outage"]["train"], good = RUNS_ON, kubelet.outcomes["outage"]["train"]
     await life.make()
     await life.wait(lambda s: (s.get("attempts") or [{}])[0].get("folder"))
@@ -232,7 +216,7 @@ async def test_the_api_server_goes_away_and_comes_back(
 async def test_what_is_missing_taken_or_refused_is_named_and_it_goes_on_by_itself(
     admin: Admin, kubelet: Kubelet, operator: Operator
 ) -> None:
-    life, narrow, full = await space(admin, "bad"), await space(admin, "narrow"), await space(admin, "full")
+    life, narrow, full = await Space.new(admin, "bad"), await Space.new(admin, "narrow"), await Space.new(admin, "full")
     foreign = {"apiVersion": "v1", "metadata": {"name": "taken", "namespace": "bad"}}
     service = await admin.create(kinds.SERVICE, {**foreign, "kind": "Service", "spec": {"ports": [{"port": 1}]}})
     claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": "standard"}
@@ -282,7 +266,7 @@ async def test_what_is_missing_taken_or_refused_is_named_and_it_goes_on_by_itsel
 
 async def test_one_that_cannot_be_read_disturbs_no_other(admin: Admin, kubelet: Kubelet, plane: ControlPlane, operator: Operator) -> None:
     """Made under an older CRD that allowed more."""
-    life = await space(admin, "unreadable")
+    life = await Space.new(admin, "unreadable")
     strict = json.loads(plane.kubectl("get", "crd", "finetunes.finetune.dev", "-o", "json"))["spec"]["versions"]
     lax = copy.deepcopy(strict)
     training = lax[0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["training"]
@@ -307,7 +291,7 @@ async def test_one_that_cannot_be_read_disturbs_no_other(admin: Admin, kubelet: 
 
 
 async def test_lost_pods_jobs_and_suspension(admin: Admin, kubelet: Kubelet, operator: Operator) -> None:
-    life = await space(admin, "lost")
+    life = await Space.new(admin, "lost")
     outcomes = kubelet.outcomes["lost"]
     good = dict(outcomes)
     outcomes["prepare"], outcomes["train"] = RUNS_ON, RUNS_ON

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 from finetune_operator import kinds, names
-from kubernetes.aio import config as kubernetes_config
-from kubernetes.aio.client import ApiClient, Configuration
 
 from devcluster.controlplane import ControlPlane
 from tests.integration.engine import Operator, Space, install, ready, until
@@ -16,7 +14,6 @@ from tests.integration.fleet import PRODUCT, Fleet, machines, profiles
 from tests.integration.kubelet import NODE, Admin
 from tests.unit.operator.world import Outcome
 
-NAMESPACES = kinds.Kind("", "v1", "namespaces", "Namespace", namespaced=False)
 RUNS_ON = [Outcome(never=True)]
 PRODUCTS = {made["metadata"]["name"]: made["metadata"]["labels"].get(PRODUCT) for made in machines()}
 SHARED = {"accessMode": "ReadWriteMany"}
@@ -30,14 +27,6 @@ def plane() -> Iterator[ControlPlane]:
     with ControlPlane(flags={"controller-manager": ["--node-monitor-grace-period=30m"]}) as started:
         install(started)
         yield started
-
-
-@pytest.fixture
-async def admin(plane: ControlPlane) -> AsyncIterator[Admin]:
-    configuration = Configuration()
-    await kubernetes_config.load_kube_config(str(plane.kubeconfig), client_configuration=configuration)
-    async with ApiClient(configuration) as api:
-        yield Admin(api)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +45,6 @@ async def fleet(admin: Admin, process: Operator) -> AsyncIterator[Fleet]:
     async with Fleet(admin) as running:
         await process.leading()
         yield running
-
-
-async def space(fleet: Fleet, name: str) -> Space:
-    await fleet.admin.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    return Space(fleet.admin, name)
 
 
 async def make(life: Space, accelerator: str | None = None, *, nodes: int = 1, gpus: int = 8, **changes: Any) -> None:
@@ -90,7 +74,7 @@ def charged(status: Object) -> dict[str, int]:
 
 
 async def test_gangs_land_on_machines_of_their_accelerator_alone(fleet: Fleet) -> None:
-    wide, narrow, old, older = [await space(fleet, name) for name in ("wide", "narrow", "old", "older")]
+    wide, narrow, old, older = [await Space.new(fleet.admin, name) for name in ("wide", "narrow", "old", "older")]
     await make(wide, "h100", nodes=4, storage=SHARED)
     await make(narrow, "h100", nodes=2, gpus=4)
     await make(old, "a100-80")
@@ -109,7 +93,7 @@ async def test_gangs_land_on_machines_of_their_accelerator_alone(fleet: Fleet) -
 
 
 async def test_what_no_machine_has_is_told_with_the_schedulers_arithmetic(fleet: Fleet) -> None:
-    life = await space(fleet, "nowhere")
+    life = await Space.new(fleet.admin, "nowhere")
     await make(life, "b200")
     status = await life.wait(lambda s: "didn't match Pod's node affinity/selector" in ready(s).get("message", ""))
     assert ready(status)["reason"] == "Unschedulable"
@@ -117,7 +101,7 @@ async def test_what_no_machine_has_is_told_with_the_schedulers_arithmetic(fleet:
 
 
 async def test_a_gang_wider_than_a_machine_is_refused_before_anything_is_made(fleet: Fleet) -> None:
-    life = await space(fleet, "toowide")
+    life = await Space.new(fleet.admin, "toowide")
     await make(life, "h100", nodes=2)
     status = await life.wait(lambda s: s.get("reason") == "NeedsSharedVolume")
     assert "storage.accessMode ReadWriteMany" in ready(status)["message"]
@@ -127,7 +111,7 @@ async def test_a_gang_wider_than_a_machine_is_refused_before_anything_is_made(fl
 
 
 async def test_a_layout_without_room_is_refused_and_goes_on_with_a_larger_accelerator(fleet: Fleet) -> None:
-    life = await space(fleet, "tight")
+    life = await Space.new(fleet.admin, "tight")
     estimate = {
         "memoryBytes": 100 * GIB, "seconds": 60, "passTokens": 2048, "longest": 2048, "accelerated": True,
         "memory": {"weights": 60 * GIB, "activations": 40 * GIB},
@@ -145,7 +129,7 @@ async def test_a_layout_without_room_is_refused_and_goes_on_with_a_larger_accele
 
 
 async def test_a_rank_that_is_evicted_costs_nothing_and_the_gang_starts_again(fleet: Fleet) -> None:
-    life = await space(fleet, "drained")
+    life = await Space.new(fleet.admin, "drained")
     outcomes = fleet.outcomes["drained"]
     outcomes["train"], good = RUNS_ON, outcomes["train"]
     await make(life, "h100", nodes=2, storage=SHARED)
@@ -159,7 +143,7 @@ async def test_a_rank_that_is_evicted_costs_nothing_and_the_gang_starts_again(fl
 
 
 async def test_ranks_that_stop_without_a_queue_end_their_attempt_uncharged(fleet: Fleet) -> None:
-    life = await space(fleet, "stopped")
+    life = await Space.new(fleet.admin, "stopped")
     fleet.scripts["stopped"] = lambda pod: Outcome(code=25) if pod["metadata"]["labels"][names.ATTEMPT] == "1" else None
     await make(life, "h100", nodes=2, gpus=4)
     status = await life.phase("Trained")
@@ -168,7 +152,7 @@ async def test_ranks_that_stop_without_a_queue_end_their_attempt_uncharged(fleet
 
 
 async def test_a_machine_on_which_two_attempts_failed_is_left_for_a_fuller_one(fleet: Fleet) -> None:
-    life = await space(fleet, "broken")
+    life = await Space.new(fleet.admin, "broken")
     bad, good = "nvidia-h200-0", "nvidia-h200-1"
     for name, cordoned in ((bad, False), (good, True)):
         await fleet.admin.patch(NODE, None, name, {"metadata": {"labels": {"pool": "pair"}}, "spec": {"unschedulable": cordoned}})
@@ -186,7 +170,7 @@ async def test_a_machine_on_which_two_attempts_failed_is_left_for_a_fuller_one(f
 
 async def test_a_queue_admits_suspends_and_resumes_one_attempt(fleet: Fleet) -> None:
     """The test is the queue: it changes `suspend` alone, as Kueue does."""
-    life = await space(fleet, "queued")
+    life = await Space.new(fleet.admin, "queued")
     outcomes = fleet.outcomes["queued"]
     outcomes["train"], good = RUNS_ON, outcomes["train"]
     await make(life, "h100", nodes=2, storage=SHARED, compute={"queueName": "team"})

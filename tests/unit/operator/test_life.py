@@ -38,6 +38,12 @@ def jobs(world: World, stage: str) -> list[str]:
     return sorted(n for (kind, n), count in world.api.births.items() if kind == "Job" and count and _is(n, stage))
 
 
+def run_config(world: World, job: str) -> Object:
+    """What the Job's pods are told."""
+    template = world.api.store[kinds.JOB, "ml", job]["spec"]["template"]
+    return dict(json.loads(template["metadata"]["annotations"][names.RUN_CONFIG]))
+
+
 def _is(job: str, stage: str) -> bool:
     tail = job.removeprefix("bot-").split("-", 1)[1]
     return tail.rstrip("0123456789") == "a" if stage == "train" else tail.startswith(stage)
@@ -260,9 +266,7 @@ async def suspended_training_goes_on_from_its_checkpoints(kill: str) -> World:
     status = status_of(world)
     assert [a["outcome"] for a in status["attempts"]] == ["Suspended", "Succeeded"]
     assert status["revisions"][0].get("charges", {}).get("error", 0) == 0
-    second = world.api.store[kinds.JOB, "ml", f"bot-{status['revision']}-a2"]
-    config = json.loads(second["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG])
-    assert config["run"]["resumeFrom"] == [folder]
+    assert run_config(world, f"bot-{status['revision']}-a2")["run"]["resumeFrom"] == [folder]
     return world
 
 
@@ -287,9 +291,7 @@ async def out_of_memory_is_tried_again_with_smaller_micro_batches(kill: str) -> 
     world.outcomes["train"] = [spent, spent, *world.outcomes["train"]]
     await run(world, phase("Live"), kill=kill)
     await run(world, kill=kill)
-    made = [world.api.store[kinds.JOB, "ml", name] for name in jobs(world, "train")]
-    configs = [json.loads(j["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG]) for j in made]
-    assert [c["training"]["microBatchDivisor"] for c in configs] == [1, 2, 4]
+    assert [run_config(world, job)["training"]["microBatchDivisor"] for job in jobs(world, "train")] == [1, 2, 4]
     return world
 
 
@@ -306,9 +308,7 @@ async def spent_budget_stops_training_and_a_larger_one_resumes(kill: str) -> Wor
     await run(world, phase("Live"), kill=kill)
     await run(world, kill=kill)
     assert [a["outcome"] for a in status_of(world)["attempts"]] == ["OverBudget", "Succeeded"]
-    second = world.api.store[kinds.JOB, "ml", f"bot-{status['revision']}-a2"]
-    config = json.loads(second["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG])
-    assert config["run"]["resumeFrom"] == [folder]
+    assert run_config(world, f"bot-{status['revision']}-a2")["run"]["resumeFrom"] == [folder]
     return world
 
 
