@@ -23,7 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".cache" / "finetune-operator")
 UV_VERSION = "0.13.9"
-KEPT = 2
+KEPT = 2  # of a name, and whatever was used within IN_USE_SECONDS: the trainer's takes 5 GB
+IN_USE_SECONDS = 24 * 3600
 # Name → (locks, folders whose sources are importable).
 ENVIRONMENTS = {
     "dev": (["requirements-dev.lock"], ["operator/src", "trainer-image/src", "."]),
@@ -68,6 +69,7 @@ def ensure(name: str) -> Path:
         fcntl.flock(lock_file, fcntl.LOCK_EX)
         if not (folder / "COMPLETE").exists():
             make(name, folder, [ROOT / lock for lock in locks])
+        (folder / "COMPLETE").touch()  # says when it was last used
     return folder
 
 
@@ -91,10 +93,17 @@ def make(name: str, folder: Path, locks: list[Path]) -> None:
 
 
 def forget_old(name: str, folder: Path) -> None:
-    """Keep the newest environments of a name, for checkouts of different ages; the trainer's takes 5 GB."""
-    made = sorted(folder.glob(f"{name}-*"), key=lambda path: path.stat().st_mtime)
-    for old in made[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    """Keep what is in use, and those last used, for checkouts of different ages."""
+    used = {path: _used(path) for path in folder.glob(f"{name}-*")}
+    for path in sorted(used, key=used.__getitem__)[:-KEPT]:
+        if time.time() - used[path] > IN_USE_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _used(path: Path) -> float:
+    """When the environment was last used; never, if it was not finished (nobody makes another one of its name now)."""
+    complete = path / "COMPLETE"
+    return complete.stat().st_mtime if complete.exists() else 0.0
 
 
 def main(arguments: list[str]) -> None:
