@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 import kopf
 from aiohttp import web
@@ -36,7 +37,9 @@ from finetune_operator.settings import Settings, SettingsError, from_environment
 log = logging.getLogger("finetune_operator")
 WATCH_FAILURES: Final = 10  # in a row, before the process gives up and is started anew
 WATCH_HEALTHY_SECONDS: Final = 60.0
-START_RETRY_SECONDS: Final = 1.0
+RETRY_SECONDS: Final = 1.0
+LISTED_SECONDS: Final = 1.0  # without a word from kopf's lists: they are at their end
+T = TypeVar("T")
 
 
 class Operator:
@@ -54,6 +57,7 @@ class Operator:
         self.filled = False
         self.closed: set[str] = set()  # namespaces that the settings name and the API server refuses
         self.begin_anew = threading.Event()  # the watches must, for other namespaces are open now
+        self.listed = asyncio.Event()  # kopf tells what it listed: it has begun to, or lists again after a 410
 
     async def run(self) -> None:
         """Serve health and metrics, wait for the Lease, then work until it is lost or the process is asked to stop."""
@@ -79,18 +83,12 @@ class Operator:
 
     async def _prepared(self) -> Reconciler:
         """With the key and full caches, also from an API server that is busy: a process that ends for that is started ever later."""
-        while True:
-            try:
-                key = await signing.key(self.cluster, self.settings.lease_namespace)
-                await self.fill()
-            except errors.Unavailable as error:
-                log.warning("start", extra=logs.of(error=str(error)))
-                await asyncio.sleep(max(START_RETRY_SECONDS, error.retry_after or 0.0))
-                continue
-            self.filled = True
-            log.info("filled", extra=logs.of(finetunes=len(self.cache.owners())))
-            events = Events(self.cluster, self.clock, self.settings.identity)
-            return Reconciler(self.cluster, self.cache, self.pods, self.clock, self.settings, self.metrics, events, key)
+        key = await _patiently(partial(signing.key, self.cluster, self.settings.lease_namespace))
+        await self.fill()
+        self.filled = True
+        log.info("filled", extra=logs.of(finetunes=len(self.cache.owners())))
+        events = Events(self.cluster, self.clock, self.settings.identity)
+        return Reconciler(self.cluster, self.cache, self.pods, self.clock, self.settings, self.metrics, events, key)
 
     async def fill(self) -> None:
         """Make the cache agree with complete lists; what was missed meanwhile becomes due."""
@@ -102,10 +100,18 @@ class Operator:
             self.queue.add(key)  # at once: the next list may fail, and the cache then knows already what nobody was told
 
     async def _sweep(self) -> None:
-        """After a 410 the watches tell nothing of what was deleted, and some kinds have none: list again now and then."""
+        """What was deleted before a list is told by no watch, and some kinds have none: compare after each list, and now and then."""
         while True:
-            await asyncio.sleep(self.settings.sweep_seconds * random.uniform(0.8, 1.2))  # noqa: S311
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._listed(), self.settings.sweep_seconds * random.uniform(0.8, 1.2))  # noqa: S311
             await self._compare_all()
+
+    async def _listed(self) -> None:
+        """Wait for a list of kopf's, and for its end."""
+        await self.listed.wait()
+        while self.listed.is_set():
+            self.listed.clear()
+            await asyncio.sleep(LISTED_SECONDS)
 
     async def _compare_all(self) -> None:
         try:
@@ -129,13 +135,15 @@ class Operator:
         closed: set[str] = set()
         for namespace in self.settings.namespaces or (None,):
             try:
-                for kind in (FINETUNE, *CHILDREN):
-                    await verb(kind, namespace, "" if kind is FINETUNE else names.SELECTOR)
+                await _patiently(partial(verb, FINETUNE, namespace, ""))
             except errors.Forbidden as error:
                 if namespace is None:
                     raise
                 closed.add(namespace)
                 log.warning("namespace", extra=logs.of(namespace=namespace, error=str(error)))
+                continue
+            for kind in CHILDREN:
+                await _patiently(partial(verb, kind, namespace, names.SELECTOR))
         if closed != self.closed:
             self.closed = closed
             self.begin_anew.set()
@@ -197,7 +205,7 @@ class Operator:
         """
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
-        registry = handlers.registry(self.cache, self.queue, loop.call_soon_threadsafe)
+        registry = handlers.registry(self.cache, self.queue, self.listed.set, loop.call_soon_threadsafe)
 
         async def watched() -> None:
             try:
@@ -250,6 +258,16 @@ class Operator:
         app = web.Application()
         app.add_routes([web.get("/metrics", metrics)])
         return app
+
+
+async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """The answer, also of an API server that is away or busy: whoever cannot renew the Lease meanwhile is ended for that."""
+    while True:
+        try:
+            return await ask()
+        except errors.Unavailable as error:
+            log.warning("retry", extra=logs.of(error=str(error)))
+            await asyncio.sleep(max(RETRY_SECONDS, error.retry_after or 0.0))
 
 
 async def _serve(port: int, app: web.Application) -> web.AppRunner:

@@ -20,10 +20,13 @@ from finetune_operator.queue import Queue
 SETTLE_SECONDS: Final = 0.05  # what happens to a child seldom comes alone: a Job, its pod and both their statuses are one piece of news
 
 
-def registry(cache: Cache, queue: Queue[Key], call: Callable[..., object]) -> kopf.OperatorRegistry:
-    """A registry whose handlers feed that cache and that queue; `call(function, *arguments)` runs it in the thread that owns them."""
+def registry(cache: Cache, queue: Queue[Key], listed: Callable[[], None], call: Callable[..., object]) -> kopf.OperatorRegistry:
+    """A registry whose handlers feed that cache and that queue, and say what comes of a list.
+
+    `call(function, *arguments)` runs it in the thread that owns all of them.
+    """
     made = kopf.OperatorRegistry()
-    tell = partial(call, partial(told, cache, queue))
+    tell = partial(call, partial(told, cache, queue, listed))
     _watch(made, FINETUNE, tell, {})
     for kind in WATCHED:
         _watch(made, kind, tell, {names.MANAGED_BY: names.FIELD_MANAGER})
@@ -64,8 +67,10 @@ def _watch(made: kopf.OperatorRegistry, kind: Kind, tell: Callable[..., object],
         tell(kind, type, dict(body))
 
 
-def told(cache: Cache, queue: Queue[Key], kind: Kind, type_: str | None, obj: dict[str, Any]) -> None:
-    """Take an event in."""
+def told(cache: Cache, queue: Queue[Key], listed: Callable[[], None], kind: Kind, type_: str | None, obj: dict[str, Any]) -> None:
+    """Take an event in; one of no type is of a list, which tells nothing of what was deleted before it."""
+    if type_ is None:
+        listed()
     key = cache.drop(kind, obj) if type_ == "DELETED" else cache.tell(kind, obj)
     if key is not None:
         queue.add(key, 0.0 if kind is FINETUNE else SETTLE_SECONDS)
