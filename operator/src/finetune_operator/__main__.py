@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import random
 import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
@@ -85,6 +86,8 @@ class Operator:
         """With the key and full caches, also from an API server that is busy: a process that ends for that is started ever later."""
         key = await _patiently(partial(signing.key, self.cluster, self.settings.lease_namespace))
         await self.fill()
+        gc.collect()
+        gc.freeze()  # what is there now mostly stays: to look through it again and again was a third of a sweep's time
         self.filled = True
         log.info("filled", extra=logs.of(finetunes=len(self.cache.owners())))
         events = Events(self.cluster, self.clock, self.settings.identity)
@@ -95,9 +98,15 @@ class Operator:
         await self._each_kind(self._fill)
 
     async def _fill(self, kind: Kind, namespace: str | None, selector: str) -> None:
-        known = self.cache.uids(kind, namespace)
-        for key in self.cache.fill(kind, await self.cluster.list(kind, namespace, selector), known):
-            self.queue.add(key)  # at once: the next list may fail, and the cache then knows already what nobody was told
+        known, listed = self.cache.uids(kind, namespace), set[str]()
+        async for page in self.cluster.pages(kind, namespace, selector):
+            listed |= {obj["metadata"]["uid"] for obj in page}
+            self._due(self.cache.fill(kind, page))  # at once: the next page may fail, and the cache then knows what nobody was told
+        self._due(self.cache.prune(kind, listed, known))
+
+    def _due(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            self.queue.add(key)
 
     async def _sweep(self) -> None:
         """What was deleted before a list is told by no watch, and some kinds have none: compare after each list, and now and then."""
@@ -121,14 +130,14 @@ class Operator:
 
     async def _compare(self, kind: Kind, namespace: str | None, selector: str) -> None:
         """Hold the cache against the metadata of all objects; only what is behind is read."""
-        known = self.cache.uids(kind, namespace)
-        listed = await self.cluster.list(kind, namespace, selector, metadata=True)
-        for key in self.cache.prune(kind, listed, known):
-            self.queue.add(key)
-        for behind in self.cache.behind(kind, listed):
-            found = await self.cluster.get(kind, behind["metadata"]["namespace"], behind["metadata"]["name"])
-            if found is not None and (told := self.cache.tell(kind, found)) is not None:
-                self.queue.add(told)
+        known, listed = self.cache.uids(kind, namespace), set[str]()
+        async for page in self.cluster.pages(kind, namespace, selector, metadata=True):
+            listed |= {obj["metadata"]["uid"] for obj in page}
+            for behind in self.cache.behind(kind, page):
+                found = await self.cluster.get(kind, behind["metadata"]["namespace"], behind["metadata"]["name"])
+                if found is not None and (told := self.cache.tell(kind, found)) is not None:
+                    self.queue.add(told)
+        self._due(self.cache.prune(kind, listed, known))
 
     async def _each_kind(self, verb: Callable[[Kind, str | None, str], Awaitable[None]]) -> None:
         """For every cached kind in every namespace; one that was named and is closed to the operator (deleted, say) is left out."""

@@ -17,6 +17,8 @@ from finetune_operator.cache import Cache, Key
 from finetune_operator.kinds import FINETUNE, WATCHED, Kind
 from finetune_operator.queue import Queue
 
+IDLE_SECONDS: Final = 0.5  # a worker of kopf's holds its last object so long
+CHUNK: Final = 250  # objects of a list that kopf holds at once
 SETTLE_SECONDS: Final = 0.05  # what happens to a child seldom comes alone: a Job, its pod and both their statuses are one piece of news
 
 
@@ -40,6 +42,8 @@ def registry(cache: Cache, queue: Queue[Key], listed: Callable[[], None], call: 
         settings.posting.enabled = False
         settings.persistence.diffbase_storage = _NothingCompared()
         settings.scanning.disabled = True
+        settings.queueing.idle_timeout = IDLE_SECONDS
+        settings.watching.chunk_size = CHUNK
         settings.networking.request_timeout = 30
         settings.watching.server_timeout = 300
         for kind in WATCHED:

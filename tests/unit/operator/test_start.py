@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
@@ -29,10 +30,10 @@ class Busy:
         self._ask(kind)
         return {"data": {"key.pem": base64.b64encode(KEY.encode()).decode()}}
 
-    async def list(self, kind: Kind, *_: Any) -> list[Any]:
+    async def pages(self, kind: Kind, *_: Any) -> AsyncIterator[list[Any]]:
         self._ask(kind)
         self.listed.add(kind)
-        return []
+        yield []
 
     def _ask(self, kind: Kind) -> None:
         if kind.plural not in self.asked:
@@ -64,11 +65,11 @@ class Closed:
         self.kinds = kinds
         self.listed: set[tuple[Kind, str | None]] = set()
 
-    async def list(self, kind: Kind, namespace: str | None = None, *_: Any, **__: Any) -> list[Any]:
+    async def pages(self, kind: Kind, namespace: str | None = None, *_: Any, **__: Any) -> AsyncIterator[list[Any]]:
         if kind in self.kinds and namespace == "ml":
             raise errors.Forbidden("403")
         self.listed.add((kind, namespace))
-        return []
+        yield []
 
 
 async def test_a_namespace_without_access_to_finetunes_is_left_out_and_the_others_are_not() -> None:

@@ -70,8 +70,8 @@ def _resource(kind: Any) -> dict[str, Any]:
 class Empty:
     """A cluster without objects."""
 
-    async def list(self, *_: Any, **__: Any) -> list[Any]:
-        return []
+    async def pages(self, *_: Any, **__: Any) -> AsyncIterator[list[Any]]:
+        yield []
 
 
 @asynccontextmanager
