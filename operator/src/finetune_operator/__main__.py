@@ -39,6 +39,7 @@ log = logging.getLogger("finetune_operator")
 WATCH_FAILURES: Final = 10  # in a row, before the process gives up and is started anew
 WATCH_HEALTHY_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 1.0
+ENDING_SECONDS: Final = 15.0  # for kopf to end; it may not, once its connections are closed
 LISTED_SECONDS: Final = 1.0  # without a word from kopf's lists: they are at their end
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ class Operator:
         self.pods = PodClient()
         self.filled = False
         self.closed: set[str] = set()  # namespaces that the settings name and the API server refuses
-        self.begin_anew = threading.Event()  # the watches must, for other namespaces are open now
+        self.begin_anew = threading.Event()  # the watches must (other namespaces are open now), or do, for kopf is at its end
         self.listed = asyncio.Event()  # kopf tells what it listed: it has begun to, or lists again after a 410
 
     async def run(self) -> None:
@@ -185,7 +186,7 @@ class Operator:
         failures = 0
         while True:
             started = self.clock.monotonic()
-            self.begin_anew.clear()
+            self.begin_anew = threading.Event()
             open_ = [n for n in self.settings.namespaces if n not in self.closed]
             if self.settings.namespaces and not open_:  # of no namespace at all kopf would make the whole cluster
                 await self._until_begin_anew()
@@ -203,18 +204,15 @@ class Operator:
             self.metrics.watch_restarts.inc()
             await asyncio.sleep(min(30.0, 2.0**failures) * random.uniform(0.8, 1.2))  # noqa: S311
 
-    async def _until_begin_anew(self) -> None:
-        while not self.begin_anew.is_set():
-            await asyncio.sleep(1.0)
-
     async def _run_kopf(self, namespaces: Sequence[str]) -> None:
         """kopf, in a loop of its own until `begin_anew`: as it ends it cancels every task of its loop that is younger than itself.
 
-        The thread is not waited for when this process ends: kopf may take its time.
+        The thread is not waited for when this process ends, nor when kopf does not end: it may wait for credentials for ever.
         """
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
-        registry = handlers.registry(self.cache, self.queue, self.listed.set, loop.call_soon_threadsafe)
+        begin_anew = self.begin_anew
+        registry = handlers.registry(self.cache, self.queue, self.listed.set, loop.call_soon_threadsafe, begin_anew.set)
 
         async def watched() -> None:
             try:
@@ -224,10 +222,10 @@ class Operator:
                     standalone=True,
                     clusterwide=not self.settings.namespaces,
                     namespaces=namespaces,
-                    stop_flag=self.begin_anew,
+                    stop_flag=begin_anew,
                 )
             finally:
-                self.begin_anew.set()  # a thread of its loop waits for that
+                begin_anew.set()  # a thread of its loop waits for that
 
         def end(error: Exception | None) -> None:
             if not ended.done():
@@ -244,9 +242,18 @@ class Operator:
 
         threading.Thread(target=run, name="kopf", daemon=True).start()
         try:
-            await ended
+            await self._until_begin_anew(ended)
+            await asyncio.wait({ended}, timeout=ENDING_SECONDS)
+            if not ended.done():
+                raise errors.Unavailable(f"kopf did not end within {ENDING_SECONDS:.0f} s and is left to itself")
+            ended.result()
         finally:
-            self.begin_anew.set()
+            begin_anew.set()
+
+    async def _until_begin_anew(self, ended: asyncio.Future[None] | None = None) -> None:
+        """Wait until that is set, or kopf has ended."""
+        while not (self.begin_anew.is_set() or (ended and ended.done())):
+            await asyncio.wait({ended}, timeout=1.0) if ended else await asyncio.sleep(1.0)
 
     def _health(self) -> web.Application:
         async def healthz(_: web.Request) -> web.Response:

@@ -22,10 +22,12 @@ CHUNK: Final = 250  # objects of a list that kopf holds at once
 SETTLE_SECONDS: Final = 0.05  # what happens to a child seldom comes alone: a Job, its pod and both their statuses are one piece of news
 
 
-def registry(cache: Cache, queue: Queue[Key], listed: Callable[[], None], call: Callable[..., object]) -> kopf.OperatorRegistry:
+def registry(
+    cache: Cache, queue: Queue[Key], listed: Callable[[], None], call: Callable[..., object], ending: Callable[[], None]
+) -> kopf.OperatorRegistry:
     """A registry whose handlers feed that cache and that queue, and say what comes of a list.
 
-    `call(function, *arguments)` runs it in the thread that owns all of them.
+    `call(function, *arguments)` runs it in the thread that owns all of them; `ending` is called in kopf's, when kopf is at its end.
     """
     made = kopf.OperatorRegistry()
     tell = partial(call, partial(told, cache, queue, listed))
@@ -36,6 +38,10 @@ def registry(cache: Cache, queue: Queue[Key], listed: Callable[[], None], call: 
     @kopf.on.login(registry=made)
     def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
         return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    @kopf.on.cleanup(registry=made, id="clean_up")
+    async def clean_up(**_: Any) -> None:
+        ending()
 
     @kopf.on.startup(registry=made)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
