@@ -336,7 +336,8 @@ async def poison(chaos: Chaos, _: Expected, count: int = 1000) -> Verdict:
         await _until(verdict, "the others", suspended, count, 180)
         await _until(verdict, "the spoilt one says so", refused, True, 20)
         if verdict.problems:
-            verdict.problems.append(operator.log.read_text()[-5000:])
+            said = operator.log.read_text().splitlines()
+            verdict.problems.append("\n".join(line for line in said if '"INFO"' not in line or "one-" not in line)[-5000:])
     return verdict
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from finetune_operator.api.quantities import DECIMAL_PATTERN
+
 Node = Any
 NAME_PATTERN: Final = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
@@ -60,6 +62,14 @@ def _some_time(path: str, field: str) -> Rule:
     return Rule(path, field, cel, "must be above 0", lambda node: re.search("[1-9]", node.get(field, "1")) is not None)
 
 
+def _number(path: str, field: str, cel: str, message: str, holds: Callable[[float], bool]) -> Rule:
+    """Of a decimal: `cel` of `double(self.FIELD)`. What is no number is the pattern's affair: a rule that raised would have the API
+    server refuse every word of the status, too, of an object that an older CRD let in.
+    """
+    guard = f"!has(self.{field}) || !self.{field}.matches(r'{DECIMAL_PATTERN}') || "
+    return Rule(path, field, f"{guard}({cel})", message, lambda node: field not in node or holds(float(node[field])))
+
+
 ALWAYS: Final = (
     Rule(
         "", "metadata.name",
@@ -92,17 +102,13 @@ ALWAYS: Final = (
         "vLLM serves ranks up to 512; lower it, or set serving.runtime to Transformers",
         lambda spec: spec["method"].get("lora", {}).get("rank", 16) <= 512 or not _served_by_vllm(spec),
     ),
-    Rule(
-        "spec.method.lora", "dropout",
-        "!has(self.dropout) || (double(self.dropout) >= 0.0 && double(self.dropout) < 1.0)",
-        "must be at least 0 and below 1",
-        lambda lora: 0 <= float(lora.get("dropout", 0)) < 1,
+    _number(
+        "spec.method.lora", "dropout", "double(self.dropout) >= 0.0 && double(self.dropout) < 1.0", "must be at least 0 and below 1",
+        lambda share: 0 <= share < 1,
     ),
-    Rule(
-        "spec.training", "learningRate",
-        "!has(self.learningRate) || (double(self.learningRate) > 0.0 && double(self.learningRate) <= 1000.0)",
-        'must be above 0 and at most 1000; "2e-4" is usual for LoRA',
-        lambda training: 0 < float(training.get("learningRate", 1)) <= 1000,
+    _number(
+        "spec.training", "learningRate", "double(self.learningRate) > 0.0 && double(self.learningRate) <= 1000.0",
+        'must be above 0 and at most 1000; "2e-4" is usual for LoRA', lambda rate: 0 < rate <= 1000,
     ),
     Rule(
         "spec.training.checkpoint", "",
@@ -111,12 +117,7 @@ ALWAYS: Final = (
         lambda policy: not ("every" in policy and "everySteps" in policy),
     ),
     _some_time("spec.training.checkpoint", "every"),
-    Rule(
-        "spec.budget", "maxCost",
-        "!has(self.maxCost) || double(self.maxCost) > 0.0",
-        "must be above 0",
-        lambda budget: float(budget.get("maxCost", 1)) > 0,
-    ),
+    _number("spec.budget", "maxCost", "double(self.maxCost) > 0.0", "must be above 0", lambda cost: cost > 0),
     _some_time("spec.budget", "maxDuration"),
     Rule(
         "spec.evaluation.metrics[]", "sqlExecution",
