@@ -119,7 +119,7 @@ class ApiServer:
         merged = _merged(found, {"metadata": {"annotations": dict(annotations)}})
         return self._written("annotate", kind, self.change(kind, found, merged))
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None, foreground: bool = False) -> None:
         found = self.store.get((kind, namespace, name))
         if found is not None and uid in (None, found["metadata"]["uid"]):
             self.remove(kind, namespace, name)

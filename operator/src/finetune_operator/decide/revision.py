@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from finetune_operator.api.fields import digest
 from finetune_operator.api.status import Revision, Stage
 from finetune_operator.decide.attempts import halted
@@ -17,8 +19,18 @@ def current(o: Observed, d: Draft) -> Draft:
     d = d.set(revision=name)
     if any(r.name == name for r in d.status.revisions):
         return d
-    number = max((a.number for a in d.status.attempts if a.revision == name), default=0)  # its entry may have been forgotten
-    return d.with_revision(Revision(name=name, created=stamp(o.now), attempts=number))
+    tries = _numbers(o, name) if d.status.revisions else {}
+    attempts = max(tries.pop("a", 1) - 1, *(a.number for a in d.status.attempts if a.revision == name), 0)
+    return d.with_revision(Revision(name=name, created=stamp(o.now), attempts=attempts, tries=tries))
+
+
+def _numbers(o: Observed, name: str) -> dict[str, int]:
+    """The next number by stage (`a`: attempt) of a revision that was forgotten and whose Jobs are still there: they count for nothing."""
+    found: dict[str, int] = {}
+    for job in o.runs:
+        if part := re.fullmatch(rf"{o.name}-{name}-(?P<stage>[a-z]+)-?(?P<number>\d*)", job):
+            found[part["stage"]] = max(found.get(part["stage"], 0), int(part["number"] or 1) + 1)
+    return found
 
 
 def _known(o: Observed) -> str | None:
