@@ -177,6 +177,7 @@ def _always(life: Life) -> None:
             assert count <= 1 + life.removed.count(name), f"{name} was made twice"
     status = status_of(world)
     assert status.get("phase", c.PENDING) in c.PHASES
+    assert world.lacked == [], "nothing is removed that a stage or an arm needs"
 
 
 def _trains(job: str) -> bool:
