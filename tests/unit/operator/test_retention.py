@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 import pytest
 from finetune_operator import kinds
 
-from tests.unit.operator.helpers import SPEC, edit, good_outcomes, scores, status_of
+from tests.unit.operator.helpers import SPEC, condition, edit, good_outcomes, scores, status_of
 from tests.unit.operator.test_life import Life, begin, ends_alike, jobs, nothing, phase, remembered, run_config, to_live, weight
 from tests.unit.operator.world import Operator, Outcome, Stuck, World, run
 
@@ -129,10 +130,18 @@ async def a_revert_while_its_revision_is_removed_calls_that_off(kill: str) -> Wo
     assert f"data/{first}" in world.volume, "its pod is half way"
     assert not [f for f in world.volume if f.startswith(f"revisions/{first}")]
     edit(world, training={"learningRate": RATES[0]})
-    await run(world, phase("Preparing"), kill=kill)
+    said: list[str] = []
+
+    def prepares_again(status: Mapping[str, Any]) -> bool:
+        removing = [p for p in world.api.all(kinds.POD) if p["metadata"]["name"].startswith("bot-clean") and "podIP" in p["status"]]
+        begun = (kinds.JOB, "ml", f"bot-{first}-prepare-2") in world.api.store
+        assert not (removing and begun), "nothing begins while a pod can remove it"
+        said.append(condition(status, "Ready")["message"])
+        return begun
+
+    await run(world, prepares_again, kill=kill)
+    assert any("begins anew once the pod that did so has ended" in message for message in said)
     assert (kinds.JOB, "ml", f"bot-clean-{cleaning['number']}") not in world.api.store
-    removing = [p for p in world.api.all(kinds.POD) if p["metadata"]["name"].startswith("bot-clean") and p["status"]["phase"] == "Running"]
-    assert removing == [], "no pod removes anything now"
     world.outcomes.update({**good_outcomes(), "evaluate": BETTER})
     await run(world, lambda s: s["phase"] == "Live" and s["liveRevision"] == first, kill=kill)
     await run(world, kill=kill)

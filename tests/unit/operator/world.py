@@ -125,7 +125,11 @@ class ApiServer:
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None, foreground: bool = False) -> None:
         found = self.store.get((kind, namespace, name))
         if found is not None and uid in (None, found["metadata"]["uid"]):
-            self.remove(kind, namespace, name)
+            if foreground:
+                self._store(kind, {**found, "metadata": {**found["metadata"], "deletionTimestamp": self.clock.stamp()}})
+                self._collect(found)
+            else:
+                self.remove(kind, namespace, name)
             self._written("delete", kind, found)
 
     # ---- what everybody else does
@@ -148,6 +152,9 @@ class ApiServer:
         gone = self.store.pop((kind, namespace, name))
         self.deaths[kind.kind, name] += 1
         self.version += 1
+        self._collect(gone)
+
+    def _collect(self, gone: Object) -> None:
         for (k, ns, n), obj in list(self.store.items()):
             if any(o.get("uid") == gone["metadata"]["uid"] for o in obj["metadata"].get("ownerReferences") or ()):
                 if k is kinds.POD and obj["status"].get("phase") not in TERMINAL:
@@ -260,9 +267,13 @@ class World:
 
     def _job(self, job: Object) -> None:
         meta, status = job["metadata"], job.get("status") or {}
+        pods = self._pods(meta["uid"])
+        if "deletionTimestamp" in meta:
+            if not pods:
+                self.api.remove(kinds.JOB, meta["namespace"], meta["name"])
+            return
         if status.get("conditions"):
             return
-        pods = self._pods(meta["uid"])
         if not pods:
             for index in range(job["spec"]["completions"]):
                 self._pod(job, f"{meta['name']}-{index}", {JOB_NAME: meta["name"]}, {INDEX: str(index)})
