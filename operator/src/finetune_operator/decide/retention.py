@@ -19,6 +19,7 @@ from finetune_operator.workloads import Run
 
 FIRST_DELAY: Final = 60.0
 LONGEST_DELAY: Final = 86400.0
+LONGER: Final = 8  # times that the delay grows fourfold: by then it is beyond the longest
 POLL_SECONDS: Final = 5.0
 ALIVE: Final = ("Waiting", "Running", "Ending")
 AT_REST: Final = conditions.READY_PHASES | conditions.STALLED_PHASES
@@ -70,7 +71,7 @@ def _followed(o: Observed, d: Draft) -> Draft:
     if run.state != "Failed":
         return d
     failures = cleaning.failures + 1
-    retry_at = later(o.now, min(LONGEST_DELAY, FIRST_DELAY * 4.0 ** (failures - 1)))
+    retry_at = later(o.now, min(LONGEST_DELAY, FIRST_DELAY * 4.0 ** min(failures - 1, LONGER)))
     why = run.failure.message if run.failure else "its Job failed"
     text = f"{_words(cleaning)} could not be removed from the work volume: {why}; tried again at {retry_at}"
     d = d.note("Warning", conditions.CLEANING_FAILED, text)
