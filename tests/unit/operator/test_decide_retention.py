@@ -218,9 +218,15 @@ def recalled(*revisions: Revision, cleaning: Cleaning | None, runs: dict[str, Ru
 
 
 def test_a_revision_that_is_kept_is_none_of_its_business() -> None:
-    for cleaning in (None, IN_FORCE):
-        before, after = recalled(make_revision("r2"), cleaning=cleaning, runs=seen("Running"))
-        assert after == before
+    before, after = recalled(make_revision("r2"), cleaning=IN_FORCE, runs=seen("Running"))
+    assert after == before
+    before, after = recalled(make_revision("r2"), cleaning=None)
+    assert after == before
+
+
+def test_what_a_finetune_of_that_name_began_to_remove_before_it_was_deleted_is_waited_for() -> None:
+    _, after = recalled(make_revision("r2"), cleaning=None, runs=seen("Ending"))
+    assert after.blocked
 
 
 @pytest.mark.parametrize("name", ["r0", "r9"])

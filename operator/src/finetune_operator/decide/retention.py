@@ -27,9 +27,7 @@ AT_REST: Final = conditions.READY_PHASES | conditions.STALLED_PHASES
 
 def recalled(o: Observed, d: Draft) -> Draft:
     """Is the revision that the spec asks for removed, or about to be? Then no more of it is, and it begins anew with what is left."""
-    cleaning, name = d.status.cleaning, d.revision.name
-    if cleaning is None:
-        return d
+    cleaning, name = d.status.cleaning or Cleaning(), d.revision.name
     if name in cleaning.forgotten:
         d = _set(d, forgotten=_without(cleaning.forgotten, name))
     if name in cleaning.revisions:
