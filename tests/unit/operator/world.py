@@ -3,8 +3,8 @@
 Nothing here knows how the operator decides: Jobs end as `outcomes` says, model servers are ready unless their image is in
 `broken`, routers serve the mounted document and the weights that were pushed to them, and count the requests of `traffic`.
 A changed document reaches a router's mount a minute later, or as soon as its pod is nudged. The work volume is the set of folders that
-count on it: stages that end well fill it, what cleans it takes a first folder away as soon as it starts, and what a pod needs that is
-not there is noted in `lacked`.
+count on it: stages that end well fill it. What cleans it takes a first folder away as soon as it starts, and goes on for GRACE turns when
+it is deleted. What a pod needs that is not there is noted in `lacked`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ Id = tuple[Kind, str, str]
 KEY = generate_key()
 JOB_NAME, INDEX = "batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index"
 TERMINAL = ("Succeeded", "Failed")
+GRACE = 3  # turns that a pod takes to end which cleans the volume
 SYNC_SECONDS = 60.0  # until a kubelet looks at a mounted ConfigMap again, if nothing else happens to the pod
 
 
@@ -235,6 +236,8 @@ class World:
     mounts: dict[str, Mount] = field(default_factory=dict)  # by router
     volume: set[str] = field(default_factory=set)  # data/<revision>, revisions/<revision>/<attempt>/artifact and …/checkpoints
     lacked: list[str] = field(default_factory=list)  # who needed which folder in vain
+    cleaning: dict[str, Object] = field(default_factory=dict)  # by Job: what its pods were told to remove
+    leaving: dict[str, int] = field(default_factory=dict)  # by uid of a pod that is to end: turns since
 
     def __post_init__(self) -> None:
         self.api = ApiServer(self.clock)
@@ -249,6 +252,7 @@ class World:
         other.api.births, other.api.writes = defaultdict(int, self.api.births), list(self.api.writes)
         other.api.deaths = defaultdict(int, self.api.deaths)
         other.mounts, other.volume, other.lacked = dict(self.mounts), set(self.volume), list(self.lacked)
+        other.cleaning, other.leaving = dict(self.cleaning), dict(self.leaving)
         for mine, its in ((self.runtime, other.runtime), (self.totals, other.totals)):
             its.update({k: dict(v) for k, v in mine.items()})  # type: ignore[attr-defined]
         return other
@@ -256,7 +260,7 @@ class World:
     def turn(self) -> None:
         """Let kubelet and controllers go one step further."""
         for pod in list(self.api.all(kinds.POD)):
-            if "deletionTimestamp" in pod["metadata"]:
+            if "deletionTimestamp" in pod["metadata"] and not self._goes_on(pod):
                 self.api.remove(kinds.POD, pod["metadata"]["namespace"], pod["metadata"]["name"])
         for job in list(self.api.all(kinds.JOB)):
             self._job(job)
@@ -281,6 +285,7 @@ class World:
             if config["stage"] in ("train", "evaluate"):
                 self._needs(meta["name"], _READ, job["spec"]["template"])
             if config["stage"] == names.CLEAN:
+                self.cleaning[meta["name"]] = config["clean"]
                 self._clean(config["clean"]["folders"][:1], [])
             return
         queue = self.outcomes[meta["labels"][names.STAGE]]
@@ -322,6 +327,18 @@ class World:
         gone = {f for f in self.volume if any(f"{f}/".startswith(f"{folder}/") for folder in folders)}
         spent = {f for f in self.volume if f.endswith("/checkpoints") and f.rsplit("/", 2)[0] in checkpoints_of}
         self.volume -= gone | spent
+
+    def _goes_on(self, pod: Object) -> bool:
+        """Does a pod that is to end still remove folders? In its last turn it has removed them all."""
+        told = self.cleaning.get(pod["metadata"]["labels"].get(JOB_NAME, ""))
+        if told is None or pod["status"].get("phase") in TERMINAL:
+            return False
+        uid = pod["metadata"]["uid"]
+        self.leaving[uid] = self.leaving.get(uid, 0) + 1
+        if self.leaving[uid] < GRACE:
+            return True
+        self._clean(told["folders"], told["checkpointsOf"])
+        return False
 
     def _needs(self, who: str, folders: re.Pattern[str], template: Object) -> None:
         missing = set(folders.findall(json.dumps(template))) - self.volume
