@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.operator.helpers import edit, good_outcomes, make_finetune, make_spec, scores, status_of
-from tests.unit.operator.walks import RATES, SPECS, examples
+from tests.unit.operator.walks import RATES, SPECS, examples, revision_of
 from tests.unit.operator.world import INDEX, JOB_NAME, TERMINAL, Killed, Object, Operator, Outcome, World
 
 CODES = {"error": 1, "user": 20, "outOfMemory": 21, "stalled": 22, "nonFinite": 23, "infrastructure": 24, "disruption": 25, "killed": 137}
@@ -80,6 +80,13 @@ class Life:
     def cleaning_ends_badly(self, luck: int) -> None:
         """The next Job that cleans the volume fails, or runs on half way."""
         self.world.outcomes[names.CLEAN] = [Outcome(never=True)] if luck % 2 else [Outcome(code=24), *good_outcomes()[names.CLEAN]]
+
+    def revert_to_what_is_removed(self, luck: int) -> None:
+        """Or is about to be; to anything else where nothing is."""
+        status = status_of(self.world)
+        gone = {*status.get("cleaning", {}).get("revisions", ()), *(r["name"] for r in status["revisions"] if "removed" in r)}
+        choice = [name for name in RATES if revision_of(name) in gone] or RATES
+        self.spec(choice[luck % len(choice)])
 
     def runs_on(self, luck: int) -> None:
         self.world.outcomes[STAGES[luck % len(STAGES)]] = [Outcome(never=True)]
@@ -160,9 +167,11 @@ def test_any_sequence_of_events_ends_where_the_last_spec_says(events: list[tuple
 
 
 @cache
-def _after_edits(edits: int) -> World:
+def _after_edits(edits: int, *, half_way: bool = False) -> World:
+    """So many revisions were live; `half_way`: what is removed after the last one is not removed yet."""
     life = Life() if edits == 1 else Life(_after_edits(edits - 1).clone())
     life.world.outcomes["evaluate"] = [Outcome(scores(0.85, (0.0, 0.1)))] if edits > 1 else life.world.outcomes["evaluate"]
+    life.world.outcomes[names.CLEAN] = [Outcome(never=True)] if half_way else good_outcomes()[names.CLEAN]
     life.spec(RATES[edits % len(RATES)])
     life.go_on(REST - 1)
     assert status_of(life.world)["phase"] == c.LIVE
@@ -170,6 +179,7 @@ def _after_edits(edits: int) -> World:
 
 
 REVERT = st.one_of(
+    st.tuples(st.just(Life.revert_to_what_is_removed), st.integers(0, 3)),
     st.tuples(st.just(Life.spec), st.sampled_from([*RATES, *RATES, "keeps one", "suspended", "train only", "other server"])),
     st.tuples(
         st.sampled_from((Life.kill, Life.kill, Life.restart, Life.delete, Life.refuses, Life.cleaning_ends_badly)), st.integers(0, 1000)
@@ -178,11 +188,13 @@ REVERT = st.one_of(
 
 
 @examples(30)
-@given(st.integers(2, 5), st.lists(st.tuples(REVERT, st.sampled_from([0, 1, 2, 3, 5, 8, 13, 30, 60])), min_size=1, max_size=8))
+@given(
+    st.integers(2, 5), st.booleans(), st.lists(st.tuples(REVERT, st.sampled_from([0, 1, 2, 3, 5, 8, 13, 30, 60])), min_size=1, max_size=8)
+)
 def test_whatever_retention_removes_any_sequence_of_reverts_ends_where_the_last_spec_says(
-    edits: int, events: list[tuple[tuple[Any, Any], int]]
+    edits: int, half_way: bool, events: list[tuple[tuple[Any, Any], int]]
 ) -> None:
-    life = Life(_after_edits(edits).clone())
+    life = Life(_after_edits(edits, half_way=half_way).clone())
     for (event, argument), cycles in events:
         event(life, argument)
         life.go_on(cycles)

@@ -97,6 +97,11 @@ def _read(name: str) -> tuple[Spec, dict[str, Any], dict[str, Any], dict[str, An
     return Spec.model_validate(written), *(extract(written, Spec, kind) for kind in (RETRAIN, REDEPLOY, REEVALUATE))
 
 
+def revision_of(name: str) -> str:
+    """What the revision of that spec is called."""
+    return digest(_read(name)[1])
+
+
 @dataclass
 class Walk:
     """The FineTune on its way. `problem` is what the last cycle could not make."""
