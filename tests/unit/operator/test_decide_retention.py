@@ -94,8 +94,10 @@ def test_an_arm_keeps_its_revision() -> None:
 def test_a_revision_whose_pods_still_run_is_left_for_later(job: str, state: Any) -> None:
     o = observed(*FIVE[:3], retention={"revisions": 1}, runs={job: Run(job, state)}, cleaning=Cleaning(number=1, forgotten=["r0"]))
     assert cleaned(o).status.cleaning == Cleaning(number=2, revisions=["r0", "r2"])
-    forgotten = observed(FIVE[0], runs={job: Run(job, state)}, cleaning=Cleaning(number=1, forgotten=["r1"]))
+    forgotten = observed(FIVE[4], runs={job: Run(job, state)}, cleaning=Cleaning(number=1, forgotten=["r1"]))
     assert cleaned(forgotten) == resting(forgotten)
+    both = observed(FIVE[4], runs={job: Run(job, state)}, cleaning=Cleaning(number=1, forgotten=["r1", "r0"]))
+    assert cleaned(both).status.cleaning == Cleaning(number=2, revisions=["r0"], forgotten=["r1"])
 
 
 def test_of_a_removed_revision_nothing_is_known_but_its_numbers() -> None:
@@ -171,6 +173,18 @@ def test_a_job_that_failed_is_tried_again_later_each_time(failures: int, seconds
     assert cleaned(o, requeue=1e9).requeue == seconds
 
 
+@pytest.mark.parametrize(
+    ("cleaning", "words"),
+    [
+        (Cleaning(number=3, revisions=["r0", "r5"]), "all of revision r0, r5"),
+        (Cleaning(number=3, checkpoints=["r1", "r2"]), "checkpoints of revision r1, r2"),
+    ],
+)
+def test_what_was_removed_is_told(cleaning: Cleaning, words: str) -> None:
+    o = observed(trained("r1"), cleaning=cleaning, runs=seen("Succeeded"))
+    assert cleaned(o).notes[0].message == f"removed from the work volume: {words}"
+
+
 def test_a_job_that_failed_without_a_cause_is_tried_again_too() -> None:
     found = cleaned(observed(trained("r1"), cleaning=Cleaning(number=3, revisions=["r0"]), runs=seen("Failed")))
     assert "all of revision r0 could not be removed from the work volume: its Job failed; tried again at " in found.notes[0].message
@@ -231,9 +245,10 @@ def test_what_a_finetune_of_that_name_began_to_remove_before_it_was_deleted_is_w
 
 @pytest.mark.parametrize("name", ["r0", "r9"])
 def test_what_the_spec_asks_for_is_on_no_list_any_more(name: str) -> None:
-    _, after = recalled(trained("r1"), make_revision(name), cleaning=IN_FORCE)
-    called_off = {"number": 4, "revisions": []} if name == "r0" else {"forgotten": []}
-    assert after.status.cleaning == IN_FORCE.model_copy(update=called_off)
+    listed = IN_FORCE.model_copy(update={"revisions": ["r7", "r0"], "forgotten": ["r9", "r8"]})
+    _, after = recalled(trained("r1"), make_revision(name), cleaning=listed)
+    called_off = {"number": 4, "revisions": ["r7"]} if name == "r0" else {"forgotten": ["r8"]}
+    assert after.status.cleaning == listed.model_copy(update=called_off)
     assert not after.blocked
 
 
@@ -248,7 +263,7 @@ def test_one_that_was_removed_is_the_newest_again_and_trained_again() -> None:
 @pytest.mark.parametrize("state", ["Waiting", "Running", "Ending"])
 def test_it_begins_once_no_pod_removes_it_any_more(state: Any) -> None:
     _, after = recalled(make_revision("r0"), cleaning=IN_FORCE, runs=seen(state))
-    assert (after.blocked, after.phase, after.requeue) == (True, c.PENDING, retention.POLL_SECONDS)
+    assert (after.blocked, after.phase, after.requeue) == (True, c.PENDING, 5.0)
     assert after.message == "what was left of revision r0 was being removed: it begins anew once the pod that did so has ended"
     _, other = recalled(make_revision("r0", data_digest="d"), cleaning=IN_FORCE, runs=seen(state))
     assert not other.blocked, "its data are there: they were made after that"

@@ -13,13 +13,11 @@ from typing import Any, Final
 from finetune_operator import conditions, names
 from finetune_operator.api.status import Charges, Cleaning, Revision
 from finetune_operator.decide.arms import router_moves
-from finetune_operator.decide.draft import MAX_REMOVED, Draft, finite, later, seconds_until, stamp
+from finetune_operator.decide.draft import MAX_REMOVED, Draft, finite, later, seconds_until, soonest, stamp
 from finetune_operator.observed import Observed
 from finetune_operator.workloads import Run
 
-FIRST_DELAY: Final = 60.0
-LONGEST_DELAY: Final = 86400.0
-LONGER: Final = 8  # times that the delay grows fourfold: by then it is beyond the longest
+DELAYS: Final = (60.0, 240.0, 960.0, 3840.0, 15360.0, 61440.0, 86400.0)  # seconds until the next try, by how often it failed
 POLL_SECONDS: Final = 5.0
 ALIVE: Final = ("Waiting", "Running", "Ending")
 AT_REST: Final = conditions.READY_PHASES | conditions.STALLED_PHASES
@@ -53,7 +51,7 @@ def clean(o: Observed, d: Draft) -> Draft:
     if cleaning is None:
         return d
     if wait := seconds_until(cleaning.retry_at, o.now):
-        return replace(d, requeue=wait if d.requeue is None else min(wait, d.requeue))
+        return replace(d, requeue=soonest(d.requeue, wait))
     return replace(d, clean=True)
 
 
@@ -69,7 +67,7 @@ def _followed(o: Observed, d: Draft) -> Draft:
     if run.state != "Failed":
         return d
     failures = cleaning.failures + 1
-    retry_at = later(o.now, min(LONGEST_DELAY, FIRST_DELAY * 4.0 ** min(failures - 1, LONGER)))
+    retry_at = later(o.now, DELAYS[min(failures, len(DELAYS)) - 1])
     why = run.failure.message if run.failure else "its Job failed"
     text = f"{_words(cleaning)} could not be removed from the work volume: {why}; tried again at {retry_at}"
     d = d.note("Warning", conditions.CLEANING_FAILED, text)

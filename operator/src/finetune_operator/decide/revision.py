@@ -19,18 +19,16 @@ def current(o: Observed, d: Draft) -> Draft:
     d = d.set(revision=name)
     if any(r.name == name for r in d.status.revisions):
         return d
-    tries = _numbers(o, name) if d.status.revisions else {}
-    attempts = max(tries.pop("a", 1) - 1, *(a.number for a in d.status.attempts if a.revision == name), 0)
+    used = _used(o, name) if d.status.revisions else {}
+    attempts = max([used.pop("a", 0), *(a.number for a in d.status.attempts if a.revision == name)])
+    tries = {stage: number + 1 for stage, number in used.items()}
     return d.with_revision(Revision(name=name, created=stamp(o.now), attempts=attempts, tries=tries))
 
 
-def _numbers(o: Observed, name: str) -> dict[str, int]:
-    """The next number by stage (`a`: attempt) of a revision that was forgotten and whose Jobs are still there: they count for nothing."""
-    found: dict[str, int] = {}
-    for job in o.runs:
-        if part := re.fullmatch(rf"{o.name}-{name}-(?P<stage>[a-z]+)-?(?P<number>\d*)", job):
-            found[part["stage"]] = max(found.get(part["stage"], 0), int(part["number"] or 1) + 1)
-    return found
+def _used(o: Observed, name: str) -> dict[str, int]:
+    """The highest number by stage (`a`: attempt) of Jobs that a revision has left which was forgotten: they count for nothing any more."""
+    jobs = (re.fullmatch(rf"{o.name}-{name}-(?P<stage>[a-z]+)-?(?P<number>\d*)", job) for job in o.runs)
+    return dict(sorted((job["stage"], int(job["number"] or 1)) for job in jobs if job))
 
 
 def _known(o: Observed) -> str | None:
