@@ -197,7 +197,9 @@ def test_while_a_job_runs_no_other_is_chosen(state: Any) -> None:
 
 
 def test_what_may_go_meanwhile_joins_what_could_not_be_removed() -> None:
-    cleaning = Cleaning(number=4, revisions=["r0"], checkpoints=["r1", "r3"], failures=3, retry_at=LATER, forgotten=["r0", "r9"])
+    """But of a revision that the status has forgotten meanwhile not the checkpoints alone."""
+    listed = {"revisions": ["r0"], "checkpoints": ["r1", "r3", "r9"], "forgotten": ["r0", "r9"]}
+    cleaning = Cleaning(number=4, failures=3, retry_at=LATER, **listed)
     o = observed(trained("r1"), trained("r2"), trained("r3", attempts=5, checkpoints_kept=3), retention={"revisions": 2}, cleaning=cleaning)
     found = cleaned(o)
     assert found.status.cleaning == Cleaning(number=5, revisions=["r0", "r9", "r1"], checkpoints=["r3"])

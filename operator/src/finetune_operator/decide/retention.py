@@ -89,7 +89,8 @@ def _chosen(o: Observed, d: Draft) -> Draft:
     for revision in spent:
         d = d.with_revision(revision.model_copy(update={"checkpoints_kept": policy.checkpoints}))
     revisions = _union(cleaning.revisions, [*forgotten, *(r.name for r in old)])
-    checkpoints = [name for name in _union(cleaning.checkpoints, [r.name for r in spent]) if name not in revisions]
+    kept = {r.name for r in artifacts} - {*revisions}
+    checkpoints = [name for name in _union(cleaning.checkpoints, [r.name for r in spent]) if name in kept]
     return _set(
         d, number=cleaning.number + 1, revisions=revisions[-MAX_REMOVED:], checkpoints=checkpoints, keep=policy.checkpoints,
         failures=0, retry_at=None, forgotten=[name for name in cleaning.forgotten if name not in forgotten],
