@@ -330,10 +330,13 @@ async def poison(chaos: Chaos, _: Expected, count: int = 1000) -> Verdict:
             found = await chaos.admin.list(kinds.FINETUNE, space.name)
             return sum((f.get("status") or {}).get("phase") == "Suspended" for f in found)
 
+        async def refused() -> bool:
+            return (await space.status("spoilt")).get("reason") == "InvalidSpec"
+
         await _until(verdict, "the others", suspended, count, 180)
-        status = await space.status("spoilt")
-        if status.get("reason") != "InvalidSpec":
-            verdict.problems.append(f"the spoilt one says {status.get('phase')} {status.get('reason')}")
+        await _until(verdict, "the spoilt one says so", refused, True, 20)
+        if verdict.problems:
+            verdict.problems.append(operator.log.read_text()[-5000:])
     return verdict
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import random
 import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import Final, TypeVar
 
 import kopf
 from aiohttp import web
@@ -36,7 +38,10 @@ from finetune_operator.settings import Settings, SettingsError, from_environment
 log = logging.getLogger("finetune_operator")
 WATCH_FAILURES: Final = 10  # in a row, before the process gives up and is started anew
 WATCH_HEALTHY_SECONDS: Final = 60.0
-START_RETRY_SECONDS: Final = 1.0
+RETRY_SECONDS: Final = 1.0
+ENDING_SECONDS: Final = 15.0  # for kopf to end; it may not, once its connections are closed
+LISTED_SECONDS: Final = 1.0  # without a word from kopf's lists: they are at their end
+T = TypeVar("T")
 
 
 class Operator:
@@ -53,7 +58,8 @@ class Operator:
         self.pods = PodClient()
         self.filled = False
         self.closed: set[str] = set()  # namespaces that the settings name and the API server refuses
-        self.begin_anew = threading.Event()  # the watches must, for other namespaces are open now
+        self.begin_anew = threading.Event()  # the watches must (other namespaces are open now), or do, for kopf is at its end
+        self.listed = asyncio.Event()  # kopf tells what it listed: it has begun to, or lists again after a 410
 
     async def run(self) -> None:
         """Serve health and metrics, wait for the Lease, then work until it is lost or the process is asked to stop."""
@@ -79,33 +85,43 @@ class Operator:
 
     async def _prepared(self) -> Reconciler:
         """With the key and full caches, also from an API server that is busy: a process that ends for that is started ever later."""
-        while True:
-            try:
-                key = await signing.key(self.cluster, self.settings.lease_namespace)
-                await self.fill()
-            except errors.Unavailable as error:
-                log.warning("start", extra=logs.of(error=str(error)))
-                await asyncio.sleep(max(START_RETRY_SECONDS, error.retry_after or 0.0))
-                continue
-            self.filled = True
-            log.info("filled", extra=logs.of(finetunes=len(self.cache.owners())))
-            events = Events(self.cluster, self.clock, self.settings.identity)
-            return Reconciler(self.cluster, self.cache, self.pods, self.clock, self.settings, self.metrics, events, key)
+        key = await _patiently(partial(signing.key, self.cluster, self.settings.lease_namespace))
+        await self.fill()
+        gc.collect()
+        gc.freeze()  # what is there now mostly stays: to look through it again and again was a third of a sweep's time
+        self.filled = True
+        log.info("filled", extra=logs.of(finetunes=len(self.cache.owners())))
+        events = Events(self.cluster, self.clock, self.settings.identity)
+        return Reconciler(self.cluster, self.cache, self.pods, self.clock, self.settings, self.metrics, events, key)
 
     async def fill(self) -> None:
         """Make the cache agree with complete lists; what was missed meanwhile becomes due."""
         await self._each_kind(self._fill)
 
     async def _fill(self, kind: Kind, namespace: str | None, selector: str) -> None:
-        known = self.cache.uids(kind, namespace)
-        for key in self.cache.fill(kind, await self.cluster.list(kind, namespace, selector), known):
-            self.queue.add(key)  # at once: the next list may fail, and the cache then knows already what nobody was told
+        known, listed = self.cache.uids(kind, namespace), set[str]()
+        async for page in self.cluster.pages(kind, namespace, selector):
+            listed |= {obj["metadata"]["uid"] for obj in page}
+            self._due(self.cache.fill(kind, page))  # at once: the next page may fail, and the cache then knows what nobody was told
+        self._due(self.cache.prune(kind, listed, known))
+
+    def _due(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            self.queue.add(key)
 
     async def _sweep(self) -> None:
-        """After a 410 the watches tell nothing of what was deleted, and some kinds have none: list again now and then."""
+        """What was deleted before a list is told by no watch, and some kinds have none: compare after each list, and now and then."""
         while True:
-            await asyncio.sleep(self.settings.sweep_seconds * random.uniform(0.8, 1.2))  # noqa: S311
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._listed(), self.settings.sweep_seconds * random.uniform(0.8, 1.2))  # noqa: S311
             await self._compare_all()
+
+    async def _listed(self) -> None:
+        """Wait for a list of kopf's, and for its end."""
+        await self.listed.wait()
+        while self.listed.is_set():
+            self.listed.clear()
+            await asyncio.sleep(LISTED_SECONDS)
 
     async def _compare_all(self) -> None:
         try:
@@ -115,27 +131,29 @@ class Operator:
 
     async def _compare(self, kind: Kind, namespace: str | None, selector: str) -> None:
         """Hold the cache against the metadata of all objects; only what is behind is read."""
-        known = self.cache.uids(kind, namespace)
-        listed = await self.cluster.list(kind, namespace, selector, metadata=True)
-        for key in self.cache.prune(kind, listed, known):
-            self.queue.add(key)
-        for behind in self.cache.behind(kind, listed):
-            found = await self.cluster.get(kind, behind["metadata"]["namespace"], behind["metadata"]["name"])
-            if found is not None and (told := self.cache.tell(kind, found)) is not None:
-                self.queue.add(told)
+        known, listed = self.cache.uids(kind, namespace), set[str]()
+        async for page in self.cluster.pages(kind, namespace, selector, metadata=True):
+            listed |= {obj["metadata"]["uid"] for obj in page}
+            for behind in self.cache.behind(kind, page):
+                found = await self.cluster.get(kind, behind["metadata"]["namespace"], behind["metadata"]["name"])
+                if found is not None and (told := self.cache.tell(kind, found)) is not None:
+                    self.queue.add(told)
+        self._due(self.cache.prune(kind, listed, known))
 
     async def _each_kind(self, verb: Callable[[Kind, str | None, str], Awaitable[None]]) -> None:
         """For every cached kind in every namespace; one that was named and is closed to the operator (deleted, say) is left out."""
         closed: set[str] = set()
         for namespace in self.settings.namespaces or (None,):
             try:
-                for kind in (FINETUNE, *CHILDREN):
-                    await verb(kind, namespace, "" if kind is FINETUNE else names.SELECTOR)
+                await _patiently(partial(verb, FINETUNE, namespace, ""))
             except errors.Forbidden as error:
                 if namespace is None:
                     raise
                 closed.add(namespace)
                 log.warning("namespace", extra=logs.of(namespace=namespace, error=str(error)))
+                continue
+            for kind in CHILDREN:
+                await _patiently(partial(verb, kind, namespace, names.SELECTOR))
         if closed != self.closed:
             self.closed = closed
             self.begin_anew.set()
@@ -168,7 +186,7 @@ class Operator:
         failures = 0
         while True:
             started = self.clock.monotonic()
-            self.begin_anew.clear()
+            self.begin_anew = threading.Event()
             open_ = [n for n in self.settings.namespaces if n not in self.closed]
             if self.settings.namespaces and not open_:  # of no namespace at all kopf would make the whole cluster
                 await self._until_begin_anew()
@@ -186,18 +204,15 @@ class Operator:
             self.metrics.watch_restarts.inc()
             await asyncio.sleep(min(30.0, 2.0**failures) * random.uniform(0.8, 1.2))  # noqa: S311
 
-    async def _until_begin_anew(self) -> None:
-        while not self.begin_anew.is_set():
-            await asyncio.sleep(1.0)
-
     async def _run_kopf(self, namespaces: Sequence[str]) -> None:
         """kopf, in a loop of its own until `begin_anew`: as it ends it cancels every task of its loop that is younger than itself.
 
-        The thread is not waited for when this process ends: kopf may take its time.
+        The thread is not waited for when this process ends, nor when kopf does not end: it may wait for credentials for ever.
         """
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
-        registry = handlers.registry(self.cache, self.queue, loop.call_soon_threadsafe)
+        begin_anew = self.begin_anew
+        registry = handlers.registry(self.cache, self.queue, self.listed.set, loop.call_soon_threadsafe, begin_anew.set)
 
         async def watched() -> None:
             try:
@@ -207,10 +222,10 @@ class Operator:
                     standalone=True,
                     clusterwide=not self.settings.namespaces,
                     namespaces=namespaces,
-                    stop_flag=self.begin_anew,
+                    stop_flag=begin_anew,
                 )
             finally:
-                self.begin_anew.set()  # a thread of its loop waits for that
+                begin_anew.set()  # a thread of its loop waits for that
 
         def end(error: Exception | None) -> None:
             if not ended.done():
@@ -227,9 +242,18 @@ class Operator:
 
         threading.Thread(target=run, name="kopf", daemon=True).start()
         try:
-            await ended
+            await self._until_begin_anew(ended)
+            await asyncio.wait({ended}, timeout=ENDING_SECONDS)
+            if not ended.done():
+                raise errors.Unavailable(f"kopf did not end within {ENDING_SECONDS:.0f} s and is left to itself")
+            ended.result()
         finally:
-            self.begin_anew.set()
+            begin_anew.set()
+
+    async def _until_begin_anew(self, ended: asyncio.Future[None] | None = None) -> None:
+        """Wait until that is set, or kopf has ended."""
+        while not (self.begin_anew.is_set() or (ended and ended.done())):
+            await asyncio.wait({ended}, timeout=1.0) if ended else await asyncio.sleep(1.0)
 
     def _health(self) -> web.Application:
         async def healthz(_: web.Request) -> web.Response:
@@ -250,6 +274,16 @@ class Operator:
         app = web.Application()
         app.add_routes([web.get("/metrics", metrics)])
         return app
+
+
+async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """The answer, also of an API server that is away or busy: whoever cannot renew the Lease meanwhile is ended for that."""
+    while True:
+        try:
+            return await ask()
+        except errors.Unavailable as error:
+            log.warning("retry", extra=logs.of(error=str(error)))
+            await asyncio.sleep(max(RETRY_SECONDS, error.retry_after or 0.0))
 
 
 async def _serve(port: int, app: web.Application) -> web.AppRunner:

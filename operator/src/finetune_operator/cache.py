@@ -5,7 +5,7 @@ Invariant: an object is never replaced by an older one of its name (resourceVers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, Final
 
 from finetune_operator import names
@@ -52,11 +52,9 @@ class Cache:
 
     def tell(self, kind: Kind, obj: Object) -> Key | None:
         """Store what a watch told; returns the owner's key if that was news, and not an echo of what was written or listed."""
-        key = owner_key(kind, obj)
-        if key is None or obj["metadata"]["uid"] in self._gone:
+        if obj["metadata"]["uid"] in self._gone or not self._is_news(kind, obj):
             return None
-        known = self._known(kind, key, obj)
-        return self.put(kind, obj) if known is None or _version(obj) > _version(known) else None
+        return self.put(kind, obj)
 
     def drop(self, kind: Kind, obj: Object) -> Key | None:
         """Forget a deleted object, unless another one has taken its name since."""
@@ -73,30 +71,35 @@ class Cache:
         return key
 
     def uids(self, kind: Kind, namespace: str | None = None) -> frozenset[str]:
-        """What is stored now (of one namespace, or of all): taken before a list begins, for `fill`."""
+        """What is stored now (of one namespace, or of all): taken before a list begins, for `prune`."""
         metas = (o["metadata"] for o in self._all(kind))
         return frozenset(m["uid"] for m in metas if namespace in (None, m["namespace"]))
 
-    def fill(self, kind: Kind, objects: Iterable[Object], known: frozenset[str]) -> set[Key]:
-        """Make the cache agree with a complete list; returns the owners of what was missing, changed or gone."""
-        listed = list(objects)
-        touched = self.prune(kind, listed, known)
-        told = [self.put(kind, obj) for obj in self.behind(kind, listed)]
-        return touched | {key for key in told if key is not None}
+    def fill(self, kind: Kind, objects: Iterable[Object]) -> set[Key]:
+        """Store what was listed; returns the owners of what was missing or changed."""
+        told = [self.put(kind, obj) for obj in self.behind(kind, objects)]
+        return {key for key in told if key is not None}
 
-    def prune(self, kind: Kind, objects: Iterable[Object], known: frozenset[str]) -> set[Key]:
-        """Drop what a complete list lacks (its metadata are enough); returns the owners.
+    def prune(self, kind: Kind, listed: Set[str], known: frozenset[str]) -> set[Key]:
+        """Drop what a complete list lacks, by uid; returns the owners.
 
         Only the `known` is dropped: what was made after the list began is not gone.
         """
-        gone = known - {o["metadata"]["uid"] for o in objects}
+        gone = known - listed
         dropped = [self.drop(kind, obj) for obj in self._all(kind) if obj["metadata"]["uid"] in gone]
         return {key for key in dropped if key is not None}
 
     def behind(self, kind: Kind, objects: Iterable[Object]) -> list[Object]:
         """Those of a list (their metadata are enough) of which nothing, or an older state, is stored."""
-        versions = {o["metadata"]["uid"]: _version(o) for o in self._all(kind)}
-        return [o for o in objects if owner_key(kind, o) and versions.get(o["metadata"]["uid"], -1) < _version(o)]
+        return [obj for obj in objects if self._is_news(kind, obj)]
+
+    def _is_news(self, kind: Kind, obj: Object) -> bool:
+        """Is it of a FineTune, and newer than what is stored under its name?"""
+        key = owner_key(kind, obj)
+        if key is None:
+            return False
+        known = self._known(kind, key, obj)
+        return known is None or _version(obj) > _version(known)
 
     def _forget(self, kind: Kind, key: Key, name: str) -> None:
         named = self._children[kind][key]

@@ -6,7 +6,7 @@ Every write first asks `may_write`, so that a process whose Lease has run out ch
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, cast
 from urllib.parse import urlencode
 
@@ -27,6 +27,7 @@ ERRORS: Final[Mapping[int, type[errors.ClusterError]]] = {
     403: errors.Forbidden,
     404: errors.NotFound,
     409: errors.Conflict,
+    410: errors.Unavailable,  # a list took longer than its pages are kept: it begins again
     413: errors.Invalid,
     422: errors.Invalid,
 }
@@ -57,19 +58,25 @@ class Cluster:
         except errors.NotFound:
             return None
 
-    async def list(
+    async def pages(
         self, kind: Kind, namespace: str | None = None, label_selector: str = "", field_selector: str = "", *, metadata: bool = False
-    ) -> list[Object]:
-        """All objects (or their metadata alone), read page by page; each carries its apiVersion and kind (items of a LIST do not)."""
-        items: list[Object] = []
+    ) -> AsyncIterator[list[Object]]:
+        """All objects (or their metadata alone), page by page; each carries its apiVersion and kind (items of a LIST do not)."""
         query = {"limit": str(PAGE), "labelSelector": label_selector, "fieldSelector": field_selector}
         while True:
             given = {k: v for k, v in query.items() if v}
             page = await self._request("GET", kind.path(namespace), query=given, accept=METADATA if metadata else JSON)
-            items += [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in page.get("items") or ()]
             query["continue"] = page.get("metadata", {}).get("continue", "")
+            items = page.get("items") or []
+            for item in items:
+                item["apiVersion"], item["kind"] = kind.api_version, kind.kind
+            yield items
             if not query["continue"]:
-                return items
+                return
+
+    async def list(self, kind: Kind, namespace: str | None = None, label_selector: str = "", field_selector: str = "") -> list[Object]:
+        """All objects at once, where they are few."""
+        return [obj async for page in self.pages(kind, namespace, label_selector, field_selector) for obj in page]
 
     async def create(self, kind: Kind, obj: Mapping[str, Any]) -> Object:
         """POST; AlreadyExists when the name is taken."""
@@ -133,7 +140,7 @@ class Cluster:
         content: str = JSON,
         accept: str = JSON,
     ) -> Object:
-        headers: dict[str, str] = {"Accept": accept, "Content-Type": content}
+        headers = {"Accept": accept, "Accept-Encoding": "identity", "Content-Type": content}  # to compress costs both sides more
         await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = self._api.configuration.host + path + (f"?{urlencode(query)}" if query else "")
         try:

@@ -17,13 +17,20 @@ from finetune_operator.cache import Cache, Key
 from finetune_operator.kinds import FINETUNE, WATCHED, Kind
 from finetune_operator.queue import Queue
 
+IDLE_SECONDS: Final = 0.5  # a worker of kopf's holds its last object so long
+CHUNK: Final = 250  # objects of a list that kopf holds at once
 SETTLE_SECONDS: Final = 0.05  # what happens to a child seldom comes alone: a Job, its pod and both their statuses are one piece of news
 
 
-def registry(cache: Cache, queue: Queue[Key], call: Callable[..., object]) -> kopf.OperatorRegistry:
-    """A registry whose handlers feed that cache and that queue; `call(function, *arguments)` runs it in the thread that owns them."""
+def registry(
+    cache: Cache, queue: Queue[Key], listed: Callable[[], None], call: Callable[..., object], ending: Callable[[], None]
+) -> kopf.OperatorRegistry:
+    """A registry whose handlers feed that cache and that queue, and say what comes of a list.
+
+    `call(function, *arguments)` runs it in the thread that owns all of them; `ending` is called in kopf's, when kopf is at its end.
+    """
     made = kopf.OperatorRegistry()
-    tell = partial(call, partial(told, cache, queue))
+    tell = partial(call, partial(told, cache, queue, listed))
     _watch(made, FINETUNE, tell, {})
     for kind in WATCHED:
         _watch(made, kind, tell, {names.MANAGED_BY: names.FIELD_MANAGER})
@@ -32,11 +39,17 @@ def registry(cache: Cache, queue: Queue[Key], call: Callable[..., object]) -> ko
     def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
         return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
+    @kopf.on.cleanup(registry=made, id="clean_up")
+    async def clean_up(**_: Any) -> None:
+        ending()
+
     @kopf.on.startup(registry=made)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         settings.posting.enabled = False
         settings.persistence.diffbase_storage = _NothingCompared()
         settings.scanning.disabled = True
+        settings.queueing.idle_timeout = IDLE_SECONDS
+        settings.watching.chunk_size = CHUNK
         settings.networking.request_timeout = 30
         settings.watching.server_timeout = 300
         for kind in WATCHED:
@@ -64,8 +77,10 @@ def _watch(made: kopf.OperatorRegistry, kind: Kind, tell: Callable[..., object],
         tell(kind, type, dict(body))
 
 
-def told(cache: Cache, queue: Queue[Key], kind: Kind, type_: str | None, obj: dict[str, Any]) -> None:
-    """Take an event in."""
+def told(cache: Cache, queue: Queue[Key], listed: Callable[[], None], kind: Kind, type_: str | None, obj: dict[str, Any]) -> None:
+    """Take an event in; one of no type is of a list, which tells nothing of what was deleted before it."""
+    if type_ is None:
+        listed()
     key = cache.drop(kind, obj) if type_ == "DELETED" else cache.tell(kind, obj)
     if key is not None:
         queue.add(key, 0.0 if kind is FINETUNE else SETTLE_SECONDS)

@@ -5,6 +5,7 @@ Secrets are not asked for (the operator has no right to read them): a missing on
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -16,24 +17,26 @@ from finetune_operator.cluster import Cluster
 from finetune_operator.workloads import Waiting
 
 BY_ITSELF: Final = "It goes on by itself once that is there."
-REMEMBERED_SECONDS: Final = 30.0
+REMEMBERED_SECONDS: Final = 300.0
 
 
 class StorageClasses:
-    """The cluster's StorageClasses: what was there a moment ago is taken to be there, what was not is asked for again."""
+    """The cluster's StorageClasses: what was there a few minutes ago is taken to be there, what was not is asked for again."""
 
     def __init__(self, cluster: Cluster, clock: Clock) -> None:
         self._cluster, self._clock = cluster, clock
         self._names: frozenset[str] = frozenset()
         self._until = float("-inf")
+        self._asking = asyncio.Lock()
 
     async def has(self, name: str) -> bool:
         """Is there one of that name? Empty: a default one."""
-        if name not in self._names or self._clock.monotonic() > self._until:
-            found = await self._cluster.list(kinds.STORAGE_CLASS)
-            self._until = self._clock.monotonic() + REMEMBERED_SECONDS
-            self._names = frozenset([*(c["metadata"]["name"] for c in found), *("" for c in found if _is_default(c))])
-        return name in self._names
+        async with self._asking:  # of many FineTunes at once, one asks
+            if name not in self._names or self._clock.monotonic() > self._until:
+                found = await self._cluster.list(kinds.STORAGE_CLASS)
+                self._until = self._clock.monotonic() + REMEMBERED_SECONDS
+                self._names = frozenset([*(c["metadata"]["name"] for c in found), *("" for c in found if _is_default(c))])
+            return name in self._names
 
 
 def _is_default(storage_class: Mapping[str, Any]) -> bool:

@@ -57,7 +57,7 @@ COUNTS = "router-0@2026-01-01T11:00:00Z"
 BOTH = {"0ld": READY, NEW: READY}
 TEMPLATE = {"template": {"spec": {"containers": [{"readinessProbe": {"httpGet": {"path": "/up"}}}, {}]}}}
 TEMPLATES = {"0ld": {"revision": "base", **TEMPLATE}, NEW: {"revision": "r1", **TEMPLATE}}
-LATER = "2026-01-01T13:00:00Z"
+LATER = "2026-01-01T12:00:04Z"
 OLD = Waiting(c.IMAGE_UNAVAILABLE, "image x cannot be pulled")
 DEPLOYING = Stage(name="deploy", revision="r1", started=STAMP)
 

@@ -61,10 +61,12 @@ def test_a_list_tells_what_was_missed_changed_and_gone_and_nothing_else() -> Non
         cache.put(JOB, job(1, uid, name))
     known = cache.uids(JOB)
     cache.put(JOB, job(9, "d", "made after the list began"))
-    assert cache.fill(JOB, [job(1, "a", "same")], frozenset({"a"})) == set()
-    assert cache.fill(JOB, [job(1, "a", "same"), job(2, "b", "changed")], known) == {KEY}
+    assert cache.fill(JOB, [job(1, "a", "same")]) == set()
+    assert cache.fill(JOB, [job(1, "a", "same"), job(2, "b", "changed")]) == {KEY}
+    assert cache.prune(JOB, {"a", "b", "c"}, known) == set()
+    assert cache.prune(JOB, {"a", "b"}, known) == {KEY}
     assert set(stored(cache)) == {"same", "changed", "made after the list began"}
-    assert cache.fill(JOB, [job(7, "e", "missed")], NOBODY) == {KEY}
+    assert cache.fill(JOB, [job(10, "e", "missed")]) == {KEY}
 
 
 def test_a_namespace_that_is_listed_says_nothing_of_another() -> None:
@@ -114,7 +116,7 @@ def test_metadata_alone_tell_what_is_gone_and_what_is_behind() -> None:
     for name, uid in (("same", "a"), ("changed", "b"), ("gone", "c")):
         cache.put(JOB, job(1, uid, name))
     listed = [job(1, "a", "same"), job(2, "b", "changed"), job(1, "d", "missed"), job(1, "e", "nobody's", owner=None)]
-    assert cache.prune(JOB, listed, cache.uids(JOB)) == {KEY}
+    assert cache.prune(JOB, {o["metadata"]["uid"] for o in listed}, cache.uids(JOB)) == {KEY}
     assert [o["metadata"]["name"] for o in cache.behind(JOB, listed)] == ["changed", "missed"]
     assert set(stored(cache)) == {"same", "changed"}
 

@@ -15,7 +15,7 @@ ANSWERS = {
     403: errors.Forbidden,
     404: errors.NotFound,
     409: errors.Conflict,
-    410: errors.ClusterError,
+    410: errors.Unavailable,
     422: errors.Invalid,
     429: errors.Unavailable,
     500: errors.Unavailable,

@@ -193,7 +193,13 @@ def test_nodes_of_each_kind_of_failure_that_may_be_theirs_are_avoided() -> None:
 
 @pytest.mark.parametrize(
     ("compute", "number"),
-    [({}, 0), ({"nodes": 3}, 0), ({"nodes": 3, "accelerator": "h100"}, 3), ({"nodes": 3, "accelerator": "h100", "gpusPerNode": 4}, 12)],
+    [
+        ({}, 0),
+        ({"nodes": 3}, 0),
+        ({"nodes": 3, "accelerator": "h100"}, 3),
+        ({"nodes": 3, "accelerator": "h100", "gpusPerNode": 4}, 12),
+        ({"nodes": 2, "accelerator": "h100", "gpusPerNode": 0}, 2),
+    ],
 )
 def test_accelerators_of_the_gang(compute: dict[str, Any], number: int) -> None:
     assert attempts.gpus(make_observed(changes={"compute": compute}).spec) == number
@@ -259,7 +265,7 @@ def test_money_without_a_currency_and_a_price_without_an_accelerator() -> None:
     o = make_observed(changes={"budget": {"maxCost": "20"}, "compute": {"gpusPerNode": 2}})
     assert "training without an accelerator has no price" in budget.within(o, draft(o)).message
     o = make_observed(changes={"budget": {"maxCost": "20"}, "compute": {"accelerator": "h100", "gpusPerNode": 0}})
-    assert "training without an accelerator has no price" in budget.within(o, draft(o)).message
+    assert "profile h100 has no hourlyPrice" in budget.within(o, draft(o)).message
 
 
 @pytest.mark.parametrize(

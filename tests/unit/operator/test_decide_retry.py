@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from finetune_operator import conditions as c
 from finetune_operator.api.status import Charges, Stopped
-from finetune_operator.decide.draft import Note
-from finetune_operator.decide.retry import after_failure, backoff, reopen, stop, trouble
+from finetune_operator.decide.draft import Note, stamp
+from finetune_operator.decide.retry import after_failure, backoff, reopen, stop, trouble, wait
 from finetune_operator.workloads import Failure, FailureClass
 
-from tests.unit.operator.helpers import STAMP, draft, make_observed, make_revision
+from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision
 
 FIX = "Change the spec, or annotate finetune.dev/retry with a new value, to try again."
 RETRIES = {"retries": {"error": 2, "outOfMemory": 1, "infrastructure": 3}}
@@ -104,3 +106,10 @@ def test_another_try_forgives_everything_and_judges_a_failed_gate_anew(gate: str
     assert reopen(o, draft(o)).revision == make_revision(gate=then, tries={"fetch": 4})
     same = make_observed(make_revision(stopped=stopped, gate=gate, **SPENT), tried="t0")
     assert reopen(same, draft(same)) == draft(same)
+
+
+@pytest.mark.parametrize(("ahead", "seconds"), [(0, 0), (1, 1), (361, 361), (362, 0), (3600, 0)])
+def test_a_try_is_waited_for_no_longer_than_any_is_put_off(ahead: int, seconds: int) -> None:
+    """After the clock was ahead by an hour, the next try does not wait for that hour."""
+    o = make_observed(make_revision(retry_at=stamp(NOW + timedelta(seconds=ahead))))
+    assert wait(o, draft(o)) == seconds

@@ -125,6 +125,19 @@ def test_a_step_is_not_over_a_second_early() -> None:
     assert m.advance(PLAN, scene(router(**FINE)), early).rollout.state == m.HOLDING
 
 
+@pytest.mark.parametrize(("left", "whole", "begins_again"), [(31, 30.0, False), (32, 30.0, True), (3630, 30.0, True), (3600, 0.0, True)])
+def test_a_step_that_began_while_the_clock_was_ahead_begins_again(left: int, whole: float, begins_again: bool) -> None:
+    rollout = remembering(holding(next_step_at=before(-left)), began=before(whole - left), seconds=whole)
+    found = m.advance(PLAN, scene(router(**FINE)), rollout)
+    if whole:
+        assert found.rollout.state == m.HOLDING
+        assert (found.rollout.next_step_at, found.rollout.memory["began"]) == (
+            (before(-whole), STAMP) if begins_again else (before(-left), before(whole - left))
+        )
+    else:
+        assert found.rollout.state == m.SHIFTING
+
+
 def test_both_arms_failing_while_it_bakes_holds_it() -> None:
     step = m.advance(PLAN, scene(router(**{**BOTH_BAD, "weight": 100})), baking())
     assert (step.rollout.state, step.reason) == (m.BAKING, c.PAUSED)

@@ -17,9 +17,13 @@ def at_once(function: Callable[..., object], *arguments: object) -> None:
     function(*arguments)
 
 
+def nothing() -> None:
+    """For handlers whose lists are of no interest."""
+
+
 def test_every_watched_kind_has_a_handler_that_runs_in_the_event_loop() -> None:
     queue: Queue[Key] = Queue(lambda: 0.0)
-    made = handlers.registry(Cache(), queue, at_once)
+    made = handlers.registry(Cache(), queue, nothing, at_once, nothing)
     watching = list(made._watching.get_all_handlers())
     assert len(watching) == len((FINETUNE, *WATCHED))
     assert [h.id for h in watching if not inspect.iscoroutinefunction(h.fn)] == []
@@ -27,7 +31,7 @@ def test_every_watched_kind_has_a_handler_that_runs_in_the_event_loop() -> None:
 
 async def test_an_event_makes_its_finetune_due_and_a_deletion_forgets_it() -> None:
     cache, queue = Cache(), Queue[Key](lambda: 0.0)
-    made = handlers.registry(cache, queue, at_once)
+    made = handlers.registry(cache, queue, nothing, at_once, nothing)
     seen = next(h.fn for h in made._watching.get_all_handlers() if h.id == FINETUNE.plural)
     body = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
     await seen(type="ADDED", body=body)
@@ -41,10 +45,22 @@ async def test_an_event_makes_its_finetune_due_and_a_deletion_forgets_it() -> No
 
 async def test_an_echo_of_what_was_written_or_listed_is_no_news() -> None:
     cache, queue = Cache(), Queue[Key](lambda: 0.0)
-    seen = next(h.fn for h in handlers.registry(cache, queue, at_once)._watching.get_all_handlers() if h.id == FINETUNE.plural)
+    seen = next(
+        h.fn for h in handlers.registry(cache, queue, nothing, at_once, nothing)._watching.get_all_handlers() if h.id == FINETUNE.plural
+    )
     body = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
     cache.put(FINETUNE, body)
     await seen(type="MODIFIED", body=body)
     assert len(queue) == 0
     await seen(type="MODIFIED", body={"metadata": {**body["metadata"], "resourceVersion": "6"}})
     assert len(queue) == 1
+
+
+async def test_what_comes_of_a_list_is_said_to() -> None:
+    said: list[bool] = []
+    made = handlers.registry(Cache(), Queue[Key](lambda: 0.0), lambda: said.append(True), at_once, nothing)
+    seen = next(h.fn for h in made._watching.get_all_handlers() if h.id == FINETUNE.plural)
+    body = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
+    for type_, so_far in (("ADDED", 0), (None, 1), ("MODIFIED", 1), (None, 2)):
+        await seen(type=type_, body=body)
+        assert len(said) == so_far

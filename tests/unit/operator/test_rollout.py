@@ -131,7 +131,7 @@ MOVES: dict[str, tuple[Rollout, m.Scene, tuple[str, int, dict[str, int], str]]] 
         (m.HOLDING, 10, {}, "10 % of the users until"),
     ),
     "a router was restarted and serves the mounted document": (
-        holding(next_step_at="2026-01-01T13:00:00Z"),
+        holding(next_step_at="2026-01-01T12:00:50Z"),
         scene(router(weight=0)),
         (m.HOLDING, 10, {"router-0": 10}, "until"),
     ),
@@ -147,7 +147,7 @@ MOVES: dict[str, tuple[Rollout, m.Scene, tuple[str, int, dict[str, int], str]]] 
         (m.HOLDING, 10, {}, "enough traffic to judge"),
     ),
     "the canary fails: everybody back, before the time is over": (
-        holding(next_step_at="2026-01-01T13:00:00Z"),
+        holding(next_step_at="2026-01-01T12:00:50Z"),
         scene(router(**BAD)),
         (m.ROLLING_BACK, 0, {"router-0": 0}, "guard errors failed at 10 %"),
     ),
@@ -184,7 +184,7 @@ MOVES: dict[str, tuple[Rollout, m.Scene, tuple[str, int, dict[str, int], str]]] 
     "it fails while it bakes": (baking(), scene(router(**{**BAD, "weight": 100})), (m.ROLLING_BACK, 0, {"router-0": 0}, "failed at 100 %")),
     "another arm is asked for": (holding(), scene(router(weight=10), abort="r2 is wanted"), (m.ROLLING_BACK, 0, {"router-0": 0}, "r2 is")),
     "another arm is asked for and what is live has no pod: it goes on": (
-        holding(next_step_at="2026-01-01T13:00:00Z"),
+        holding(next_step_at="2026-01-01T12:00:50Z"),
         scene(router(weight=10), abort="r2 is wanted", stable=EMPTY),
         (m.HOLDING, 10, {}, "until"),
     ),

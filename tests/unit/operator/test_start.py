@@ -1,16 +1,18 @@
-"""The start of a leader, before it watches anything."""
+"""What a leader lists: all at its start, and again what its watches may have missed."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
+from finetune_operator import __main__ as entry
 from finetune_operator import errors
 from finetune_operator.__main__ import Operator
 from finetune_operator.cluster import Cluster
-from finetune_operator.kinds import CHILDREN, FINETUNE, Kind
+from finetune_operator.kinds import CHILDREN, FINETUNE, POD, Kind
 from finetune_operator.settings import Settings
 from kubernetes.aio.client import ApiClient
 
@@ -28,10 +30,10 @@ class Busy:
         self._ask(kind)
         return {"data": {"key.pem": base64.b64encode(KEY.encode()).decode()}}
 
-    async def list(self, kind: Kind, *_: Any) -> list[Any]:
+    async def pages(self, kind: Kind, *_: Any) -> AsyncIterator[list[Any]]:
         self._ask(kind)
         self.listed.add(kind)
-        return []
+        yield []
 
     def _ask(self, kind: Kind) -> None:
         if kind.plural not in self.asked:
@@ -54,3 +56,52 @@ async def test_an_api_server_that_is_busy_delays_the_start_and_does_not_end_it(m
     assert busy.listed >= {FINETUNE, *CHILDREN}
     assert slept
     assert set(slept) == {3.0}, "as long as it was told"
+
+
+class Closed:
+    """An API server that answers 403 for some kinds in namespace `ml`, and has nothing elsewhere."""
+
+    def __init__(self, *kinds: Kind) -> None:
+        self.kinds = kinds
+        self.listed: set[tuple[Kind, str | None]] = set()
+
+    async def pages(self, kind: Kind, namespace: str | None = None, *_: Any, **__: Any) -> AsyncIterator[list[Any]]:
+        if kind in self.kinds and namespace == "ml":
+            raise errors.Forbidden("403")
+        self.listed.add((kind, namespace))
+        yield []
+
+
+async def test_a_namespace_without_access_to_finetunes_is_left_out_and_the_others_are_not() -> None:
+    operator, closed = Operator(cast(ApiClient, None), Settings("trainer", "router", namespaces=("ml", "nlp"))), Closed(FINETUNE, *CHILDREN)
+    operator.cluster = cast(Cluster, closed)
+    await operator.fill()
+    assert operator.closed == {"ml"}
+    assert closed.listed == {(kind, "nlp") for kind in (FINETUNE, *CHILDREN)}
+
+
+async def test_a_lacking_right_to_children_is_an_error_and_closes_no_namespace() -> None:
+    operator = Operator(cast(ApiClient, None), Settings("trainer", "router", namespaces=("ml", "nlp")))
+    operator.cluster = cast(Cluster, Closed(POD))
+    with pytest.raises(errors.Forbidden):
+        await operator.fill()
+    assert operator.closed == set()
+
+
+async def test_what_was_deleted_before_a_list_of_the_watches_is_missed_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entry, "LISTED_SECONDS", 0.05)
+    operator = Operator(cast(ApiClient, None), Settings("trainer", "router", sweep_seconds=86400))
+    operator.cluster = cast(Cluster, Closed())
+    labels = {"finetune.dev/name": "bot"}
+    operator.cache.put(POD, {"metadata": {"name": "bot-0", "namespace": "ml", "uid": "1", "resourceVersion": "5", "labels": labels}})
+    sweeping = asyncio.create_task(operator._sweep())
+    try:
+        for _ in range(4):
+            operator.listed.set()
+            await asyncio.sleep(0.02)
+            assert len(operator.queue) == 0, "the list is not at its end"
+        assert await asyncio.wait_for(operator.queue.take(), 5) == ("ml", "bot")
+        assert operator.cache.uids(POD) == frozenset()
+    finally:
+        sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import kopf
 import pytest
 import yaml
 from aiohttp import web
+from finetune_operator import __main__ as entry
 from finetune_operator.__main__ import Operator
 from finetune_operator.cluster import Cluster
 from finetune_operator.kinds import FINETUNE, WATCHED, Kind
@@ -24,14 +26,16 @@ NAMESPACES = Kind("", "v1", "namespaces", "Namespace", namespaced=False)
 CRDS = Kind("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
 KNOWN = (*KINDS, NAMESPACES, CRDS)
 SECONDS = 30.0
+HALF = b'{"type": "MODIFIED", "object": {"metadata": {"name": "bo'
 ERROR = b'{"type": "ERROR", "object": {"kind": "Status", "code": 500, "message": "etcdserver: no leader"}}\n'
 
 
 class Server:
-    """Discovery, empty lists, and watches that stay open; `fail` tells those of pods of an internal error, which kopf gives up at."""
+    """Discovery, empty lists, and watches that stay open; `fail` ends those of pods with words at which kopf gives up."""
 
-    def __init__(self) -> None:
+    def __init__(self, last: bytes = ERROR) -> None:
         self.begun = 0
+        self.last = last
         self._fail = asyncio.Event()
 
     def fail(self) -> None:
@@ -58,7 +62,7 @@ class Server:
         self.begun += 1
         failing = self._fail if request.path.endswith("/pods") else asyncio.Event()
         await failing.wait()
-        await response.write(ERROR)
+        await response.write(self.last)
         return response
 
 
@@ -70,13 +74,13 @@ def _resource(kind: Any) -> dict[str, Any]:
 class Empty:
     """A cluster without objects."""
 
-    async def list(self, *_: Any, **__: Any) -> list[Any]:
-        return []
+    async def pages(self, *_: Any, **__: Any) -> AsyncIterator[list[Any]]:
+        yield []
 
 
 @asynccontextmanager
-async def serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
-    server, app = Server(), web.Application()
+async def serving(folder: Path, monkeypatch: pytest.MonkeyPatch, last: bytes = ERROR) -> AsyncIterator[Server]:
+    server, app = Server(last), web.Application()
     app.router.add_get("/{path:.*}", server.answer)
     runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
@@ -101,7 +105,8 @@ async def until(what: str, holds: Any) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_a_watch_that_fails_takes_no_worker_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("last", [ERROR, HALF], ids=["an internal error", "half a line"])
+async def test_a_watch_that_fails_takes_no_worker_with_it(last: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     slow = asyncio.Event()
 
@@ -110,7 +115,7 @@ async def test_a_watch_that_fails_takes_no_worker_with_it(tmp_path: Path, monkey
             await asyncio.gather(slow.wait(), asyncio.sleep(0))
         done.append(key[1])
 
-    async with serving(tmp_path, monkeypatch) as server:
+    async with serving(tmp_path, monkeypatch, last) as server:
         operator = Operator(cast(ApiClient, None), Settings("trainer", "router"))
         operator.cluster = cast(Cluster, Empty())
         tasks = [asyncio.create_task(t) for t in (operator._watch(), *(operator._work(reconcile) for _ in range(3)))]
@@ -148,5 +153,33 @@ async def test_without_an_open_namespace_nothing_is_watched(monkeypatch: pytest.
         await until("watches", lambda: asked)
         assert asked == [["ml"]]
     finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_a_kopf_that_does_not_end_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when it waits for new credentials while it ends."""
+    begun: list[threading.Event] = []
+    over = threading.Event()
+
+    async def kopf_operator(*, registry: kopf.OperatorRegistry, stop_flag: threading.Event, **_: Any) -> None:
+        begun.append(stop_flag)
+        (clean_up,) = [h.fn for h in registry._activities.get_all_handlers() if h.id == "clean_up"]
+        if len(begun) == 1:
+            await clean_up()
+        while not over.is_set():
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(kopf, "operator", kopf_operator)
+    monkeypatch.setattr(entry, "ENDING_SECONDS", 0.1)
+    operator = Operator(cast(ApiClient, None), Settings("trainer", "router"))
+    operator.cluster = cast(Cluster, Empty())
+    watching = asyncio.create_task(operator._watch())
+    try:
+        await until("another kopf", lambda: len(begun) == 2)
+        assert [flag.is_set() for flag in begun] == [True, False]
+        assert not watching.done()
+    finally:
+        over.set()
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)

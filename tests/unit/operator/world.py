@@ -466,7 +466,9 @@ class Operator:
             told = self._told[kind]
             told.append((list(self.world.api.all(kind)), self.cache.uids(kind)))
             if len(told) > self.late.get(kind, 0):
-                self.cache.fill(kind, *told.pop(0))
+                listed, known = told.pop(0)
+                self.cache.fill(kind, listed)
+                self.cache.prune(kind, {obj["metadata"]["uid"] for obj in listed}, known)
 
     async def cycle(self) -> float | None:
         self.watch()

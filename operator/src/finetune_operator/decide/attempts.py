@@ -98,9 +98,7 @@ def avoided(attempts: list[Attempt]) -> list[str]:
 
 def gpus(spec: Spec) -> int:
     """Accelerators of the whole gang."""
-    compute = spec.compute
-    default = 1 if compute.accelerator else 0
-    return compute.nodes * (default if compute.gpus_per_node is None else compute.gpus_per_node)
+    return spec.compute.nodes * spec.compute.gpus_each
 
 
 def price(o: Observed) -> float | None:

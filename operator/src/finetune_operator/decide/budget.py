@@ -6,7 +6,7 @@ from finetune_operator import conditions
 from finetune_operator.api.quantities import seconds
 from finetune_operator.api.spec import Budget
 from finetune_operator.api.status import Cost
-from finetune_operator.decide.attempts import ended, gpus, halted, price, running, spent
+from finetune_operator.decide.attempts import ended, halted, price, running, spent
 from finetune_operator.decide.draft import Draft
 from finetune_operator.observed import Observed
 
@@ -43,5 +43,5 @@ def _over(budget: Budget, cost: Cost) -> str | None:
 
 def _unpriced(o: Observed) -> str:
     name = o.spec.compute.accelerator
-    what = f"the operator's profile {name} has no hourlyPrice" if name and gpus(o.spec) else "training without an accelerator has no price"
+    what = f"the operator's profile {name} has no hourlyPrice" if name else "training without an accelerator has no price"
     return f"budget.maxCost cannot be kept: {what}. Use budget.maxDuration, or let the price be set (the chart's value profiles)."

@@ -8,7 +8,7 @@ from typing import Final
 
 from finetune_operator import conditions
 from finetune_operator.api.status import Charges, Stopped
-from finetune_operator.decide.draft import Draft, later, stamp
+from finetune_operator.decide.draft import Draft, later, seconds_until, stamp
 from finetune_operator.observed import Observed
 from finetune_operator.workloads import Failure
 
@@ -23,6 +23,7 @@ BUDGETS: Final[Mapping[str, str]] = {
 FINAL_REASONS: Final[Mapping[str, str]] = {"user": conditions.DATA_INVALID, "nonFinite": conditions.NON_FINITE}
 FIRST_DELAY: Final = 5.0
 LONGEST_DELAY: Final = 300.0
+JITTER: Final = 0.2  # of a delay, either way
 AT_ONCE: Final = 1.0
 FREE_DISRUPTIONS: Final = 5  # so many are tried again at once; what goes on being disrupted waits longer each time
 
@@ -71,7 +72,13 @@ def backoff(key: str, failures: int) -> float:
     """Seconds before the next try: doubling from 5 s to 5 min, with a jitter of ±20 % that is fixed by the key."""
     delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** max(0, failures - 1))
     share = int.from_bytes(hashlib.sha256(f"{key}/{failures}".encode()).digest()[:4], "big") / 2**32
-    return delay * (0.8 + 0.4 * share)
+    return delay * (1 - JITTER + 2 * JITTER * share)
+
+
+def wait(o: Observed, d: Draft) -> float:
+    """Seconds until the next try may start; none when that is further off than any is put: the clock was ahead when it was."""
+    seconds = seconds_until(d.revision.retry_at, o.now)
+    return seconds if seconds <= LONGEST_DELAY * (1 + JITTER) + 1 else 0.0  # a second, for times are told in whole ones
 
 
 def _charged(charges: Charges, budget: str) -> Charges:

@@ -214,9 +214,19 @@ def _guarded(plan: Plan, scene: Scene, r: Rollout) -> tuple[Step | None, Rollout
     findings = judge(plan.guards, *_counted(scene, r))
     if overall(findings) == "Fail":
         return _failed(scene, r, findings), r, findings
+    r = _rewound(r, scene.now)
     over = seconds_until(r.next_step_at, scene.now) <= 0
     r = _look(scene, r, findings, over)
     return (None if over else Step(r, _unheard(scene, r.weight), _waiting_message(r))), r, findings
+
+
+def _rewound(r: Rollout, now: datetime) -> Rollout:
+    """With more left than the whole time, the clock was ahead when it began: it begins again."""
+    left = seconds_until(r.next_step_at, now)
+    whole = float(r.memory.get("seconds", left))
+    if left <= whole + 1:  # a second, for times are told in whole ones
+        return r
+    return _with(r, next_step_at=later(now, whole), memory={**r.memory, "began": stamp(now)})
 
 
 def _down(scene: Scene, r: Rollout) -> Step:

@@ -8,8 +8,8 @@ from typing import Any
 from finetune_operator import conditions, names
 from finetune_operator.api.fields import digest
 from finetune_operator.api.status import Difference, Estimate, Rows, Score, Scored, Trouble
-from finetune_operator.decide.draft import Draft, finite, seconds_until
-from finetune_operator.decide.retry import after_failure, trouble
+from finetune_operator.decide.draft import Draft, finite
+from finetune_operator.decide.retry import after_failure, trouble, wait
 from finetune_operator.observed import Observed
 from finetune_operator.workloads import Failure, Run
 
@@ -105,8 +105,8 @@ def _asked_otherwise(o: Observed, d: Draft, stage: str, wanted: str) -> Draft:
 def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> Draft:
     if d.blocked or done:
         return d
-    if wait := seconds_until(d.revision.retry_at, o.now):
-        return _pausing(d, stage, wait)
+    if seconds := wait(o, d):
+        return _pausing(d, stage, seconds)
     d = d.update(retry_at=None).begin(stage, o.now)
     number = d.revision.tries.get(stage, 0)
     run = o.run(names.stage_job(o.name, d.revision.name, stage, number)) if number else o.run("")
@@ -142,15 +142,15 @@ def _failed(o: Observed, d: Draft, stage: str, number: int, failure: Failure) ->
     d = d.update(trouble=Trouble(reason=trouble(failure), message=failure.message[:1024]))
     if trouble(failure):
         d = d.note("Warning", failure.reason, f"{WORDS[stage]}, try {number}: {failure.message}")
-    return _pausing(d, stage, seconds_until(d.revision.retry_at, o.now))
+    return _pausing(d, stage, wait(o, d))
 
 
-def _pausing(d: Draft, stage: str, wait: float) -> Draft:
+def _pausing(d: Draft, stage: str, seconds: float) -> Draft:
     """Until the next try: why it failed goes on being said."""
     failed = d.revision.trouble
     said = f" failed: {failed.message.rstrip('. ')};" if failed else ":"
     text = f"{WORDS[stage]}{said} tried again at {d.revision.retry_at}"
-    return d.block(STAGE_PHASES[stage], text, reason=failed.reason if failed else "", requeue=wait)
+    return d.block(STAGE_PHASES[stage], text, reason=failed.reason if failed else "", requeue=seconds)
 
 
 def _in_progress(o: Observed, d: Draft, stage: str, run: Run) -> Draft:

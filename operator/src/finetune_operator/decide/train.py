@@ -8,9 +8,9 @@ from typing import Any
 from finetune_operator import conditions, names
 from finetune_operator.api.status import Attempt, Checkpoint, Training
 from finetune_operator.decide.attempts import bounded, change, counted, folder, gpus, job, last, next_divisor, price, running, settled
-from finetune_operator.decide.draft import Draft, finite, seconds_until, stamp
+from finetune_operator.decide.draft import Draft, finite, stamp
 from finetune_operator.decide.patience import held, stalled
-from finetune_operator.decide.retry import BUDGETS, after_failure, place, trouble
+from finetune_operator.decide.retry import BUDGETS, after_failure, place, trouble, wait
 from finetune_operator.observed import Observed
 from finetune_operator.workloads import Failure, Run
 
@@ -49,10 +49,10 @@ def train(o: Observed, d: Draft) -> Draft:
 
 
 def _next_attempt(o: Observed, d: Draft) -> Draft:
-    if wait := seconds_until(d.revision.retry_at, o.now):
+    if seconds := wait(o, d):
         before = last(d)
         cause = f"{_end(before)}; " if before and before.message else ""
-        return d.block(conditions.TRAINING, f"{cause}the next starts at {d.revision.retry_at}", requeue=wait)
+        return d.block(conditions.TRAINING, f"{cause}the next starts at {d.revision.retry_at}", requeue=seconds)
     if alive := _still_there(o, d):
         text = f"the next attempt starts once the pods of {alive} have ended: they save a checkpoint"
         return d.block(conditions.TRAINING, text, requeue=POLL_SECONDS)
@@ -114,10 +114,9 @@ def _ended(o: Observed, d: Draft, attempt: Attempt, failure: Failure) -> Draft:
     d = after_failure(o, d, f"attempt {attempt.number}", failure)
     if d.revision.stopped:
         return d.end("train", o.now)
-    wait = seconds_until(d.revision.retry_at, o.now)
     smaller = ", with half the micro-batch" if failure.failure_class == "outOfMemory" else ""
     text = f"{_end(attempt)}; the next starts at {d.revision.retry_at}{smaller}"
-    return d.block(conditions.TRAINING, text, reason=trouble(failure), requeue=wait)
+    return d.block(conditions.TRAINING, text, reason=trouble(failure), requeue=wait(o, d))
 
 
 def _end(a: Attempt) -> str:
