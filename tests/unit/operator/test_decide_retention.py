@@ -190,6 +190,15 @@ def test_a_job_that_failed_without_a_cause_is_tried_again_too() -> None:
     assert "all of revision r0 could not be removed from the work volume: its Job failed; tried again at " in found.notes[0].message
 
 
+@pytest.mark.parametrize(
+    ("retry_at", "begins"),
+    [(None, True), (STAMP, True), (LATER, False), ("2026-01-02T12:00:00Z", False), ("2026-01-02T12:00:01Z", True)],
+)
+def test_it_is_tried_again_at_its_time_and_not_never_because_a_clock_was_ahead(retry_at: str | None, begins: bool) -> None:
+    cleaning = Cleaning(number=3, revisions=["r0"], failures=1, retry_at=retry_at)
+    assert cleaned(observed(trained("r1"), cleaning=cleaning)).clean is begins
+
+
 @pytest.mark.parametrize("state", ["Waiting", "Running", "Ending"])
 def test_while_a_job_runs_no_other_is_chosen(state: Any) -> None:
     o = observed(*FIVE[:3], retention={"revisions": 1}, cleaning=IN_FORCE, runs=seen(state))
