@@ -159,7 +159,9 @@ def test_a_job_that_succeeded_is_told_and_over(result: dict[str, Any], freed: st
     assert found.notes == (Note("Normal", "Cleaned", text),)
 
 
-@pytest.mark.parametrize(("failures", "seconds"), [(0, 60), (1, 240), (2, 960), (5, 61440), (6, 86400), (600, 86400)])
+@pytest.mark.parametrize(
+    ("failures", "seconds"), [(0, 60), (1, 240), (2, 960), (3, 3840), (4, 15360), (5, 61440), (6, 86400), (600, 86400)]
+)
 def test_a_job_that_failed_is_tried_again_later_each_time(failures: int, seconds: int) -> None:
     cleaning = IN_FORCE.model_copy(update={"failures": failures, "forgotten": []})
     o = observed(trained("r1"), cleaning=cleaning, runs=seen("Failed", failure=BROKEN))
