@@ -10,7 +10,7 @@ from finetune_operator import conditions as c
 from finetune_operator.api.status import Attempt, Cleaning, Revision, Rollout, Rows
 from finetune_operator.decide import retention
 from finetune_operator.decide.arms import _promoted, _wanted
-from finetune_operator.decide.draft import MAX_REMOVED, ArmWanted, Draft, Note
+from finetune_operator.decide.draft import ArmWanted, Draft, Note
 from finetune_operator.decide.revision import current
 from finetune_operator.observed import Observed
 from finetune_operator.workloads import Failure, Run
@@ -218,7 +218,7 @@ def test_what_may_go_meanwhile_joins_what_could_not_be_removed() -> None:
 
 
 def test_the_list_is_bounded() -> None:
-    many = [f"x{n}" for n in range(MAX_REMOVED)]
+    many = [f"x{n}" for n in range(32)]
     o = observed(trained("r1"), cleaning=Cleaning(number=1, revisions=many, forgotten=["r0"]))
     found = cleaned(o).status.cleaning
     assert found
@@ -313,10 +313,10 @@ def test_what_served_before_is_not_forgotten() -> None:
 
 
 def test_what_is_forgotten_is_bounded() -> None:
-    o = full(status={"cleaning": Cleaning(forgotten=[f"x{n}" for n in range(MAX_REMOVED)])})
+    o = full(status={"cleaning": Cleaning(forgotten=[f"x{n}" for n in range(32)])})
     found = current(o, draft(o)).status.cleaning
     assert found
-    assert found.forgotten == [*(f"x{n}" for n in range(1, MAX_REMOVED)), "r4"]
+    assert found.forgotten == [*(f"x{n}" for n in range(1, 32)), "r4"]
 
 
 def test_jobs_of_a_revision_that_was_forgotten_count_for_nothing() -> None:
