@@ -15,9 +15,11 @@ from finetune_operator import kinds, names, plan, status
 from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, digest, extract
 from finetune_operator.api.load import load_spec
 from finetune_operator.api.spec import Spec
-from finetune_operator.api.status import Status
+from finetune_operator.api.status import Cleaning, Status
+from finetune_operator.build.jobs import Stage, job_name
 from finetune_operator.build.pods import GPU_TOLERATION, Accelerator, Images, Manifest, Owner
 from finetune_operator.decide import decide
+from finetune_operator.decide.draft import Draft
 from finetune_operator.kinds import Kind
 from finetune_operator.observed import ArmHealth, Observed
 from finetune_operator.tokens import generate_key, jwks
@@ -65,7 +67,8 @@ def observe(name: str, spec: dict[str, Any], kept: Status, known: Mapping[str, A
 def manifests(o: Observed) -> list[tuple[Kind, Manifest]]:
     """All that must exist by the decision on a snapshot."""
     context = plan.Context(Owner(o.namespace, o.name, o.uid), o, decide(o), IMAGES, JWKS)
-    return [*plan.volume(context), *plan.fields(context), *plan.once(context), *plan.arms(context), *plan.routers(context)]
+    made = (plan.volume, plan.fields, plan.once, plan.cleaning, plan.arms, plan.routers)
+    return [child for part in made for child in part(context)]
 
 
 def life(name: str, spec: dict[str, Any], cycles: int = CYCLES) -> Iterator[Observed]:
@@ -172,10 +175,9 @@ def test_the_loss_is_computed_where_the_model_fits() -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 99])
-@pytest.mark.parametrize("stage", names.STAGES)
+@pytest.mark.parametrize("stage", [*names.STAGES, names.CLEAN])
 def test_the_longest_names_are_dns_labels(stage: str, number: int) -> None:
-    longest, revision = "a" * 40, "0123abcd"
-    job = names.attempt_job(longest, revision, number) if stage == "train" else names.stage_job(longest, revision, stage, number)
+    job = job_name("a" * 40, Stage(stage, "0123abcd", number))
     assert LABEL.match(f"{job}-{511 if stage == 'train' else 0}")
 
 
@@ -189,6 +191,38 @@ def test_a_life_comes_to_its_rollout() -> None:
     assert {kind.kind for kind, _ in manifests(snapshots[-1])} >= {"Deployment", "Service", "ConfigMap", "PodDisruptionBudget"}
     jobs = [manifest for o in snapshots for kind, manifest in manifests(o) if kind is kinds.JOB]
     assert {job["metadata"]["labels"][names.STAGE] for job in jobs} == set(names.STAGES)
+
+
+TRAINS_ONLY = {"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}}
+
+
+def cleaning(**changes: Any) -> Manifest:
+    """The Job that removes the checkpoints of a revision that is trained."""
+    made = [manifest for o in life("bot", {**TRAINS_ONLY, **changes}) for kind, manifest in manifests(o) if kind is kinds.JOB]
+    return next(job for job in made if job["metadata"]["labels"][names.STAGE] == names.CLEAN)
+
+
+def test_what_cleans_the_volume_is_a_pod_like_the_others_and_asks_for_no_accelerator() -> None:
+    job = cleaning(compute={**GPUS, "nodes": 2, "queueName": "team"}, pods={"tolerations": [{"key": "mine"}]})
+    assert job["metadata"]["name"] == "bot-clean-1"
+    assert (job["spec"]["completions"], job["spec"]["activeDeadlineSeconds"]) == (1, 3600)
+    assert "suspend" not in job["spec"], "no queue admits it"
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["args"][0] == "clean"
+    assert container["resources"] == {"requests": {"cpu": "100m", "memory": "128Mi"}}
+    assert [v["name"] for v in pod["volumes"]] == ["work", "tmp", "config"]
+    assert pod["tolerations"] == [{"key": "mine"}]
+    assert "podAffinity" in pod["affinity"], "where the volume is"
+
+
+def test_what_cleans_the_volume_is_built_though_the_spec_names_an_unknown_accelerator() -> None:
+    """A Job that could not be built would be said of the FineTune."""
+    o = list(life("bot", TRAINS_ONLY))[-1]
+    spec = load_spec({"metadata": {"name": "bot"}, "spec": {**TRAINS_ONLY, "compute": {"accelerator": "b9"}}})
+    status = o.status.model_copy(update={"cleaning": Cleaning(number=1, checkpoints=["r"])})
+    context = plan.Context(Owner("ml", "bot", o.uid), replace(o, spec=spec), Draft(status=status, clean=True), IMAGES, JWKS)
+    assert [manifest["metadata"]["name"] for _, manifest in plan.cleaning(context)] == ["bot-clean-1"]
 
 
 def test_the_token_is_in_the_fetch_pod_alone() -> None:

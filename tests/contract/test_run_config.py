@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from finetune_operator import names
 from finetune_operator.api.load import load_spec
+from finetune_operator.api.status import Cleaning
 from finetune_operator.build import runconfig
 from finetune_operator.build.arm import Served, serve_args
 from finetune_operator.build.jobs import Stage
 from finetune_operator.build.runconfig import Scoring
 from finetune_trainer import __main__ as trainer
-from finetune_trainer.config import RunConfig
+from finetune_trainer.config import CleanRun, RunConfig
 from finetune_trainer.methods import require_supported
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -52,6 +53,19 @@ def test_every_configuration_loads(
     assert len(json.dumps(config)) < 64 * 1024  # an annotation
 
 
+NAMES = st.from_regex(r"[0-9a-f]{8}", fullmatch=True)
+
+
+@settings(max_examples=50, derandomize=True, deadline=None)
+@given(st.lists(NAMES, max_size=32), st.lists(NAMES, max_size=10), st.integers(0, 20))
+def test_every_cleaning_loads(revisions: list[str], checkpoints: list[str], keep: int) -> None:
+    cleaning = Cleaning(number=7, revisions=revisions, checkpoints=checkpoints, keep=keep)
+    config = runconfig.clean("ml", "bot", "0b6c1d2e-uid", Stage(names.CLEAN, "1f2e3d4c", 7), cleaning)
+    loaded = CleanRun.model_validate(json.loads(json.dumps(config)))
+    assert differences(config, loaded.model_dump(mode="json", by_alias=True)) == []
+    assert len(json.dumps(config)) < 64 * 1024  # an annotation
+
+
 def differences(said: Any, heard: Any, path: str = "") -> list[str]:
     """Where what the trainer holds is not what the operator wrote."""
     if isinstance(said, dict):
@@ -75,7 +89,7 @@ def test_a_misspelt_key_is_refused() -> None:
 
 
 def test_the_stages_are_the_trainers_commands() -> None:
-    commands = {"evaluate" if stage == "baseline" else stage for stage in names.STAGES}
+    commands = {"evaluate" if stage == "baseline" else stage for stage in (*names.STAGES, names.CLEAN)}
     assert commands == set(trainer.STAGES)
 
 

@@ -55,7 +55,7 @@ def test_defaults_land(plane: ControlPlane) -> None:
         "compute": {"nodes": 1, "sharding": "Auto"},
         "storage": {"size": "50Gi", "accessMode": "ReadWriteOnce", "retain": True},
         "retries": {"error": 2, "outOfMemory": 2, "infrastructure": 10},
-        "retention": {"jobs": "24h"},
+        "retention": {"jobs": "24h", "checkpoints": 0, "revisions": 5},
         "serving": {"runtime": "Auto", "replicas": 1},
         "rollout": {
             "guards": {"maxErrorRatePercent": 2, "maxLatencyRegressionPercent": 25, "minRequests": 200},

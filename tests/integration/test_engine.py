@@ -80,7 +80,7 @@ def of_a_served_life(status: dict[str, Any]) -> dict[tuple[str, str], int]:
     """Everything that one revision's life makes, each once."""
     revision = status["liveRevision"]
     arms = [arm["name"] for arm in status["arms"]]
-    jobs = [f"bot-{revision}-{tail}" for tail in ("fetch", "prepare", "baseline", "a1", "evaluate")]
+    jobs = [*(f"bot-{revision}-{tail}" for tail in ("fetch", "prepare", "baseline", "a1", "evaluate")), "bot-clean-1"]
     made = [
         ("persistentvolumeclaims", "bot-work"), ("configmaps", "bot-router"), ("poddisruptionbudgets", "bot-router"),
         *(("jobs", job) for job in jobs),
@@ -102,13 +102,13 @@ async def test_a_whole_life_then_rest_and_a_restart(
         await life.make(**SERVED)
         status = await life.phase("Live")
         assert ready(status)["status"] == "True"
+        await settled(life)
         assert audit.made("life") == of_a_served_life(status)
         assert {r.code for r in audit.writes()} <= {200, 201}, "no write was refused, none was in vain"
         writes = audit.writes("life")
         print(f"{len(writes)} writes in a life, {sum(r.resource == 'finetunes/status' for r in writes)} of them to the status")
         assert len(writes) < 70
 
-        await settled(life)
         before = await life.children()
         audit.mark()
         await asyncio.sleep(20)
@@ -117,7 +117,7 @@ async def test_a_whole_life_then_rest_and_a_restart(
 
         text = await operator.metrics()
         assert 'finetune_phase{name="bot",namespace="life",phase="Live"} 1.0' in text
-        assert 'finetune_api_writes_total{kind="Job",verb="create"} 5.0' in text
+        assert 'finetune_api_writes_total{kind="Job",verb="create"} 6.0' in text
 
         started = time.monotonic()
         assert await operator.signal(signal.SIGTERM) == 0

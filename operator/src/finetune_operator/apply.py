@@ -56,11 +56,11 @@ class Children:
             log.info("apply", extra=logs.of(kind=kind.kind, name=name, namespace=self.key[0]))
             self.cache.put(kind, await self.cluster.apply(kind, manifest, resource_version=version))
 
-    async def remove(self, kind: Kind, name: str) -> None:
-        """Delete the child if it is there and not on its way out."""
+    async def remove(self, kind: Kind, name: str, *, foreground: bool = False) -> None:
+        """Delete the child if it is there and not on its way out; `foreground`: it is seen until what it owns is gone."""
         actual = self.cache.children(kind, self.key).get(name)
         if actual is not None and "deletionTimestamp" not in actual["metadata"]:
-            await self.cluster.delete(kind, self.key[0], name, uid=actual["metadata"]["uid"])
+            await self.cluster.delete(kind, self.key[0], name, uid=actual["metadata"]["uid"], foreground=foreground)
             leaving = {**actual["metadata"], "deletionTimestamp": ""}  # until the watch says so: else it is asked for again
             self.cache.put(kind, {**actual, "metadata": leaving})
 

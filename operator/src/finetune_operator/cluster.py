@@ -109,9 +109,9 @@ class Cluster:
         body = {"metadata": {"annotations": dict(annotations)}}
         return await self._write("annotate", "PATCH", kind, kind.path(namespace, name), body, merge=True)
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
-        """Delete in the background; an object that is not there (or is another one by now) is fine."""
-        body: Object = {"propagationPolicy": "Background"}
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None, foreground: bool = False) -> None:
+        """Delete; an object that is not there (or is another one by now) is fine. `foreground`: it stays until what it owns is gone."""
+        body: Object = {"propagationPolicy": "Foreground" if foreground else "Background"}
         if uid:
             body["preconditions"] = {"uid": uid}
         try:

@@ -66,5 +66,6 @@ NEVER_READY: Final = "NeverReady"
 NON_FINITE: Final = "NonFinite"
 RETRIES_EXHAUSTED: Final = "RetriesExhausted"
 BUDGET_EXHAUSTED: Final = "BudgetExhausted"
+CLEANING_FAILED: Final = "CleaningFailed"  # of an Event alone: what retention no longer keeps could not be removed
 PRICE_UNKNOWN: Final = "PriceUnknown"  # budget.maxCost, and no price to keep it by
 BASELINE_GOOD_ENOUGH: Final = "BaselineGoodEnough"

@@ -18,7 +18,7 @@ FIELD_MANAGER: Final = "finetune-operator"
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 NAME: Final = f"{GROUP}/name"
 REVISION: Final = f"{GROUP}/revision"
-STAGE: Final = f"{GROUP}/stage"  # fetch, prepare, baseline, train, evaluate
+STAGE: Final = f"{GROUP}/stage"  # fetch, prepare, baseline, train, evaluate, clean
 ATTEMPT: Final = f"{GROUP}/attempt"  # number of the training attempt
 ARM: Final = f"{GROUP}/arm"  # name of the arm that a pod serves
 COMPONENT: Final = f"{GROUP}/component"  # stage, arm, router, volume, revision
@@ -54,6 +54,7 @@ USER_ID: Final = 10001
 STOPPED: Final = 25  # the exit code of a rank that was asked to stop and has saved its checkpoint
 
 STAGES: Final = ("fetch", "prepare", "baseline", "train", "evaluate")
+CLEAN: Final = "clean"  # of no revision: it removes what retention no longer keeps
 
 
 def labels(finetune: str, component: str, **extra: str) -> dict[str, str]:
@@ -87,6 +88,16 @@ def stage_job(finetune: str, revision: str, stage: str, number: int = 1) -> str:
 def attempt_job(finetune: str, revision: str, attempt: int) -> str:
     """The Job of a training attempt, and its headless Service."""
     return f"{finetune}-{revision}-a{attempt}"
+
+
+def clean_job(finetune: str, number: int) -> str:
+    """The Job that removes what the status lists under that number."""
+    return f"{finetune}-{CLEAN}-{number}"
+
+
+def cleans(finetune: str, job: str) -> bool:
+    """Is it one of those Jobs?"""
+    return job.startswith(f"{finetune}-{CLEAN}-")
 
 
 def arm(finetune: str, digest: str) -> str:

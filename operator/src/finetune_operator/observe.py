@@ -66,6 +66,7 @@ class Observer:
         runs = {name: await self._run(job, pods.values(), now) for name, job in jobs.items()}
         runs = {name: await self._with_events(run, jobs[name], pods, now) for name, run in runs.items()}
         runs |= leftovers(jobs, pods.values(), now)
+        stages = {name: run for name, run in runs.items() if not names.cleans(key[1], name)}
         router_pods = [p for p in pods.values() if _component(p) == "router"]
         retrain = extract(finetune["spec"], Spec, RETRAIN)
         revisions, templates = self._kept(key)
@@ -86,8 +87,8 @@ class Observer:
             templates=templates,
             profiles=self.profiles,
             runs=runs,
-            missing=await self._missing(status, spec, key[0], retrain, runs),
-            progress=await self._progress(runs),
+            missing=await self._missing(status, spec, key[0], retrain, stages),
+            progress=await self._progress(stages),
             arms=self._arms(key, pods, now),
             routers=routers,
             routers_wanted=_replicas(self.cache.children(kinds.DEPLOYMENT, key).get(names.router(key[1]))),

@@ -1,7 +1,7 @@
 """Everything that must exist because of a decision, in the order in which it is made.
 
-`volume` and `fields` follow from the spec alone. `fields`, `once`: made and never changed (ControllerRevisions, Jobs). `volume`,
-`arms`, `routers`: made and held as wanted.
+`volume` and `fields` follow from the spec alone. `fields`, `once`, `cleaning`: made and never changed (ControllerRevisions, Jobs).
+`volume`, `arms`, `routers`: made and held as wanted.
 `leftovers`: what serves no longer. `nudges`: routers that have not seen their document yet.
 """
 
@@ -87,13 +87,24 @@ def once(c: Context) -> Iterator[Child]:
             fields = dict(c.observed.redeploy)
             yield (
                 kinds.CONTROLLER_REVISION,
-                revision.keep_template(c.owner, wanted.name, wanted.revision, fields, template, c.observed.generation),
+                revision.keep_template(
+                    c.owner, wanted.name, wanted.revision, fields, template, c.observed.generation, _served(c, wanted.revision).adapter
+                ),
             )
     for job in c.draft.jobs:
         stage = Stage(job.stage, job.revision, job.number)
         if job.stage == "train":  # before the Job: once that is there, nothing is made for the attempt any more
             yield kinds.SERVICE, jobs.gang_service(c.owner, stage)
         yield kinds.JOB, _job(c, job, stage)
+
+
+def cleaning(c: Context) -> Iterator[Child]:
+    """The Job that removes what retention no longer keeps. Whatever becomes of it, the FineTune is none the worse."""
+    listed = c.draft.status.cleaning
+    if c.draft.clean and listed:
+        stage = Stage(names.CLEAN, c.draft.revision.name, listed.number)
+        config = runconfig.clean(c.owner.namespace, c.owner.name, c.owner.uid, stage, listed)
+        yield kinds.JOB, jobs.stage_job(c.owner, c.spec, stage, config, c.images)
 
 
 def arms(c: Context) -> Iterator[Child]:

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 Key = tuple[str, str]
 Object = Mapping[str, Any]
 PROBLEM_RETRY = 15.0  # seconds until a child that could not be made is tried again
+CLEANING_RETRY = 3600.0  # the same of the Job that removes what is no longer kept
 
 
 @dataclass
@@ -93,8 +94,11 @@ class Reconciler:
             await self.events.emit(finetune, note.type, note.reason, note.message)
         problem = await self._act(context, children, volume or fields)
         if problem != before:
-            await self._tell(key, finetune, observed, decision, problem, now)
-        return soonest(decision.requeue, PROBLEM_RETRY if problem else None)
+            finetune = await self._tell(key, finetune, observed, decision, problem, now)
+        refused = None if volume or fields else await _bring(children.make, plan.cleaning(context))
+        if refused:
+            await self.events.emit(finetune, "Warning", conditions.CLEANING_FAILED, refused.message)
+        return soonest(decision.requeue, PROBLEM_RETRY if problem else None, CLEANING_RETRY if refused else None)
 
     async def _commit(self, finetune: Object, wanted: Status) -> Object:
         """Write the status if it differs, and go on with what the API server made of it."""
@@ -127,7 +131,7 @@ class Reconciler:
         o, d = context.observed, context.draft
         await self._push(o, d)  # first: a rollback waits for no child, and a router that does not know the structure is not told
         for job in d.obsolete:
-            await children.remove(JOB, job)
+            await children.remove(JOB, job, foreground=names.cleans(o.name, job))  # what it removes is waited for until no pod can
             await children.remove(SERVICE, job)
         for kind, name in plan.leftovers(context, lambda kind: self.cache.children(kind, children.key)):
             await children.remove(kind, name)  # before anything is made: what served goes before what is to serve comes
@@ -151,7 +155,7 @@ class Reconciler:
             if isinstance(answer, Exception):
                 log.warning("push failed", extra=logs.of(namespace=o.namespace, name=o.name, error=str(answer)))
 
-    async def _tell(self, key: Key, finetune: Object, o: Observed, d: Draft, problem: Waiting | None, now: datetime) -> None:
+    async def _tell(self, key: Key, finetune: Object, o: Observed, d: Draft, problem: Waiting | None, now: datetime) -> Object:
         """Remember why a child could not be made (or that it now can), and say so."""
         if problem is None:
             self.problems.pop(key, None)
@@ -160,6 +164,7 @@ class Reconciler:
         finetune = await self._commit(finetune, status.compute(replace(o, status=_status(finetune), now=now), d, problem))
         if problem is not None:
             await self.events.emit(finetune, "Warning", problem.reason, problem.message)
+        return finetune
 
 
 async def _all(commit: Awaitable[Object], *others: Awaitable[Waiting | None]) -> tuple[Any, ...]:

@@ -72,6 +72,7 @@ def good_outcomes() -> dict[str, list[Outcome]]:
         "baseline": [Outcome(scores(0.1))],
         "train": [Outcome({"stage": "train", "digest": "a" * 64, "step": 50, "totalSteps": 50, "loss": 0.4})],
         "evaluate": [Outcome(scores(0.8, (0.6, 0.8)))],
+        "clean": [Outcome({"stage": "clean", "bytes": 3 * 2**20})],
     }
 
 

@@ -104,6 +104,16 @@ async def test_a_deletion_is_asked_for_once_though_the_watch_is_late() -> None:
     assert [verb for verb, _, _ in api.writes] == ["create", "delete"]
 
 
+async def test_what_is_deleted_in_the_foreground_is_seen_until_what_it_owns_is_gone() -> None:
+    api, children = world()
+    await children.ensure(kinds.CONFIGMAP, manifest())
+    for _ in range(2):
+        await children.remove(kinds.CONFIGMAP, "cm", foreground=True)
+    (left,) = api.all(kinds.CONFIGMAP)
+    assert "deletionTimestamp" in left["metadata"]
+    assert [verb for verb, _, _ in api.writes] == ["create", "delete"]
+
+
 async def test_an_annotation_reaches_the_cache_and_what_is_gone_needs_none() -> None:
     api, children = world()
     await children.ensure(kinds.CONFIGMAP, manifest())

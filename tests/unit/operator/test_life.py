@@ -633,10 +633,15 @@ def births(world: World) -> dict[tuple[str, str], int]:
 
 @pytest.mark.parametrize("name", LIVES)
 async def test_a_killed_operator_ends_where_an_undisturbed_one_does(name: str) -> None:
-    undisturbed, killed = await LIVES[name]("never"), await LIVES[name]("every")
+    await ends_alike(await LIVES[name]("never"), await LIVES[name]("every"))
+
+
+async def ends_alike(undisturbed: World, killed: World) -> None:
+    """Both have the same children, each made once, and rest."""
     assert children(killed) == children(undisturbed)
     assert births(killed) == births(undisturbed), "no child was made twice, and none was left out"
     for world in (undisturbed, killed):
+        assert world.lacked == [], "nothing is removed that a stage or an arm needs"
         world.api.writes.clear()
         for days in (0, 1):
             world.clock.seconds += days * 86400

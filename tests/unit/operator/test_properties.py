@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 from finetune_operator import conditions as c
-from finetune_operator.api.status import Attempt, Revision, Rollout, Status
+from finetune_operator.api.status import Attempt, Cleaning, Revision, Rollout, Status
 from finetune_operator.decide import decide, rollout
 from finetune_operator.decide.draft import Draft
 from finetune_operator.decide.retry import BUDGETS
@@ -14,7 +14,7 @@ from finetune_operator.observed import Observed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.operator.walks import SPECS, Step, Walk, examples, lucky, manifests
+from tests.unit.operator.walks import RATES, SPECS, Step, Walk, edited, examples, lucky, manifests
 
 SETTLES = 15  # decisions in which a snapshot that does not change has been dealt with
 STEPS = st.builds(
@@ -23,6 +23,14 @@ STEPS = st.builds(
     luck=st.one_of(st.just(0), st.integers(1, 100_000)),
     seconds=st.sampled_from([0.0, 1.0, 1.0, 1.0, 5.0, 30.0, 3600.0, 86400.0]),
     retry=st.sampled_from([False] * 9 + [True]),
+)
+
+
+EDITS = st.builds(
+    Step,
+    spec=st.sampled_from([None] * 8 + [*RATES, *RATES, *SPECS]),
+    luck=st.one_of(st.just(0), st.just(0), st.integers(1, 100_000)),
+    seconds=st.sampled_from([1.0, 5.0, 30.0, 3600.0, 86400.0]),
 )
 
 
@@ -43,6 +51,58 @@ def test_whatever_is_seen_the_decision_keeps_what_must_always_hold(begun: int, s
     assert decide(o) == d, "the same snapshot is decided the same way"
     assert _bytes(manifests(o, d)) == _bytes(manifests(o, d)), "the same status and spec give the same manifests"
     _settles(walk, o, d)
+
+
+@examples(600)
+@given(st.integers(1, 6), st.lists(EDITS, min_size=1, max_size=8))
+def test_retention_never_removes_what_is_needed(edits: int, steps: list[Step]) -> None:
+    walk = edited(edits)
+    for step in steps:
+        before = walk.status
+        o, d, after = walk.step(step)
+        walk.believe(o, d)
+        _nothing_needed_is_removed(o, d, after)
+        _removal_begins_at_rest(o, d, before, after)
+        _artifacts_stay(before, after)
+        manifests(o, d)
+    _is_written_as_the_schema_says(after)
+    _settles(walk, o, d)
+
+
+def _nothing_needed_is_removed(o: Observed, d: Draft, after: Status) -> None:
+    cleaning = after.cleaning or Cleaning()
+    removed, known = {*cleaning.revisions}, {r.name: r for r in after.revisions}
+    rolls = after.rollout if after.rollout and after.rollout.state in rollout.ACTIVE else None
+    trains = {a.revision for a in after.attempts if a.outcome == "Running"}
+    needed = {after.revision, after.live_revision, after.previous_revision, *trains, *(arm.revision for arm in d.arms)}
+    assert not removed & (needed | {rolls.revision if rolls else None}), "what is needed is never on the list"
+    assert after.revision not in cleaning.forgotten
+    for name in removed & known.keys():
+        assert known[name].artifact is known[name].data_digest is known[name].gate is None, "a revert does not look for what is gone"
+        assert not known[name].promoted
+        assert known[name].removed
+    assert all(known[name].artifact for name in cleaning.checkpoints if name in known), "without an artifact it may resume"
+    if d.jobs and d.revision.data_digest is None:
+        alive = {n for n, run in o.runs.items() if n.startswith("bot-clean-") and run.state in ("Waiting", "Running", "Ending")}
+        assert alive <= {f"bot-clean-{cleaning.number}"}, "nothing begins while a Job that was called off may remove it"
+
+
+def _removal_begins_at_rest(o: Observed, d: Draft, before: Status, after: Status) -> None:
+    old, new = before.cleaning or Cleaning(), after.cleaning or Cleaning()
+    assert new.number in (old.number, old.number + 1, old.number + 2), "another list is another Job"
+    listed = ({*old.revisions}, {*old.checkpoints}, old.keep)
+    if ({*new.revisions}, {*new.checkpoints}, new.keep) != listed and (new.revisions or new.checkpoints):
+        assert new.number > old.number, "another list is another Job"
+    more = {*new.revisions} - {*old.revisions} or {*new.checkpoints} - {*old.checkpoints}
+    if more or d.clean:
+        assert d.phase in c.READY_PHASES | c.STALLED_PHASES
+        assert not o.spec.suspend
+        assert after.rollout is None or after.rollout.state not in rollout.ACTIVE
+    if d.clean:
+        assert new.revisions or new.checkpoints
+        artifacts = [r.name for r in after.revisions if r.artifact]
+        needed = {after.revision, after.live_revision, after.previous_revision}
+        assert len({*artifacts} - needed - {*artifacts[-o.spec.retention.revisions :]}) == 0, "no more are kept than are asked for"
 
 
 def _settles(walk: Walk, o: Observed, d: Draft) -> None:
@@ -93,7 +153,7 @@ def _artifacts_stay(before: Status, after: Status) -> None:
     kept = {r.name: r.artifact for r in after.revisions}
     for revision in before.revisions:
         if revision.artifact and revision.name in kept:
-            assert kept[revision.name] == revision.artifact
+            assert kept[revision.name] == revision.artifact or revision.name in (after.cleaning or Cleaning()).revisions
 
 
 def _failures_are_charged_to_their_class(o: Observed, before: Status, after: Status) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from random import Random
 from typing import Any
 
@@ -15,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.operator.helpers import edit, good_outcomes, make_finetune, make_spec, scores, status_of
-from tests.unit.operator.walks import SPECS, examples
+from tests.unit.operator.walks import RATES, SPECS, examples, revision_of
 from tests.unit.operator.world import INDEX, JOB_NAME, TERMINAL, Killed, Object, Operator, Outcome, World
 
 CODES = {"error": 1, "user": 20, "outOfMemory": 21, "stalled": 22, "nonFinite": 23, "infrastructure": 24, "disruption": 25, "killed": 137}
 REST = 600  # cycles in which everything has come to rest
 STILL = 60  # cycles in a row without a change: what polls on, such as a rollout that is held, is at rest as well
-STAGES = ("fetch", "prepare", "baseline", "train", "evaluate")
+STAGES = (*names.STAGES, names.CLEAN)
 
 
 @dataclass
@@ -33,7 +34,8 @@ class Life:
     removed: list[str] = field(default_factory=list)  # Jobs that somebody else deleted
 
     def __post_init__(self) -> None:
-        self.world.api.put(FINETUNE, make_finetune())
+        if not list(self.world.api.all(FINETUNE)):
+            self.world.api.put(FINETUNE, make_finetune())
         self.operator = Operator(self.world)
         self.moved = True
 
@@ -75,8 +77,19 @@ class Life:
         error = {"error": {"reason": "Reason", "message": f"{kind} in {stage}"}} if draw.random() < 0.7 else {}
         self.world.outcomes[stage] = [Outcome(error, code=CODES[kind]), *good_outcomes()[stage]]
 
+    def cleaning_ends_badly(self, luck: int) -> None:
+        """The next Job that cleans the volume fails, or runs on half way."""
+        self.world.outcomes[names.CLEAN] = [Outcome(never=True)] if luck % 2 else [Outcome(code=24), *good_outcomes()[names.CLEAN]]
+
+    def revert_to_what_is_removed(self, luck: int) -> None:
+        """Or is about to be; to anything else where nothing is."""
+        status = status_of(self.world)
+        gone = {*status.get("cleaning", {}).get("revisions", ()), *(r["name"] for r in status["revisions"] if "removed" in r)}
+        choice = [name for name in RATES if revision_of(name) in gone] or RATES
+        self.spec(choice[luck % len(choice)])
+
     def runs_on(self, luck: int) -> None:
-        self.world.outcomes[STAGES[luck % 5]] = [Outcome(never=True)]
+        self.world.outcomes[STAGES[luck % len(STAGES)]] = [Outcome(never=True)]
 
     def ends_well(self, _: int) -> None:
         self.world.outcomes.update(good_outcomes())
@@ -117,8 +130,11 @@ class Life:
         self.world.clock.seconds += (60, 3600, 86400)[luck % 3]
 
     def calm(self) -> None:
-        """Nothing goes wrong any more, for more users than ever; what hangs on an image that was not there is made anew."""
+        """Nothing goes wrong any more, for more users than ever; what hangs on an image that was not there is made anew.
+
+        A day has passed: what could not be removed from the volume is tried again."""
         world = self.world
+        world.clock.seconds += 86400
         world.per_turn *= 1000  # what failed before in the same step is soon outweighed
         world.outcomes.update(good_outcomes())
         world.broken.clear()
@@ -145,6 +161,45 @@ def test_any_sequence_of_events_ends_where_the_last_spec_says(events: list[tuple
         event(life, argument)
         life.go_on(cycles)
     life.calm()
+    life.go_on(REST)
+    _ends_as_the_spec_says(life)
+    _nothing_is_written_at_rest(life)
+
+
+@cache
+def _after_edits(edits: int, *, half_way: bool = False) -> World:
+    """So many revisions were live; `half_way`: what is removed after the last one is not removed yet."""
+    life = Life() if edits == 1 else Life(_after_edits(edits - 1).clone())
+    life.world.outcomes["evaluate"] = [Outcome(scores(0.85, (0.0, 0.1)))] if edits > 1 else life.world.outcomes["evaluate"]
+    life.world.outcomes[names.CLEAN] = [Outcome(never=True)] if half_way else good_outcomes()[names.CLEAN]
+    life.spec(RATES[edits % len(RATES)])
+    life.go_on(REST - 1)
+    assert status_of(life.world)["phase"] == c.LIVE
+    return life.world
+
+
+REVERT = st.one_of(
+    st.tuples(st.just(Life.revert_to_what_is_removed), st.integers(0, 3)),
+    st.tuples(st.just(Life.spec), st.sampled_from([*RATES, *RATES, "keeps one", "suspended", "train only", "other server"])),
+    st.tuples(
+        st.sampled_from((Life.kill, Life.kill, Life.restart, Life.delete, Life.refuses, Life.cleaning_ends_badly)), st.integers(0, 1000)
+    ),
+)
+
+
+@examples(30)
+@given(
+    st.integers(2, 5), st.booleans(), st.lists(st.tuples(REVERT, st.sampled_from([0, 1, 2, 3, 5, 8, 13, 30, 60])), min_size=1, max_size=8)
+)
+def test_whatever_retention_removes_any_sequence_of_reverts_ends_where_the_last_spec_says(
+    edits: int, half_way: bool, events: list[tuple[tuple[Any, Any], int]]
+) -> None:
+    life = Life(_after_edits(edits, half_way=half_way).clone())
+    for (event, argument), cycles in events:
+        event(life, argument)
+        life.go_on(cycles)
+    life.calm()
+    life.world.outcomes["evaluate"] = [Outcome(scores(0.85, (0.0, 0.1)))]
     life.go_on(REST)
     _ends_as_the_spec_says(life)
     _nothing_is_written_at_rest(life)
@@ -177,6 +232,7 @@ def _always(life: Life) -> None:
             assert count <= 1 + life.removed.count(name), f"{name} was made twice"
     status = status_of(world)
     assert status.get("phase", c.PENDING) in c.PHASES
+    assert world.lacked == [], "nothing is removed that a stage or an arm needs"
 
 
 def _trains(job: str) -> bool:

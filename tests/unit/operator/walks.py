@@ -56,6 +56,9 @@ SPECS: dict[str, dict[str, Any]] = {
     "other server": {"serving": {"replicas": 2, "image": "other:1"}},
     "more replicas": {"serving": {"replicas": 3}},
     "train only": {"serving": None},
+    "keeps one": {"retention": {"revisions": 1}},
+    "fourth rate, keeps one": {"training": {"learningRate": "4e-3"}, "retention": {"revisions": 1}},
+    "fifth rate, keeps one": {"training": {"learningRate": "5e-3"}, "retention": {"revisions": 1}},
     "suspended": {"suspend": True},
     "suspended train only": {"suspend": True, "serving": None},
     "no retries": {"retries": {"error": 0, "outOfMemory": 0, "infrastructure": 0}},
@@ -94,6 +97,11 @@ def _read(name: str) -> tuple[Spec, dict[str, Any], dict[str, Any], dict[str, An
     return Spec.model_validate(written), *(extract(written, Spec, kind) for kind in (RETRAIN, REDEPLOY, REEVALUATE))
 
 
+def revision_of(name: str) -> str:
+    """What the revision of that spec is called."""
+    return digest(_read(name)[1])
+
+
 @dataclass
 class Walk:
     """The FineTune on its way. `problem` is what the last cycle could not make."""
@@ -106,6 +114,7 @@ class Walk:
     templates: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     draft: Draft | None = None
     over: dict[str, Run] = field(default_factory=dict)  # Jobs that have ended, or are gone: they stay so
+    cleaning: frozenset[str] = frozenset()  # Jobs that were made to clean the volume
     counted: int = 0
     problem: Waiting | None = None
 
@@ -122,6 +131,8 @@ class Walk:
         d = decide(o)
         wire = status.compute(o, d, self.problem).to_dict()
         self.status, self.draft = Status.model_validate(json.loads(json.dumps(wire))), d
+        if d.clean and self.status.cleaning:
+            self.cleaning |= {names.clean_job("bot", self.status.cleaning.number)}
         return o, d, self.status
 
     def believe(self, o: Observed, d: Draft) -> None:
@@ -165,6 +176,8 @@ class _Seen:
             found |= self._run(job := names.attempt_job("bot", attempt.revision, attempt.number), "train")
             if attempt.outcome != "Running" and job not in found:
                 self.walk.over[job] = ABSENT
+        for job in self.walk.cleaning:
+            found |= self._run(job, names.CLEAN)
         self.walk.over |= {name: run for name, run in found.items() if run.state in ("Succeeded", "Failed")}
         return {name: run for name, run in found.items() if run is not ABSENT}
 
@@ -259,9 +272,30 @@ def _after(steps: int) -> Walk:
     return walk
 
 
+RATES = ("first", "other rate", "third rate", "fourth rate, keeps one", "fifth rate, keeps one")
+LIFE = 20  # steps in which everything goes well until an edit is live and at rest
+
+
+@cache
+def _edited(edits: int) -> Walk:
+    walk = lucky(LIFE) if edits == 1 else edited(edits - 1)
+    for step in range(LIFE):
+        o, d, _ = walk.step(Step(spec=RATES[edits % len(RATES)] if step == 0 else None, seconds=5.0))
+        walk.believe(o, d)
+    return walk
+
+
+def edited(edits: int) -> Walk:
+    """A walk on which so many revisions (at least one) were live one after the other, and the first one again after five."""
+    return _copied(_edited(edits))
+
+
 def lucky(steps: int) -> Walk:
     """A walk on which everything went well so far; at sixteen steps it is live."""
-    walk = _after(steps)
+    return _copied(_after(steps))
+
+
+def _copied(walk: Walk) -> Walk:
     return replace(walk, revisions=dict(walk.revisions), templates=dict(walk.templates), over=dict(walk.over))
 
 
@@ -269,7 +303,7 @@ def manifests(o: Observed, d: Draft) -> list[plan.Child]:
     """Everything that the decision asks for, up to where the operator's settings lack what the spec names."""
     context = plan.Context(Owner(o.namespace, o.name, o.uid), o, d, Images("trainer:1", "router:1", "vllm:1"), {"keys": []})
     made: list[plan.Child] = []
-    for part in (plan.volume, plan.fields, plan.once, plan.arms, plan.routers):
+    for part in (plan.volume, plan.fields, plan.once, plan.cleaning, plan.arms, plan.routers):
         made += _until_refused(part(context))
     return made
 

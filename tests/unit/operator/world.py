@@ -2,7 +2,9 @@
 
 Nothing here knows how the operator decides: Jobs end as `outcomes` says, model servers are ready unless their image is in
 `broken`, routers serve the mounted document and the weights that were pushed to them, and count the requests of `traffic`.
-A changed document reaches a router's mount a minute later, or as soon as its pod is nudged.
+A changed document reaches a router's mount a minute later, or as soon as its pod is nudged. The work volume is the set of folders that
+count on it: stages that end well fill it. What cleans it takes a first folder away as soon as it starts, and goes on for GRACE turns when
+it is deleted. What a pod needs that is not there is noted in `lacked`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +40,7 @@ Id = tuple[Kind, str, str]
 KEY = generate_key()
 JOB_NAME, INDEX = "batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index"
 TERMINAL = ("Succeeded", "Failed")
+GRACE = 3  # turns that a pod takes to end which cleans the volume
 SYNC_SECONDS = 60.0  # until a kubelet looks at a mounted ConfigMap again, if nothing else happens to the pod
 
 
@@ -119,10 +123,14 @@ class ApiServer:
         merged = _merged(found, {"metadata": {"annotations": dict(annotations)}})
         return self._written("annotate", kind, self.change(kind, found, merged))
 
-    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> None:
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None, foreground: bool = False) -> None:
         found = self.store.get((kind, namespace, name))
         if found is not None and uid in (None, found["metadata"]["uid"]):
-            self.remove(kind, namespace, name)
+            if foreground:
+                self._store(kind, {**found, "metadata": {**found["metadata"], "deletionTimestamp": self.clock.stamp()}})
+                self._collect(found)
+            else:
+                self.remove(kind, namespace, name)
             self._written("delete", kind, found)
 
     # ---- what everybody else does
@@ -145,6 +153,9 @@ class ApiServer:
         gone = self.store.pop((kind, namespace, name))
         self.deaths[kind.kind, name] += 1
         self.version += 1
+        self._collect(gone)
+
+    def _collect(self, gone: Object) -> None:
         for (k, ns, n), obj in list(self.store.items()):
             if any(o.get("uid") == gone["metadata"]["uid"] for o in obj["metadata"].get("ownerReferences") or ()):
                 if k is kinds.POD and obj["status"].get("phase") not in TERMINAL:
@@ -175,6 +186,15 @@ class ApiServer:
             if self.mortal < 0:
                 raise Killed
         return obj
+
+
+_SERVED = re.compile(r"/work/(revisions/\w+/[\w-]+/artifact)")
+_READ = re.compile(r"/work/(revisions/\w+/[\w-]+/artifact|data/\w+)")
+
+
+def _config(job: Object) -> Object:
+    found: Object = json.loads(job["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG])
+    return found
 
 
 def _merged(old: Any, new: Any) -> Any:
@@ -214,6 +234,10 @@ class World:
     runtime: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))  # router → version → pushed weight
     totals: dict[str, dict[str, ArmTotals]] = field(default_factory=lambda: defaultdict(dict))
     mounts: dict[str, Mount] = field(default_factory=dict)  # by router
+    volume: set[str] = field(default_factory=set)  # data/<revision>, revisions/<revision>/<attempt>/artifact and …/checkpoints
+    lacked: list[str] = field(default_factory=list)  # who needed which folder in vain
+    cleaning: dict[str, Object] = field(default_factory=dict)  # by Job: what its pods were told to remove
+    leaving: dict[str, int] = field(default_factory=dict)  # by uid of a pod that is to end: turns since
 
     def __post_init__(self) -> None:
         self.api = ApiServer(self.clock)
@@ -227,7 +251,8 @@ class World:
         other.clock.seconds, other.api.store, other.api.version = self.clock.seconds, dict(self.api.store), self.api.version
         other.api.births, other.api.writes = defaultdict(int, self.api.births), list(self.api.writes)
         other.api.deaths = defaultdict(int, self.api.deaths)
-        other.mounts = dict(self.mounts)
+        other.mounts, other.volume, other.lacked = dict(self.mounts), set(self.volume), list(self.lacked)
+        other.cleaning, other.leaving = dict(self.cleaning), dict(self.leaving)
         for mine, its in ((self.runtime, other.runtime), (self.totals, other.totals)):
             its.update({k: dict(v) for k, v in mine.items()})  # type: ignore[attr-defined]
         return other
@@ -235,7 +260,7 @@ class World:
     def turn(self) -> None:
         """Let kubelet and controllers go one step further."""
         for pod in list(self.api.all(kinds.POD)):
-            if "deletionTimestamp" in pod["metadata"]:
+            if "deletionTimestamp" in pod["metadata"] and not self._goes_on(pod):
                 self.api.remove(kinds.POD, pod["metadata"]["namespace"], pod["metadata"]["name"])
         for job in list(self.api.all(kinds.JOB)):
             self._job(job)
@@ -246,12 +271,22 @@ class World:
 
     def _job(self, job: Object) -> None:
         meta, status = job["metadata"], job.get("status") or {}
+        pods = self._pods(meta["uid"])
+        if "deletionTimestamp" in meta:
+            if not pods:
+                self.api.remove(kinds.JOB, meta["namespace"], meta["name"])
+            return
         if status.get("conditions"):
             return
-        pods = self._pods(meta["uid"])
         if not pods:
             for index in range(job["spec"]["completions"]):
                 self._pod(job, f"{meta['name']}-{index}", {JOB_NAME: meta["name"]}, {INDEX: str(index)})
+            config = _config(job)
+            if config["stage"] in ("train", "evaluate"):
+                self._needs(meta["name"], _READ, job["spec"]["template"])
+            if config["stage"] == names.CLEAN:
+                self.cleaning[meta["name"]] = config["clean"]
+                self._clean(config["clean"]["folders"][:1], [])
             return
         queue = self.outcomes[meta["labels"][names.STAGE]]
         outcome = queue[0]
@@ -259,9 +294,10 @@ class World:
             return
         if len(queue) > 1:
             queue.pop(0)
-        config = json.loads(job["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG])
+        config = _config(job)
         for pod in pods:
             self.api.change(kinds.POD, pod, {**pod, "status": self._ended(pod, outcome, config)})
+        self._leave(config, pods[0], outcome)
         condition = {"type": "Failed" if outcome.code else "Complete", "status": "True", "reason": "PodFailurePolicy"}
         condition["lastTransitionTime"] = self.clock.stamp()
         self.api.change(kinds.JOB, job, {**job, "status": {"conditions": [condition]}})
@@ -277,7 +313,39 @@ class World:
         container = {"name": "trainer", "state": {"terminated": ended}}
         return {"phase": "Failed" if outcome.code else "Succeeded", "containerStatuses": [container]}
 
+    def _leave(self, config: Object, leader: Object, outcome: Outcome) -> None:
+        """What the stage has done to the volume."""
+        if config["stage"] == "train":
+            folder = f"{config['run']['path']}-{leader['metadata']['uid'][:8]}".removeprefix("/work/")
+            self.volume |= {f"{folder}/checkpoints"} | (set() if outcome.code else {f"{folder}/artifact"})
+        elif config["stage"] == "prepare" and not outcome.code:
+            self.volume.add(config["data"]["path"].removeprefix("/work/"))
+        elif config["stage"] == names.CLEAN and not outcome.code:
+            self._clean(config["clean"]["folders"], config["clean"]["checkpointsOf"])
+
+    def _clean(self, folders: list[str], checkpoints_of: list[str]) -> None:
+        gone = {f for f in self.volume if any(f"{f}/".startswith(f"{folder}/") for folder in folders)}
+        spent = {f for f in self.volume if f.endswith("/checkpoints") and f.rsplit("/", 2)[0] in checkpoints_of}
+        self.volume -= gone | spent
+
+    def _goes_on(self, pod: Object) -> bool:
+        """Does a pod that is to end still remove folders? In its last turn it has removed them all."""
+        told = self.cleaning.get(pod["metadata"]["labels"].get(JOB_NAME, ""))
+        if told is None or pod["status"].get("phase") in TERMINAL:
+            return False
+        uid = pod["metadata"]["uid"]
+        self.leaving[uid] = self.leaving.get(uid, 0) + 1
+        if self.leaving[uid] < GRACE:
+            return True
+        self._clean(told["folders"], told["checkpointsOf"])
+        return False
+
+    def _needs(self, who: str, folders: re.Pattern[str], template: Object) -> None:
+        missing = set(folders.findall(json.dumps(template))) - self.volume
+        self.lacked += [f"{who}: {folder}" for folder in sorted(missing)]
+
     def _deployment(self, deployment: Object) -> None:
+        self._needs(deployment["metadata"]["name"], _SERVED, deployment["spec"]["template"])
         pods = self._pods(deployment["metadata"]["uid"])
         wanted = deployment["spec"]["replicas"]
         taken = {p["metadata"]["name"] for p in pods}

@@ -1,4 +1,4 @@
-"""`finetune-trainer fetch|prepare|train|evaluate --config FILE` and `finetune-trainer serve …`.
+"""`finetune-trainer fetch|prepare|train|evaluate|clean --config FILE` and `finetune-trainer serve …`.
 
 Invariant: every way out of a stage is an exit code of `docs/contracts.md` with its termination message.
 """
@@ -16,15 +16,16 @@ from types import FrameType
 from typing import NoReturn, cast
 
 from finetune_trainer import exits
-from finetune_trainer.config import RunConfig, load
+from finetune_trainer.config import CleanRun, RunConfig, load, load_clean
 
 STAGES = {
     "fetch": "finetune_trainer.fetch",
     "prepare": "finetune_trainer.data.prepare",
     "train": "finetune_trainer.train.launch",
     "evaluate": "finetune_trainer.evaluate.cli",
+    "clean": "finetune_trainer.clean",
 }
-StageMain = Callable[[RunConfig], exits.JsonObject | None]
+StageMain = Callable[[RunConfig | CleanRun], exits.JsonObject | None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         "prepare": "turn raw rows into checked, masked, tokenised splits and estimate the run",
         "train": "train one attempt; all pods of the gang run this",
         "evaluate": "score a served model on the sealed test split",
+        "clean": "remove from the work volume what is no longer kept",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text)
@@ -54,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(stage: str, path: str) -> int:
     try:
-        config = load(path)
+        config = load_clean(path) if stage == "clean" else load(path)
         if config.stage != stage:
             raise exits.UserError("ConfigurationInvalid", f"the configuration is for {config.stage}, not for {stage}")
         if stage != "train":

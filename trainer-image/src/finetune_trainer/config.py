@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -228,6 +228,28 @@ class RunConfig(Model):
         return self
 
 
+Removable = Annotated[str, Field(pattern=r"^(data|revisions)(/[A-Za-z0-9][A-Za-z0-9._-]*)+$")]
+
+
+class CleanConfig(Model):
+    """What to remove from the work volume at `path`: whole folders; and of `checkpoints_of`, which are revisions with an artifact,
+    the checkpoints of all attempts but the newest `keep`. All are named relative to `path`."""
+
+    path: Path
+    folders: tuple[Removable, ...] = ()
+    checkpoints_of: tuple[Annotated[str, Field(pattern=r"^revisions/[A-Za-z0-9][A-Za-z0-9._-]*$")], ...] = ()
+    keep: int = Field(default=0, ge=0)
+
+
+class CleanRun(Model):
+    """The configuration of the stage that removes: it knows neither model nor data."""
+
+    version: Literal[1]
+    stage: Literal["clean"]
+    finetune: FineTuneRef
+    clean: CleanConfig
+
+
 def need(value: T | None, name: str) -> T:
     """`value`, which this stage's validation guarantees; narrows the type."""
     if value is None:
@@ -237,10 +259,19 @@ def need(value: T | None, name: str) -> T:
 
 def load(path: str | Path) -> RunConfig:
     """Read and check a run configuration. Raises UserError (unreadable) or pydantic's ValidationError (fields)."""
+    return RunConfig.model_validate(_document(path))
+
+
+def load_clean(path: str | Path) -> CleanRun:
+    """The same of stage clean."""
+    return CleanRun.model_validate(_document(path))
+
+
+def _document(path: str | Path) -> object:
     try:
-        document = json.loads(Path(path).read_text())
+        document: object = json.loads(Path(path).read_text())
     except OSError as error:
         raise UserError("ConfigurationMissing", f"cannot read {path}: {error}") from error
     except ValueError as error:
         raise UserError("ConfigurationInvalid", f"{path} is not JSON: {error}") from error
-    return RunConfig.model_validate(document)
+    return document

@@ -156,6 +156,10 @@ class Revision(StatusModel):
     gate: Literal["Passed", "Failed", "NotNeeded"] | None = None
     promoted: bool = False
     stopped: Stopped | None = None
+    checkpoints_kept: Count | None = Field(default=None, description="Attempts whose checkpoints stay; absent: all.")
+    removed: Time | None = Field(
+        default=None, description="Since when its artifact, data and evaluations are not kept any more: it is trained again if asked for."
+    )
 
 
 class Attempt(StatusModel):
@@ -261,6 +265,20 @@ class Rollout(StatusModel):
     memory: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
 
 
+class Cleaning(StatusModel):
+    """What retention removes from the work volume: said here before the Job that does it is made."""
+
+    number: Count = Field(default=0, description="Of the Job in force, or of the last one; other things to remove are another Job.")
+    revisions: list[Short] = Field(default_factory=list, max_length=32, description="Of these everything is removed.")
+    checkpoints: list[Short] = Field(default_factory=list, max_length=10, description="Of these the checkpoints of older attempts are.")
+    keep: Count = Field(default=0, description="Attempts of each of `checkpoints` whose checkpoints stay.")
+    failures: Count = 0
+    retry_at: Time | None = Field(default=None, description="The next try of a failed Job starts at this time.")
+    forgotten: list[Short] = Field(
+        default_factory=list, max_length=32, description="Revisions for which there is no room in the status: removed with the next Job."
+    )
+
+
 class Status(StatusModel):
     """Everything the operator says of a FineTune."""
 
@@ -271,6 +289,7 @@ class Status(StatusModel):
     revision: Short | None = Field(default=None, description="The revision that the spec asks for.")
     live_revision: Short | None = Field(default=None, description="The revision that serves the users; `base` is the untouched model.")
     live_arm: Short | None = None
+    previous_revision: Short | None = Field(default=None, description="The revision that served the users before: a revert finds it kept.")
     revisions: list[Revision] = Field(default_factory=list, max_length=10)
     arms: list[Arm] = Field(default_factory=list, max_length=10)
     attempts: list[Attempt] = Field(default_factory=list, max_length=20)
@@ -280,6 +299,7 @@ class Status(StatusModel):
     training: Training | None = None
     evaluation: Evaluation | None = None
     rollout: Rollout | None = None
+    cleaning: Cleaning | None = None
     progress: Short | None = Field(default=None, description="Progress of the training that is not over, for the column.")
     eta: Short | None = None
     score: Short | None = Field(default=None, description="Reference and tuned score, for the column.")

@@ -1,4 +1,4 @@
-"""One builder for every stage's Job: fetch, prepare, baseline, train, evaluate.
+"""One builder for every stage's Job: fetch, prepare, baseline, train, evaluate, clean.
 
 The run configuration travels as an annotation of the pod template, projected into the pod by the downward API: Job and
 configuration are one object, made once and never changed (docs/adr/0001).
@@ -23,7 +23,8 @@ ONLINE = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # fetch alone may ask a hub
 SHORTEST_KEEP_SECONDS = 3600  # a finished Job stays for its logs, and for the operator that was away when it ended
 SCORING_DEADLINE_SECONDS = 6 * 3600  # a sidecar that never starts does not fail a Job by itself
 TRAIN_GRACE_SECONDS = 120  # the gang agrees to stop and saves a checkpoint within this time
-MEMORY = {"fetch": "256Mi", "prepare": "512Mi", "baseline": "256Mi", "evaluate": "256Mi", "train": "1Gi"}
+CLEANING_DEADLINE_SECONDS = 3600  # one that gets no pod is not waited for: it is tried again
+MEMORY = {"clean": "128Mi", "fetch": "256Mi", "prepare": "512Mi", "baseline": "256Mi", "evaluate": "256Mi", "train": "1Gi"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def stage_job(
         spec_of_pod["affinity"] = _avoiding(spec_of_pod.get("affinity") or {}, avoid)
     if stage.name in ("baseline", "evaluate"):
         job_spec["activeDeadlineSeconds"] = SCORING_DEADLINE_SECONDS
+    if stage.name == names.CLEAN:
+        job_spec["activeDeadlineSeconds"] = CLEANING_DEADLINE_SECONDS
     if queue:
         job_spec["suspend"] = True  # until it is admitted; from then on the field is the queue's
     return {
@@ -82,9 +85,11 @@ def stage_job(
 
 
 def job_name(finetune: str, stage: Stage) -> str:
-    """The Job's name: a training attempt's, or a stage's."""
+    """The Job's name: a training attempt's, a stage's, or that of what cleans the volume."""
     if stage.name == "train":
         return names.attempt_job(finetune, stage.revision, stage.number)
+    if stage.name == names.CLEAN:
+        return names.clean_job(finetune, stage.number)
     return names.stage_job(finetune, stage.revision, stage.name, stage.number)
 
 

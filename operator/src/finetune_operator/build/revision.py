@@ -14,9 +14,12 @@ def keep_fields(owner: Owner, revision: str, fields: Mapping[str, Any], resolved
     return _revision(owner, revision, "revision", {"fields": dict(fields), "resolved": dict(resolved)}, number)
 
 
-def keep_template(owner: Owner, arm: str, revision: str, fields: Mapping[str, Any], template: Manifest, number: int) -> Manifest:
-    """An arm: which revision it serves, the Redeploy fields as written, and its whole pod template."""
-    return _revision(owner, arm, "arm", {"revision": revision, "fields": dict(fields), "template": template}, number)
+def keep_template(
+    owner: Owner, arm: str, revision: str, fields: Mapping[str, Any], template: Manifest, number: int, artifact: str | None = None
+) -> Manifest:
+    """An arm: which revision it serves by which artifact (None: the base model), the Redeploy fields as written, its whole pod template."""
+    data = {"revision": revision, "fields": dict(fields), "template": template, **({"artifact": artifact} if artifact else {})}
+    return _revision(owner, arm, "arm", data, number)
 
 
 def _revision(owner: Owner, name: str, component: str, data: Manifest, number: int) -> Manifest:

@@ -14,6 +14,7 @@ from finetune_operator import names
 from finetune_operator.api.fields import digest
 from finetune_operator.api.quantities import decimal, seconds
 from finetune_operator.api.spec import CheckpointPolicy, Spec
+from finetune_operator.api.status import Cleaning
 from finetune_operator.build import sources
 from finetune_operator.build.jobs import TRAIN_GRACE_SECONDS, Stage, job_name
 
@@ -90,6 +91,21 @@ def build(
         config["training"]["microBatchTokens"] = micro_batch_tokens or config["training"]["microBatchTokens"]
         config["run"] = {"path": parent, "resumeFrom": list(resume_from or [])}
     return config
+
+
+def clean(namespace: str, name: str, uid: str, stage: Stage, cleaning: Cleaning) -> Config:
+    """The configuration of the Job that removes what the status lists. An artifact goes before the data that it is scored on."""
+    return {
+        "version": 1,
+        "stage": stage.name,
+        "finetune": {"namespace": namespace, "name": name, "uid": uid, "revision": stage.revision, "attempt": stage.number},
+        "clean": {
+            "path": names.WORK,
+            "folders": [f"{kind}/{revision}" for revision in cleaning.revisions for kind in ("revisions", "data")],
+            "checkpointsOf": [f"revisions/{revision}" for revision in cleaning.checkpoints],
+            "keep": cleaning.keep,
+        },
+    }
 
 
 def _model(spec: Spec) -> Config:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from finetune_operator.decide import arms, budget, gate, layout, retry, revision, stages, suspend, train
+from finetune_operator.decide import arms, budget, gate, layout, retention, retry, revision, stages, suspend, train
 from finetune_operator.decide.draft import Draft, Rule
 from finetune_operator.observed import Observed
 
-# The newest revision's way, in order; the first rule that must wait blocks the ones behind it. `rollout` and `obsolete`
-# always run: what serves goes on serving, and what rolls out goes on, whatever the newest revision waits for.
+# The newest revision's way, in order; the first rule that must wait blocks the ones behind it. `rollout`, `obsolete` and
+# `clean` always run: what serves goes on serving, and what rolls out goes on, whatever the newest revision waits for.
 RULES: tuple[Rule, ...] = (
     revision.current,
+    retention.recalled,
     retry.reopen,
     suspend.suspended,
     suspend.stopped,
@@ -25,6 +26,7 @@ RULES: tuple[Rule, ...] = (
     gate.gate,
     arms.rollout,
     suspend.obsolete,
+    retention.clean,
 )
 
 

@@ -60,7 +60,14 @@ def _wanted(o: Observed, d: Draft) -> ArmWanted | None:
         return _base(o) if d.status.live_arm is None or d.status.live_revision == BASE else None
     if not (d.revision.gate == "Passed" or d.revision.promoted) or (d.blocked and d.phase != c.SUSPENDED):
         return None
-    return ArmWanted(digest({"revision": d.revision.name, "redeploy": dict(o.redeploy)}), d.revision.name)
+    return ArmWanted(_named(o, d), d.revision.name)
+
+
+def _named(o: Observed, d: Draft) -> str:
+    """The arm's name. A revision that was trained again has another one: what is kept under the first serves an artifact that is gone."""
+    fields = {"revision": d.revision.name, "redeploy": dict(o.redeploy)}
+    kept = o.templates.get(digest(fields), {}).get("artifact")
+    return digest(fields if kept in (None, d.revision.artifact) else {**fields, "artifact": d.revision.artifact})
 
 
 def _base(o: Observed) -> ArmWanted:
@@ -189,7 +196,9 @@ def _promoted(d: Draft, done: Rollout) -> Draft:
     if old is not None:
         d = d.with_revision(old.model_copy(update={"promoted": True, "gate": "Passed", "stopped": None}))
     listed = [a.model_copy(update={"promoted": True, "stopped": None}) if a.name == done.arm else a for a in d.status.arms]
-    return d.set(live_arm=done.arm, live_revision=done.revision, arms=listed).note(
+    before = d.status.live_revision
+    previous = d.status.previous_revision if before in (None, BASE, done.revision) else before
+    return d.set(live_arm=done.arm, live_revision=done.revision, previous_revision=previous, arms=listed).note(
         "Normal", "Promoted", f"revision {done.revision} serves all users"
     )
 

@@ -8,13 +8,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from finetune_operator import conditions
-from finetune_operator.api.status import Revision, Stage, Status
+from finetune_operator.api.status import Cleaning, Revision, Stage, Status
 from finetune_operator.observed import Observed
 from finetune_operator.traffic import Structure
 from finetune_operator.workloads import time
 
 MAX_STAGES = 20
 MAX_REVISIONS = 10
+MAX_REMOVED = 32
 LARGEST = 2**53  # what JSON's numbers hold exactly
 
 
@@ -72,6 +73,7 @@ class Draft:
     message: str = ""
     blocked: bool = False
     jobs: tuple[JobWanted, ...] = ()
+    clean: bool = False  # the Job that removes what the status lists
     obsolete: tuple[str, ...] = ()
     arms: tuple[ArmWanted, ...] = ()
     routing: Routing | None = None
@@ -90,15 +92,24 @@ class Draft:
 
     def with_revision(self, revision: Revision) -> Draft:
         """The same draft with that revision's entry replaced, or added (the oldest idle one makes room)."""
-        others = self.status.revisions
-        if any(r.name == revision.name for r in others):
-            return self.set(revisions=[revision if r.name == revision.name else r for r in others])
-        kept = {self.status.live_revision, self.status.rollout.revision if self.status.rollout else None}
-        while len(others) >= MAX_REVISIONS:
-            idle = [r for r in others if r.name not in kept]
-            oldest = next((r for r in idle if r.artifact is None), idle[0])
-            others = [r for r in others if r is not oldest]
-        return self.set(revisions=[*others, revision])
+        if any(r.name == revision.name for r in self.status.revisions):
+            return self.set(revisions=[revision if r.name == revision.name else r for r in self.status.revisions])
+        draft = self
+        while len(draft.status.revisions) >= MAX_REVISIONS:
+            draft = draft._forget_one()
+        return draft.set(revisions=[*draft.status.revisions, revision])
+
+    def _forget_one(self) -> Draft:
+        """The same draft without the oldest idle revision; what lies of it on the volume is to be removed."""
+        status = self.status
+        kept = {status.live_revision, status.previous_revision, status.rollout.revision if status.rollout else None}
+        idle = [r for r in status.revisions if r.name not in kept]
+        oldest = next((r for r in idle if r.artifact is None), idle[0])
+        cleaning = status.cleaning or Cleaning()
+        forgotten = [*(n for n in cleaning.forgotten if n != oldest.name), oldest.name][-MAX_REMOVED:]
+        return self.set(
+            revisions=[r for r in status.revisions if r is not oldest], cleaning=cleaning.model_copy(update={"forgotten": forgotten})
+        )
 
     def update(self, **changes: Any) -> Draft:
         """The same draft with fields of the current revision changed."""

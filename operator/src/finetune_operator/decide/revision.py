@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from finetune_operator.api.fields import digest
 from finetune_operator.api.status import Revision, Stage
 from finetune_operator.decide.attempts import halted
@@ -17,8 +19,16 @@ def current(o: Observed, d: Draft) -> Draft:
     d = d.set(revision=name)
     if any(r.name == name for r in d.status.revisions):
         return d
-    number = max((a.number for a in d.status.attempts if a.revision == name), default=0)  # its entry may have been forgotten
-    return d.with_revision(Revision(name=name, created=stamp(o.now), attempts=number))
+    used = _used(o, name) if d.status.revisions else {}
+    attempts = max([used.pop("a", 0), *(a.number for a in d.status.attempts if a.revision == name)])
+    tries = {stage: number + 1 for stage, number in used.items()}
+    return d.with_revision(Revision(name=name, created=stamp(o.now), attempts=attempts, tries=tries))
+
+
+def _used(o: Observed, name: str) -> dict[str, int]:
+    """The highest number by stage (`a`: attempt) of Jobs that a revision has left which was forgotten: they count for nothing any more."""
+    jobs = (re.fullmatch(rf"{o.name}-{name}-(?P<stage>[a-z]+)-?(?P<number>\d*)", job) for job in o.runs)
+    return dict(sorted((job["stage"], int(job["number"] or 1)) for job in jobs if job))
 
 
 def _known(o: Observed) -> str | None:
