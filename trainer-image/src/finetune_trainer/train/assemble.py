@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_trainer import hardware, layout, schedule
-from finetune_trainer.config import LoraConfig, RunConfig, need
+from finetune_trainer.config import RunConfig, need
 from finetune_trainer.data import arrays
 from finetune_trainer.exits import Infrastructure, JsonObject, UserError
 from finetune_trainer.progress import Progress
-from finetune_trainer.train import artifact, checkpoint, model, plan
+from finetune_trainer.train import adapters, artifact, checkpoint, model, objective, plan
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.loop import Run
 
@@ -86,22 +86,24 @@ def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progres
     if not len(train):
         raise UserError("NoTrainingRows", f"{data.path} has no training rows")
     bf16 = hardware.uses_bf16(training, compute)
-    base = model.load_base(config.model, bf16, ranks.device)
+    base = model.load_base(config.model, bf16 and method.type != "Full", ranks.device, method.quantized_as)
     beat()
-    wrapped = model.add_lora(base, method.lora or LoraConfig(), config.model.path, training.seed, training.gradient_checkpointing)
+    wrapped = adapters.wrap(base, method, config.model.path, training.seed, training.gradient_checkpointing)
+    aim = objective.Sft(objective.reader(wrapped, base, padding(base)))
     step_tokens = schedule.tokens_per_step(int(train.lengths.sum()), len(train), training.tokens_per_step)
-    steps = plan.make(train.lengths, step_tokens, training.epochs, training.seed, hardware.micro_batch_tokens(training, compute))
+    pass_tokens = hardware.micro_batch_tokens(training, compute)
+    steps = plan.make(train.lengths, step_tokens, training.epochs, training.seed, pass_tokens, aim.widths(train))
     newest = checkpoint.newest(resumable(config, folder), inputs.fingerprint) if ranks.first else None
     chosen = ranks.tell(str(newest[0]) if newest else None)
     resume = newest[1] if newest else (checkpoint.load(Path(chosen)) if chosen else None)
     return Run(
         ranks=ranks,
         model=wrapped,
+        objective=aim,
         training=training,
         steps=steps,
         train=train,
         validation=validation,
-        pad=padding(base),
         bf16=bf16,
         attempt=folder,
         fingerprint=inputs.fingerprint,

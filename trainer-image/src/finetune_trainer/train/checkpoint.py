@@ -19,7 +19,7 @@ from finetune_trainer import layout
 from finetune_trainer.progress import timestamp
 from finetune_trainer.train.optimizer import Tensors
 
-ADAPTER, OPTIMIZER, BEST, STATE = "adapter.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
+WEIGHTS, OPTIMIZER, BEST, STATE = "weights.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds; `best` are the weights with the lowest validation loss so far."""
+    """What a checkpoint holds: the weights that train, and as `best` those with the lowest validation loss so far."""
 
     state: State
-    adapter: Tensors
+    weights: Tensors
     optimizer: Tensors
     best: Tensors | None
 
@@ -54,7 +54,7 @@ def save(attempt: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Commit a checkpoint and drop all but the `keep` newest of this attempt; returns its folder."""
     folder = layout.checkpoint(attempt, checkpoint.state.step)
     with layout.transaction(folder) as work:
-        save_file(checkpoint.adapter, work.folder / ADAPTER)
+        save_file(checkpoint.weights, work.folder / WEIGHTS)
         save_file(checkpoint.optimizer, work.folder / OPTIMIZER)
         if checkpoint.best is not None:
             save_file(checkpoint.best, work.folder / BEST)
@@ -97,7 +97,7 @@ def load(folder: Path) -> Checkpoint:
     best = folder / BEST
     return Checkpoint(
         State(**json.loads((folder / STATE).read_text())),
-        load_file(folder / ADAPTER),
+        load_file(folder / WEIGHTS),
         load_file(folder / OPTIMIZER),
         load_file(best) if best.is_file() else None,
     )
