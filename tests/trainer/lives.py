@@ -128,5 +128,3 @@ class _Recorded(Generation):
 
     def fail(self, message: str) -> None:
         raise AssertionError(message)
-
-

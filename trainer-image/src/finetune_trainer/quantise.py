@@ -6,17 +6,15 @@ is merged into. The output head and the routers of a mixture of experts stay as 
 
 from __future__ import annotations
 
-import logging
 import re
 from typing import Any
 
 import torch
 
 from finetune_trainer.config import Quantization
+from finetune_trainer.estimate import NF4_BLOCK
 
 ROUTER = re.compile(r"(^|\.)(router|gate|shared_expert_gate)$")
-NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256
-NF4_BYTES = 0.5 + 1 / NF4_BLOCK + 4 / (NF4_BLOCK * NF4_NESTED_BLOCK)  # a weight: 4 bits, its block's byte, that byte's block's float
 
 
 def adaptable(model: Any) -> dict[str, torch.nn.Linear]:
@@ -33,13 +31,11 @@ def settings(outline: Any, kind: Quantization, dtype: torch.dtype) -> Any:
     """What `from_pretrained` needs to quantise a model of this outline (on any device) and multiply in `dtype`."""
     from transformers import BitsAndBytesConfig
 
-    for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # the casts of every 8-bit product, kernels that are not installed
     wanted = adaptable(outline)
     kept = [name for name, module in outline.named_modules() if isinstance(module, torch.nn.Linear) and name not in wanted]
     if kind == "Int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
-    return BitsAndBytesConfig(
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=kept,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from finetune_trainer import estimate, hardware, layout, schedule
-from finetune_trainer.config import DataConfig, LoraConfig, RunConfig, SourceConfig, need
+from finetune_trainer.config import PROMPT_METHODS, DataConfig, MethodConfig, PromptConfig, RunConfig, SourceConfig, need
 from finetune_trainer.data import arrays, formats, quality, report, sources
 from finetune_trainer.data.formats import Rejected
 from finetune_trainer.data.templates import ChatEncoder, Encoded, prove
@@ -194,17 +194,17 @@ def _refuse_too_many(loaded: Loaded, limit: float) -> None:
 
 
 def _facts(config: RunConfig, loaded: Loaded, encoded: dict[str, list[Encoded]], too_long: int) -> JsonObject:
-    training, compute = need(config.training, "training"), need(config.compute, "compute")
+    from finetune_trainer.train import outline
+
+    training, compute, method = need(config.training, "training"), need(config.compute, "compute"), need(config.method, "method")
     train = encoded["train"]
     tokens = sum(len(item.ids) for item in train)
     step_tokens = schedule.tokens_per_step(tokens, len(train), training.tokens_per_step)
     per_epoch = schedule.steps_per_epoch(tokens, len(train), step_tokens)
-    shape = estimate.shape_of(json.loads((config.model.path / "config.json").read_text()))
-    lora = need(config.method, "method").lora or LoraConfig()
-    longest = max((len(item.ids) for item in train), default=1)
+    longest = max((_width(item, method) for item in train), default=1)
     passes = max(longest, min(hardware.micro_batch_tokens(training, compute), step_tokens))
     bf16 = hardware.uses_bf16(training, compute)
-    forecast = estimate.estimate(shape, lora, compute, round(tokens * training.epochs), passes, bf16)
+    forecast = estimate.estimate(outline.count(config.model, method), method, compute, tokens, training.epochs, passes, bf16)
     warnings = loaded.warnings + ([f"{too_long} rows were too long (onTooLong)"] if too_long else [])
     return {
         "rows": {
@@ -224,6 +224,12 @@ def _facts(config: RunConfig, loaded: Loaded, encoded: dict[str, list[Encoded]],
         "estimate": {**forecast, "longest": longest},
         "model": str(config.model.path.name),
     }
+
+
+def _width(item: Encoded, method: MethodConfig) -> int:
+    """Tokens that a row takes of a pass, a trained prompt's among them."""
+    virtual = (method.prompt or PromptConfig()).virtual_tokens if method.type in PROMPT_METHODS else 0
+    return len(item.ids) + virtual
 
 
 def _write(folder: Path, encoded: dict[str, list[Encoded]], facts: JsonObject, sample: Encoded, tokenizer: object) -> None:

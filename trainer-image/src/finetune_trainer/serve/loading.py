@@ -83,7 +83,7 @@ def _network(model: Path, adapter: Path | None, device: torch.device, dtype: tor
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     merge_dtype = torch.float32 if adapter is not None and device.type == "cpu" else dtype
-    network = AutoModelForCausalLM.from_pretrained(
+    network: Any = AutoModelForCausalLM.from_pretrained(
         model, dtype=merge_dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
     )
     wrapped = None if adapter is None else adapted(network, adapter)

@@ -5,6 +5,7 @@ Invariant: what trains is float32 and initialised from the seed; everything else
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ def wrap(base: Any, method: MethodConfig, path: Path, seed: int, recompute: bool
         return base.requires_grad_(True)
     settings = peft_config(base, method, path)
     try:
-        wrapped = get_peft_model(base, settings, autocast_adapter_dtype=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing.", FutureWarning)  # peft asks transformers for it
+            wrapped = get_peft_model(base, settings, autocast_adapter_dtype=True)
     except (ValueError, TypeError) as error:
         raise UserError("AdapterImpossible", f"method {method.type} does not fit this model: {error}", "Use another method.") from error
     assert isinstance(wrapped, PeftModel)

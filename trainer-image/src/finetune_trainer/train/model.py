@@ -27,7 +27,7 @@ def load_base(config: ModelConfig, bf16: bool, device: torch.device, quantized_a
     if quantized_as:
         extra = {"quantization_config": quantise.settings(outline(config), quantized_as, dtype), "device_map": {"": str(device)}}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             config.path, dtype=dtype, trust_remote_code=config.allow_remote_code, local_files_only=True, use_safetensors=True, **extra
         )
     except (ValueError, KeyError, ImportError) as error:
@@ -43,7 +43,9 @@ def outline(config: ModelConfig) -> Any:
     try:
         settings = AutoConfig.from_pretrained(config.path, trust_remote_code=config.allow_remote_code, local_files_only=True)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(settings, dtype=torch.float32, trust_remote_code=config.allow_remote_code)
+            return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                settings, dtype=torch.float32, trust_remote_code=config.allow_remote_code
+            )
     except (ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         raise UserError("ModelInvalid", f"the model's config.json describes no model: {error}", "Check the model's files.") from error
 
