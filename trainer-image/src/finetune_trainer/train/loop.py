@@ -11,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from finetune_trainer.train import checkpoint, optimizer, plan
 from finetune_trainer.train.checkpoint import Checkpoint, State
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.model import trained
-from finetune_trainer.train.objective import Objective
+from finetune_trainer.train.objective import Objective, precision
 from finetune_trainer.train.optimizer import Tensors
 
 FLAGS = 3
@@ -35,8 +35,8 @@ WINDOW = 20
 
 @dataclass
 class Run:
-    """Everything one rank's loop works with; `train` and `validation` are rows as the objective knows them; `stop_requested` is set
-    by the signal handler."""
+    """Everything one rank's loop works with; `train` and `validation` are rows as the objective knows them, `reference` is
+    what it computed of them before training began; `stop_requested` is set by the signal handler."""
 
     ranks: Ranks
     model: Any
@@ -50,6 +50,7 @@ class Run:
     fingerprint: str
     progress: Progress
     beat: Callable[[], None]
+    reference: Tensors = field(default_factory=dict)
     resume: Checkpoint | None = None
     stop_requested: bool = False
     last_checkpoint: Path | None = None
@@ -226,7 +227,7 @@ class Loop:
         self.saved_at = time.monotonic()
         if not run.ranks.first:
             return
-        content = Checkpoint(self._now(), *self.safe, self.best)
+        content = Checkpoint(self._now(), *self.safe, self.best, run.reference)
         run.last_checkpoint = checkpoint.save(run.attempt, content, run.training.checkpoint.keep)
         run.progress.update(checkpoint={"step": self.state.step, "time": timestamp(), "path": str(run.last_checkpoint)})
         run.beat()
@@ -274,8 +275,3 @@ class Loop:
         if run.ranks.first:
             speed = "" if tokens_per_second is None else f" {tokens_per_second:.0f} tokens/s"
             print(f"step {step}/{run.steps.total_steps} loss {loss:.6f} rate {rate:.2e}{speed}", flush=True)
-
-
-def precision(bf16: bool, device: torch.device) -> AbstractContextManager[object]:
-    """What a pass runs in: bfloat16 autocast, or as the weights are."""
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()

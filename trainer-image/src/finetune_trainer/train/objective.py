@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -125,3 +126,8 @@ def token_losses(model: Any, batch: Batch, reader: Reader) -> tuple[torch.Tensor
 def can_keep_logits(model: Any) -> bool:
     """Whether the model computes logits for chosen positions only."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def precision(bf16: bool, device: torch.device) -> AbstractContextManager[object]:
+    """What a pass runs in: bfloat16 autocast, or as the weights are."""
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
