@@ -52,7 +52,7 @@ FAMILIES: dict[str, tuple[PreTrainedConfig, set[str]]] = {
             **{**SIZES, "num_key_value_heads": 4}, moe_intermediate_size=32, n_routed_experts=8, num_experts_per_tok=2, n_group=2,
             topk_group=1, first_k_dense_replace=1, q_lora_rank=32, kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16,
         ),
-        {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"} | DENSE,
+        {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"},
     ),
     "Mixtral": (MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2), ATTENTION),
     "Qwen 3": (Qwen3Config(**SIZES, head_dim=32), ATTENTION | DENSE),
@@ -60,7 +60,7 @@ FAMILIES: dict[str, tuple[PreTrainedConfig, set[str]]] = {
         Qwen3MoeConfig(
             **SIZES, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, decoder_sparse_step=2, norm_topk_prob=True
         ),
-        ATTENTION | DENSE,
+        ATTENTION,
     ),
 }  # fmt: skip
 MIXTURES = [name for name in FAMILIES if "MoE" in name or name == "Mixtral"]
@@ -135,8 +135,15 @@ def test_a_token_pays_for_the_experts_that_it_takes(name: str, models: dict[str,
 def test_target_modules_that_are_not_there_are_told_with_those_that_are(models: dict[str, Path]) -> None:
     base = empty(ModelConfig(source="image:///x", path=models["Mixtral"]))
     with pytest.raises(UserError) as told:
-        adapters.targets(base, ["q_proj", "query", "w1"])
-    assert "the model has no query, w1; it has k_proj, o_proj, q_proj, v_proj, experts.down_proj, experts.gate_up_proj" in str(told.value)
+        adapters.targets(base, ["q_proj", "query", "w9"])
+    assert "the model has no query, w9; it has k_proj, o_proj, q_proj, v_proj, experts.down_proj, experts.gate_up_proj" in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["DeepSeek V3 MoE", "Qwen 3 MoE"])
+def test_names_that_peft_reads_as_the_experts_are_refused(name: str, models: dict[str, Path]) -> None:
+    base = empty(ModelConfig(source="image:///x", path=models[name]))
+    with pytest.raises(UserError, match=r"PEFT reads mlp\.up_proj as the experts' weights"):
+        adapters.targets(base, ["o_proj", "mlp.up_proj"])
 
 
 def test_a_method_that_a_model_has_no_room_for_is_refused(models: dict[str, Path]) -> None:

@@ -21,6 +21,7 @@ from peft import (
     get_peft_model,
 )
 from peft.tuners.prompt_tuning import PromptTuningInit
+from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN, _MOE_TARGET_MODULE_MAPPING
 
 from finetune_trainer.config import LoraConfig, MethodConfig, PromptConfig
 from finetune_trainer.exits import UserError
@@ -92,11 +93,19 @@ def targets(base: Any, wanted: Sequence[str]) -> tuple[list[str], list[str]]:
     A name stands for every module whose path ends with it. Raises UserError for names that stand for nothing."""
     if not wanted:
         return linear_layers(base), []
-    modules = [name for name, _ in base.named_modules()]
     experts = expert_parameters(base)
-    found = [name for name in wanted if _is_tail(name, modules)]
-    stacked = [name for name in wanted if name not in found and _is_tail(name, experts)]
-    unknown = [name for name in wanted if name not in found and name not in stacked]
+    stacked = [name for name in wanted if "experts" in name.split(".") and _is_tail(name, experts)]
+    others = [name for name in wanted if name not in stacked]
+    claimed = [name for name in others if name.rsplit(".", 1)[-1] in experts_old_names(base)]
+    if claimed:
+        raise UserError(
+            "TargetModulesUnknown",
+            f"method.lora.targetModules: in a {base.config.model_type} PEFT reads {', '.join(claimed)} as the experts' weights",
+            "Name experts.gate_up_proj or experts.down_proj for the experts, or leave the list empty.",
+        )
+    modules = [name for name, _ in base.named_modules()]
+    found = [name for name in others if _is_tail(name, modules)]
+    unknown = [name for name in others if name not in found]
     if unknown:
         there = ", ".join([*linear_layers(base), *sorted({".".join(name.split(".")[-2:]) for name in experts})])
         raise UserError(
@@ -108,11 +117,17 @@ def targets(base: Any, wanted: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def linear_layers(base: Any) -> list[str]:
-    """Last names of all linear layers but the output head and the routers of mixtures of experts."""
-    names = {name.rsplit(".", 1)[-1] for name in adaptable(base)}
+    """Last names of all linear layers but the output head, the routers of mixtures of experts, and what PEFT would read as experts."""
+    names = {name.rsplit(".", 1)[-1] for name in adaptable(base)} - experts_old_names(base)
     if not names:
         raise UserError("NoLinearLayers", "the model has no linear layer to adapt", "Use method.type Full.")
     return sorted(names)
+
+
+def experts_old_names(base: Any) -> frozenset[str]:
+    """Names that the experts' layers had before transformers 5 stacked them. In their families PEFT takes them for the stacks, and with
+    them every dense layer and shared expert of the same name: these cannot be adapted alone."""
+    return frozenset(_MOE_TARGET_MODULE_MAPPING.get(_MODEL_TO_CONVERSION_PATTERN.get(base.config.model_type, ""), {}))
 
 
 def expert_parameters(base: Any) -> list[str]:
