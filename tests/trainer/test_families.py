@@ -28,7 +28,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from tests.trainer import lives
+from tests.trainer import lives, test_methods
 from tests.trainer.support import make_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers for it
@@ -91,7 +91,8 @@ def configured(work: Path, model: Path, **lora: Any) -> dict[str, Any]:
 
 
 def assert_served_as_trained(found: lives.Trained, model: Path) -> None:
-    loaded = load(model, found.artifact, dtype=torch.float32)
+    whole = (found.artifact / "config.json").exists()
+    loaded = load(found.artifact if whole else model, None if whole else found.artifact, dtype=torch.float32)
     for prompt in lives.PROMPTS:
         trained = lives.trained_logits(found.run, prompt)
         torch.testing.assert_close(lives.served_logits(loaded, prompt), trained, rtol=0, atol=2e-5)
@@ -107,6 +108,28 @@ def test_a_family_trains_resumes_reloads_and_generates(name: str, work: Path, mo
     assert found.losses == undisturbed.losses, "a resumed run is the same run"
     assert found.losses[len(found.losses)] < found.losses[1] - 0.02
     assert_served_as_trained(found, models[name])
+
+
+OTHERS = [
+    (name, method)
+    for name in FAMILIES
+    for method in ("Full", "QLoRA NF4", "prompt tuning", "prefix tuning")
+    if (name, method) != ("DeepSeek V3 MoE", "prefix tuning")
+]
+
+
+@pytest.mark.parametrize(("name", "method"), OTHERS)
+def test_a_family_under_the_other_methods(name: str, method: str, work: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    config = test_methods.configured(work, models[name], method, model__path=str(models[name]))
+    found = lives.train(config, tmp_path)
+    assert found.losses[len(found.losses)] < found.losses[1] - 0.01
+    assert_served_as_trained(found, models[name])
+
+
+def test_a_prefix_is_refused_where_keys_and_values_differ_in_size(models: dict[str, Path]) -> None:
+    base = empty(ModelConfig(source="image:///x", path=models["DeepSeek V3 MoE"]))
+    with pytest.raises(UserError, match="keys and values of different sizes"):
+        adapters.wrap(base, MethodConfig(type="PrefixTuning"), models["DeepSeek V3 MoE"], 17)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

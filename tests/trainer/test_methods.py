@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from finetune_trainer import fetch, quantise
+from finetune_trainer.config import ModelConfig, RunConfig
+from finetune_trainer.exits import UserError
 from finetune_trainer.serve.loading import load
 from finetune_trainer.train import checkpoint
+from finetune_trainer.train.model import load_base
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from tests.trainer import lives
 from tests.trainer.support import make_config
@@ -66,3 +74,41 @@ def test_a_checkpoint_has_all_that_trains_and_nothing_else(name: str, work: Path
     trains = {parameter for parameter in run.model.parameters() if parameter.requires_grad}
     assert {value.dtype for value in found[1].weights.values()} == {torch.float32}
     assert sum(value.numel() for value in found[1].weights.values()) == sum(parameter.numel() for parameter in trains)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_learns_in_bfloat16_with_what_trains_in_float32(name: str, work: Path, tiny_model: Path, tmp_path: Path) -> None:
+    found = lives.train(configured(work, tiny_model, name, training__precision="BF16"), tmp_path)
+    assert found.losses[len(found.losses)] < found.losses[1] - 0.02
+    saved = {value.dtype for value in load_file(next(found.artifact.glob("*.safetensors"))).values()}
+    assert saved == {torch.float32}, "adapters are never rounded, a model keeps the dtype of its base"
+
+
+def test_all_weights_are_kept_in_the_dtype_of_the_base(work: Path, tiny_model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "half"
+    shutil.copytree(tiny_model, source)
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(source)
+    path = tmp_path / "models" / "half"
+    fetch.main(RunConfig.model_validate(make_config("fetch", work, source, model__path=str(path))))
+    found = lives.train(configured(work, source, "Full", model__path=str(path)), tmp_path)
+    assert {value.dtype for value in load_file(found.artifact / "model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((found.artifact / "config.json").read_text())["dtype"] == "bfloat16"
+    assert sorted(p.name for p in found.artifact.iterdir()) == sorted(
+        {p.name for p in path.iterdir()} - {"MANIFEST.json"} | {"revision.json"}
+    )  # fmt: skip
+
+
+def test_what_quantisation_leaves_is_what_the_layer_holds(work: Path) -> None:
+    config = ModelConfig(source="image:///x", path=work / "models" / "tiny")
+    plain = load_base(config, False, lives.ALONE.device)
+    packed = load_base(config, False, lives.ALONE.device, "NF4")
+    quantise.round_trip(plain, "NF4")
+    ids = torch.tensor([lives.PROMPTS[0]])
+    with torch.no_grad():
+        torch.testing.assert_close(plain(ids).logits, packed(ids).logits, rtol=0, atol=1e-6)
+    assert packed.lm_head.weight.dtype == torch.float32, "the head stays as it is"
+
+
+def test_a_folder_that_is_no_adapter_is_refused(work: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no adapter_model\.safetensors"):
+        load(work / "models" / "tiny", tmp_path)

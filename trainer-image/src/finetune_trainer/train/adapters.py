@@ -37,6 +37,12 @@ def wrap(base: Any, method: MethodConfig, path: Path, seed: int, recompute: bool
     torch.manual_seed(seed)
     if method.type == "Full":
         return base.requires_grad_(True)
+    if method.type == "PrefixTuning" and getattr(base.config.get_text_config(), "kv_lora_rank", None):
+        raise UserError(
+            "AdapterImpossible",
+            f"method PrefixTuning does not fit this model: a {base.config.model_type} keeps keys and values of different sizes",
+            "Use PromptTuning or PTuning.",
+        )
     settings = peft_config(base, method, path)
     try:
         with warnings.catch_warnings():
