@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from finetune_trainer import fetch, quantise
 from finetune_trainer.config import ModelConfig, RunConfig
+from finetune_trainer.evaluate import loss
 from finetune_trainer.exits import UserError
 from finetune_trainer.serve.loading import load
 from finetune_trainer.train import checkpoint
@@ -63,6 +65,14 @@ def test_a_method_learns_resumes_and_serves_what_it_has_learnt(name: str, work: 
         assert (lives.served_logits(untouched, prompt) - trained).abs().max() > 0.02, "training changed something"
     alone = [lives.greedy(lambda ids: lives.served_logits(loaded, ids), prompt, 6) for prompt in lives.PROMPTS]
     assert lives.generated(loaded) == alone, "together they are answered as each alone"
+    bits = loss._bits(loaded, [(prompt, 1) for prompt in lives.PROMPTS])
+    assert bits == pytest.approx([bits_of(lives.served_logits(loaded, prompt), prompt) for prompt in lives.PROMPTS], rel=1e-4)
+
+
+def bits_of(logits: torch.Tensor, ids: list[int]) -> float:
+    """What all of `ids` but the first take, read one by one."""
+    chosen = logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]]
+    return -chosen.sum().item() / math.log(2)
 
 
 @pytest.mark.parametrize("name", METHODS)
