@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from finetune_trainer import layout
-from finetune_trainer.config import RunConfig
+from finetune_trainer.config import RunConfig, need
 from finetune_trainer.exits import Interrupted
 from finetune_trainer.progress import Progress
 from finetune_trainer.serve.engine import Engine
@@ -53,6 +53,7 @@ def build(config: dict[str, Any], attempt: Path, resume_from: tuple[Path, ...] =
     """What the loop of this attempt works with."""
     paths = {"path": str(attempt.with_name(attempt.name.partition("-")[0])), "resumeFrom": [str(path) for path in resume_from]}
     loaded = RunConfig.model_validate({**config, "run": paths})
+    torch.set_num_threads(need(loaded.compute, "compute").threads)
     return assemble.build(loaded, ALONE, assemble.open_inputs(loaded), attempt, Progress("train"), lambda: None)
 
 
