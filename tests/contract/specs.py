@@ -6,13 +6,13 @@ from typing import Any, Final
 
 from finetune_operator.api import crd
 from finetune_operator.api.quantities import DURATION_PATTERN
-from finetune_operator.api.rules import NOT_YET
+from finetune_operator.api.rules import NOT_YET, PROMPTS, SLOTS
 from hypothesis import strategies as st
 
 Strategy = st.SearchStrategy[Any]
 _WORDS: Final = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=12)
 _UNSUPPORTED: Final = {f"{rule.path}.{rule.field}" for rule in NOT_YET if rule.cel == f"!has(self.{rule.field})"}
-_FORMATS: Final = ("Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput")
+_FORMATS: Final = ("Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput", "Preference")
 _ROWS: Final = (
     "configmap://rows/train.jsonl",
     "pvc://datasets/deep/rows.jsonl",
@@ -50,10 +50,9 @@ _DRAWN: Final[dict[str, Strategy]] = {
     **{f"spec.data.{name}.source": st.sampled_from(_ROWS) for name in ("train", "validation", "test")},
     **{f"spec.data.{name}.format": st.sampled_from(_FORMATS) for name in ("train", "validation", "test")},
     "spec.data.split": st.integers(1, 100).flatmap(_shares) | st.just({}) | st.just({"train": 85, "test": 5}),
-    "spec.method.type": st.just("LoRA"),
-    "spec.method.objective": st.just("SFT"),
     "spec.method.lora.rank": st.integers(1, 512),  # vLLM serves no larger ones
     "spec.method.lora.dropout": _decimal(0, 0.99),
+    "spec.method.dpo.beta": _decimal(0.00001, 100),
     "spec.training.learningRate": _decimal(0.00001, 10),
     "spec.training.checkpoint": st.fixed_dictionaries({}, optional={"every": _DURATION, "keep": st.integers(1, 5)})
     | st.fixed_dictionaries({"everySteps": st.integers(1, 1000)}),
@@ -71,7 +70,29 @@ _DRAWN: Final[dict[str, Strategy]] = {
 
 def specs() -> Strategy:
     """Any spec that is accepted and supported."""
-    return _strategy(crd.schema()["properties"]["spec"], "spec")
+    return _strategy(crd.schema()["properties"]["spec"], "spec").map(_reconciled)
+
+
+def _reconciled(spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec without what its method excludes."""
+    method = spec["method"]
+    kind, preferences = method["type"], method.get("objective") == "DPO"
+    excluded = {
+        "lora": kind not in ("LoRA", "QLoRA"), "quantization": kind != "QLoRA", "prompt": kind not in PROMPTS, "dpo": not preferences,
+    }  # fmt: skip
+    method = {key: value for key, value in method.items() if not excluded.get(key)}
+    if "prompt" in method and kind != "PromptTuning":
+        method["prompt"] = {key: value for key, value in method["prompt"].items() if key != "initText"}
+    data = {slot: _with_format(value, preferences) if slot in SLOTS else value for slot, value in spec["data"].items()}
+    found = {**spec, "method": method, "data": data}
+    if "serving" in spec and (kind in PROMPTS or method.get("lora", {}).get("useDora")):
+        found["serving"] = {key: value for key, value in spec["serving"].items() if key != "runtime"}
+    return found
+
+
+def _with_format(source: dict[str, Any], preferences: bool) -> dict[str, Any]:
+    fits = source.get("format", "Auto") == "Auto" or (source["format"] == "Preference") == preferences
+    return source if fits else {**source, "format": "Auto"}
 
 
 def names() -> Strategy:

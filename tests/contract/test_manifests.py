@@ -174,6 +174,66 @@ def test_the_loss_is_computed_where_the_model_fits() -> None:
     assert "nodeAffinity" in pod["affinity"]
 
 
+def arms(**changes: Any) -> dict[str, Manifest]:
+    """The server's container of each arm that a whole life makes, by what it serves: `base`, or `tuned`."""
+    spec = {
+        "model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"},
+        "evaluation": {"metrics": [{"type": "ExactMatch"}]}, "serving": {}, **changes,
+    }  # fmt: skip
+    made = [manifest for o in life("bot", spec) for kind, manifest in manifests(o) if kind is kinds.DEPLOYMENT]
+    return {
+        "base" if manifest["metadata"]["labels"][names.REVISION] == "base" else "tuned": manifest["spec"]["template"]["spec"]["containers"][
+            0
+        ]
+        for manifest in made
+        if names.ARM in manifest["metadata"]["labels"]
+    }
+
+
+ARTIFACT = "/work/revisions/r/a1-uid/artifact"
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "QLoRA", "PromptTuning", "PrefixTuning", "PTuning"])
+def test_an_adapter_is_served_upon_its_model(kind: str) -> None:
+    made = arms(method={"type": kind})
+    base, tuned = made["base"]["args"], made["tuned"]["args"]
+    assert tuned[1:5] == [*base[1:3], "--adapter", ARTIFACT]
+    assert "--adapter" not in base
+
+
+@pytest.mark.parametrize("compute", [{}, GPUS])
+def test_where_all_weights_trained_the_artifact_is_the_model(compute: Manifest) -> None:
+    made = arms(method={"type": "Full"}, compute=compute)
+    args = made["tuned"]["args"]
+    assert args[0 if compute else 2] == ARTIFACT
+    assert not {"--adapter", "--enable-lora"} & set(args)
+    assert ARTIFACT not in made["base"]["args"]
+
+
+def test_the_loss_of_a_model_of_which_all_weights_trained_is_read_from_the_artifact() -> None:
+    spec = {"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "Full"}}
+    configs = [
+        json.loads(manifest["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG])
+        for o in life("bot", spec)
+        for kind, manifest in manifests(o)
+        if kind is kinds.JOB and manifest["metadata"]["labels"][names.STAGE] == "evaluate"
+    ]
+    assert {(c["model"]["path"], c["evaluation"]["adapterPath"]) for c in configs} == {(ARTIFACT, None)}
+
+
+BY_TRANSFORMERS = {
+    "a trained prompt": {"type": "PTuning"},
+    "DoRA": {"type": "LoRA", "lora": {"useDora": True}},
+}
+
+
+@pytest.mark.parametrize("method", BY_TRANSFORMERS.values(), ids=BY_TRANSFORMERS)
+def test_what_vllm_cannot_serve_is_served_by_transformers_on_its_accelerator(method: Manifest) -> None:
+    tuned, by_vllm = (arms(method=m, compute=GPUS)["tuned"] for m in (method, {"type": "LoRA"}))
+    assert (tuned["image"], by_vllm["image"]) == (IMAGES.trainer, IMAGES.vllm)
+    assert tuned["resources"]["limits"] == by_vllm["resources"]["limits"]
+
+
 @pytest.mark.parametrize("number", [1, 2, 99])
 @pytest.mark.parametrize("stage", [*names.STAGES, names.CLEAN])
 def test_the_longest_names_are_dns_labels(stage: str, number: int) -> None:

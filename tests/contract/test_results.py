@@ -13,7 +13,7 @@ from finetune_operator.decide import layout
 from finetune_operator.decide.stages import _fetched, _prepared, _scored
 from finetune_operator.workloads import EXIT_CLASSES, parse_result, root_cause
 from finetune_trainer import estimate, exits, fetch
-from finetune_trainer.config import ComputeConfig, LoraConfig
+from finetune_trainer.config import ComputeConfig, MethodConfig
 from finetune_trainer.evaluate import scoring
 from finetune_trainer.evaluate.rows import ScoredRow
 
@@ -47,12 +47,12 @@ def test_prepared_data() -> None:
 
 
 def test_an_estimate_for_accelerators_survives_a_long_result_and_one_for_cpus_is_not_kept() -> None:
-    shape = estimate.shape_of({"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 128256})
+    outline = estimate.Outline(8 * 10**9, 0, 0, 2 * 10**7, 8 * 10**9, 4096, 32, 128256)
     rows = {"read": 100, "train": 80, "validation": 10, "test": 10}
     bad = [{"source": "configmap://rows/train.jsonl", "row": n, "reason": "x" * 400} for n in range(10)]
     for gpus in (8, 0):
         said = {
-            **estimate.estimate(shape, LoraConfig(), ComputeConfig.model_validate({"gpusPerNode": gpus}), 10**6, 8192, True),
+            **estimate.estimate(outline, MethodConfig(), ComputeConfig.model_validate({"gpusPerNode": gpus}), 10**6, 1, 8192, True),
             "longest": 700,
         }
         found = _prepared(told({"stage": "prepare", "digest": "cd" * 32, "rows": rows, "invalid": bad, "warnings": [], "estimate": said}))

@@ -79,6 +79,33 @@ def test_a_difference_would_be_seen() -> None:
     assert differences({"a": {"b": 1}, "c": [1, 2]}, {"a": {"b": 2}, "c": [1, 3]}) == [".a.b: 1 became 2", ".c[1]: 2 became 3"]
 
 
+METHODS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
+    "LoRA, as it is": (
+        {"type": "LoRA"},
+        {"lora": {"rank": 16, "alpha": 32, "dropout": 0, "targetModules": [], "useRslora": False, "useDora": False}},
+        2e-4,
+    ),
+    "LoRA's variants": (
+        {"type": "LoRA", "lora": {"rank": 8, "useRslora": True, "useDora": True, "targetModules": ["q_proj"]}},
+        {"lora": {"rank": 8, "alpha": 32, "dropout": 0, "targetModules": ["q_proj"], "useRslora": True, "useDora": True}},
+        2e-4,
+    ),
+    "Full": ({"type": "Full"}, {}, 1e-5),
+    "a prompt": ({"type": "PTuning", "prompt": {"virtualTokens": 4}}, {"prompt": {"virtualTokens": 4, "initText": ""}}, 1e-3),
+    "preferences": ({"type": "Full", "objective": "DPO", "dpo": {"beta": "0.3"}}, {"dpo": {"beta": 0.3}}, 5e-6),
+}
+
+
+@pytest.mark.parametrize(("said", "blocks", "rate"), METHODS.values(), ids=METHODS)
+def test_a_method_carries_its_own_blocks_and_the_learning_rate_that_is_usual_for_it(
+    said: dict[str, Any], blocks: dict[str, Any], rate: float
+) -> None:  # fmt: skip
+    smallest = {"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": said}
+    resolved = runconfig.resolve(load_spec({"metadata": {"name": "bot"}, "spec": smallest}))
+    assert resolved["method"] == {"type": said["type"], "objective": said.get("objective", "SFT"), **blocks}
+    assert resolved["training"]["learningRate"] == rate
+
+
 def test_a_misspelt_key_is_refused() -> None:
     smallest = {"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}}
     spec = load_spec({"metadata": {"name": "bot"}, "spec": smallest})

@@ -301,16 +301,26 @@ def test_a_tokenizer_on_a_volume_that_fails_is_no_users_mistake(stage: str, work
     assert classify(found.value).reason == "VolumeError"
 
 
-EXAMPLE_FILES = {"support-labels/train.jsonl": (1, 5), "text-to-sql/questions.jsonl": (10, 300)}
+EXAMPLE_FILES = {
+    "support-labels/train.jsonl": (1, "SFT"),
+    "text-to-sql/questions.jsonl": (10, "SFT"),
+    "support-tone/train.jsonl": (10, "DPO"),
+}
 
 
 @pytest.mark.parametrize(("name", "expected"), EXAMPLE_FILES.items(), ids=EXAMPLE_FILES)
 def test_the_examples_are_prepared_without_a_complaint(
-    name: str, expected: tuple[int, int], work: Path, tmp_path: Path, tiny_model: Path
+    name: str, expected: tuple[int, str], work: Path, tmp_path: Path, tiny_model: Path
 ) -> None:  # fmt: skip
     values = (EXAMPLES / name).read_text().splitlines()
     folder, result = prepared(
-        work, tmp_path, tiny_model, list(values), training__maxSequenceLength=1024, data__quality={"minResponseCharacters": None}
+        work,
+        tmp_path,
+        tiny_model,
+        list(values),
+        training__maxSequenceLength=1024,
+        data__quality={"minResponseCharacters": None},
+        method__objective=expected[1],
     )
     assert (result["rows"]["invalid"], result["minResponseCharacters"]) == (0, expected[0])
     assert result["rows"]["test"] >= 30

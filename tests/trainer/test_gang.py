@@ -137,9 +137,12 @@ def test_a_rank_that_hangs_ends_the_other_as_stalled(attempt: Attempt, tmp_path:
 def test_what_no_retry_mends_ends_with_20_and_names_the_field(attempt: Attempt, tmp_path: Path) -> None:
     cases = {
         "a sharding that is not built yet": ({"compute__sharding": "ZeRO3"}, "compute.sharding ZeRO3 is not supported yet"),
-        "a method that is not built yet": ({"method__type": "QLoRA"}, "method.type QLoRA is not supported yet"),
+        "rows that the objective does not learn from": (
+            {"method__objective": "DPO", "data__train": {"source": "pvc://a/b", "format": "Messages"}}, "DPO learns from Preference rows",
+        ),
         "target modules that the model lacks": (
-            {"method__lora": {"rank": 4, "alpha": 8, "dropout": 0, "targetModules": ["no_such_layer"]}}, "targetModules",
+            {"method__lora": {"rank": 4, "alpha": 8, "dropout": 0, "targetModules": ["no_such_layer"]}},
+            "the model has no no_such_layer; it has down_proj, gate_proj, k_proj",
         ),
         "a field that nobody knows": ({"training__learnRate": 1}, "learnRate"),
     }  # fmt: skip

@@ -70,7 +70,7 @@ def test_a_crash_at_every_step_of_a_save_leaves_a_checkpoint_to_go_on_from(tmp_p
         found = checkpoint.newest([attempt], "this run")
         assert found is not None, f"after a crash at change {number}"
         assert found[1].state.step in (10, 20)
-        assert torch.equal(found[1].adapter["weight"], torch.full((2, 2), float(found[1].state.step)))
+        assert torch.equal(found[1].weights["weight"], torch.full((2, 2), float(found[1].state.step)))
         assert saved(attempt, 20).is_dir(), "what a crash left does not stand in the way"
         newest = checkpoint.newest([attempt], "this run")
         assert newest is not None
@@ -80,7 +80,7 @@ def test_a_crash_at_every_step_of_a_save_leaves_a_checkpoint_to_go_on_from(tmp_p
 
 BREAKS: dict[str, Callable[[Path], object]] = {
     "has no COMMIT": lambda folder: (folder / "COMMIT").unlink(),
-    "lost a file": lambda folder: (folder / checkpoint.ADAPTER).unlink(),
+    "lost a file": lambda folder: (folder / checkpoint.WEIGHTS).unlink(),
     "has a torn file": lambda folder: os.truncate(folder / checkpoint.OPTIMIZER, 40),
     "has a changed byte": lambda folder: (folder / checkpoint.STATE).write_text((folder / checkpoint.STATE).read_text().replace("2", "3")),
     "has another manifest": lambda folder: (folder / layout.MANIFEST).write_text("{}"),

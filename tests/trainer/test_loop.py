@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from finetune_trainer import hardware
-from finetune_trainer.config import LoraConfig, ModelConfig, RunConfig, TrainingConfig, need
+from finetune_trainer.config import LoraConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig, need
 from finetune_trainer.data import arrays
 from finetune_trainer.exits import Interrupted, NonFinite
 from finetune_trainer.progress import Progress
-from finetune_trainer.train import assemble, checkpoint, model, objective, plan
+from finetune_trainer.train import adapters, assemble, checkpoint, model, objective, plan
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.loop import Loop, Run
 from torch.nn import functional
@@ -31,9 +31,10 @@ def make_run(work: Path, tmp_path: Path) -> Any:
         settings = TrainingConfig.model_validate({"learningRate": 0.003, "seed": 17, "checkpoint": {"everySeconds": None}, **training})
         path = work / "models" / "tiny"
         base = model.load_base(ModelConfig(source="image:///x", path=path), False, ALONE.device)
+        wrapped = adapters.wrap(base, MethodConfig(lora=LoraConfig(rank=4, alpha=8, dropout=dropout)), path, settings.seed)
         return Run(
-            ranks=ALONE, model=model.add_lora(base, LoraConfig(rank=4, alpha=8, dropout=dropout), path, settings.seed, False),
-            training=settings, steps=plan.make(train.lengths, 500, 1, settings.seed, micro), train=train, validation=validation, pad=0,
+            ranks=ALONE, model=wrapped, objective=objective.Sft(objective.reader(wrapped, base, 0)),
+            training=settings, steps=plan.make(train.lengths, 500, 1, settings.seed, micro), train=train, validation=validation,
             bf16=False, attempt=tmp_path / "attempt", fingerprint="f", progress=Progress("train"), beat=lambda: None, resume=resume,
         )  # fmt: skip
 
@@ -57,11 +58,11 @@ def losses(run: Run, monkeypatch: pytest.MonkeyPatch, stop_after: int | None = N
 def test_the_loss_is_the_mean_over_supervised_tokens_as_torch_computes_it(make_run: Any) -> None:
     run = make_run()
     rows = run.steps.rows(0)
-    batch = objective.collate(run.train, rows, run.pad, ALONE.device)
+    batch = objective.collate(run.train, rows, 0, ALONE.device)
     logits = run.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=-100)
     for keeps in (True, False):
-        found = objective.loss_sum(run.model, batch, keeps) / objective.supervised_count(run.train, rows)
+        found = objective.loss_sum(run.model, batch, objective.Reader(0, keeps)) / objective.supervised_count(run.train, rows)
         assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 

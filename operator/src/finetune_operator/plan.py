@@ -160,12 +160,15 @@ def _template(c: Context, wanted: ArmWanted) -> Manifest:
 
 
 def _served(c: Context, name: str) -> Served:
-    """What a server of that revision loads; `base` is the model of the newest revision, untouched."""
-    fields = c.kept(c.draft.revision.name if name == BASE else name)
-    lora = fields["resolved"]["method"].get("lora") or {}
+    """What a server of that revision loads; `base` is the model of the newest revision, untouched. What training all weights left is
+    a model of its own."""
+    resolved = c.kept(c.draft.revision.name if name == BASE else name)["resolved"]
+    lora = resolved["method"].get("lora") or {}
+    artifact = None if name == BASE else c.revision(name).artifact
+    whole = resolved["method"]["type"] == "Full"
     return Served(
-        model=fields["resolved"]["model"]["path"],
-        adapter=None if name == BASE else c.revision(name).artifact,
+        model=artifact if whole and artifact else resolved["model"]["path"],
+        adapter=None if whole else artifact,
         revision=name,
         name=(c.spec.serving.model_name if c.spec.serving else None) or c.owner.name,
         lora_rank=int(lora.get("rank", 16)),

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import yaml
+from finetune_operator.api.rules import broken
 from finetune_operator.api.spec import Spec
 
 from demo import example
@@ -18,6 +19,8 @@ from demo.judge import right, rows
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 SHOP = EXAMPLES / "text-to-sql"
 LABELS = EXAMPLES / "support-labels"
+TONE = EXAMPLES / "support-tone"
+MANIFESTS = sorted(path for path in EXAMPLES.glob("*/*.yaml") if path.name not in ("kustomization.yaml", "namespace.yaml"))
 
 
 def generator(folder: Path) -> ModuleType:
@@ -55,10 +58,32 @@ def test_every_question_and_statement_occurs_once_and_finds_something() -> None:
     assert len(messages) * 0.16 > 50, "a share of 16 % must leave 40 test rows"
 
 
-@pytest.mark.parametrize("folder", [SHOP, LABELS], ids=lambda folder: folder.name)
-def test_the_api_accepts_the_manifest(folder: Path) -> None:
-    manifest = yaml.safe_load((folder / "finetune.yaml").read_text())
+def test_the_pairs_are_what_their_generator_writes() -> None:
+    lines = (TONE / "train.jsonl").read_text().splitlines()
+    assert lines == generator(TONE).generate()
+    rows = [json.loads(line) for line in lines]
+    assert len({row["prompt"] for row in rows}) == len(rows) == 200
+    assert all(row["chosen"] != row["rejected"] for row in rows)
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_api_accepts_the_manifest(path: Path) -> None:
+    manifest = yaml.safe_load(path.read_text())
     Spec.model_validate(manifest["spec"])
+    assert broken(manifest) == []
+    source = manifest["spec"]["data"]["train"]["source"]
+    assert any(f"name: {source.split('/')[2]}" in text or f"configmap {source.split('/')[2]}" in text for text in _beside(path)), source
+
+
+def test_the_examples_show_each_kind_of_method() -> None:
+    methods = [yaml.safe_load(path.read_text())["spec"]["method"] for path in MANIFESTS]
+    assert {"LoRA", "QLoRA", "PromptTuning"} <= {method["type"] for method in methods}
+    assert "DPO" in {method.get("objective") for method in methods}
+
+
+def _beside(path: Path) -> list[str]:
+    """The texts that say where a manifest's ConfigMaps come from."""
+    return [path.read_text(), (path.parent / "kustomization.yaml").read_text()]
 
 
 def test_the_demo_reads_and_makes_the_example() -> None:

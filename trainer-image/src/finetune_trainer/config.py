@@ -98,14 +98,41 @@ class LoraConfig(Model):
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0, ge=0, lt=1)
     target_modules: tuple[str, ...] = ()
+    use_rslora: bool = False
+    use_dora: bool = False
+
+
+class PromptConfig(Model):
+    """Trained tokens (or, for PrefixTuning, keys and values) before every prompt; `init_text` is PromptTuning's alone."""
+
+    virtual_tokens: int = Field(default=20, ge=1)
+    init_text: str = ""
+
+
+class DpoConfig(Model):
+    """Direct preference optimisation; a larger beta keeps the model closer to the base."""
+
+    beta: float = Field(default=0.1, gt=0)
+
+
+Quantization = Literal["NF4", "Int8"]
+PROMPT_METHODS = ("PromptTuning", "PrefixTuning", "PTuning")
 
 
 class MethodConfig(Model):
-    """Which weights train and on which objective."""
+    """Which weights train and on which objective. A block that the type or objective does not use is ignored."""
 
     type: Literal["LoRA", "QLoRA", "Full", "PromptTuning", "PrefixTuning", "PTuning"] = "LoRA"
     objective: Literal["SFT", "DPO"] = "SFT"
     lora: LoraConfig | None = None
+    quantization: Quantization | None = None
+    prompt: PromptConfig | None = None
+    dpo: DpoConfig | None = None
+
+    @property
+    def quantized_as(self) -> Quantization | None:
+        """How the frozen base is stored while QLoRA trains; None: as it is."""
+        return (self.quantization or "NF4") if self.type == "QLoRA" else None
 
 
 class CheckpointConfig(Model):

@@ -1,81 +1,79 @@
 """Memory and time of a training run, before a GPU is asked for.
 
-Memory per rank = weights + trained state (16 bytes a parameter: value, gradient, two moments in fp32) + activations
-+ logits + the framework. Time = 6 floating-point operations a parameter and token, of which a frozen base saves a
-third. Both are estimates: they bound, they do not predict.
+Memory per rank = weights (all that is there, as the method stores it) + gradients and optimizer of what trains + activations + logits
++ the framework, and on CPUs the copies that a roll-back and the best checkpoint need, which on GPUs lie in the host's memory. The first
+three are counted on the model's outline, exactly; the others bound. Time = floating-point operations a parameter and token: 6, of which
+a frozen base saves a quarter; DPO adds one pass forward of the base model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from finetune_trainer.config import ComputeConfig, LoraConfig
+from finetune_trainer.config import ComputeConfig, MethodConfig
 from finetune_trainer.exits import JsonObject
 
 FRAMEWORK_BYTES = 1_200_000_000
 ACTIVATION_VALUES = 34
+LOGIT_BYTES = 12
+FLOAT, MOMENTS = 4, 8  # bytes a trained parameter: its value or gradient; AdamW's two moments
+NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256
+NF4_BYTES = 0.5 + 1 / NF4_BLOCK + 4 / (NF4_BLOCK * NF4_NESTED_BLOCK)  # a weight: 4 bits, its block's byte, that byte's block's float
 CPU_FLOPS_FP32, CPU_FLOPS_BF16 = 45e9, 110e9
 GPU_FLOPS = {"h100": 400e12, "h200": 400e12, "a100": 140e12, "l40": 90e12, "l4": 30e12}
 GPU_FLOPS_UNKNOWN = 50e12
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What the estimate needs of a model's configuration."""
+class Outline:
+    """Parameters by how they are kept: `frozen` in the model's precision, `quantized` (with so many rows) as the method says,
+    `trained` in float32; `active` of all of them take part in one token's pass."""
 
-    parameters: int
+    frozen: int
+    quantized: int
+    quantized_rows: int
+    trained: int
+    active: int
     hidden: int
     layers: int
-    intermediate: int
     vocabulary: int
 
 
-def shape_of(settings: Mapping[str, object]) -> Shape:
-    """The shape that a transformers config.json describes (dense decoder assumed)."""
-
-    def number(*names: str, default: int = 0) -> int:
-        found = next((settings[name] for name in names if isinstance(settings.get(name), int)), default)
-        assert isinstance(found, int)
-        return found
-
-    hidden, layers = number("hidden_size", "n_embd", default=1024), number("num_hidden_layers", "n_layer", default=24)
-    wide = number("intermediate_size", "n_inner", default=4 * hidden)
-    vocabulary = number("vocab_size", default=32000)
-    heads = number("num_attention_heads", "n_head", default=16)
-    head = number("head_dim", default=hidden // heads)
-    narrow = head * number("num_key_value_heads", default=heads)
-    layer = hidden * (2 * head * heads + 2 * narrow) + 3 * hidden * wide
-    embeddings = vocabulary * hidden * (1 if settings.get("tie_word_embeddings", False) else 2)
-    return Shape(layers * layer + embeddings, hidden, layers, wide, vocabulary)
-
-
-def lora_parameters(shape: Shape, lora: LoraConfig) -> int:
-    """Trained parameters of LoRA on all linear layers (an upper bound where fewer are targeted)."""
-    attention = 4 * 2 * shape.hidden
-    feed_forward = 3 * (shape.hidden + shape.intermediate)
-    return lora.rank * shape.layers * (attention + feed_forward)
-
-
-def estimate(shape: Shape, lora: LoraConfig, compute: ComputeConfig, tokens: int, pass_tokens: int, bf16: bool) -> JsonObject:
-    """`memoryBytes` of one rank with its `memory` by component in passes of `passTokens`, and `seconds` of the whole run of `tokens`."""
+def estimate(
+    outline: Outline, method: MethodConfig, compute: ComputeConfig, tokens: int, epochs: float, pass_tokens: int, bf16: bool
+) -> JsonObject:  # fmt: skip
+    """`memoryBytes` of one rank with its `memory` by component in passes of `passTokens`, and `seconds` of a run of so many `tokens`
+    an epoch."""
+    accelerated = compute.gpus_per_node > 0
     width = 2 if bf16 else 4
-    trained = lora_parameters(shape, lora)
+    trained = outline.trained
     memory = {
-        "weights": shape.parameters * width,
-        "trained": trained * 16,
-        "activations": pass_tokens * shape.layers * shape.hidden * ACTIVATION_VALUES * width,
-        "logits": pass_tokens * shape.vocabulary * 12,
+        "weights": round(weights(outline, method, bf16)),
+        "gradients": trained * FLOAT,
+        "optimizer": trained * MOMENTS,
+        "activations": pass_tokens * outline.layers * outline.hidden * ACTIVATION_VALUES * width,
+        "logits": pass_tokens * outline.vocabulary * LOGIT_BYTES,
         "framework": FRAMEWORK_BYTES,
+        **({} if accelerated else {"copies": trained * (2 * FLOAT + MOMENTS)}),
     }
-    seconds = tokens * 4.5 * shape.parameters / speed(compute, bf16) + 30
+    each = (6 if method.type == "Full" else 4.5) * epochs + (2 if method.objective == "DPO" else 0)
+    seconds = tokens * each * outline.active / speed(compute, bf16) + 30
     return {
         "memoryBytes": sum(memory.values()),
         "memory": memory,
         "seconds": round(seconds),
         "passTokens": pass_tokens,
-        "accelerated": compute.gpus_per_node > 0,
+        "accelerated": accelerated,
     }
+
+
+def weights(outline: Outline, method: MethodConfig, bf16: bool) -> float:
+    """Bytes of all weights. Where all of them train, a pass in bfloat16 casts each for its time."""
+    if method.type == "Full":
+        return outline.trained * (FLOAT + (2 if bf16 else 0))
+    each = {"NF4": NF4_BYTES, "Int8": 1.0, None: 0.0}[method.quantized_as]
+    scales = outline.quantized_rows * FLOAT if method.quantized_as == "Int8" else 0
+    return outline.frozen * (2 if bf16 else 4) + outline.quantized * each + scales + outline.trained * FLOAT
 
 
 def speed(compute: ComputeConfig, bf16: bool) -> float:

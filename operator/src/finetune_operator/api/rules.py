@@ -15,6 +15,13 @@ from typing import Any, Final
 from finetune_operator.api.quantities import DECIMAL_PATTERN
 
 Node = Any
+PROMPTS: Final = ("PromptTuning", "PrefixTuning", "PTuning")
+SLOTS: Final = ("train", "validation", "test")
+_FORMAT_CEL: Final = " && ".join(
+    f"(!has(self.data.{slot}) || !has(self.data.{slot}.format) || self.data.{slot}.format == 'Auto' || "
+    f"(self.data.{slot}.format == 'Preference') == (has(self.method.objective) && self.method.objective == 'DPO'))"
+    for slot in SLOTS
+)
 NAME_PATTERN: Final = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
 
@@ -53,7 +60,24 @@ def _served_by_vllm(spec: Node) -> bool:
     if serving is None or serving.get("image"):
         return False
     runtime = serving.get("runtime", "Auto")
+    if spec["method"]["type"] in PROMPTS or spec["method"].get("lora", {}).get("useDora"):
+        return bool(runtime == "vLLM")
     return bool(runtime == "vLLM" or (runtime == "Auto" and spec.get("compute", {}).get("accelerator")))
+
+
+def _fits_vllm(spec: Node) -> bool:
+    """Whether vLLM is not asked for, or can serve what is trained."""
+    serving, method = spec.get("serving"), spec["method"]
+    if serving is None or serving.get("image") or serving.get("runtime") != "vLLM":
+        return True
+    return method["type"] not in PROMPTS and not method.get("lora", {}).get("useDora")
+
+
+def _formats_fit(spec: Node) -> bool:
+    """Whether every format that is named is one that the objective learns from."""
+    wanted = spec["method"].get("objective") == "DPO"
+    named = [spec["data"].get(slot, {}).get("format", "Auto") for slot in SLOTS]
+    return all(name == "Auto" or (name == "Preference") == wanted for name in named)
 
 
 def _some_time(path: str, field: str) -> Rule:
@@ -96,9 +120,54 @@ ALWAYS: Final = (
         lambda method: "lora" not in method or method["type"] in ("LoRA", "QLoRA"),
     ),
     Rule(
+        "spec.method", "quantization",
+        "!has(self.quantization) || self.type == 'QLoRA'",
+        "belongs to method.type QLoRA; remove it or change the type",
+        lambda method: "quantization" not in method or method["type"] == "QLoRA",
+    ),
+    Rule(
+        "spec.method", "prompt",
+        "!has(self.prompt) || self.type in ['PromptTuning', 'PrefixTuning', 'PTuning']",
+        "belongs to method.type PromptTuning, PrefixTuning or PTuning; remove it or change the type",
+        lambda method: "prompt" not in method or method["type"] in PROMPTS,
+    ),
+    Rule(
+        "spec.method", "prompt.initText",
+        "!has(self.prompt) || !has(self.prompt.initText) || self.type == 'PromptTuning'",
+        "belongs to method.type PromptTuning; remove it or change the type",
+        lambda method: "initText" not in method.get("prompt", {}) or method["type"] == "PromptTuning",
+    ),
+    Rule(
+        "spec.method", "dpo",
+        "!has(self.dpo) || (has(self.objective) && self.objective == 'DPO')",
+        "belongs to method.objective DPO; remove it or set that",
+        lambda method: "dpo" not in method or method.get("objective") == "DPO",
+    ),
+    Rule(
+        "spec.method.dpo", "beta",
+        "!has(self.beta) || (double(self.beta) > 0.0 && double(self.beta) <= 100.0)",
+        'must be above 0 and at most 100; "0.1" is usual',
+        lambda dpo: 0 < float(dpo.get("beta", 0.1)) <= 100,
+    ),
+    Rule(
+        "spec", "method.objective",
+        _FORMAT_CEL,
+        "DPO learns from rows of format Preference, SFT from all others; change the objective or data's format",
+        _formats_fit,
+    ),
+    Rule(
+        "spec", "serving.runtime",
+        "!has(self.serving) || has(self.serving.image) || self.serving.runtime != 'vLLM' || "
+        "(!(self.method.type in ['PromptTuning', 'PrefixTuning', 'PTuning']) && "
+        "!(has(self.method.lora) && has(self.method.lora.useDora) && self.method.lora.useDora))",
+        "vLLM serves neither trained prompts nor DoRA; use Transformers or Auto",
+        _fits_vllm,
+    ),
+    Rule(
         "spec", "method.lora.rank",
         "!has(self.method.lora) || !has(self.method.lora.rank) || self.method.lora.rank <= 512 || !has(self.serving) || "
-        "has(self.serving.image) || self.serving.runtime == 'Transformers' || (self.serving.runtime == 'Auto' && !has(self.compute.accelerator))",
+        "has(self.serving.image) || self.serving.runtime == 'Transformers' || (self.serving.runtime == 'Auto' && "
+        "(!has(self.compute.accelerator) || (has(self.method.lora.useDora) && self.method.lora.useDora)))",
         "vLLM serves ranks up to 512; lower it, or set serving.runtime to Transformers",
         lambda spec: spec["method"].get("lora", {}).get("rank", 16) <= 512 or not _served_by_vllm(spec),
     ),
@@ -183,7 +252,7 @@ def _not_from(path: str, field: str, schemes: tuple[str, ...], instead: str) -> 
     return _not_yet(path, field, cel, lambda node: not node[field].startswith(schemes), f"{instead} instead of {' or '.join(schemes)}")
 
 
-_FORMATS: Final = ("Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput")
+_FORMATS: Final = ("Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput", "Preference")
 
 
 def _rows(path: str) -> Iterator[Rule]:
@@ -203,8 +272,6 @@ NOT_YET: Final = (
     ),
     *(rule for name in ("train", "validation", "test") for rule in _rows(f"spec.data.{name}")),
     _unset("spec.data", "mix", "join the files into one source"),
-    _only("spec.method", "type", ("LoRA",), "use LoRA"),
-    _only("spec.method", "objective", ("SFT",), "use SFT"),
     _only("spec.compute", "sharding", ("Auto", "DDP"), "use Auto"),
     _not_from("spec.evaluation.metrics[].sqlExecution", "schema", ("hf://", "s3://", "https://"), "use configmap://, pvc:// or image:///"),
     _unset("spec.evaluation.gate", "maxForgettingPercent"),

@@ -159,7 +159,32 @@ class Lora(SpecModel):
     alpha: Annotated[int | None, RETRAIN] = Field(default=None, ge=1, le=4096, description="Default 32.")
     dropout: Annotated[Decimal | None, RETRAIN] = Field(default=None, description="Default 0.")
     target_modules: Annotated[list[Word] | None, RETRAIN] = Field(
-        default=None, max_length=64, description="Default: all linear layers but the head and a MoE's router."
+        default=None,
+        max_length=64,
+        description="Ends of layers' names; `experts.down_proj` and the like for a MoE's experts. Default: all linear layers but the head, a MoE's router and its experts.",
+    )
+    use_rslora: Annotated[bool | None, RETRAIN] = Field(
+        default=None, description="Scale by alpha / √rank instead of alpha / rank; default false."
+    )
+    use_dora: Annotated[bool | None, RETRAIN] = Field(
+        default=None, description="Train magnitudes too (DoRA), which vLLM does not serve; default false."
+    )
+
+
+class Prompt(SpecModel):
+    """Trained tokens before every prompt."""
+
+    virtual_tokens: Annotated[int | None, RETRAIN] = Field(default=None, ge=1, le=4096, description="Default 20.")
+    init_text: Annotated[Annotated[str, Field(min_length=1, max_length=4096)] | None, RETRAIN] = Field(
+        default=None, description="For PromptTuning: they begin as this text's tokens; default: as random ones."
+    )
+
+
+class Dpo(SpecModel):
+    """Direct preference optimisation."""
+
+    beta: Annotated[Decimal | None, RETRAIN] = Field(
+        default=None, description='How close to the base model to stay: larger is closer; default "0.1".'
     )
 
 
@@ -167,8 +192,15 @@ class Method(SpecModel):
     """Which weights train, on what objective."""
 
     type: Annotated[Literal["Full", "LoRA", "QLoRA", "PromptTuning", "PrefixTuning", "PTuning"], RETRAIN]
-    objective: Annotated[Literal["SFT", "DPO"] | None, RETRAIN] = Field(default=None, description="Default SFT.")
+    objective: Annotated[Literal["SFT", "DPO"] | None, RETRAIN] = Field(
+        default=None, description="DPO learns from rows of format Preference, SFT from all others; default SFT."
+    )
     lora: Lora | None = None
+    quantization: Annotated[Literal["NF4", "Int8"] | None, RETRAIN] = Field(
+        default=None, description="How QLoRA keeps the frozen base while it trains; default NF4 (4 bits, doubly quantised)."
+    )
+    prompt: Prompt | None = None
+    dpo: Dpo | None = None
 
 
 class EarlyStopping(SpecModel):
@@ -191,7 +223,9 @@ class Training(SpecModel):
     """The optimisation."""
 
     epochs: Annotated[int | None, RETRAIN] = Field(default=None, ge=1, le=1000, description="Default 3.")
-    learning_rate: Annotated[Decimal | None, RETRAIN] = Field(default=None, description='Default "2e-4".')
+    learning_rate: Annotated[Decimal | None, RETRAIN] = Field(
+        default=None, description='Default "2e-4"; Full "1e-5", PromptTuning "3e-2", PrefixTuning "1e-2", PTuning "1e-3"; DPO "5e-6".'
+    )
     max_sequence_length: Annotated[int | None, RETRAIN] = Field(default=None, ge=16, le=1048576, description="Tokens; default 2048.")
     tokens_per_step: Annotated[int | None, RETRAIN] = Field(
         default=None, ge=16, le=67108864, description="Default: what leaves at least 50 steps an epoch, at most 32768."
@@ -292,7 +326,7 @@ class Serving(SpecModel):
     """How the model serves; absent: train only."""
 
     runtime: Annotated[Literal["Auto", "Transformers", "vLLM"], REDEPLOY] = Field(
-        default="Auto", description="Auto: vLLM with an accelerator, else Transformers."
+        default="Auto", description="Auto: vLLM with an accelerator, else Transformers; always the latter for trained prompts and DoRA."
     )
     image: Annotated[Annotated[str, Field(max_length=512)] | None, REDEPLOY] = Field(
         default=None, description="Replaces the server's image; started with `finetune-trainer serve`'s arguments, port and probe."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from finetune_operator import names
+from finetune_operator.api.rules import PROMPTS
 from finetune_operator.api.spec import Spec
 from finetune_operator.build import pods
 from finetune_operator.build.pods import Devices, Images, Manifest, Owner
@@ -19,7 +20,7 @@ VLLM_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # --max-lora-rank ta
 
 @dataclass(frozen=True)
 class Served:
-    """What a server loads. `adapter` is None for the untouched base model."""
+    """What a server loads. `adapter` is None for the untouched base model, and for one of which all weights were trained."""
 
     model: str
     adapter: str | None
@@ -100,10 +101,12 @@ def vllm_args(served: Served, gpus: int) -> list[str]:
 
 
 def runtime(spec: Spec) -> str:
-    """`Auto` is vLLM where an accelerator is asked for, else transformers."""
+    """`Auto` is vLLM where an accelerator is asked for and it can serve what is trained, else transformers."""
     wanted = spec.serving.runtime if spec.serving else "Auto"
     if wanted != "Auto":
         return wanted
+    if spec.method.type in PROMPTS or (spec.method.lora and spec.method.lora.use_dora):
+        return "Transformers"
     return "vLLM" if spec.compute.accelerator else "Transformers"
 
 

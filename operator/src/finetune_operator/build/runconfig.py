@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from finetune_operator import names
 from finetune_operator.api.fields import digest
 from finetune_operator.api.quantities import decimal, seconds
-from finetune_operator.api.spec import CheckpointPolicy, Spec
+from finetune_operator.api.rules import PROMPTS
+from finetune_operator.api.spec import CheckpointPolicy, Lora, Prompt, Spec
 from finetune_operator.api.status import Cleaning
 from finetune_operator.build import sources
 from finetune_operator.build.jobs import TRAIN_GRACE_SECONDS, Stage, job_name
 
 Config = dict[str, Any]
 STALL_SECONDS = 600
+# Where none is asked for: what is usual for the method, and for DPO whatever trains.
+LEARNING_RATES: Final[Mapping[str, float]] = {
+    "LoRA": 2e-4, "QLoRA": 2e-4, "Full": 1e-5, "PromptTuning": 3e-2, "PrefixTuning": 1e-2, "PTuning": 1e-3, "DPO": 5e-6,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -146,24 +151,38 @@ def _rows(spec: Spec, slot: str) -> Config | None:
 
 
 def _method(spec: Spec) -> Config:
-    method, lora = spec.method, spec.method.lora
+    """The method, with the blocks that its type and objective use."""
+    method = spec.method
+    found: Config = {"type": method.type, "objective": method.objective or "SFT"}
+    if method.type in ("LoRA", "QLoRA"):
+        found["lora"] = _lora(method.lora or Lora())
+    if method.type == "QLoRA":
+        found["quantization"] = method.quantization or "NF4"
+    if method.type in PROMPTS:
+        prompt = method.prompt or Prompt()
+        found["prompt"] = {"virtualTokens": _or(prompt.virtual_tokens, 20), "initText": prompt.init_text or ""}
+    if found["objective"] == "DPO":
+        found["dpo"] = {"beta": decimal(method.dpo.beta) if method.dpo and method.dpo.beta else 0.1}
+    return found
+
+
+def _lora(lora: Lora) -> Config:
     return {
-        "type": method.type,
-        "objective": method.objective or "SFT",
-        "lora": {
-            "rank": _or(lora and lora.rank, 16),
-            "alpha": _or(lora and lora.alpha, 32),
-            "dropout": decimal(lora.dropout) if lora and lora.dropout else 0,
-            "targetModules": list(lora.target_modules or ()) if lora else [],
-        },
+        "rank": _or(lora.rank, 16),
+        "alpha": _or(lora.alpha, 32),
+        "dropout": decimal(lora.dropout) if lora.dropout else 0,
+        "targetModules": list(lora.target_modules or ()),
+        "useRslora": bool(lora.use_rslora),
+        "useDora": bool(lora.use_dora),
     }
 
 
 def _training(spec: Spec) -> Config:
     t = spec.training
+    usual = LEARNING_RATES["DPO" if spec.method.objective == "DPO" else spec.method.type]
     return {
         "epochs": _or(t and t.epochs, 3),
-        "learningRate": decimal(t.learning_rate) if t and t.learning_rate else 2e-4,
+        "learningRate": decimal(t.learning_rate) if t and t.learning_rate else usual,
         "maxSequenceLength": _or(t and t.max_sequence_length, 2048),
         "tokensPerStep": t.tokens_per_step if t else None,
         "microBatchTokens": None,

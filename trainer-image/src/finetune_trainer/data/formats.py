@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from finetune_trainer.data.sources import RawRow
 from finetune_trainer.exits import UserError
+from finetune_trainer.methods import PREFERENCE
 
 ROLES = ("system", "user", "assistant")
 Message = dict[str, str]
@@ -24,12 +25,14 @@ class RowError(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation with where it came from; `digest` identifies its content (sha256, hex)."""
+    """One conversation with where it came from; `digest` identifies its content (sha256, hex). Where answers are compared, `messages`
+    ends with the preferred one, and `rejected` is the conversation with the other."""
 
     source: str
     row: int
     messages: tuple[Message, ...]
     digest: str
+    rejected: tuple[Message, ...] = ()
 
     @property
     def response(self) -> str:
@@ -59,13 +62,15 @@ def detect(name: str, rows: Iterable[RawRow]) -> str:
         raise UserError(
             "FormatUnknown",
             f"{name}: no known format (fields found: {seen})",
-            "Use messages, prompt+completion, instruction(+input)+output, or input+output.",
+            "Use messages, prompt+completion, instruction(+input)+output, input+output, or prompt+chosen+rejected.",
         )
     return votes.most_common(1)[0][0]
 
 
 def shape_of(value: dict[str, object]) -> str:
     """The format whose fields `value` has, or ''."""
+    if "chosen" in value and "rejected" in value:
+        return PREFERENCE
     if "messages" in value:
         return "Messages"
     if "prompt" in value and "completion" in value:

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from finetune_trainer import estimate, hardware, layout, schedule
-from finetune_trainer.config import DataConfig, LoraConfig, RunConfig, SourceConfig, need
-from finetune_trainer.data import arrays, formats, quality, report, sources
+from finetune_trainer.config import PROMPT_METHODS, DataConfig, MethodConfig, PromptConfig, RunConfig, SourceConfig, need
+from finetune_trainer.data import arrays, formats, preference, quality, report, sources
 from finetune_trainer.data.formats import Rejected
 from finetune_trainer.data.templates import ChatEncoder, Encoded, prove
 from finetune_trainer.exits import Infrastructure, JsonObject, TrainerError, UserError, raise_volume_failure
-from finetune_trainer.methods import require_supported
+from finetune_trainer.methods import PREFERENCE, require_fitting, require_supported
 from finetune_trainer.progress import Progress, serving
 
 SHOWN_INVALID = 10
@@ -75,11 +75,13 @@ def load_tokenizer(folder: Path, allow_remote_code: bool) -> object:
 
 def _prepare(config: RunConfig, data: DataConfig, progress: Progress) -> JsonObject:
     progress.update(state="loading")
-    loaded = load_rows(data)
+    loaded = load_rows(data, need(config.method, "method"))
     _refuse_too_many(loaded, data.quality.max_invalid_percent)
     progress.update(state="tokenizing", percent=20)
     tokenizer = load_tokenizer(config.model.path, config.model.allow_remote_code)
-    encoded, rejected, too_long = encode(config, loaded.splits, ChatEncoder(tokenizer))
+    chat = ChatEncoder(tokenizer)
+    encoder = preference.PairEncoder(chat) if need(config.method, "method").objective == "DPO" else chat
+    encoded, rejected, too_long = encode(config, loaded.splits, encoder)
     loaded.rejected.extend(rejected)
     _refuse_too_many(loaded, data.quality.max_invalid_percent)
     if not encoded["train"]:
@@ -90,7 +92,7 @@ def _prepare(config: RunConfig, data: DataConfig, progress: Progress) -> JsonObj
             "Correct the rows, or loosen data.quality.",
         )
     sample = encoded["train"][:PROVEN_ROWS]
-    prove(sample, ChatEncoder(tokenizer), tokenizer)
+    prove([conversation for item in sample for conversation in item.conversations()], chat, tokenizer)
     progress.update(state="writing", percent=80)
     facts = _facts(config, loaded, encoded, too_long)
     with layout.transaction(data.path, layout.DATA_MANIFEST, has_lock=True) as work:
@@ -100,7 +102,7 @@ def _prepare(config: RunConfig, data: DataConfig, progress: Progress) -> JsonObj
     return _result(layout.read_manifest(data.path, layout.DATA_MANIFEST))
 
 
-def load_rows(data: DataConfig) -> Loaded:
+def load_rows(data: DataConfig, method: MethodConfig) -> Loaded:
     """Read, convert, clean, deduplicate and split the sources."""
     rejected: list[Rejected] = []
     read = 0
@@ -108,7 +110,8 @@ def load_rows(data: DataConfig) -> Loaded:
     for name, source in _sources(data):
         raw = sources.read(source)
         wanted = formats.detect(source.source, raw) if source.format == "Auto" else source.format
-        good, bad = formats.convert(raw, wanted)
+        require_fitting(method, source.model_copy(update={"format": wanted}))
+        good, bad = preference.convert(raw) if wanted == PREFERENCE else formats.convert(raw, wanted)
         read += len(raw)
         rejected += bad
         by_split[name] += good
@@ -131,7 +134,9 @@ def load_rows(data: DataConfig) -> Loaded:
     return Loaded(splits, rejected, read, duplicates + leaked, minimum, _warnings(splits, leaked))
 
 
-def encode(config: RunConfig, splits: quality.Splits, encoder: ChatEncoder) -> tuple[dict[str, list[Encoded]], list[Rejected], int]:
+def encode(
+    config: RunConfig, splits: quality.Splits, encoder: ChatEncoder | preference.PairEncoder
+) -> tuple[dict[str, list[Encoded]], list[Rejected], int]:  # fmt: skip
     """Tokenise every split; rows that the template refuses are rejected, rows that are too long treated as asked."""
     limits = [need(config.training, "training").max_sequence_length, need(config.data, "data").quality.max_tokens]
     limit = min(value for value in limits if value is not None)
@@ -147,7 +152,7 @@ def encode(config: RunConfig, splits: quality.Splits, encoder: ChatEncoder) -> t
             except formats.RowError as error:
                 rejected.append(Rejected(row.source, row.row, str(error)))
                 continue
-            if len(item.ids) > limit:
+            if item.longest > limit:
                 too_long += 1
                 kept = _shorten(item, limit, policy)
                 result[name] += [kept] if kept else []
@@ -157,12 +162,11 @@ def encode(config: RunConfig, splits: quality.Splits, encoder: ChatEncoder) -> t
 
 
 def _shorten(item: Encoded, limit: int, policy: str) -> Encoded | None:
-    where = f"row {item.row.row} of {item.row.source} has {len(item.ids)} tokens, more than {limit}"
+    where = f"row {item.row.row} of {item.row.source} has {item.longest} tokens, more than {limit}"
     if policy == "Fail":
         raise UserError("RowTooLong", where, "Shorten it, raise the limit, or set data.quality.onTooLong to Drop.")
-    if policy == "Drop" or not any(item.mask[:limit]):
-        return None
-    return Encoded(item.row, item.ids[:limit], item.mask[:limit])
+    shortened = item.shortened(limit)
+    return None if policy == "Drop" or not shortened.teaches() else shortened
 
 
 def _sources(data: DataConfig) -> list[tuple[str, SourceConfig]]:
@@ -194,17 +198,17 @@ def _refuse_too_many(loaded: Loaded, limit: float) -> None:
 
 
 def _facts(config: RunConfig, loaded: Loaded, encoded: dict[str, list[Encoded]], too_long: int) -> JsonObject:
-    training, compute = need(config.training, "training"), need(config.compute, "compute")
+    from finetune_trainer.train import outline
+
+    training, compute, method = need(config.training, "training"), need(config.compute, "compute"), need(config.method, "method")
     train = encoded["train"]
     tokens = sum(len(item.ids) for item in train)
     step_tokens = schedule.tokens_per_step(tokens, len(train), training.tokens_per_step)
     per_epoch = schedule.steps_per_epoch(tokens, len(train), step_tokens)
-    shape = estimate.shape_of(json.loads((config.model.path / "config.json").read_text()))
-    lora = need(config.method, "method").lora or LoraConfig()
-    longest = max((len(item.ids) for item in train), default=1)
+    longest = max((_width(item, method) for item in train), default=1)
     passes = max(longest, min(hardware.micro_batch_tokens(training, compute), step_tokens))
     bf16 = hardware.uses_bf16(training, compute)
-    forecast = estimate.estimate(shape, lora, compute, round(tokens * training.epochs), passes, bf16)
+    forecast = estimate.estimate(outline.count(config.model, method), method, compute, tokens, training.epochs, passes, bf16)
     warnings = loaded.warnings + ([f"{too_long} rows were too long (onTooLong)"] if too_long else [])
     return {
         "rows": {
@@ -226,9 +230,16 @@ def _facts(config: RunConfig, loaded: Loaded, encoded: dict[str, list[Encoded]],
     }
 
 
+def _width(item: Encoded, method: MethodConfig) -> int:
+    """Tokens that a row takes of a pass: its conversations as long as the longest, a trained prompt before each."""
+    virtual = (method.prompt or PromptConfig()).virtual_tokens if method.type in PROMPT_METHODS else 0
+    return len(item.conversations()) * (item.longest + virtual)
+
+
 def _write(folder: Path, encoded: dict[str, list[Encoded]], facts: JsonObject, sample: Encoded, tokenizer: object) -> None:
-    arrays.save(folder, "train", encoded["train"])
-    arrays.save(folder, "validation", encoded["validation"])
+    save = preference.save if isinstance(sample, preference.EncodedPair) else arrays.save
+    for split in ("train", "validation"):
+        save(folder, split, encoded[split])
     hashes = sorted({item.row.digest for item in encoded["train"]})
     sealed = {item.row.digest for item in encoded["test"]}
     if sealed & set(hashes):

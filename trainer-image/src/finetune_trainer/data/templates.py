@@ -28,6 +28,23 @@ class Encoded:
     ids: tuple[int, ...]
     mask: tuple[bool, ...]
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest conversation."""
+        return len(self.ids)
+
+    def conversations(self) -> tuple[Encoded, ...]:
+        """What was encoded, one conversation each."""
+        return (self,)
+
+    def shortened(self, limit: int) -> Encoded:
+        """Each conversation cut after `limit` tokens."""
+        return Encoded(self.row, self.ids[:limit], self.mask[:limit])
+
+    def teaches(self) -> bool:
+        """Whether something is supervised in each conversation."""
+        return any(self.mask)
+
 
 class ChatEncoder:
     """Renders and tokenises with one tokenizer. Raises UserError if it has no chat template."""
@@ -45,6 +62,10 @@ class ChatEncoder:
             return self._encode(row, turns)
         except RowError:
             return self._encode(row, turns[-1:])
+
+    def encode_last(self, row: Row) -> Encoded:
+        """Tokens and mask of a row whose last assistant turn alone is supervised."""
+        return self._encode(row, [len(row.messages) - 1])
 
     def _encode(self, row: Row, turns: Sequence[int]) -> Encoded:
         ids: list[int] = []

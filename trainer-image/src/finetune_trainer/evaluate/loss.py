@@ -18,6 +18,7 @@ from finetune_trainer.data.templates import ChatEncoder
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
 from finetune_trainer.exits import UserError
 from finetune_trainer.serve.loading import Loaded
+from finetune_trainer.serve.prefix import begin
 
 BATCH_TOKENS = 4096  # padded tokens read at once
 MAX_ROWS = 16
@@ -79,7 +80,10 @@ def _bits(loaded: Loaded, batch: Sequence[tuple[list[int], int]]) -> list[float]
     for index, (ids, _) in enumerate(batch):
         tokens[index, : len(ids)] = torch.tensor(ids)
         mask[index, : len(ids)] = 1
-    output: Any = loaded.model(input_ids=tokens.to(loaded.device), attention_mask=mask.to(loaded.device), use_cache=False)
+    cache, mask, positions = begin(loaded.prefix, len(batch), mask.to(loaded.device))
+    output: Any = loaded.model(
+        input_ids=tokens.to(loaded.device), attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    )
     return [_row_bits(output.logits[index], ids, first) for index, (ids, first) in enumerate(batch)]
 
 

@@ -1,7 +1,7 @@
 """The running batch: rows of unequal length, right-aligned, sharing one key-value cache.
 
-Invariant: a row's tokens are contiguous and end at the last column; columns left of them are masked, so a row's answer
-does not depend on which other rows are there (but for rounding).
+Invariant: a row's tokens are contiguous and end at the last column; before them is, where a prompt was trained, its prefix; all
+other columns are masked, so a row's answer does not depend on which other rows are there (but for rounding).
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import torch
 from torch.nn.functional import pad
 
 from finetune_trainer.serve.generation import Generation
+from finetune_trainer.serve.prefix import Prefix, begin
 
 
 class Batch:
     """Rows that generate together. All methods run in the engine's thread under `torch.inference_mode`."""
 
-    def __init__(self, model: Any, device: torch.device) -> None:
-        self._model, self._device = model, device
+    def __init__(self, model: Any, device: torch.device, prefix: Prefix | None = None) -> None:
+        self._model, self._device, self._prefix = model, device, prefix
         self.rows: list[Generation] = []
         self._mask = torch.empty(0, 0, dtype=torch.long, device=device)  # (rows, columns), 1 = a token
         self._cache: Any = None
@@ -30,16 +31,14 @@ class Batch:
 
     def prefill(self, rows: list[Generation]) -> torch.Tensor:
         """Read the prompts of `rows` and add them; returns their next-token logits (rows, vocabulary), float32."""
-        from transformers import DynamicCache
-
         width = max(len(row.prompt) for row in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for index, row in enumerate(rows):
             ids[index, width - len(row.prompt) :] = torch.tensor(row.prompt)
             mask[index, width - len(row.prompt) :] = 1
-        ids, mask, cache = ids.to(self._device), mask.to(self._device), DynamicCache()
-        logits = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
+        cache, mask, positions = begin(self._prefix, len(rows), mask.to(self._device))
+        logits = self._forward(ids.to(self._device), mask, positions, cache)
         if not self.rows:
             self._cache, self._mask = cache, mask
         else:

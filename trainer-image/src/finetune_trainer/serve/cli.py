@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The arguments of docs/contracts.md."""
     p = argparse.ArgumentParser(prog="finetune-trainer serve", description="Serve a model with OpenAI's API.")
-    p.add_argument("--model", type=Path, required=True, help="folder of the base model")
-    p.add_argument("--adapter", type=Path, help="folder of a LoRA adapter to merge")
+    p.add_argument("--model", type=Path, required=True, help="folder of the base model, or of one of which all weights were trained")
+    p.add_argument("--adapter", type=Path, help="folder of an adapter: of low rank, or a trained prompt")
     p.add_argument("--served-model-name", required=True, help="the name that requests ask for")
     p.add_argument("--host", default="0.0.0.0")
     p.add_argument("--port", type=int, default=8000)

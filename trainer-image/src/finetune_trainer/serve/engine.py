@@ -38,7 +38,7 @@ class Engine:
         self._waiting: deque[Generation] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._batch = Batch(loaded.model, loaded.device)
+        self._batch = Batch(loaded.model, loaded.device, loaded.prefix)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -127,6 +127,7 @@ class Engine:
         width = max(len(row.prompt) for row in joining)
         if len(joining) > 1 and width * len(joining) > PREFILL_TOKENS:
             return False
+        width += self._loaded.prefix.tokens if self._loaded.prefix else 0
         rows = [*self._batch.rows, *joining]
         growth = max(row.sampling.max_tokens - row.tokens for row in rows)
         return len(rows) == 1 or len(rows) * (max(self._batch.columns, width) + growth) <= CACHE_TOKENS

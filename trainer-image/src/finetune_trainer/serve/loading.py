@@ -1,4 +1,5 @@
-"""Load what is served: a model folder, and on it an adapter folder merged into the weights.
+"""Load what is served: a model folder (a fetched one, or what training all weights left), and on it an adapter folder: one of low
+rank is merged into the weights, a trained prompt stands before every row.
 
 Invariant: nothing from a folder is executed or unpickled (safetensors only, no remote code), nothing is downloaded, and
 a folder of the work volume is read only if it carries its COMMIT.
@@ -6,6 +7,7 @@ a folder of the work volume is read only if it carries its COMMIT.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from dataclasses import dataclass
@@ -14,10 +16,12 @@ from typing import Any
 
 import torch
 
-from finetune_trainer import layout
+from finetune_trainer import layout, quantise
+from finetune_trainer.config import MethodConfig, Quantization
 from finetune_trainer.data.formats import Row, RowError
 from finetune_trainer.data.templates import ChatEncoder
 from finetune_trainer.exits import Infrastructure, UserError, raise_volume_failure
+from finetune_trainer.serve.prefix import Prefix, of
 
 WORK = Path("/work")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -26,13 +30,15 @@ _FAST_BF16 = ("avx512_bf16", "amx_bf16")
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to generate, its tokenizer, the ids that end a turn and its longest sequence in tokens."""
+    """A model ready to generate, its tokenizer, the ids that end a turn, its longest sequence in tokens (a prefix not counted), and
+    what stands before every row."""
 
     model: Any
     tokenizer: Any
     end_ids: frozenset[int]
     max_model_len: int
     device: torch.device
+    prefix: Prefix | None = None
 
 
 def load(
@@ -42,13 +48,12 @@ def load(
     the volume fails."""
     from transformers import AutoTokenizer
 
-    check(model, layout.MODEL_MANIFEST, work)
-    if adapter is not None:
-        check(adapter, layout.ARTIFACT_MANIFEST, work)
+    for folder in (model, *([adapter] if adapter else [])):
+        check(folder, work)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
-        network = _network(model, adapter, device, dtype or serving_dtype(device))
+        network, prefix = _network(model, adapter, device, dtype or serving_dtype(device))
     except (OSError, ValueError) as error:
         raise_volume_failure(error)
         raise UserError(
@@ -56,46 +61,61 @@ def load(
             "Use a causal language model in safetensors format that transformers knows without remote code.",
         ) from error  # fmt: skip
     longest = int(getattr(network.config, "max_position_embeddings", 0) or 4096)
-    return Loaded(network, tokenizer, end_ids(network, tokenizer), min(longest, max_model_len or longest), device)
+    room = longest - (prefix.tokens if prefix else 0)
+    return Loaded(network, tokenizer, end_ids(network, tokenizer), min(room, max_model_len or room), device, prefix)
 
 
-def check(folder: Path, manifest: str, work: Path = WORK) -> None:
+def check(folder: Path, work: Path = WORK) -> None:
     """Raise unless `folder` exists and, under the work volume, is complete."""
     if not folder.is_dir():
         raise Infrastructure("FolderMissing", f"{folder} does not exist", "Check that the work volume is mounted.")
     if not folder.resolve().is_relative_to(work.resolve()):
         return
     try:
-        layout.read_manifest(folder, manifest)
+        layout.read_manifest(folder, layout.ARTIFACT_MANIFEST if (folder / layout.ARTIFACT_MANIFEST).exists() else layout.MODEL_MANIFEST)
     except layout.Corrupt as error:
         raise Infrastructure("FolderIncomplete", str(error), "Let the stage that fills it run again.") from error
 
 
-def _network(model: Path, adapter: Path | None, device: torch.device, dtype: torch.dtype) -> Any:
-    """The network in `dtype`; adapters are merged in float32, so that they are rounded once."""
+def _network(model: Path, adapter: Path | None, device: torch.device, dtype: torch.dtype) -> tuple[Any, Prefix | None]:
+    """The network in `dtype` and a trained prompt's prefix; adapters are merged in float32, so that they are rounded once."""
     from transformers import AutoModelForCausalLM, logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     merge_dtype = torch.float32 if adapter is not None and device.type == "cpu" else dtype
-    network = AutoModelForCausalLM.from_pretrained(
+    network: Any = AutoModelForCausalLM.from_pretrained(
         model, dtype=merge_dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
     )
-    if adapter is not None:
-        network = merged(network, adapter)
-    return network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    wrapped = None if adapter is None else adapted(network, adapter)
+    if wrapped is not None and not wrapped.active_peft_config.is_prompt_learning:
+        network, wrapped = wrapped.merge_and_unload(safe_merge=True), None
+    network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return network, None if wrapped is None else of(wrapped.to(device))
 
 
-def merged(network: Any, adapter: Path) -> Any:
-    """`network` with a LoRA adapter folder merged into its weights. Raises UserError for other folders."""
+def adapted(network: Any, adapter: Path) -> Any:
+    """`network` with an adapter folder upon it, its weights as quantised as they were when the adapter trained. Raises UserError for
+    other folders."""
     from peft import PeftModel
 
     if not (adapter / ADAPTER_WEIGHTS).is_file():
         raise UserError("AdapterNotServable", f"{adapter} has no {ADAPTER_WEIGHTS}", "Use safetensors weights.")
+    quantized_as = trained_upon(adapter)
+    if quantized_as is not None:
+        quantise.round_trip(network, quantized_as)
     wrapped = PeftModel.from_pretrained(network, str(adapter), is_trainable=False)
-    merge = getattr(wrapped, "merge_and_unload", None)
-    if merge is None:
+    if not (wrapped.active_peft_config.is_prompt_learning or hasattr(wrapped, "merge_and_unload")):
         raise UserError("AdapterNotServable", f"{adapter} is not an adapter that can be merged", "Use LoRA.")
-    return merge(safe_merge=True)
+    return wrapped
+
+
+def trained_upon(adapter: Path) -> Quantization | None:
+    """How the base of this adapter was quantised in training, as its revision.json says; None: not, or not known."""
+    path = adapter / layout.ARTIFACT_MANIFEST
+    if not path.is_file():
+        return None
+    method = json.loads(path.read_text()).get("method")
+    return MethodConfig.model_validate(method).quantized_as if method else None
 
 
 def end_ids(network: Any, tokenizer: Any) -> frozenset[int]:

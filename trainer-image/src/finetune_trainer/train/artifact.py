@@ -1,8 +1,10 @@
-"""What training leaves for serving: the adapter in PEFT's format with its revision.json."""
+"""What training leaves for serving: an adapter in PEFT's format, or a whole model folder, with its revision.json."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -10,21 +12,45 @@ from safetensors.torch import save_file
 from finetune_trainer import layout
 from finetune_trainer.config import RunConfig
 from finetune_trainer.exits import JsonObject
+from finetune_trainer.train import optimizer
+from finetune_trainer.train.model import stored_dtype, trained
 from finetune_trainer.train.optimizer import Tensors
 
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+OWN = (layout.MODEL_MANIFEST, layout.COMMIT)
 
-def save(attempt: Path, model: PeftModel, weights: Tensors, facts: JsonObject) -> JsonObject:
-    """Commit the artifact with `weights`; returns its revision.json."""
+
+def save(attempt: Path, model: Any, weights: Tensors, facts: JsonObject, base: Path) -> JsonObject:
+    """Commit the artifact of `model` with `weights`: an adapter, or where all weights trained a whole model folder with what `base`
+    has besides weights. Returns its revision.json. The model holds `weights` afterwards."""
     folder = layout.artifact(attempt)
-    state = get_peft_model_state_dict(model, state_dict=dict(weights))
+    optimizer.assign(trained(model), weights)
     with layout.transaction(folder, layout.ARTIFACT_MANIFEST) as work:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, work.folder / "adapter_model.safetensors")
-        settings = model.peft_config["default"]
-        was, settings.inference_mode = settings.inference_mode, True
-        settings.save_pretrained(str(work.folder))
-        settings.inference_mode = was
+        if isinstance(model, PeftModel):
+            _save_adapter(work.folder, model)
+        else:
+            _save_model(work.folder, model, base)
         work.facts.update(facts)
     return layout.read_manifest(folder, layout.ARTIFACT_MANIFEST)
+
+
+def _save_adapter(folder: Path, model: PeftModel) -> None:
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "adapter_model.safetensors")
+    settings = model.peft_config["default"]
+    was, settings.inference_mode = settings.inference_mode, True
+    settings.save_pretrained(str(folder))
+    settings.inference_mode = was
+
+
+def _save_model(folder: Path, model: Any, base: Path) -> None:
+    """Weights in the dtype that `base` keeps its own in: what a server expects, and float32 where the base is."""
+    for path in base.iterdir():
+        if path.is_file() and path.suffix not in WEIGHT_SUFFIXES and not path.name.endswith(".index.json") and path.name not in OWN:
+            shutil.copyfile(path, folder / path.name)
+    for parameter in model.parameters():
+        parameter.grad = None
+    model.to(stored_dtype(base)).save_pretrained(folder)
 
 
 def existing(attempts: list[Path], fingerprint: str) -> tuple[Path, JsonObject] | None:

@@ -8,13 +8,15 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from finetune_trainer import hardware, layout, schedule
-from finetune_trainer.config import LoraConfig, RunConfig, need
-from finetune_trainer.data import arrays
+from finetune_trainer.config import DpoConfig, RunConfig, need
+from finetune_trainer.data import arrays, preference
 from finetune_trainer.exits import Infrastructure, JsonObject, UserError
 from finetune_trainer.progress import Progress
-from finetune_trainer.train import artifact, checkpoint, model, plan
+from finetune_trainer.train import adapters, artifact, checkpoint, dpo, model, objective, plan
+from finetune_trainer.train.checkpoint import Checkpoint
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.loop import Run
 
@@ -79,38 +81,58 @@ def finished(attempts: Sequence[Path], mark: str) -> JsonObject | None:
 
 
 def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progress: Progress, beat: Callable[[], None]) -> Run:
-    """Load everything a loop needs; the newest valid checkpoint is found by rank 0 and read by all."""
+    """Load everything a loop needs."""
     training, compute = need(config.training, "training"), need(config.compute, "compute")
     method, data = need(config.method, "method"), need(config.data, "data")
-    train, validation = (arrays.load(data.path, split) for split in ("train", "validation"))
-    if not len(train):
-        raise UserError("NoTrainingRows", f"{data.path} has no training rows")
     bf16 = hardware.uses_bf16(training, compute)
-    base = model.load_base(config.model, bf16, ranks.device)
+    pass_tokens = hardware.micro_batch_tokens(training, compute)
+    last, resume = resume_point(config, ranks, inputs, folder)
+    preferences = method.objective == "DPO"
+    rows: dict[str, Any] = {split: (preference if preferences else arrays).load(data.path, split) for split in ("train", "validation")}
+    if not len(rows["train"]):
+        raise UserError("NoTrainingRows", f"{data.path} has no training rows")
+    base = model.load_base(config.model, bf16 and method.type != "Full", ranks.device, method.quantized_as)
     beat()
-    wrapped = model.add_lora(base, method.lora or LoraConfig(), config.model.path, training.seed, training.gradient_checkpointing)
+    reference = resume.reference if resume else {}
+    if preferences and not reference:
+        progress.update(note="the base model reads all answers")
+        reader = objective.reader(base, base, padding(base))
+        reference = {split: dpo.refer(base, pairs, reader, ranks, pass_tokens, bf16, beat) for split, pairs in rows.items()}
+    wrapped = adapters.wrap(base, method, config.model.path, training.seed, training.gradient_checkpointing)
+    reader = objective.reader(wrapped, base, padding(base))
+    aim: objective.Objective = objective.Sft(reader)
+    if preferences:
+        aim = dpo.Dpo(reader, (method.dpo or DpoConfig()).beta)
+        rows = {split: dpo.ReferredPairs(pairs, reference[split]) for split, pairs in rows.items()}
+    train = rows["train"]
     step_tokens = schedule.tokens_per_step(int(train.lengths.sum()), len(train), training.tokens_per_step)
-    steps = plan.make(train.lengths, step_tokens, training.epochs, training.seed, hardware.micro_batch_tokens(training, compute))
-    newest = checkpoint.newest(resumable(config, folder), inputs.fingerprint) if ranks.first else None
-    chosen = ranks.tell(str(newest[0]) if newest else None)
-    resume = newest[1] if newest else (checkpoint.load(Path(chosen)) if chosen else None)
     return Run(
         ranks=ranks,
         model=wrapped,
+        objective=aim,
         training=training,
-        steps=steps,
+        steps=plan.make(train.lengths, step_tokens, training.epochs, training.seed, pass_tokens, aim.widths(train)),
         train=train,
-        validation=validation,
-        pad=padding(base),
+        validation=rows["validation"],
+        reference=reference,
         bf16=bf16,
         attempt=folder,
         fingerprint=inputs.fingerprint,
         progress=progress,
         beat=beat,
         resume=resume,
-        last_checkpoint=Path(chosen) if chosen else None,
+        last_checkpoint=last,
         step=resume.state.step if resume else 0,
     )
+
+
+def resume_point(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path) -> tuple[Path, Checkpoint] | tuple[None, None]:
+    """The newest valid checkpoint and its folder: found by rank 0, read by all."""
+    newest = checkpoint.newest(resumable(config, folder), inputs.fingerprint) if ranks.first else None
+    chosen = ranks.tell(str(newest[0]) if newest else None)
+    if chosen is None:
+        return None, None
+    return Path(chosen), newest[1] if newest else checkpoint.load(Path(chosen))
 
 
 def padding(base: object) -> int:

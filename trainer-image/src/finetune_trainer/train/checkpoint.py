@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -19,7 +19,8 @@ from finetune_trainer import layout
 from finetune_trainer.progress import timestamp
 from finetune_trainer.train.optimizer import Tensors
 
-ADAPTER, OPTIMIZER, BEST, STATE = "adapter.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
+WEIGHTS, OPTIMIZER, BEST = "weights.safetensors", "optimizer.safetensors", "best.safetensors"
+REFERENCE, STATE = "reference.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
@@ -42,22 +43,26 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds; `best` are the weights with the lowest validation loss so far."""
+    """What a checkpoint holds: the weights that train, as `best` those with the lowest validation loss so far, and as `reference`
+    what the objective computed before training began."""
 
     state: State
-    adapter: Tensors
+    weights: Tensors
     optimizer: Tensors
     best: Tensors | None
+    reference: Tensors = field(default_factory=dict)
 
 
 def save(attempt: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Commit a checkpoint and drop all but the `keep` newest of this attempt; returns its folder."""
     folder = layout.checkpoint(attempt, checkpoint.state.step)
     with layout.transaction(folder) as work:
-        save_file(checkpoint.adapter, work.folder / ADAPTER)
+        save_file(checkpoint.weights, work.folder / WEIGHTS)
         save_file(checkpoint.optimizer, work.folder / OPTIMIZER)
         if checkpoint.best is not None:
             save_file(checkpoint.best, work.folder / BEST)
+        if checkpoint.reference:
+            save_file(checkpoint.reference, work.folder / REFERENCE)
         layout.write_json(work.folder / STATE, asdict(checkpoint.state))
         work.facts.update(step=checkpoint.state.step, time=timestamp())
     for old in found([attempt])[keep:]:
@@ -94,10 +99,11 @@ def newest(attempts: Iterable[Path], fingerprint: str) -> tuple[Path, Checkpoint
 def load(folder: Path) -> Checkpoint:
     """Read and verify one checkpoint. Raises Corrupt, OSError, ValueError or SafetensorError."""
     layout.verify(folder)
-    best = folder / BEST
+    best, reference = folder / BEST, folder / REFERENCE
     return Checkpoint(
         State(**json.loads((folder / STATE).read_text())),
-        load_file(folder / ADAPTER),
+        load_file(folder / WEIGHTS),
         load_file(folder / OPTIMIZER),
         load_file(best) if best.is_file() else None,
+        load_file(reference) if reference.is_file() else {},
     )

@@ -1,7 +1,7 @@
 """The only training loop.
 
 A step: every rank adds up the gradients of its micro-batches, each loss divided by the step's global count of
-supervised tokens; one all-reduce adds the ranks' gradients together with the loss and the two flags "stop" and
+supervised tokens (or pairs); one all-reduce adds the ranks' gradients together with the loss and the two flags "stop" and
 "save"; then every rank holds the same numbers and takes the same decisions.
 """
 
@@ -11,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 from finetune_trainer.config import TrainingConfig
-from finetune_trainer.data.arrays import TokenArrays
 from finetune_trainer.exits import Interrupted, NonFinite
 from finetune_trainer.progress import Progress, timestamp
-from finetune_trainer.train import checkpoint, objective, optimizer, plan
+from finetune_trainer.train import checkpoint, optimizer, plan
 from finetune_trainer.train.checkpoint import Checkpoint, State
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.model import trained
+from finetune_trainer.train.objective import Objective, precision
 from finetune_trainer.train.optimizer import Tensors
 
 FLAGS = 3
@@ -35,20 +35,22 @@ WINDOW = 20
 
 @dataclass
 class Run:
-    """Everything one rank's loop works with; `stop_requested` is set by the signal handler."""
+    """Everything one rank's loop works with; `train` and `validation` are rows as the objective knows them, `reference` is
+    what it computed of them before training began; `stop_requested` is set by the signal handler."""
 
     ranks: Ranks
     model: Any
+    objective: Objective
     training: TrainingConfig
     steps: plan.Plan
-    train: TokenArrays
-    validation: TokenArrays
-    pad: int
+    train: Any
+    validation: Any
     bf16: bool
     attempt: Path
     fingerprint: str
     progress: Progress
     beat: Callable[[], None]
+    reference: Tensors = field(default_factory=dict)
     resume: Checkpoint | None = None
     stop_requested: bool = False
     last_checkpoint: Path | None = None
@@ -88,7 +90,6 @@ class Loop:
         self.run_ = run
         self.parameters = trained(run.model)
         self.optimizer = optimizer.make(self.parameters, run.training)
-        self.keeps_logits = objective.can_keep_logits(run.model.get_base_model())
         self.best: Tensors | None = None
         self.speed = _Speed()
         self.recent: deque[float] = deque(maxlen=WINDOW)
@@ -123,15 +124,14 @@ class Loop:
     def _step(self, step: int) -> tuple[bool, bool]:
         run = self.run_
         rows = run.steps.rows(step)
-        count = max(1, objective.supervised_count(run.train, rows))
+        count = max(1, run.objective.count(run.train, rows))
         rate = optimizer.learning_rate(step, run.steps.total_steps, run.training)
         torch.manual_seed((run.training.seed * 1_000_003 + step) * 4096 + run.ranks.rank)
         self.flat.zero_()
         total = torch.zeros((), device=run.ranks.device)
         for micro in run.steps.micro_batches(step, run.ranks.rank, run.ranks.world_size):
-            batch = objective.collate(run.train, micro, run.pad, run.ranks.device)
             with self._precision():
-                loss = objective.loss_sum(run.model, batch, self.keeps_logits) / count
+                loss = run.objective.loss(run.model, run.train, micro, run.ranks.device) / count
             torch.autograd.backward(loss)
             total += loss.detach()
             run.beat()
@@ -199,14 +199,14 @@ class Loop:
     @torch.no_grad()
     def _validation_loss(self) -> float:
         run = self.run_
-        found = plan.batches(range(len(run.validation)), run.validation.lengths, run.steps.micro_batch_tokens, run.ranks.world_size)
+        widths = run.objective.widths(run.validation)
+        found = plan.batches(range(len(run.validation)), widths, run.steps.micro_batch_tokens, run.ranks.world_size)
         sums = torch.zeros(2, dtype=torch.float64 if run.ranks.device.type == "cpu" else torch.float32, device=run.ranks.device)
         run.model.eval()
-        for rows in plan.share(found, run.validation.lengths, run.ranks.rank, run.ranks.world_size):
-            batch = objective.collate(run.validation, rows, run.pad, run.ranks.device)
+        for rows in plan.share(found, widths, run.ranks.rank, run.ranks.world_size):
             with self._precision():
-                sums[0] += objective.loss_sum(run.model, batch, self.keeps_logits)
-            sums[1] += objective.supervised_count(run.validation, rows)
+                sums[0] += run.objective.loss(run.model, run.validation, rows, run.ranks.device)
+            sums[1] += run.objective.count(run.validation, rows)
             run.beat()
         run.model.train()
         run.ranks.sum(sums)
@@ -227,13 +227,13 @@ class Loop:
         self.saved_at = time.monotonic()
         if not run.ranks.first:
             return
-        content = Checkpoint(self._now(), *self.safe, self.best)
+        content = Checkpoint(self._now(), *self.safe, self.best, run.reference)
         run.last_checkpoint = checkpoint.save(run.attempt, content, run.training.checkpoint.keep)
         run.progress.update(checkpoint={"step": self.state.step, "time": timestamp(), "path": str(run.last_checkpoint)})
         run.beat()
 
     def _restore(self, saved: Checkpoint) -> None:
-        optimizer.restore(self.optimizer, self.parameters, saved.adapter, saved.optimizer)
+        optimizer.restore(self.optimizer, self.parameters, saved.weights, saved.optimizer)
         self.state, self.best = saved.state, saved.best
         self.run_.step = saved.state.step
 
@@ -244,7 +244,7 @@ class Loop:
         return sum(self.recent) / len(self.recent) if self.recent else self.state.loss
 
     def _precision(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.run_.ranks.device.type, torch.bfloat16) if self.run_.bf16 else nullcontext()
+        return precision(self.run_.bf16, self.run_.ranks.device)
 
     def _share_gradients(self) -> torch.Tensor:
         """One flat buffer that all gradients are views of, with room for the flags at its end."""

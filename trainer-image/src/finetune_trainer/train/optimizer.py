@@ -56,7 +56,14 @@ def state(optimizer: torch.optim.AdamW, parameters: Parameters) -> Tensors:
 @torch.no_grad()
 def restore(optimizer: torch.optim.AdamW, parameters: Parameters, weights: Tensors, moments: Tensors) -> None:
     """Set parameters and optimizer state. Raises KeyError or RuntimeError if they do not fit."""
+    assign(parameters, weights)
     for name, parameter in parameters.items():
-        parameter.copy_(weights[name])
         for kind, tensor in optimizer.state[parameter].items():
             tensor.copy_(moments[f"{kind}/{name}"])
+
+
+@torch.no_grad()
+def assign(parameters: Parameters, weights: Tensors) -> None:
+    """Set parameters. Raises KeyError or RuntimeError if `weights` do not fit."""
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])

@@ -20,9 +20,11 @@ Rows = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Steps by epoch and place. `lengths` are tokens by row, `micro_batch_tokens` the padded size of one pass."""
+    """Steps by epoch and place. `lengths` are tokens by row, `widths` what each takes of a pass whose rows are padded to the widest,
+    `micro_batch_tokens` the padded size of one pass."""
 
     lengths: npt.NDArray[np.int64]
+    widths: npt.NDArray[np.int64]
     seed: int
     steps_per_epoch: int
     total_steps: int
@@ -36,13 +38,19 @@ class Plan:
 
     def micro_batches(self, step: int, rank: int, world_size: int) -> list[Rows]:
         """What `rank` computes of `step`."""
-        return share(batches(self.rows(step), self.lengths, self.micro_batch_tokens, world_size), self.lengths, rank, world_size)
+        return share(batches(self.rows(step), self.widths, self.micro_batch_tokens, world_size), self.widths, rank, world_size)
 
 
-def make(lengths: npt.NDArray[np.int64], step_tokens: int, epochs: float, seed: int, micro_batch_tokens: int) -> Plan:
-    """The plan of a run over rows of these lengths."""
+def make(
+    lengths: npt.NDArray[np.int64], step_tokens: int, epochs: float, seed: int, micro_batch_tokens: int,
+    widths: npt.NDArray[np.int64] | None = None,
+) -> Plan:  # fmt: skip
+    """The plan of a run over rows of these lengths and (by default the same) widths."""
+    lengths = np.asarray(lengths)
     per_epoch = schedule.steps_per_epoch(int(lengths.sum()), len(lengths), step_tokens)
-    return Plan(np.asarray(lengths), seed, per_epoch, schedule.total_steps(per_epoch, epochs), micro_batch_tokens)
+    return Plan(
+        lengths, lengths if widths is None else widths, seed, per_epoch, schedule.total_steps(per_epoch, epochs), micro_batch_tokens
+    )
 
 
 @lru_cache(maxsize=2)

@@ -119,7 +119,7 @@ def _train(config: RunConfig, context: Context, watchdog: Watchdog, progress: Pr
     }
     if ranks.first:
         facts = artifact.provenance(config, inputs.fingerprint, inputs.model, inputs.data)
-        saved = artifact.save(folder, run.model, outcome.weights, {**facts, "result": result, "time": timestamp()})
+        saved = artifact.save(folder, run.model, outcome.weights, {**facts, "result": result, "time": timestamp()}, config.model.path)
         result.update(artifact=str(layout.artifact(folder)), digest=saved["digest"])
     ranks.tell(None)
     progress.update(state="done", note=f"{time.monotonic() - started:.0f} s in this attempt")

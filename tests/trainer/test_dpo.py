@@ -1,0 +1,223 @@
+"""Preferences: rows to pairs, the loss against plain torch, and whole lives under several methods."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_trainer.config import RunConfig
+from finetune_trainer.data import formats, preference, prepare
+from finetune_trainer.data.sources import RawRow
+from finetune_trainer.exits import UserError
+from finetune_trainer.serve.loading import load
+from finetune_trainer.train import dpo, optimizer
+from transformers import AutoModelForCausalLM
+
+from tests.trainer import lives
+from tests.trainer.support import make_config, rows, training, write_rows
+from tests.trainer.test_methods import METHODS
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers for it
+BETA = 0.3
+
+
+def preferences() -> list[dict[str, str]]:
+    """Pairs of unequal length: the true answer, and one that says nothing."""
+    return [
+        {"prompt": row["instruction"], "chosen": row["output"], "rejected": "I cannot say" + " at all" * (index % 3) + "."}
+        for index, row in enumerate(rows())
+    ]
+
+
+@pytest.fixture(scope="module")
+def pairs(work: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of prepared preferences."""
+    folder = tmp_path_factory.mktemp("preferences")
+    source = write_rows(folder / "rows.jsonl", preferences())
+    config = make_config("prepare", work, tiny_model, source, data__path=str(folder / "data"), method__objective="DPO")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINETUNE_PROGRESS_PORT", "0")
+        prepare.main(RunConfig.model_validate(config))
+    return folder / "data"
+
+
+def configured(work: Path, tiny_model: Path, pairs: Path, name: str, **overrides: Any) -> dict[str, Any]:
+    method, training = METHODS[name]
+    wanted = {**method, "objective": "DPO", "dpo": {"beta": BETA}}
+    config = make_config("train", work, tiny_model, method=wanted, data__path=str(pairs), **overrides)
+    return {**config, "training": {**config["training"], "tokensPerStep": 700, **training}}
+
+
+SPELT: dict[str, dict[str, Any]] = {
+    "texts": {"prompt": "Hello?", "chosen": "Hi.", "rejected": "No."},
+    "a prompt of turns": {"prompt": [{"role": "user", "content": "Hello?"}], "chosen": "Hi.", "rejected": "No."},
+    "turns": {
+        "prompt": [{"role": "user", "content": "Hello?"}],
+        "chosen": [{"role": "assistant", "content": "Hi."}],
+        "rejected": [{"role": "assistant", "content": "No."}],
+    },
+    "whole conversations": {
+        "chosen": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hi."}],
+        "rejected": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "No."}],
+    },
+}
+
+
+@pytest.mark.parametrize("value", SPELT.values(), ids=SPELT)
+def test_a_pair_in_every_spelling(value: dict[str, Any]) -> None:
+    raw = RawRow("configmap://a/b", 1, value)
+    assert formats.detect("configmap://a/b", [raw]) == "Preference"
+    [row], bad = preference.convert([raw])
+    assert bad == []
+    prompt = {"role": "user", "content": "Hello?"}
+    assert row.messages == (prompt, {"role": "assistant", "content": "Hi."})
+    assert row.rejected == (prompt, {"role": "assistant", "content": "No."})
+
+
+BROKEN: dict[str, tuple[Any, str]] = {
+    "no rejected answer": ({"prompt": "a", "chosen": "b"}, "field rejected is missing"),
+    "the same answer": ({"prompt": "a", "chosen": "b", "rejected": " b "}, "the same answer"),
+    "an empty answer": ({"prompt": "a", "chosen": " ", "rejected": "c"}, "chosen: turn 2 (assistant) is empty"),
+    "a number": ({"prompt": "a", "chosen": 3, "rejected": "c"}, "chosen: field completion is int, not text"),
+    "other prompts": (
+        {key: [{"role": "user", "content": key}, {"role": "assistant", "content": key}] for key in ("chosen", "rejected")},
+        "different conversations",
+    ),
+    "no object": ([1], "not a JSON object but list"),
+}
+
+
+@pytest.mark.parametrize(("value", "reason"), BROKEN.values(), ids=BROKEN)
+def test_what_is_wrong_with_a_pair_is_told(value: Any, reason: str) -> None:
+    good, [bad] = preference.convert([RawRow("configmap://a/b", 7, value)])
+    assert good == []
+    assert (bad.row, reason in bad.reason) == (7, True), bad.reason
+
+
+def test_a_broken_line_is_told_as_such() -> None:
+    _, [bad] = preference.convert([RawRow("configmap://a/b", 7, None, "not JSON: here")])
+    assert bad.reason == "not JSON: here"
+
+
+@pytest.mark.parametrize(("objective", "values"), [("SFT", preferences()), ("DPO", rows())])
+def test_an_objective_refuses_rows_that_it_cannot_learn_from(
+    objective: str, values: list[Any], work: Path, tiny_model: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    source = write_rows(tmp_path / "rows.jsonl", values)
+    config = make_config("prepare", work, tiny_model, source, data__path=str(tmp_path / "data"), method__objective=objective)
+    with pytest.raises(UserError, match=f"method.objective is {objective}"):
+        prepare.main(RunConfig.model_validate(config))
+
+
+def test_prepared_pairs_supervise_the_answers_alone_and_seal_the_chosen_one(pairs: Path, tiny_model: Path, work: Path) -> None:
+    tokenizer = prepare.load_tokenizer(work / "models" / "tiny", False)
+    split = preference.load(pairs, "train")
+    known = {(row["chosen"], row["rejected"]) for row in preferences()}
+    for index in range(len(split)):
+        answers = tuple(tokenizer.decode(ids[mask], skip_special_tokens=True) for ids, mask in split.pair(index))  # type: ignore[attr-defined]
+        assert answers in known
+        prompts = [ids[~mask].tolist() for ids, mask in split.pair(index)]
+        assert prompts[0][: len(prompts[1])] == prompts[1][: len(prompts[0])]
+    sealed = [json.loads(line)["reference"] for line in (pairs / "test.jsonl").read_text().splitlines()]
+    assert sealed
+    assert set(sealed) <= {row["chosen"] for row in preferences()}
+
+
+@pytest.mark.parametrize("policy", ["Truncate", "Drop"])
+def test_a_pair_is_as_long_as_its_longer_conversation(policy: str, work: Path, tiny_model: Path, tmp_path: Path) -> None:
+    long = [{"prompt": f"Say {n}.", "chosen": "Yes.", "rejected": "No, " * 60 + str(n)} for n in range(12)]
+    source = write_rows(tmp_path / "rows.jsonl", [*preferences(), *long])
+    config = make_config(
+        "prepare", work, tiny_model, source, data__path=str(tmp_path / "data"), method__objective="DPO",
+        data__quality={"minResponseCharacters": 1, "maxTokens": 120, "onTooLong": policy},
+    )  # fmt: skip
+    found = prepare.main(RunConfig.model_validate(config))
+    split = preference.load(tmp_path / "data", "train")
+    assert found["rows"]["tooLong"] == 12  # type: ignore[index]
+    assert max(split.widths) <= 240
+    assert (max(split.widths) == 240) == (policy == "Truncate")
+
+
+def test_the_losses_are_those_of_plain_torch(work: Path, tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    """Two models, all logits, one pair at a time, torch's own clipping: nothing of the trainer but which rows a step takes."""
+    config = configured(work, tiny_model, pairs, "Full")
+    config["training"] = {**config["training"], "learningRate": 1e-4, "earlyStoppingPatience": None}
+    found = lives.train(config, tmp_path)
+    settings, steps, split = found.run.training, found.run.steps, preference.load(pairs, "train")
+    policy, reference = (AutoModelForCausalLM.from_pretrained(tiny_model) for _ in range(2))
+    adam = torch.optim.AdamW(policy.parameters(), weight_decay=settings.weight_decay)
+
+    def answer(model: Any, ids: Any, mask: Any) -> torch.Tensor:
+        tokens = torch.from_numpy(ids.astype("int64"))
+        chosen = model(tokens[None]).logits[0, :-1].log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
+        total: torch.Tensor = (chosen * torch.from_numpy(mask[1:].astype("float32"))).sum()
+        return total
+
+    def loss(index: int) -> torch.Tensor:
+        (good, bad) = split.pair(index)
+        with torch.no_grad():
+            known = answer(reference, *good) - answer(reference, *bad)
+        return torch.log1p(torch.exp(-BETA * (answer(policy, *good) - answer(policy, *bad) - known)))
+
+    expected = {}
+    for step in range(steps.total_steps):
+        for group in adam.param_groups:
+            group["lr"] = optimizer.learning_rate(step, steps.total_steps, settings)
+        total = torch.stack([loss(row) for row in steps.rows(step)]).mean()
+        adam.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.clip_norm)
+        adam.step()
+        expected[step + 1] = total.item()
+    assert found.losses[1] == pytest.approx(math.log(2), abs=1e-5), "at first both models are the same"
+    assert found.losses == pytest.approx(expected, rel=1e-4)
+    assert expected[steps.total_steps] < 0.6
+
+
+@pytest.mark.parametrize("name", ["LoRA", "Full", "QLoRA NF4", "prompt tuning", "prefix tuning", "P-tuning"])
+def test_preferences_are_learnt_under_every_kind_of_method(name: str, work: Path, tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    config = configured(work, tiny_model, pairs, name)
+    undisturbed = lives.train(config, tmp_path / "undisturbed")
+    found = lives.train(config, tmp_path / "resumed", stop_after=2)
+    assert found.losses == undisturbed.losses, "a resumed run is the same run"
+    assert undisturbed.losses[len(undisturbed.losses)] < 0.69
+    run = found.run
+    run.model.eval()
+    every = list(range(len(run.train)))
+    with torch.no_grad():
+        gained = dpo.log_probabilities(run.model, run.train.pairs, every, run.objective.reader, lives.ALONE.device) - run.train.reference  # type: ignore[attr-defined]
+    assert (gained[:, 0] > gained[:, 1]).float().mean() > 0.8, "chosen answers gained on rejected ones"
+    whole = name == "Full"
+    loaded = load(found.artifact if whole else work / "models" / "tiny", None if whole else found.artifact, dtype=torch.float32)
+    for prompt in lives.PROMPTS:
+        torch.testing.assert_close(lives.served_logits(loaded, prompt), lives.trained_logits(run, prompt), rtol=0, atol=2e-5)
+
+
+def test_a_resumed_run_does_not_read_all_answers_again(
+    work: Path, tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    calls: list[int] = []
+    refer = dpo.refer
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        return refer(*arguments)
+
+    monkeypatch.setattr(dpo, "refer", counted)
+    lives.train(configured(work, tiny_model, pairs, "LoRA"), tmp_path, stop_after=2)
+    assert len(calls) == 2, "train and validation, once"
+
+
+@pytest.mark.parametrize("name", ["LoRA", "Full"])
+def test_two_ranks_give_the_losses_of_one(name: str, work: Path, tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    config = configured(work, tiny_model, pairs, name, compute__nodes=2, run__path=str(tmp_path / "gang" / "a0"))
+    config["method"] = {**config["method"], **({"lora": {"rank": 4, "alpha": 8, "dropout": 0}} if name == "LoRA" else {})}
+    alone = lives.train(config, tmp_path / "alone")
+    with training(tmp_path / "pods", config) as [first, second]:
+        first.ends(0, 240)
+        second.ends(0)
+    assert first.losses == pytest.approx(alone.losses, rel=1e-4, abs=1e-6)

@@ -1,0 +1,67 @@
+"""The estimate against tensors that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from finetune_trainer import estimate
+from finetune_trainer.config import ComputeConfig, MethodConfig, RunConfig, need
+from finetune_trainer.train import outline
+from finetune_trainer.train.loop import Loop
+
+from tests.trainer import lives
+from tests.trainer.test_methods import METHODS, configured
+
+
+def held(tensors: Iterable[Any]) -> int:
+    """Bytes of different storages."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if isinstance(t, torch.Tensor)}.values())
+
+
+def scales(model: Any) -> Iterable[torch.Tensor]:
+    """What quantised layers hold besides their weights."""
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            yield from (state.absmax, state.state2.absmax)
+        yield from (value for value in (getattr(parameter, "CB", None), getattr(parameter, "SCB", None)) if value is not None)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_gradients_and_optimizer_are_what_is_allocated(
+    name: str, bf16: bool, work: Path, tiny_model: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    config = configured(work, tiny_model, name, training__precision="BF16" if bf16 else "FP32")
+    loop = Loop(lives.build(config, tmp_path / "a0-one"))
+    loaded = RunConfig.model_validate(config)
+    method = need(loaded.method, "method")
+    model = loop.run_.model
+    found = estimate.estimate(outline.count(loaded.model, method), method, need(loaded.compute, "compute"), 1000, 1, 256, bf16)["memory"]
+    assert isinstance(found, dict)
+    casts = 2 * sum(p.numel() for p in model.parameters()) if name == "Full" and bf16 else 0  # only while a pass runs
+    assert found["weights"] == pytest.approx(held([*model.parameters(), *scales(model)]) + casts, rel=0.01)
+    assert found["gradients"] == pytest.approx(held([loop.flat]), rel=0.01)
+    states = [value for state in loop.optimizer.state.values() for value in state.values() if value.dim()]
+    assert found["optimizer"] == pytest.approx(held(states), rel=0.01)
+    weights, moments = loop.safe
+    best = held(weights.values())
+    kept = held([*weights.values(), *(value for value in moments.values() if value.dim())]) + best
+    assert found["copies"] == pytest.approx(kept, rel=0.01)
+
+
+def test_accelerators_hold_no_copies_and_experts_at_rest_cost_no_time() -> None:
+    dense = estimate.Outline(8_000_000_000, 0, 0, 20_000_000, 8_000_000_000, 4096, 32, 128_000)
+    sparse = estimate.Outline(8_000_000_000, 0, 0, 20_000_000, 2_000_000_000, 4096, 32, 128_000)
+    gpu = ComputeConfig(accelerator="h100", gpusPerNode=1)
+    memory = estimate.estimate(dense, MethodConfig(), gpu, 10**9, 1, 4096, True)
+    assert "copies" not in memory["memory"]  # type: ignore[operator]
+    assert memory["accelerated"]
+    quick = estimate.estimate(sparse, MethodConfig(), gpu, 10**9, 1, 4096, True)
+    assert (quick["memoryBytes"], quick["seconds"]) == (memory["memoryBytes"], pytest.approx(memory["seconds"] / 4, rel=0.02))  # type: ignore[operator]
+    full = estimate.estimate(dense, MethodConfig(type="Full"), gpu, 10**9, 1, 4096, True)
+    assert full["seconds"] > memory["seconds"]  # type: ignore[operator]
