@@ -17,7 +17,7 @@ from finetune_operator import errors, names
 from finetune_operator.kinds import FINETUNE, Kind
 
 TIMEOUT_SECONDS: Final = 15.0
-PAGE: Final = 500
+PAGE: Final = 200
 JSON: Final = "application/json"
 METADATA: Final = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 Object = dict[str, Any]

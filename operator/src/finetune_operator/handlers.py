@@ -17,8 +17,8 @@ from finetune_operator.cache import Cache, Key
 from finetune_operator.kinds import FINETUNE, WATCHED, Kind
 from finetune_operator.queue import Queue
 
-IDLE_SECONDS: Final = 0.5  # a worker of kopf's holds its last object so long
-CHUNK: Final = 250  # objects of a list that kopf holds at once
+IDLE_SECONDS: Final = 0.05  # a worker of kopf's holds its last object so long
+CHUNK: Final = 100  # objects of a list that kopf holds at once
 SETTLE_SECONDS: Final = 0.05  # what happens to a child seldom comes alone: a Job, its pod and both their statuses are one piece of news
 
 

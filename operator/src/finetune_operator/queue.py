@@ -11,6 +11,7 @@ from typing import Final, Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 FIRST_DELAY: Final = 1.0
 LONGEST_DELAY: Final = 300.0
+DOUBLINGS: Final = 9  # of the first delay, which is longer than the longest then
 
 
 class Queue(Generic[K]):
@@ -62,7 +63,7 @@ class Queue(Generic[K]):
     def failed(self, key: K, at_least: float = 0.0) -> float:
         """The key could not be dealt with: due again after a jittered, doubling delay, which is returned (seconds)."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** (failures - 1)) * random.uniform(0.8, 1.2)  # noqa: S311
+        delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(DOUBLINGS, failures - 1)) * random.uniform(0.8, 1.2)  # noqa: S311
         delay = max(delay, at_least)
         self._again.pop(key, None)  # what came in meanwhile saw the same failure
         self._release(key, delay)

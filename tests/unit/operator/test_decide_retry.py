@@ -34,6 +34,7 @@ FAILURES: dict[str, tuple[FailureClass, Charges, Charges, int | None, str]] = {
     "the sixth waits": ("disruption", Charges(disruption=5), Charges(disruption=6), 5, ""),
     "the seventh waits longer": ("disruption", Charges(disruption=6), Charges(disruption=7), 10, ""),
     "the hundredth is not given up either": ("disruption", Charges(disruption=99), Charges(disruption=100), 249, ""),
+    "the two thousandth neither": ("disruption", Charges(disruption=1999), Charges(disruption=2000), 351, ""),
 }  # fmt: skip
 
 

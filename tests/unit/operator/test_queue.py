@@ -94,3 +94,10 @@ async def test_a_waiting_worker_is_woken_by_what_is_added() -> None:
     queue.add("a")
     queue.add("b")
     assert set(await asyncio.wait_for(asyncio.gather(*workers), 1)) == {"a", "b"}
+
+
+def test_what_never_succeeds_is_tried_for_ever() -> None:
+    queue: Queue[str] = Queue(lambda: 0.0)
+    delays = [queue.failed("key") for _ in range(2000)]
+    assert max(delays) <= 1.2 * LONGEST_DELAY
+    assert min(delays[-100:]) >= 0.8 * LONGEST_DELAY

@@ -23,6 +23,7 @@ BUDGETS: Final[Mapping[str, str]] = {
 FINAL_REASONS: Final[Mapping[str, str]] = {"user": conditions.DATA_INVALID, "nonFinite": conditions.NON_FINITE}
 FIRST_DELAY: Final = 5.0
 LONGEST_DELAY: Final = 300.0
+DOUBLINGS: Final = 6  # of the first delay, which is longer than the longest then
 JITTER: Final = 0.2  # of a delay, either way
 AT_ONCE: Final = 1.0
 FREE_DISRUPTIONS: Final = 5  # so many are tried again at once; what goes on being disrupted waits longer each time
@@ -70,7 +71,7 @@ def reopen(o: Observed, d: Draft) -> Draft:
 
 def backoff(key: str, failures: int) -> float:
     """Seconds before the next try: doubling from 5 s to 5 min, with a jitter of ±20 % that is fixed by the key."""
-    delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** max(0, failures - 1))
+    delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(DOUBLINGS, max(0, failures - 1)))
     share = int.from_bytes(hashlib.sha256(f"{key}/{failures}".encode()).digest()[:4], "big") / 2**32
     return delay * (1 - JITTER + 2 * JITTER * share)
 
