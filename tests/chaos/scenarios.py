@@ -359,7 +359,7 @@ async def _spoilt_spec(chaos: Chaos, space: Space) -> None:
         try:
             await space.make("spoilt", training={"learningRate": "fast"})
             break
-        except errors.Invalid:
+        except (errors.Invalid, errors.Unavailable):  # 503 while the CRD's storage is made anew
             assert time.monotonic() < deadline, "the laxer CRD did not come into force"
             await asyncio.sleep(0.3)
     await chaos.admin.patch(CRD, None, "finetunes.finetune.dev", {"spec": {"versions": strict}})

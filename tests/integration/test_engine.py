@@ -11,6 +11,7 @@ import json
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -273,16 +274,16 @@ async def test_one_that_cannot_be_read_disturbs_no_other(admin: Admin, kubelet: 
     del training["x-kubernetes-validations"], training["properties"]["learningRate"]["pattern"]
     await admin.patch(CRD, None, "finetunes.finetune.dev", {"spec": {"versions": lax}})
 
-    async def made() -> bool:
+    async def made(name: str, **spec: Any) -> bool:
         try:
-            await life.make("old", training={"learningRate": "fast"})
-        except errors.Invalid:
+            await life.make(name, **spec)
+        except (errors.Invalid, errors.Unavailable):  # 503 while the CRD's storage is made anew
             return False
         return True
 
-    await until(made, what="the laxer CRD")
+    await until(partial(made, "old", training={"learningRate": "fast"}), what="the laxer CRD")
     await admin.patch(CRD, None, "finetunes.finetune.dev", {"spec": {"versions": strict}})
-    await life.make("good")
+    await until(partial(made, "good"), what="the stricter CRD")
     status = await life.wait(lambda s: s.get("reason") == "InvalidSpec", "old")
     assert "spec.training.learningRate" in ready(status)["message"]
     await life.phase("Trained", "good")
