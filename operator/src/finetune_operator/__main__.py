@@ -23,7 +23,7 @@ from kubernetes.aio.client import ApiClient
 from prometheus_client import generate_latest
 
 from finetune_operator import errors, handlers, logs, names, signing
-from finetune_operator.cache import Cache, Key
+from finetune_operator.cache import Cache, Key, Object
 from finetune_operator.clock import SystemClock
 from finetune_operator.cluster import Cluster
 from finetune_operator.events import Events
@@ -103,7 +103,7 @@ class Operator:
         async for page in self.cluster.pages(kind, namespace, selector):
             listed |= {obj["metadata"]["uid"] for obj in page}
             self._due(self.cache.fill(kind, page))  # at once: the next page may fail, and the cache then knows what nobody was told
-        self._due(self.cache.prune(kind, listed, known))
+        await self._drop(kind, self.cache.missing(kind, listed, known))
 
     def _due(self, keys: Iterable[Key]) -> None:
         for key in keys:
@@ -138,7 +138,15 @@ class Operator:
                 found = await self.cluster.get(kind, behind["metadata"]["namespace"], behind["metadata"]["name"])
                 if found is not None and (told := self.cache.tell(kind, found)) is not None:
                     self.queue.add(told)
-        self._due(self.cache.prune(kind, listed, known))
+        await self._drop(kind, self.cache.missing(kind, listed, known))
+
+    async def _drop(self, kind: Kind, missing: Iterable[Object]) -> None:
+        """Forget what is not there, for good: not on the word of a list alone, which is stale while a CRD's storage is made anew."""
+        for obj in missing:
+            meta = obj["metadata"]
+            found = await self.cluster.get(kind, meta["namespace"], meta["name"])
+            if (found is None or found["metadata"]["uid"] != meta["uid"]) and (told := self.cache.drop(kind, obj)) is not None:
+                self.queue.add(told)
 
     async def _each_kind(self, verb: Callable[[Kind, str | None, str], Awaitable[None]]) -> None:
         """For every cached kind in every namespace; one that was named and is closed to the operator (deleted, say) is left out."""

@@ -71,7 +71,7 @@ class Cache:
         return key
 
     def uids(self, kind: Kind, namespace: str | None = None) -> frozenset[str]:
-        """What is stored now (of one namespace, or of all): taken before a list begins, for `prune`."""
+        """What is stored now (of one namespace, or of all): taken before a list begins, for `missing`."""
         metas = (o["metadata"] for o in self._all(kind))
         return frozenset(m["uid"] for m in metas if namespace in (None, m["namespace"]))
 
@@ -80,14 +80,10 @@ class Cache:
         told = [self.put(kind, obj) for obj in self.behind(kind, objects)]
         return {key for key in told if key is not None}
 
-    def prune(self, kind: Kind, listed: Set[str], known: frozenset[str]) -> set[Key]:
-        """Drop what a complete list lacks, by uid; returns the owners.
-
-        Only the `known` is dropped: what was made after the list began is not gone.
-        """
+    def missing(self, kind: Kind, listed: Set[str], known: frozenset[str]) -> list[Object]:
+        """What a complete list lacks, by uid, of what was `known` when it began: what was made since is not missing."""
         gone = known - listed
-        dropped = [self.drop(kind, obj) for obj in self._all(kind) if obj["metadata"]["uid"] in gone]
-        return {key for key in dropped if key is not None}
+        return [obj for obj in self._all(kind) if obj["metadata"]["uid"] in gone]
 
     def behind(self, kind: Kind, objects: Iterable[Object]) -> list[Object]:
         """Those of a list (their metadata are enough) of which nothing, or an older state, is stored."""

@@ -59,10 +59,10 @@ async def test_an_api_server_that_is_busy_delays_the_start_and_does_not_end_it(m
 
 
 class Closed:
-    """An API server that answers 403 for some kinds in namespace `ml`, and has nothing elsewhere."""
+    """An API server that answers 403 for some kinds in namespace `ml`, lists nothing elsewhere, and `has` one object."""
 
-    def __init__(self, *kinds: Kind) -> None:
-        self.kinds = kinds
+    def __init__(self, *kinds: Kind, has: dict[str, Any] | None = None) -> None:
+        self.kinds, self.has = kinds, has
         self.listed: set[tuple[Kind, str | None]] = set()
 
     async def pages(self, kind: Kind, namespace: str | None = None, *_: Any, **__: Any) -> AsyncIterator[list[Any]]:
@@ -70,6 +70,9 @@ class Closed:
             raise errors.Forbidden("403")
         self.listed.add((kind, namespace))
         yield []
+
+    async def get(self, *_: Any) -> dict[str, Any] | None:
+        return self.has
 
 
 async def test_a_namespace_without_access_to_finetunes_is_left_out_and_the_others_are_not() -> None:
@@ -105,3 +108,15 @@ async def test_what_was_deleted_before_a_list_of_the_watches_is_missed_at_its_en
     finally:
         sweeping.cancel()
         await asyncio.gather(sweeping, return_exceptions=True)
+
+
+@pytest.mark.parametrize(("uid", "kept"), [("1", True), ("another of its name", False)])
+async def test_what_a_list_lacks_is_asked_for_before_it_is_forgotten(uid: str, kept: bool) -> None:
+    """A list is stale while the storage of a CRD is made anew; what is forgotten is forgotten for good."""
+    pod = {"metadata": {"name": "bot-0", "namespace": "ml", "uid": "1", "resourceVersion": "5", "labels": {"finetune.dev/name": "bot"}}}
+    operator = Operator(cast(ApiClient, None), Settings("trainer", "router"))
+    operator.cluster = cast(Cluster, Closed(has={"metadata": {**pod["metadata"], "uid": uid}}))
+    operator.cache.put(POD, pod)
+    await operator._compare(POD, None, "")
+    assert operator.cache.uids(POD) == (frozenset({"1"}) if kept else frozenset())
+    assert len(operator.queue) == (0 if kept else 1)

@@ -468,7 +468,8 @@ class Operator:
             if len(told) > self.late.get(kind, 0):
                 listed, known = told.pop(0)
                 self.cache.fill(kind, listed)
-                self.cache.prune(kind, {obj["metadata"]["uid"] for obj in listed}, known)
+                for gone in self.cache.missing(kind, {obj["metadata"]["uid"] for obj in listed}, known):
+                    self.cache.drop(kind, gone)
 
     async def cycle(self) -> float | None:
         self.watch()
