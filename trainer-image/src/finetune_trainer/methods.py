@@ -10,15 +10,13 @@ SHARDING = ("", "Auto", "DDP", "None")
 
 def require_supported(config: RunConfig) -> None:
     """Raise UserError for what is in the schema but not built yet."""
-    method, compute, data = need(config.method, "method"), need(config.compute, "compute"), need(config.data, "data")
+    method, compute = need(config.method, "method"), need(config.compute, "compute")
     if method.type != "LoRA":
         _refuse("method.type", method.type, "Use LoRA.")
     if method.objective != "SFT":
         _refuse("method.objective", method.objective, "Use SFT.")
     if compute.sharding not in SHARDING:
         _refuse("compute.sharding", compute.sharding, "Use Auto.")
-    if data.mix:
-        _refuse("data.mix", data.mix[0].source, "Join the files into one source.")
 
 
 def _refuse(field: str, value: str, fix: str) -> None:

@@ -11,9 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from finetune_trainer.data.sources import RawRow
+from finetune_trainer.data.reading import RawRow
 from finetune_trainer.exits import UserError
 
+FIELDS = {
+    "Messages": ("messages",),
+    "PromptCompletion": ("prompt", "completion"),
+    "InstructionInputOutput": ("instruction", "output"),
+    "InputOutput": ("input", "output"),
+}  # what each format must have, the first that fits wins
 ROLES = ("system", "user", "assistant")
 Message = dict[str, str]
 
@@ -47,18 +53,20 @@ class Rejected:
 
 
 def detect(name: str, rows: Iterable[RawRow]) -> str:
-    """The format most of the first 200 rows look like. Raises UserError if none is recognised."""
+    """The format most of `rows` (a file's first) look like. Raises UserError if none is recognised."""
     votes: Counter[str] = Counter()
     keys: Counter[str] = Counter()
-    for raw in list(rows)[:200]:
+    broken = ""
+    for raw in rows:
         if isinstance(raw.value, dict):
             keys.update(map(str, raw.value))
             votes.update([shape] if (shape := shape_of(raw.value)) else [])
+        broken = broken or (f"; row {raw.row}: {raw.error}" if raw.error else "")
     if not votes:
         seen = ", ".join(key for key, _ in keys.most_common(8)) or "no JSON objects"
         raise UserError(
             "FormatUnknown",
-            f"{name}: no known format (fields found: {seen})",
+            f"{name}: no known format (fields found: {seen}{broken})",
             "Use messages, prompt+completion, instruction(+input)+output, or input+output.",
         )
     return votes.most_common(1)[0][0]
@@ -66,30 +74,19 @@ def detect(name: str, rows: Iterable[RawRow]) -> str:
 
 def shape_of(value: dict[str, object]) -> str:
     """The format whose fields `value` has, or ''."""
-    if "messages" in value:
-        return "Messages"
-    if "prompt" in value and "completion" in value:
-        return "PromptCompletion"
-    if "instruction" in value and "output" in value:
-        return "InstructionInputOutput"
-    if "input" in value and "output" in value:
-        return "InputOutput"
-    return ""
+    return next((name for name, fields in FIELDS.items() if all(field in value for field in fields)), "")
 
 
-def convert(rows: Iterable[RawRow], wanted: str) -> tuple[list[Row], list[Rejected]]:
-    """Conversations of the good rows and reasons for the others."""
+def require_known(wanted: str) -> None:
+    """Raise UserError for a format that no converter reads."""
     if wanted not in CONVERTERS:
         raise UserError("FormatNotSupported", f"data format {wanted} is not supported yet", f"Use one of {', '.join(CONVERTERS)}.")
-    good: list[Row] = []
-    bad: list[Rejected] = []
-    for raw in rows:
-        try:
-            messages = tuple(check(to_messages(raw, wanted)))
-            good.append(Row(raw.source, raw.row, messages, content_digest(messages)))
-        except RowError as error:
-            bad.append(Rejected(raw.source, raw.row, str(error)))
-    return good, bad
+
+
+def convert(raw: RawRow, wanted: str) -> Row:
+    """The conversation of a raw row. Raises RowError."""
+    messages = tuple(check(to_messages(raw, wanted)))
+    return Row(raw.source, raw.row, messages, content_digest(messages))
 
 
 def to_messages(raw: RawRow, wanted: str) -> list[Message]:
@@ -98,6 +95,9 @@ def to_messages(raw: RawRow, wanted: str) -> list[Message]:
         raise RowError(raw.error)
     if not isinstance(raw.value, dict):
         raise RowError(f"not a JSON object but {type(raw.value).__name__}")
+    shape = shape_of(raw.value)
+    if shape not in ("", wanted) and not set(FIELDS[wanted]) <= set(raw.value):
+        raise RowError(f"it is {shape}, but the file is {wanted}: keep one format a file")
     return CONVERTERS[wanted](raw.value)
 
 
@@ -148,10 +148,10 @@ def _turns(found: object, key: str) -> list[Message]:
     turns = []
     for position, turn in enumerate(found, start=1):
         if not isinstance(turn, dict):
-            raise RowError(f"{key}: turn {position} is not an object")
+            raise RowError(f"turn {position} of {key} is not an object")
         role = turn.get("role")
         if role not in ROLES:
-            raise RowError(f"{key}: turn {position} has role {role!r}, not one of {', '.join(ROLES)}")
+            raise RowError(f"turn {position} of {key} has role {role!r}, not one of {', '.join(ROLES)}")
         turns.append({"role": str(role), "content": _text(turn, "content")})
     return turns
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -36,8 +37,8 @@ class Ledger:
         self._groups: Counter[tuple[Kind, str]] = Counter()
         self._examples: dict[tuple[Kind, str], list[_Example]] = {}
 
-    def add(self, kind: Kind, item: Rejected, text: str = "") -> None:
-        """Count `item`; `text` is what an example shows of the row."""
+    def add(self, kind: Kind, item: Rejected, text: Callable[[], str]) -> None:
+        """Count `item`; `text` gives what an example shows of the row."""
         self.counts[kind] += 1
         if kind == "Invalid" and len(self.invalid) < LISTED:
             self.invalid.append(item)
@@ -47,7 +48,7 @@ class Ledger:
         self._groups[group] += 1
         examples = self._examples.setdefault(group, [])
         if len(examples) < EXAMPLES:
-            examples.append(_Example(item.source, item.row, item.reason, excerpt(text)))
+            examples.append(_Example(item.source, item.row, item.reason, excerpt(text())))
 
     def groups(self) -> list[JsonObject]:
         """Every group with its count and examples, the largest first."""
@@ -55,6 +56,13 @@ class Ledger:
             {"kind": kind, "reason": reason, "count": count, "examples": [asdict(example) for example in self._examples[kind, reason]]}
             for (kind, reason), count in self._groups.most_common()
         ]
+
+    def first_example(self) -> str:
+        """One row of the largest group in words, '' where nothing was left out."""
+        for group, _ in self._groups.most_common(1):
+            item = self._examples[group][0]
+            return f"{item.source} row {item.row}: {item.reason}"
+        return ""
 
     def first_reasons(self, count: int = 5) -> str:
         """The first invalid rows in words."""

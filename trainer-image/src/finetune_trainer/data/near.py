@@ -13,10 +13,11 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-from rensa import RMinHash
+from rensa import RMinHash  # type: ignore[import-untyped]
 
 from finetune_trainer.data.batches import batches
 from finetune_trainer.data.formats import Row
@@ -63,7 +64,7 @@ def boilerplate(rows: Iterable[Row]) -> Hashes:
     count = 0
     for chunk in batches(rows, CHUNK):
         hashes, offsets = trigrams(map(words, chunk))
-        seen += [np.unique(hashes[start:end]) for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+        seen += [np.unique(hashes[start:end]) for start, end in pairwise(offsets)]
         count += len(chunk)
     if not seen:
         return np.empty(0, np.uint64)

@@ -93,7 +93,7 @@ def _opened(file: DataFile) -> Iterator[io.BufferedReader]:
 
 
 def _zstd(stream: BinaryIO) -> io.BufferedReader:
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
 
     return io.BufferedReader(pyarrow.input_stream(stream, compression="zstd"), BLOCK)
 
@@ -101,7 +101,7 @@ def _zstd(stream: BinaryIO) -> io.BufferedReader:
 _DECOMPRESSORS: dict[bytes, Callable[[BinaryIO], object]] = {
     b"\x1f\x8b": lambda stream: io.BufferedReader(gzip.GzipFile(fileobj=stream), BLOCK),
     b"BZh": lambda stream: io.BufferedReader(bz2.BZ2File(stream), BLOCK),
-    b"\xfd7zXZ\x00": lambda stream: io.BufferedReader(lzma.LZMAFile(stream), BLOCK),
+    b"\xfd7zXZ\x00": lambda stream: io.BufferedReader(lzma.LZMAFile(stream), BLOCK),  # noqa: SIM115 - closed by who opened `stream`
     _ZSTD: _zstd,
 }
 
@@ -176,7 +176,8 @@ def _array(file: DataFile, stream: io.BufferedReader) -> Iterator[RawRow]:
             yield RawRow(file.name, number, value)
     except (ValueError, RecursionError) as error:
         reason = f"{file.name} row {number + 1}: the JSON array cannot be read on: {error}"
-        raise UserError("DataInvalid", reason, "Correct it, or write one JSON object a line: then a broken one is left out alone.") from error
+        fix = "Correct it, or write one JSON object a line: then a broken one is left out alone."
+        raise UserError("DataInvalid", reason, fix) from error
 
 
 _END = object()
@@ -189,7 +190,7 @@ class _Elements:
         self._stream = stream
         self._decode = codecs.getincrementaldecoder("utf-8")()
         self._parse = json.JSONDecoder().raw_decode
-        self._text = ""
+        self._text, self._at = "", 0
         self._ended = False
         self._take("[")
 
@@ -197,40 +198,47 @@ class _Elements:
         """The next element, or _END. Raises ValueError where the text is no JSON array."""
         if self._peek() == "]":
             return _END
-        size = BLOCK
-        while True:
-            try:
-                value, end = self._parse(self._text)
-                if end < len(self._text) or self._ended:
-                    break
-            except json.JSONDecodeError:
-                if self._ended:
-                    raise
-            if len(self._text) > LONGEST:
-                raise ValueError(f"it has an element of more than {LONGEST >> 20} MiB")
-            self._read(size)
-            size *= 2
-        self._text = self._text[end:]
+        value, self._at = self._element()
         if self._peek() != "]":
             self._take(",")
         return value
 
+    def _element(self) -> tuple[object, int]:
+        """A value and where it ends: one that reaches the end of what was read may go on."""
+        size, reason = BLOCK, ""
+        while True:
+            try:
+                value, end = self._parse(self._text, self._at)
+                if end < len(self._text) or self._ended:
+                    return value, end
+            except json.JSONDecodeError as error:
+                reason = error.msg
+                if self._ended:
+                    raise ValueError(reason) from error
+            if len(self._text) - self._at > LONGEST:
+                raise ValueError(f"an element has more than {LONGEST >> 20} MiB, or is broken ({reason})")
+            self._read(size)
+            size *= 2
+
     def _peek(self) -> str:
-        while not (stripped := self._text.lstrip()) and not self._ended:
+        """The next character that is no white space, '' at the end."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at].isspace():
+                self._at += 1
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
             self._read(BLOCK)
-        self._text = stripped
-        return stripped[:1]
 
     def _take(self, wanted: str) -> None:
         if (found := self._peek()) != wanted:
             raise ValueError(f"{wanted!r} is missing before {found!r}" if found else "it ends too early")
-        self._text = self._text[1:].lstrip()
-        self._peek()
+        self._at += 1
 
     def _read(self, size: int) -> None:
         content = self._stream.read(size)
         self._ended = not content
-        self._text += self._decode.decode(content, final=self._ended)
+        self._text = self._text[self._at :] + self._decode.decode(content, final=self._ended)
+        self._at = 0
 
 
 def _csv(file: DataFile, stream: io.BufferedReader, separator: str) -> Iterator[RawRow]:

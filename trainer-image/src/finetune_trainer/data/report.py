@@ -35,7 +35,8 @@ section{background:var(--card);border:1px solid var(--line);border-radius:10px;p
 .train{background:var(--train);fill:var(--train)}.validation{background:var(--validation);fill:var(--validation)}
 .test{background:var(--test);fill:var(--test)}
 svg{display:block;width:100%;height:auto}svg text{fill:var(--quiet);font-size:11px}svg line{stroke:var(--line)}
-table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.4rem .7rem .4rem 0;border-top:1px solid var(--line)}
+table{border-collapse:collapse;width:100%}
+th,td{text-align:left;vertical-align:top;padding:.4rem .7rem .4rem 0;border-top:1px solid var(--line)}
 thead th{border-top:0;color:var(--quiet);font-weight:500;font-size:.85rem}td.number{text-align:right;font-variant-numeric:tabular-nums}
 code,pre{font:13px/1.55 ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
 pre{white-space:pre-wrap;margin:.35rem 0 0}
@@ -78,7 +79,8 @@ def _tiles(report: Report) -> str:
         ("supervised", _percent(tokens["supervised"], tokens["train"])),
         ("steps", _number(report["totalSteps"])),
     ]
-    return '<div class="tiles">' + "".join(f'<div class="tile"><b>{value}</b><span class="quiet">{name}</span></div>' for name, value in shown) + "</div>"
+    tiles = "".join(f'<div class="tile"><b>{value}</b><span class="quiet">{name}</span></div>' for name, value in shown)
+    return f'<div class="tiles">{tiles}</div>'
 
 
 def _warnings(report: Report) -> str:
@@ -140,7 +142,7 @@ def _left_out(report: Report) -> str:
     if not report["leftOut"]:
         return '<section><h2>Rows left out</h2><p class="quiet">None.</p></section>'
     body = "".join(
-        f'<tr><td>{escape(entry["kind"])}</td><td>{escape(entry["reason"])}{_excerpts(entry["examples"])}</td>'
+        f"<tr><td>{escape(entry['kind'])}</td><td>{escape(entry['reason'])}{_excerpts(entry['examples'])}</td>"
         f'<td class="number">{_number(entry["count"])}</td></tr>'
         for entry in report["leftOut"]
     )
@@ -165,12 +167,13 @@ def _examples(report: Report) -> str:
         return ""
     rows = "".join(
         f'<div class="row"><span class="quiet small"><code>{escape(str(item["source"]))}</code> row {item["row"]}</span>'
-        f'<pre>{"".join(_part(part) for part in item["parts"])}</pre></div>'
+        f"<pre>{''.join(_part(part) for part in item['parts'])}</pre></div>"
         for item in report["examples"]
     )
     return (
         f"<section><h2>{len(report['examples'])} training rows as the model sees them</h2>"
-        f'<p class="quiet small"><mark>&nbsp;Marked&nbsp;</mark> tokens are supervised: the model learns to say them. The rest is context.</p>{rows}</section>'
+        '<p class="quiet small"><mark>&nbsp;Marked&nbsp;</mark> tokens are supervised: the model learns to say them. '
+        f"The rest is context.</p>{rows}</section>"
     )
 
 
@@ -180,7 +183,7 @@ def _part(part: Mapping[str, Any]) -> str:
 
 def _sources(report: Report) -> str:
     body = "".join(
-        f'<tr><td><code>{escape(str(entry["source"]))}</code></td><td>{escape(entry["use"])}</td><td>{escape(entry["format"])}</td>'
+        f"<tr><td><code>{escape(str(entry['source']))}</code></td><td>{escape(entry['use'])}</td><td>{escape(entry['format'])}</td>"
         f'<td class="number">{_number(entry["rows"])}</td></tr>'
         for entry in report["sources"]
     )
