@@ -193,7 +193,16 @@ def prepared(work: Path, tmp_path: Path, tiny_model: Path, values: list[Any], **
 def test_no_test_row_is_in_a_file_that_training_reads(work: Path, tmp_path: Path, tiny_model: Path) -> None:
     values = [*rows(), *rows(20)]
     folder, result = prepared(work, tmp_path, tiny_model, values)
-    assert result["rows"] == {"read": 84, "invalid": 0, "duplicate": 20, "nearDuplicate": 0, "tooLong": 0, "train": 52, "validation": 4, "test": 8}
+    assert result["rows"] == {
+        "read": 84,
+        "invalid": 0,
+        "duplicate": 20,
+        "nearDuplicate": 0,
+        "tooLong": 0,
+        "train": 52,
+        "validation": 4,
+        "test": 8,
+    }
     sealed = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
     hashes = (folder / "train-hashes.txt").read_text().split()
     assert len(set(hashes)) == 52

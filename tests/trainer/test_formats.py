@@ -110,5 +110,6 @@ def test_the_digest_looks_at_content_alone() -> None:
 
 
 def test_a_row_of_another_format_is_told_apart_from_one_that_lacks_a_field() -> None:
-    _, bad = converted('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n{"input": "a", "output": "b"}\n{"prompt": "e"}')
+    pair = '{"prompt": "a", "completion": "b"}\n'
+    _, bad = converted(2 * pair + '{"input": "a", "output": "b"}\n{"prompt": "e"}')
     assert bad == {3: "it is InputOutput, but the file is PromptCompletion: keep one format a file", 4: "field completion is missing"}

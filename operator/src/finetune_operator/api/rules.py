@@ -60,6 +60,16 @@ def _some_time(path: str, field: str) -> Rule:
     return Rule(path, field, cel, "must be above 0", lambda node: re.search("[1-9]", node.get(field, "1")) is not None)
 
 
+ROWS: Final = ("spec.data.train", "spec.data.validation", "spec.data.test", "spec.data.mix[]")
+
+
+def _opened_by_secret(path: str) -> Rule:
+    schemes = ("https://", "s3://", "hf://")
+    cel = " || ".join(["!has(self.secretName)", *(f"self.source.startsWith('{scheme}')" for scheme in schemes)])
+    message = f"belongs to a source of {', '.join(schemes)}; remove it"
+    return Rule(path, "secretName", cel, message, lambda source: "secretName" not in source or source["source"].startswith(schemes))
+
+
 ALWAYS: Final = (
     Rule(
         "", "metadata.name",
@@ -73,6 +83,7 @@ ALWAYS: Final = (
         "an https:// model is an archive whose sha256 must be given here",
         _archive_has_digest,
     ),
+    *(_opened_by_secret(path) for path in ROWS),
     Rule(
         "spec.data.split", "",
         "(has(self.train) ? self.train : 80) + (has(self.validation) ? self.validation : 10) + (has(self.test) ? self.test : 10) == 100",
@@ -184,13 +195,6 @@ def _not_from(path: str, field: str, schemes: tuple[str, ...], instead: str) -> 
 
 _FORMATS: Final = ("Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput")
 
-
-def _rows(path: str) -> Iterator[Rule]:
-    yield _not_from(path, "source", ("hf://", "s3://"), "use configmap://, pvc://, image:/// or https://")
-    yield _only(path, "format", _FORMATS, f"use {', '.join(_FORMATS[1:])}")
-    yield _unset(path, "secretName", "copy the file into a volume and use pvc://")
-
-
 NOT_YET: Final = (
     _not_from("spec.model", "source", ("s3://", "oci://"), "use image:///, pvc://, hf:// or https://"),
     _not_yet(
@@ -200,8 +204,7 @@ NOT_YET: Final = (
         lambda model: "secretName" not in model or model["source"].startswith("hf://"),
         "only hf:// models are fetched with a token",
     ),
-    *(rule for name in ("train", "validation", "test") for rule in _rows(f"spec.data.{name}")),
-    _unset("spec.data", "mix", "join the files into one source"),
+    *(_only(path, "format", _FORMATS, f"use {', '.join(_FORMATS[1:])}") for path in ROWS),
     _only("spec.method", "type", ("LoRA",), "use LoRA"),
     _only("spec.method", "objective", ("SFT",), "use SFT"),
     _only("spec.compute", "sharding", ("Auto", "DDP"), "use Auto"),

@@ -8,6 +8,7 @@ Invariant: what train reads and what evaluate is sealed with are disjoint by con
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,6 +76,7 @@ def _prepare(config: RunConfig, data: DataConfig, progress: Progress) -> JsonObj
     downloads = data.path.parent / f".{data.path.name}.download"
     downloads.mkdir(parents=True, exist_ok=True)
     files = find_files(data, downloads)
+    os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(hardware.cpu_limit()))  # nothing is forked here
     tokenizer = load_tokenizer(config.model.path, config.model.allow_remote_code)
     key = reuse.key(config, files)
     with layout.transaction(data.path, layout.DATA_MANIFEST, has_lock=True) as work:
