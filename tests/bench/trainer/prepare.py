@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 from finetune_trainer import fetch
@@ -33,7 +34,7 @@ def rows(count: int, seed: int = 17) -> Iterator[dict[str, str]]:
     """`count` rows; the words are drawn with Zipf's weights."""
     chance = random.Random(seed)
     words = [_word(chance) for _ in range(20_000)]
-    weights = [1 / rank for rank in range(1, len(words) + 1)]
+    weights = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
     kept: list[list[str]] = []
     for _ in range(count):
         roll = chance.random()
@@ -42,7 +43,7 @@ def rows(count: int, seed: int = 17) -> Iterator[dict[str, str]]:
             if roll >= REPEATED:
                 text[chance.randrange(len(text))] = _word(chance)
         else:
-            text = chance.choices(words, weights, k=2 * WORDS_EACH)
+            text = chance.choices(words, cum_weights=weights, k=2 * WORDS_EACH)
             if len(kept) < 10_000:
                 kept.append(text)
         yield {"prompt": " ".join(text[:WORDS_EACH]), "completion": " ".join(text[WORDS_EACH:])}
@@ -82,7 +83,7 @@ def measure(work: Path, config: dict[str, object], count: int, size: int) -> dic
     for name, revision in (("first", "1f2e3d4c"), ("again", "2a2a2a2a")):
         data = {**config["data"], "path": str(work / "data" / revision)}  # type: ignore[dict-item]
         (work / "run.json").write_text(json.dumps({**config, "data": data}))
-        started = time.monotonic()
+        started, spent = time.monotonic(), _cpu()
         command = [sys.executable, "-m", "finetune_trainer", "prepare", "--config", str(work / "run.json")]
         environment = {
             "TOKENIZERS_PARALLELISM": "false",  # as in the image
@@ -90,11 +91,17 @@ def measure(work: Path, config: dict[str, object], count: int, size: int) -> dic
             "FINETUNE_TERMINATION_LOG": str(work / "termination"),
         }
         subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, **environment})
-        figures[f"{name}_s"] = round(time.monotonic() - started, 1)
+        figures[f"{name}_s"], figures[f"{name}_cpu_s"] = round(time.monotonic() - started, 1), round(_cpu() - spent, 1)
         result = json.loads((work / "termination").read_text())
         figures[name] = {**result["rows"], "tokens": result["tokens"]["train"]}
     figures["peak_mib"] = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
     return figures
+
+
+def _cpu() -> float:
+    """CPU seconds of the processes that ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

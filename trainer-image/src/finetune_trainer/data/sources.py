@@ -142,11 +142,17 @@ def _s3_errors(name: str) -> Iterator[None]:
 
     try:
         yield
-    except (exceptions.NotFoundError, exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-        text = " ".join(str(error).split())[:300]
-        raise UserError("SourceMissing", f"data source {name}: {text}", "Check bucket, key and secretName.") from error
+    except (FileNotFoundError, exceptions.NotFoundError, exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
+        raise UserError("SourceMissing", f"data source {name}: {_told(error)}", "Check bucket, key and secretName.") from error
     except exceptions.BaseError as error:
-        raise Broken(" ".join(str(error).split())[:300]) from error
+        raise Broken(_told(error)) from error
+
+
+def _told(error: Exception) -> str:
+    """The server's own words, if there are some."""
+    text = " ".join(str(error).split())
+    said = re.search(r"<Message>(.*?)</Message>", text)
+    return said.group(1) if said else text[:300]
 
 
 def _hf(source: SourceConfig, rest: str, use: Use, scratch: Path) -> list[DataFile]:
