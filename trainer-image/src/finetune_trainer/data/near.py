@@ -96,7 +96,7 @@ def duplicates(matrix: Signatures, judged: npt.NDArray[np.bool_], percent: float
 
 def _pairs(matrix: Signatures, rows: npt.NDArray[np.int64], first: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """Candidates of one band, in chunks: each row of a bucket beside the bucket's first, and beside the one before it."""
-    band = np.ascontiguousarray(matrix[rows, first : first + BAND]).view(np.uint64).reshape(len(rows), -1)
+    band = np.ascontiguousarray(matrix[rows, first : first + BAND]).view(np.uint64).reshape(len(rows), BAND // 2)
     keys = band[:, 0] * _FACTORS[0] ^ band[:, 1] * _FACTORS[1]
     order = np.argsort(keys, kind="stable")
     fresh = np.concatenate([[True], np.diff(keys[order]) != 0]) if len(order) else np.empty(0, np.bool_)

@@ -27,6 +27,7 @@ _KEY = re.compile(
     re.DOTALL,
 )
 _KEY_MARKS = ("AKIA", "ASIA", "gh", "glpat-", "sk-", "xox", "hf_", "AIza", "eyJ", "PRIVATE KEY")
+_NO_PHONE = re.compile(r"\d{4}-\d{2}-\d{2}\b|\d{1,2}[.-]\d{1,2}[.-]\d{4}\b|\d{1,3}(?:\.\d{1,3}){3}$")  # dates, and addresses of hosts
 _GROUPS = re.compile(r"\d+")
 CARD_DIGITS, PHONE_DIGITS = range(13, 20), range(8, 16)
 
@@ -47,11 +48,8 @@ def _number_kind(text: str) -> str:
     digits = "".join(groups)
     if len(digits) in CARD_DIGITS and luhn(digits):
         return "card"
-    looks = text.startswith("+") or (len(groups) >= 3 and len(digits) >= 10 and not _DATE.match(text))
+    looks = text.startswith("+") or (len(groups) >= 3 and len(digits) >= 10 and not _NO_PHONE.match(text))
     return "phone" if looks and len(digits) in PHONE_DIGITS else ""
-
-
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}\b|\d{1,2}[.-]\d{1,2}[.-]\d{4}\b")
 
 
 def luhn(digits: str) -> bool:

@@ -2,7 +2,7 @@
 
 JSON lines, a JSON array, CSV and TSV, Parquet; each of the first three also compressed by gzip, bzip2, xz or zstd. The
 content says which it is where it can, else the name. Rows of text files are numbered by line, others by position.
-Invariant: no more than 32 MiB of a line, or of one element of an array, is ever held.
+Invariant: a line, or an element of an array, of more than 32 MiB is never taken in.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def lines(stream: io.BufferedReader) -> Iterator[tuple[int, bytes | None]]:
 def parse_line(name: str, number: int, line: bytes) -> RawRow:
     """The row that a line of JSON lines is."""
     try:
-        return RawRow(name, number, json.loads(line.decode("utf-8")))
+        return RawRow(name, number, json.loads(line.rstrip().decode("utf-8")))
     except UnicodeDecodeError as error:
         reason = f"not UTF-8: {error.reason} at byte {error.start}"
     except json.JSONDecodeError as error:
@@ -191,16 +191,18 @@ class _Elements:
         self._decode = codecs.getincrementaldecoder("utf-8")()
         self._parse = json.JSONDecoder().raw_decode
         self._text, self._at = "", 0
-        self._ended = False
+        self._ended = self._begun = False
         self._take("[")
 
     def next(self) -> object:
         """The next element, or _END. Raises ValueError where the text is no JSON array."""
         if self._peek() == "]":
             return _END
-        value, self._at = self._element()
-        if self._peek() != "]":
+        if self._begun:
             self._take(",")
+            self._peek()
+        self._begun = True
+        value, self._at = self._element()
         return value
 
     def _element(self) -> tuple[object, int]:
@@ -218,7 +220,7 @@ class _Elements:
             if len(self._text) - self._at > LONGEST:
                 raise ValueError(f"an element has more than {LONGEST >> 20} MiB, or is broken ({reason})")
             self._read(size)
-            size *= 2
+            size = min(2 * size, LONGEST)
 
     def _peek(self) -> str:
         """The next character that is no white space, '' at the end."""
