@@ -84,7 +84,6 @@ def test_nothing_is_found_in_nothing() -> None:
     assert found([]) == {}
 
 
-
 def test_hardly_any_pair_above_the_threshold_is_missed() -> None:
     pairs = [(words, changed(words, 2)) for words in (text(60) for _ in range(500))]
     rows = [row(" ".join(words), "") for pair in zip(*pairs, strict=True) for words in pair]

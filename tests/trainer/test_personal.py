@@ -42,7 +42,12 @@ def test_is_left_alone(text: str) -> None:
 
 
 def test_the_sum_of_a_card() -> None:
-    assert [luhn(digits) for digits in ("4111111111111111", "5500000000000004", "4111111111111112", "0000000000000")] == [True, True, False, False]
+    assert [luhn(digits) for digits in ("4111111111111111", "5500000000000004", "4111111111111112", "0000000000000")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def scanned(policy: Policy, *texts: str) -> tuple[Scan, list[Row]]:

@@ -137,13 +137,12 @@ def _split(loaded: Loaded, data: DataConfig, rows: Splits, order: Sequence[str])
         rows["train"] = rows["train"] + quality.sample(found, wanted, data.split.seed)
         if len(found) < wanted:
             loaded.warnings.append(f"data.mix: {mix.source} has {len(found):,} rows that can be used, {wanted:,} were asked for")
-    splits = {name: rows[name] for name in ("train", "validation", "test")}
-    _require_test(loaded, data, splits)
-    return splits
+    return {name: rows[name] for name in ("train", "validation", "test")}
 
 
-def _require_test(loaded: Loaded, data: DataConfig, splits: Splits) -> None:
+def require_test(loaded: Loaded, data: DataConfig) -> None:
     """Refuse a test split that was asked for and would be empty: nothing could be scored after all the training."""
+    splits = loaded.splits
     if splits["test"] or (data.test is None and not data.split.test):
         return
     counts = loaded.ledger.counts

@@ -118,6 +118,7 @@ def _make(
     try:
         loaded = loading.load(data, files, store)
         _refuse_too_many(loaded, data.quality.max_invalid_percent)
+        loading.require_test(loaded, data)
         progress.update(state="tokenizing", percent=20)
         encoding = Encoding(config, loaded, tokenizer, progress)
         return _write(folder, encoding, loaded, data)
