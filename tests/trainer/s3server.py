@@ -12,7 +12,6 @@ from pathlib import Path
 
 from devcluster import nodebinary, paths
 from devcluster.shell import lock, run
-
 from tests.trainer.support import free_port, wait_until
 
 SOURCES = Path(__file__).resolve().parent / "s3server"

@@ -32,6 +32,7 @@ def found(rows: list[Row], percent: float = 80) -> dict[int, int]:
 
 
 BASE = text(60)
+CHINESE = "请问你们的商店今天几点开门我想买一盏灯"
 SIMILAR: dict[str, tuple[Row, Row, bool]] = {
     "other white space, case and punctuation": (row("What is it?", "A lamp, I think."), row("what  is it", "a lamp i think"), True),
     "one word of sixty": (row(" ".join(BASE), "yes"), row(" ".join(changed(BASE, 1)), "yes"), True),
@@ -40,7 +41,7 @@ SIMILAR: dict[str, tuple[Row, Row, bool]] = {
     "the same system turn alone": (row("a b c d", "e f", " ".join(BASE)), row("g h i j", "k l", " ".join(BASE)), False),
     "another system turn alone": (row(" ".join(BASE), "yes", "be brief"), row(" ".join(BASE), "yes", "be kind"), True),
     "one character of thirty in Chinese": (
-        row("请问你们的商店今天几点开门我想买一盏灯", "我们今天上午九点开门欢迎光临"), row("请问你们的商店今天几点开门我想买一盏灯", "我们今天上午九点开门欢迎光顾"), True,
+        row(CHINESE, "我们今天上午九点开门欢迎光临"), row(CHINESE, "我们今天上午九点开门欢迎光顾"), True,
     ),
     "texts of one word": (row("lamp", ""), row("chair", ""), False),
 }  # fmt: skip

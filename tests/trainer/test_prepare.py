@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_no_two_variants_of_a_row_are_in_different_splits(run: Any, work: Path) 
     values = [variant(number, word) for word in ("this", "that", "more") for number in range(40)]
     folder, result = run(values, training__maxSequenceLength=1024)
     assert result["rows"]["nearDuplicate"] == 80
-    found = sum(kept_rows(folder, work).values(), [])
+    found = list(chain.from_iterable(kept_rows(folder, work).values()))
     assert sorted(int(re.findall(r"w(\d+)x", text)[0]) for text in found) == list(range(40))
 
 
@@ -123,11 +124,12 @@ BAD: dict[str, tuple[list[Any], dict[str, Any], str, str]] = {
         "row 11: it is PromptCompletion, but the file is InstructionInputOutput: keep one format a file",
     ),
     "prompts that are too long": (
-        [{"instruction": f"{n} " + "word " * 200, "output": f"a single word {n}"} for n in range(10)], {"data__quality": {"nearDuplicates": "Keep"}},
+        [{"instruction": f"{n} " + "word " * 200, "output": f"a single word {n}"} for n in range(10)],
+        {"data__quality": {"nearDuplicates": "Keep"}},
         "NoTrainingRows", "the prompt alone is too long: 1,0.. tokens, more than 256",
     ),
     "the same row again and again": (
-        [SAME] * 50, {}, "TestSplitEmpty", "of 50 rows read 0 are invalid, 49 repeat another and 1 are left; .* row 2: a repetition: of row 1",
+        [SAME] * 50, {}, "TestSplitEmpty", "of 50 rows read 0 are invalid, 49 repeat another and 1 are left; .* row 2: a repetition: ",
     ),
     "one row": ([SAME], {}, "TestSplitEmpty", "of 1 rows read .* 1 are left; there are too few rows"),
     "no known field": ([{"question": "a"}], {}, "FormatUnknown", "configmap://rows/train.jsonl: no known format .*question"),
@@ -182,7 +184,7 @@ def test_labels_that_training_lacks_are_told(run: Any, tmp_path: Path) -> None:
 def test_redacted_rows_are_what_is_learnt(run: Any, work: Path) -> None:
     values = [*rows(40), *({"instruction": f"Who sells the lamp {n}?", "output": f"Ask shop{n}@example.org about it."} for n in range(10))]
     folder, result = run(values, data__quality={"personalData": "Redact", "nearDuplicates": "Keep"})
-    text = " ".join(sum(kept_rows(folder, work).values(), []))
+    text = " ".join(list(chain.from_iterable(kept_rows(folder, work).values())))
     assert text.count("[email]") == 10
     assert "example.org" not in text
     assert any("10 rows hold e-mail addresses (redacted)" in warning for warning in result["warnings"])

@@ -6,6 +6,7 @@ sealed test split comes first: what is like it leaves validation and training.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -46,7 +47,7 @@ class Loaded:
 
 def spoken(row: formats.Row) -> str:
     """A conversation in one line."""
-    return " ⏵ ".join(message["content"] for message in row.messages if message["role"] != "system")
+    return " → ".join(message["content"] for message in row.messages if message["role"] != "system")
 
 
 def load(data: DataConfig, files: Files, store: RowStore) -> Loaded:
@@ -85,7 +86,11 @@ def _rows(loaded: Loaded, source: SourceConfig, file: DataFile, use: str, scan: 
         try:
             row = scan.apply(formats.convert(raw, wanted))
         except RowError as error:
-            loaded.ledger.add("Invalid", Rejected(raw.source, raw.row, str(error)), lambda raw=raw: raw.text or str(raw.value))  # type: ignore[misc]
+            loaded.ledger.add(
+                "Invalid",
+                Rejected(raw.source, raw.row, str(error)),
+                lambda raw=raw: raw.text or json.dumps(raw.value, ensure_ascii=False, default=str),
+            )  # type: ignore[misc]
             continue
         if answers is not None:
             answers.add(row.response)

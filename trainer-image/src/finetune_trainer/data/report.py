@@ -11,6 +11,7 @@ from typing import Any
 
 Report = Mapping[str, Any]
 SPLITS = ("train", "validation", "test")
+KINDS = {"Invalid": "invalid", "Duplicate": "repeated", "NearDuplicate": "near-duplicate", "TooLong": "too long"}
 BINS = 24
 CHART_WIDTH, CHART_HEIGHT = 880, 190  # of the drawing's own units
 STYLE = """
@@ -142,7 +143,7 @@ def _left_out(report: Report) -> str:
     if not report["leftOut"]:
         return '<section><h2>Rows left out</h2><p class="quiet">None.</p></section>'
     body = "".join(
-        f"<tr><td>{escape(entry['kind'])}</td><td>{escape(entry['reason'])}{_excerpts(entry['examples'])}</td>"
+        f"<tr><td>{escape(KINDS[entry['kind']])}</td><td>{escape(entry['reason'])}{_excerpts(entry['examples'])}</td>"
         f'<td class="number">{_number(entry["count"])}</td></tr>'
         for entry in report["leftOut"]
     )
