@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 
 from finetune_trainer.config import DataConfig, SourceConfig
@@ -16,7 +17,7 @@ from finetune_trainer.data import formats, near, quality, reading
 from finetune_trainer.data.formats import Rejected, RowError
 from finetune_trainer.data.ledger import Kind, Ledger
 from finetune_trainer.data.personal import Scan
-from finetune_trainer.data.reading import DataFile
+from finetune_trainer.data.reading import DataFile, RawRow
 from finetune_trainer.data.store import Record, RowStore
 from finetune_trainer.exits import JsonObject, UserError
 
@@ -86,16 +87,17 @@ def _rows(loaded: Loaded, source: SourceConfig, file: DataFile, use: str, scan: 
         try:
             row = scan.apply(formats.convert(raw, wanted))
         except RowError as error:
-            loaded.ledger.add(
-                "Invalid",
-                Rejected(raw.source, raw.row, str(error)),
-                lambda raw=raw: raw.text or json.dumps(raw.value, ensure_ascii=False, default=str),
-            )  # type: ignore[misc]
+            loaded.ledger.add("Invalid", Rejected(raw.source, raw.row, str(error)), partial(_written, raw))
             continue
         if answers is not None:
             answers.add(row.response)
         yield loaded.store.add(row)
     loaded.sources.append({"source": file.name, "use": use, "format": wanted if probe else "–", "rows": loaded.read - before})
+
+
+def _written(raw: RawRow) -> str:
+    """A raw row as text."""
+    return raw.text or json.dumps(raw.value, ensure_ascii=False, default=str)
 
 
 def _clean(loaded: Loaded, records: list[Record], *, deduplicate: bool) -> list[Record]:
