@@ -38,6 +38,20 @@ def test_a_wanted_split_gets_a_row_even_of_few() -> None:
     assert {name: len(rows) for name, rows in found.items()} == {"train": 3, "validation": 1, "test": 1}
 
 
+def test_a_rare_label_is_in_every_split() -> None:
+    labels = ["rare" if index in (3, 500, 999) else ("yes", "no")[index % 2] for index in range(1000)]
+    by_row = dict(zip((r.row for r in ROWS), labels, strict=True))
+    found = quality.stratified(ROWS, labels, SplitConfig(seed=17), ("test", "validation"))
+    assert all("rare" in {by_row[r.row] for r in rows} for rows in found.values())
+    assert sorted(r.row for rows in found.values() for r in rows) == list(range(1000))
+    assert [r.row for r in found["train"]] == sorted(r.row for r in found["train"])
+
+
+def test_without_labels_stratified_is_the_plain_split() -> None:
+    config = SplitConfig(seed=17)
+    assert quality.stratified(ROWS, [""] * 1000, config, ("test",)) == quality.split(ROWS, config, ("test",))
+
+
 def test_rows_of_a_given_test_file_leave_training() -> None:
     splits = {"train": ROWS[:10], "validation": ROWS[8:12], "test": ROWS[9:11], "mix-0": ROWS[:12]}
     removed = quality.keep_apart(splits, ("test", "validation", "train", "mix-0"))

@@ -131,7 +131,9 @@ def _drop_alike(loaded: Loaded, rows: Splits, order: Sequence[str], percent: flo
 def _split(loaded: Loaded, data: DataConfig, rows: Splits, order: Sequence[str]) -> Splits:
     """The three splits: given, or carved out of the training rows; then what is mixed into training."""
     carve = tuple(name for name in ("test", "validation") if getattr(data, name) is None)
-    carved = quality.split(rows["train"], data.split, carve)
+    pool = rows["train"]
+    labels = [record.label if loaded.labels else "" for record in pool]
+    carved = quality.stratified(pool, labels, data.split, carve)
     rows = {**rows, "train": carved["train"], **{name: carved[name] for name in carve}}
     leaked = quality.keep_apart(rows, order)
     for record, owner in leaked:

@@ -91,6 +91,19 @@ def split(rows: Sequence[R], config: SplitConfig, carve: Sequence[str] = ("test"
     return result
 
 
+def stratified(rows: Sequence[R], labels: Sequence[str], config: SplitConfig, carve: Sequence[str]) -> dict[str, list[R]]:
+    """`split` of each label's rows by themselves, so that a rare label too is in every wanted split; in the order given."""
+    groups: dict[str, list[R]] = {}
+    for row, label in zip(rows, labels, strict=True):
+        groups.setdefault(label, []).append(row)
+    parts = [split(group, config, carve) for group in groups.values()]
+    places = {id(row): place for place, row in enumerate(rows)}
+    return {
+        name: sorted((row for part in parts for row in part[name]), key=lambda row: places[id(row)])
+        for name in ("train", "validation", "test")
+    }
+
+
 def sample(rows: Iterable[R], count: int, seed: int) -> list[R]:
     """`count` rows chosen by content hash, whatever their order; in the order given."""
     found = list(rows)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_trainer.data.formats import Row
 
+LONGEST_LABEL = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Where a row came from, its content's digest, the characters of its answer, and its bytes in the store."""
+    """Where a row came from, its content's digest, its answer (characters, and the text where it may be a label), and its bytes
+    in the store."""
 
     source: str
     row: int
     digest: str
     characters: int
+    label: str
     offset: int
     size: int
 
@@ -34,7 +39,9 @@ class RowStore:
         """Keep `row`; OSError where the volume fails."""
         content = json.dumps(row.messages, ensure_ascii=False, separators=(",", ":")).encode()
         self._stream.write(content)
-        record = Record(row.source, row.row, row.digest, len(row.response.strip()), self._end, len(content))
+        answer = row.response.strip()
+        label = sys.intern(answer) if len(answer) <= LONGEST_LABEL else ""
+        record = Record(row.source, row.row, row.digest, len(answer), label, self._end, len(content))
         self._end += len(content)
         return record
 
