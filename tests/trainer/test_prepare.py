@@ -131,6 +131,10 @@ BAD: dict[str, tuple[list[Any], dict[str, Any], str, str]] = {
     "the same row again and again": (
         [SAME] * 50, {}, "TestSplitEmpty", "of 50 rows read 0 are invalid, 49 repeat another and 1 are left; .* row 2: a repetition: ",
     ),
+    "an answer that goes round in circles": (
+        [*rows(10), {"instruction": "Go on.", "output": "and so on it goes " * 20}], {}, "TooManyInvalidRows",
+        "row 11: the answer repeats itself: 95 % of its trigrams were there before, more than 80 %",
+    ),
     "one row": ([SAME], {}, "TestSplitEmpty", "of 1 rows read .* 1 are left; there are too few rows"),
     "no known field": ([{"question": "a"}], {}, "FormatUnknown", "configmap://rows/train.jsonl: no known format .*question"),
     "no row": ([], {}, "DataEmpty", "configmap://rows/train.jsonl has no rows"),

@@ -38,6 +38,18 @@ def test_a_wanted_split_gets_a_row_even_of_few() -> None:
     assert {name: len(rows) for name, rows in found.items()} == {"train": 3, "validation": 1, "test": 1}
 
 
+REPETITIONS = {
+    "prose": (" ".join(f"word{n}" for n in range(60)), 0),
+    "a loop": ("the same thing again and " * 20, 95),
+    "a loop that is short": ("yes yes " * 20, 0),
+}
+
+
+@pytest.mark.parametrize(("answer", "expected"), REPETITIONS.values(), ids=REPETITIONS)
+def test_how_much_of_an_answer_repeats_itself(answer: str, expected: float) -> None:
+    assert quality.repetition(answer) == pytest.approx(expected, abs=1)
+
+
 def test_a_rare_label_is_in_every_split() -> None:
     labels = ["rare" if index in (3, 500, 999) else ("yes", "no")[index % 2] for index in range(1000)]
     by_row = dict(zip((r.row for r in ROWS), labels, strict=True))

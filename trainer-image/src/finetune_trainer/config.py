@@ -78,6 +78,7 @@ class QualityConfig(Model):
     on_too_long: Literal["Drop", "Truncate", "Fail"] = "Drop"
     max_invalid_percent: float = Field(default=5, ge=0, le=100)
     deduplicate: bool = True
+    max_repetition_percent: float = Field(default=80, ge=0, le=100)
     near_duplicates: Literal["Drop", "Keep"] = "Drop"
     near_duplicate_percent: float = Field(default=80, ge=50, le=100)
     personal_data: Literal["Warn", "Redact", "Fail"] = "Warn"

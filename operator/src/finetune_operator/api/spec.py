@@ -138,6 +138,12 @@ class Quality(SpecModel):
         default=None, ge=0, le=100, description="Above it the run stops before training; default 5."
     )
     deduplicate: Annotated[bool | None, RETRAIN] = Field(default=None, description="Drop rows that are there twice; default true.")
+    max_repetition_percent: Annotated[int | None, RETRAIN] = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="An answer of fifty words and more, of whose word trigrams more are repeated, is invalid; default 80.",
+    )
     near_duplicates: Annotated[Literal["Drop", "Keep"] | None, RETRAIN] = Field(
         default=None, description="Rows that are nearly like an earlier one, or like one of the test split; default Drop."
     )

@@ -120,6 +120,7 @@ def _data(spec: Spec) -> Config:
             "onTooLong": _or(quality and quality.on_too_long, "Drop"),
             "maxInvalidPercent": _or(quality and quality.max_invalid_percent, 5),
             "deduplicate": _or(quality and quality.deduplicate, True),
+            "maxRepetitionPercent": _or(quality and quality.max_repetition_percent, 80),
             "nearDuplicates": _or(quality and quality.near_duplicates, "Drop"),
             "nearDuplicatePercent": _or(quality and quality.near_duplicate_percent, 80),
             "personalData": _or(quality and quality.personal_data, "Warn"),

@@ -59,7 +59,7 @@ def load(data: DataConfig, files: Files, store: RowStore) -> Loaded:
     rows: Splits = {name: [] for name in order}
     for use, found in files.items():
         for source, file in found:
-            rows[use] += _rows(loaded, source, file, use, scan, answers if use == "train" else None)
+            rows[use] += _rows(loaded, source, file, use, scan, answers if use == "train" else None, data.quality.max_repetition_percent)
     if not loaded.read:
         raise UserError("DataEmpty", f"{data.train.source} has no rows", reading.ONE_A_LINE)
     loaded.warnings += scan.warnings()
@@ -74,7 +74,9 @@ def load(data: DataConfig, files: Files, store: RowStore) -> Loaded:
     return loaded
 
 
-def _rows(loaded: Loaded, source: SourceConfig, file: DataFile, use: str, scan: Scan, answers: quality.Answers | None) -> Iterator[Record]:
+def _rows(
+    loaded: Loaded, source: SourceConfig, file: DataFile, use: str, scan: Scan, answers: quality.Answers | None, most_repeated: float
+) -> Iterator[Record]:
     """The good rows of a file; the others go to the ledger."""
     raws = reading.read(file)
     probe = list(islice(raws, PROBED))
@@ -85,7 +87,7 @@ def _rows(loaded: Loaded, source: SourceConfig, file: DataFile, use: str, scan: 
     for raw in chain(probe, raws):
         loaded.read += 1
         try:
-            row = scan.apply(formats.convert(raw, wanted))
+            row = scan.apply(_not_repetitive(formats.convert(raw, wanted), most_repeated))
         except RowError as error:
             loaded.ledger.add("Invalid", Rejected(raw.source, raw.row, str(error)), partial(_written, raw))
             continue
@@ -93,6 +95,13 @@ def _rows(loaded: Loaded, source: SourceConfig, file: DataFile, use: str, scan: 
             answers.add(row.response)
         yield loaded.store.add(row)
     loaded.sources.append({"source": file.name, "use": use, "format": wanted if probe else "–", "rows": loaded.read - before})
+
+
+def _not_repetitive(row: formats.Row, limit: float) -> formats.Row:
+    share = quality.repetition(row.response)
+    if share > limit:
+        raise RowError(f"the answer repeats itself: {share:.0f} % of its trigrams were there before, more than {limit:g} %")
+    return row
 
 
 def _written(raw: RawRow) -> str:

@@ -14,6 +14,16 @@ from finetune_trainer.config import SplitConfig
 
 CLOSED_SET = 50
 DEFAULT_MIN_RESPONSE = 10
+REPETITION_WORDS = 50
+
+
+def repetition(answer: str) -> float:
+    """Percent of an answer's word trigrams that were there before in it; 0 for answers of fewer than fifty words."""
+    words = answer.split()
+    if len(words) < REPETITION_WORDS:
+        return 0.0
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    return 100 * (1 - len(set(trigrams)) / len(trigrams))
 
 
 class Content(Protocol):
