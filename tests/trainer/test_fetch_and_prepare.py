@@ -240,7 +240,7 @@ def test_more_bad_rows_than_the_limit_stop_before_training(work: Path, tmp_path:
     assert not (tmp_path / "data" / "1f2e3d4c").exists()
 
 
-LONG = [{"instruction": "Go on.", "output": "word " * 200}]
+LONG = [{"instruction": "Go on.", "output": " ".join(f"word{n}" for n in range(200))}]
 TOO_LONG = {"Drop": (1, 52), "Truncate": (1, 53)}
 
 
@@ -252,7 +252,7 @@ def test_rows_that_are_too_long(policy: str, expected: tuple[int, int], work: Pa
 
 
 def test_a_row_that_is_too_long_fails_where_that_is_asked_for(work: Path, tmp_path: Path, tiny_model: Path) -> None:
-    with pytest.raises(UserError, match=r"row 65 of configmap://rows/train\.jsonl has 1,0.. tokens, more than 256"):
+    with pytest.raises(UserError, match=r"row 65 of configmap://rows/train\.jsonl has [\d,]+ tokens, more than 256"):
         prepared(work, tmp_path, tiny_model, rows() + LONG, data__quality={"onTooLong": "Fail"})
 
 
