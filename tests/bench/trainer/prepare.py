@@ -83,25 +83,29 @@ def measure(work: Path, config: dict[str, object], count: int, size: int) -> dic
     for name, revision in (("first", "1f2e3d4c"), ("again", "2a2a2a2a")):
         data = {**config["data"], "path": str(work / "data" / revision)}  # type: ignore[dict-item]
         (work / "run.json").write_text(json.dumps({**config, "data": data}))
-        started, spent = time.monotonic(), _cpu()
+        started = time.monotonic()
         command = [sys.executable, "-m", "finetune_trainer", "prepare", "--config", str(work / "run.json")]
         environment = {
             "TOKENIZERS_PARALLELISM": "false",  # as in the image
             "FINETUNE_PROGRESS_PORT": "0",
             "FINETUNE_TERMINATION_LOG": str(work / "termination"),
         }
-        subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, **environment})
-        figures[f"{name}_s"], figures[f"{name}_cpu_s"] = round(time.monotonic() - started, 1), round(_cpu() - spent, 1)
+        usage = run(command, environment)
+        figures[f"{name}_s"], figures[f"{name}_cpu_s"] = round(time.monotonic() - started, 1), round(usage.ru_utime + usage.ru_stime, 1)
+        figures[f"{name}_peak_mib"] = round(usage.ru_maxrss / 1024)
         result = json.loads((work / "termination").read_text())
         figures[name] = {**result["rows"], "tokens": result["tokens"]["train"]}
-    figures["peak_mib"] = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
     return figures
 
 
-def _cpu() -> float:
-    """CPU seconds of the processes that ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def run(command: list[str], environment: dict[str, str]) -> resource.struct_rusage:
+    """What the process used. Raises CalledProcessError where it fails."""
+    process = subprocess.Popen(command, stdout=sys.stderr, env={**os.environ, **environment})
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
+    process.returncode = 0
+    return usage
 
 
 if __name__ == "__main__":
