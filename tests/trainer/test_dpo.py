@@ -11,7 +11,8 @@ import pytest
 import torch
 from finetune_trainer.config import RunConfig
 from finetune_trainer.data import formats, preference, prepare
-from finetune_trainer.data.sources import RawRow
+from finetune_trainer.data.formats import RowError
+from finetune_trainer.data.reading import RawRow
 from finetune_trainer.exits import UserError
 from finetune_trainer.serve.loading import load
 from finetune_trainer.train import dpo, optimizer
@@ -71,8 +72,7 @@ SPELT: dict[str, dict[str, Any]] = {
 def test_a_pair_in_every_spelling(value: dict[str, Any]) -> None:
     raw = RawRow("configmap://a/b", 1, value)
     assert formats.detect("configmap://a/b", [raw]) == "Preference"
-    [row], bad = preference.convert([raw])
-    assert bad == []
+    row = formats.convert(raw, "Preference")
     prompt = {"role": "user", "content": "Hello?"}
     assert row.messages == (prompt, {"role": "assistant", "content": "Hi."})
     assert row.rejected == (prompt, {"role": "assistant", "content": "No."})
@@ -81,8 +81,8 @@ def test_a_pair_in_every_spelling(value: dict[str, Any]) -> None:
 BROKEN: dict[str, tuple[Any, str]] = {
     "no rejected answer": ({"prompt": "a", "chosen": "b"}, "field rejected is missing"),
     "the same answer": ({"prompt": "a", "chosen": "b", "rejected": " b "}, "the same answer"),
-    "an empty answer": ({"prompt": "a", "chosen": " ", "rejected": "c"}, "chosen: turn 2 (assistant) is empty"),
-    "a number": ({"prompt": "a", "chosen": 3, "rejected": "c"}, "chosen: field completion is int, not text"),
+    "an empty answer": ({"prompt": "a", "chosen": " ", "rejected": "c"}, "turn 2 (assistant) is empty (with the chosen answer)"),
+    "a number": ({"prompt": "a", "chosen": 3, "rejected": "c"}, "field completion is int, not text (with the chosen answer)"),
     "other prompts": (
         {key: [{"role": "user", "content": key}, {"role": "assistant", "content": key}] for key in ("chosen", "rejected")},
         "different conversations",
@@ -93,14 +93,14 @@ BROKEN: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize(("value", "reason"), BROKEN.values(), ids=BROKEN)
 def test_what_is_wrong_with_a_pair_is_told(value: Any, reason: str) -> None:
-    good, [bad] = preference.convert([RawRow("configmap://a/b", 7, value)])
-    assert good == []
-    assert (bad.row, reason in bad.reason) == (7, True), bad.reason
+    with pytest.raises(RowError) as found:
+        formats.convert(RawRow("configmap://a/b", 7, value), "Preference")
+    assert reason in str(found.value)
 
 
 def test_a_broken_line_is_told_as_such() -> None:
-    _, [bad] = preference.convert([RawRow("configmap://a/b", 7, None, "not JSON: here")])
-    assert bad.reason == "not JSON: here"
+    with pytest.raises(RowError, match=r"^not JSON: here$"):
+        formats.convert(RawRow("configmap://a/b", 7, None, "not JSON: here"), "Preference")
 
 
 @pytest.mark.parametrize(("objective", "values"), [("SFT", preferences()), ("DPO", rows())])
