@@ -93,6 +93,8 @@ def _reconciled(spec: dict[str, Any]) -> dict[str, Any]:
     if "prompt" in method and kind != "PromptTuning":
         method["prompt"] = {key: value for key, value in method["prompt"].items() if key != "initText"}
     data = {slot: _with_format(value, preferences) if slot in SLOTS else value for slot, value in spec["data"].items()}
+    if "mix" in data:
+        data["mix"] = [_with_format(source, preferences) for source in data["mix"]]
     found = {**spec, "method": method, "data": data}
     if "serving" in spec and (kind in PROMPTS or method.get("lora", {}).get("useDora")):
         found["serving"] = {key: value for key, value in spec["serving"].items() if key != "runtime"}
