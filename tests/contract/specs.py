@@ -19,6 +19,7 @@ _ROWS: Final = (
     "image:///opt/data/rows.jsonl",
     "https://example.com/rows.jsonl",
 )
+_REMOTE_ROWS: Final = ("https://example.com/rows.jsonl", "s3://bucket/rows.parquet", "hf://owner/name@main/data")
 _SHA256: Final = "sha256:" + "0" * 64
 
 
@@ -35,6 +36,14 @@ def _steps(weights: set[int]) -> Strategy:
     return st.tuples(*(st.fixed_dictionaries({"weight": st.just(w)}, optional={"hold": _DURATION}) for w in grown)).map(list)
 
 
+def _rows(**required: Strategy) -> Strategy:
+    """A source of rows, some behind a Secret."""
+    formats = {"format": st.sampled_from(_FORMATS)}
+    secret = {"secretName": st.just("keys")}
+    near = st.fixed_dictionaries({"source": st.sampled_from(_ROWS), **required}, optional=formats)
+    return near | st.fixed_dictionaries({"source": st.sampled_from(_REMOTE_ROWS), **required}, optional={**formats, **secret})
+
+
 _DURATION: Final = st.sampled_from(["1ms", "0.5s", "90s", "15m", "1h30m", "30d"])
 # By path, lists written [] as in the rules.
 _DRAWN: Final[dict[str, Strategy]] = {
@@ -47,8 +56,8 @@ _DRAWN: Final[dict[str, Strategy]] = {
             {"source": "https://example.com/m.tar", "revision": _SHA256},
         ]
     ),
-    **{f"spec.data.{name}.source": st.sampled_from(_ROWS) for name in ("train", "validation", "test")},
-    **{f"spec.data.{name}.format": st.sampled_from(_FORMATS) for name in ("train", "validation", "test")},
+    **{f"spec.data.{name}": _rows() for name in ("train", "validation", "test")},
+    "spec.data.mix[]": _rows(percent=st.integers(1, 100)),
     "spec.data.split": st.integers(1, 100).flatmap(_shares) | st.just({}) | st.just({"train": 85, "test": 5}),
     "spec.method.lora.rank": st.integers(1, 512),  # vLLM serves no larger ones
     "spec.method.lora.dropout": _decimal(0, 0.99),
@@ -84,6 +93,8 @@ def _reconciled(spec: dict[str, Any]) -> dict[str, Any]:
     if "prompt" in method and kind != "PromptTuning":
         method["prompt"] = {key: value for key, value in method["prompt"].items() if key != "initText"}
     data = {slot: _with_format(value, preferences) if slot in SLOTS else value for slot, value in spec["data"].items()}
+    if "mix" in data:
+        data["mix"] = [_with_format(source, preferences) for source in data["mix"]]
     found = {**spec, "method": method, "data": data}
     if "serving" in spec and (kind in PROMPTS or method.get("lora", {}).get("useDora")):
         found["serving"] = {key: value for key, value in spec["serving"].items() if key != "runtime"}

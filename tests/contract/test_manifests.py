@@ -295,6 +295,25 @@ def test_the_token_is_in_the_fetch_pod_alone() -> None:
     assert [name for name, text in made.items() if "secretKeyRef" in text] == [json.loads(fetch)["metadata"]["name"]]
 
 
+def test_keys_of_data_are_in_the_prepare_pod_alone() -> None:
+    data = {
+        "train": {"source": "s3://bucket/train/", "secretName": "bucket-keys"},
+        "mix": [{"source": "hf://owner/name", "secretName": "hub-token", "percent": 10}],
+    }
+    spec = {"model": {"source": "image:///m"}, "data": data, "method": {"type": "LoRA"}, "serving": {}}
+    made = {manifest["metadata"]["name"]: json.dumps(manifest) for o in life("bot", spec) for _, manifest in manifests(o)}
+    (prepare,) = [json.loads(text) for text in made.values() if "bucket-keys" in text and '"kind": "Job"' in text]
+    pod = prepare["spec"]["template"]
+    mounts = {m["name"]: m["mountPath"] for m in pod["spec"]["containers"][0]["volumeMounts"] if m["name"].startswith("secret-")}
+    assert mounts == {"secret-train": "/etc/finetune/secrets/train", "secret-mix-0": "/etc/finetune/secrets/mix-0"}
+    volumes = {v["name"]: v["secret"] for v in pod["spec"]["volumes"] if "secret" in v}
+    assert volumes == {"secret-train": {"secretName": "bucket-keys"}, "secret-mix-0": {"secretName": "hub-token"}}
+    config = json.loads(pod["metadata"]["annotations"][names.RUN_CONFIG])["data"]
+    assert (config["train"]["secretMount"], config["mix"][0]["secretMount"]) == (mounts["secret-train"], mounts["secret-mix-0"])
+    assert not {variable["name"] for variable in pod["spec"]["containers"][0]["env"]} & {"HF_HUB_OFFLINE"}
+    assert [name for name, text in made.items() if '"secretName"' in text and '"kind": "Job"' in text] == [prepare["metadata"]["name"]]
+
+
 @given(st.integers(0, 3))
 def test_another_status_gives_other_manifests(tries: int) -> None:
     """The comparison can fail: another number in the status is another Job."""

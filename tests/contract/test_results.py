@@ -38,11 +38,11 @@ def test_a_fetched_model(tmp_path: Path) -> None:
 
 
 def test_prepared_data() -> None:
-    rows = {"read": 100, "invalid": 30, "duplicate": 2, "tooLong": 0, "train": 50, "validation": 8, "test": 10}
+    rows = {"read": 100, "invalid": 30, "duplicate": 2, "nearDuplicate": 4, "tooLong": 0, "train": 50, "validation": 8, "test": 10}
     bad = [{"source": "configmap://rows/train.jsonl", "row": n, "reason": "x" * 400} for n in range(10)]
     found = _prepared(told({"stage": "prepare", "digest": "cd" * 32, "rows": rows, "invalid": bad, "warnings": [], "estimate": {}}))
     assert found["data_digest"] == "cd" * 32
-    assert found["rows"] == Rows(read=100, invalid=30, duplicate=2, train=50, validation=8, test=10)
+    assert found["rows"] == Rows(read=100, invalid=30, duplicate=2, near_duplicate=4, train=50, validation=8, test=10)
     assert found["dropped"].startswith("configmap://rows/train.jsonl row 0: x")
 
 

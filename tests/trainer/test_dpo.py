@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 import torch
 from finetune_trainer.config import RunConfig
 from finetune_trainer.data import formats, preference, prepare
-from finetune_trainer.data.sources import RawRow
+from finetune_trainer.data.formats import RowError
+from finetune_trainer.data.personal import Scan
+from finetune_trainer.data.reading import RawRow
+from finetune_trainer.data.templates import ChatEncoder, end_tokens, unproven
 from finetune_trainer.exits import UserError
 from finetune_trainer.serve.loading import load
 from finetune_trainer.train import dpo, optimizer
@@ -71,8 +75,7 @@ SPELT: dict[str, dict[str, Any]] = {
 def test_a_pair_in_every_spelling(value: dict[str, Any]) -> None:
     raw = RawRow("configmap://a/b", 1, value)
     assert formats.detect("configmap://a/b", [raw]) == "Preference"
-    [row], bad = preference.convert([raw])
-    assert bad == []
+    row = formats.convert(raw, "Preference")
     prompt = {"role": "user", "content": "Hello?"}
     assert row.messages == (prompt, {"role": "assistant", "content": "Hi."})
     assert row.rejected == (prompt, {"role": "assistant", "content": "No."})
@@ -81,8 +84,8 @@ def test_a_pair_in_every_spelling(value: dict[str, Any]) -> None:
 BROKEN: dict[str, tuple[Any, str]] = {
     "no rejected answer": ({"prompt": "a", "chosen": "b"}, "field rejected is missing"),
     "the same answer": ({"prompt": "a", "chosen": "b", "rejected": " b "}, "the same answer"),
-    "an empty answer": ({"prompt": "a", "chosen": " ", "rejected": "c"}, "chosen: turn 2 (assistant) is empty"),
-    "a number": ({"prompt": "a", "chosen": 3, "rejected": "c"}, "chosen: field completion is int, not text"),
+    "an empty answer": ({"prompt": "a", "chosen": " ", "rejected": "c"}, "turn 2 (assistant) is empty (with the chosen answer)"),
+    "a number": ({"prompt": "a", "chosen": 3, "rejected": "c"}, "field completion is int, not text (with the chosen answer)"),
     "other prompts": (
         {key: [{"role": "user", "content": key}, {"role": "assistant", "content": key}] for key in ("chosen", "rejected")},
         "different conversations",
@@ -93,14 +96,14 @@ BROKEN: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize(("value", "reason"), BROKEN.values(), ids=BROKEN)
 def test_what_is_wrong_with_a_pair_is_told(value: Any, reason: str) -> None:
-    good, [bad] = preference.convert([RawRow("configmap://a/b", 7, value)])
-    assert good == []
-    assert (bad.row, reason in bad.reason) == (7, True), bad.reason
+    with pytest.raises(RowError) as found:
+        formats.convert(RawRow("configmap://a/b", 7, value), "Preference")
+    assert reason in str(found.value)
 
 
 def test_a_broken_line_is_told_as_such() -> None:
-    _, [bad] = preference.convert([RawRow("configmap://a/b", 7, None, "not JSON: here")])
-    assert bad.reason == "not JSON: here"
+    with pytest.raises(RowError, match=r"^not JSON: here$"):
+        formats.convert(RawRow("configmap://a/b", 7, None, "not JSON: here"), "Preference")
 
 
 @pytest.mark.parametrize(("objective", "values"), [("SFT", preferences()), ("DPO", rows())])
@@ -125,6 +128,65 @@ def test_prepared_pairs_supervise_the_answers_alone_and_seal_the_chosen_one(pair
     sealed = [json.loads(line)["reference"] for line in (pairs / "test.jsonl").read_text().splitlines()]
     assert sealed
     assert set(sealed) <= {row["chosen"] for row in preferences()}
+
+
+def test_what_is_personal_is_redacted_in_both_answers() -> None:
+    raw = RawRow("configmap://a/b", 1, {"prompt": "Who?", "chosen": "Ask x@y.org.", "rejected": "Not y@z.org."})
+    row = Scan("Redact").apply(formats.convert(raw, "Preference"))
+    assert [turns[-1]["content"] for turns in (row.messages, row.rejected)] == ["Ask [email].", "Not [email]."]
+
+
+def test_neither_answer_may_have_a_mask_that_is_not_proven(tiny_model: Path, work: Path) -> None:
+    tokenizer: Any = prepare.load_tokenizer(work / "models" / "tiny", False)
+    row = formats.convert(RawRow("configmap://a/b", 1, SPELT["texts"]), "Preference")
+    [pair] = preference.PairEncoder(ChatEncoder(tokenizer)).encode_all([row])
+    assert isinstance(pair, preference.EncodedPair)
+    spoilt = [replace(pair, mask=(*pair.mask[:place], False, *pair.mask[place + 1 :])) for place in _last_supervised(pair)]
+    assert unproven([pair, *spoilt], end_tokens(tokenizer), tokenizer) == [False, True, True]
+
+
+def _last_supervised(pair: preference.EncodedPair) -> list[int]:
+    """Of each conversation, where its end of turn is in the pair."""
+    places = [place for place, supervised in enumerate(pair.mask) if supervised]
+    return [max(place for place in places if place < pair.seam), places[-1]]
+
+
+def test_a_pair_whose_rejected_conversation_the_template_refuses_is_told(
+    tiny_model: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer: Any = prepare.load_tokenizer(work / "models" / "tiny", False)
+    refuses = "{% if messages[-1]['content'] == 'No.' %}{{ raise_exception('rude') }}{% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", refuses + tokenizer.chat_template)
+    row = formats.convert(RawRow("configmap://a/b", 1, SPELT["texts"]), "Preference")
+    [found] = preference.PairEncoder(ChatEncoder(tokenizer)).encode_all([row])
+    assert str(found) == "the chat template refuses it: rude"
+
+
+def test_what_is_mixed_in_must_fit_the_objective(work: Path, tiny_model: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", preferences())
+    mixed = write_rows(tmp_path / "mixed.jsonl", rows())
+    config = make_config(
+        "prepare", work, tiny_model, source, data__path=str(tmp_path / "data"), method__objective="DPO",
+        data__mix=[{"source": "pvc://sets/mixed.jsonl", "mount": str(mixed), "percent": 10}],
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"pvc://sets/mixed.jsonl is InstructionInputOutput, and method.objective is DPO"):
+        prepare.main(RunConfig.model_validate(config))
+
+
+@pytest.mark.parametrize(("name", "virtual"), [("LoRA", 0), ("prompt tuning", 5)])
+def test_a_revision_with_another_method_takes_pairs_over_and_counts_its_own_passes(
+    name: str, virtual: int, work: Path, tiny_model: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    source = write_rows(tmp_path / "rows.jsonl", preferences())
+    results = {}
+    for revision, method in (("1a1a1a1a", "Full"), ("2b2b2b2b", name)):
+        wanted = {**METHODS[method][0], "objective": "DPO"}
+        config = make_config("prepare", work, tiny_model, source, data__path=str(tmp_path / "data" / revision), method=wanted)
+        results[revision] = prepare.main(RunConfig.model_validate(config))["estimate"]["longest"]  # type: ignore[index]
+    one, other = (tmp_path / "data" / revision / "train.seams.npy" for revision in results)
+    assert one.samefile(other)
+    widest = max(preference.load(other.parent, "train").widths)
+    assert list(results.values()) == [widest, widest + 2 * virtual]
 
 
 @pytest.mark.parametrize("policy", ["Truncate", "Drop"])

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from finetune_trainer import fetch, layout
-from finetune_trainer.config import ModelConfig, RunConfig, SourceConfig
-from finetune_trainer.data import arrays, prepare, sources
+from finetune_trainer import fetch, layout, transfer
+from finetune_trainer.config import ModelConfig, RunConfig
+from finetune_trainer.data import arrays, loading, prepare, reading
 from finetune_trainer.exits import Infrastructure, UserError, classify
-from finetune_trainer.serve import loading
+from finetune_trainer.serve import loading as serving_loading
 
 from tests.trainer.support import EXAMPLES, make_config, rows, write_rows
 
@@ -119,7 +119,7 @@ def test_a_download_is_infrastructure_that(body: bytes, tmp_path: Path) -> None:
         thread = threading.Thread(target=answer)
         thread.start()
         with pytest.raises(Infrastructure) as found:
-            fetch.download(f"http://127.0.0.1:{server.getsockname()[1]}/x", tmp_path / "x")
+            transfer.download(f"http://127.0.0.1:{server.getsockname()[1]}/x", tmp_path / "x", tries=1)
         thread.join()
     assert found.value.reason == "DownloadFailed"
 
@@ -193,7 +193,16 @@ def prepared(work: Path, tmp_path: Path, tiny_model: Path, values: list[Any], **
 def test_no_test_row_is_in_a_file_that_training_reads(work: Path, tmp_path: Path, tiny_model: Path) -> None:
     values = [*rows(), *rows(20)]
     folder, result = prepared(work, tmp_path, tiny_model, values)
-    assert result["rows"] == {"read": 84, "invalid": 0, "duplicate": 20, "tooLong": 0, "train": 52, "validation": 4, "test": 8}
+    assert result["rows"] == {
+        "read": 84,
+        "invalid": 0,
+        "duplicate": 20,
+        "nearDuplicate": 0,
+        "tooLong": 0,
+        "train": 52,
+        "validation": 4,
+        "test": 8,
+    }
     sealed = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
     hashes = (folder / "train-hashes.txt").read_text().split()
     assert len(set(hashes)) == 52
@@ -231,7 +240,7 @@ def test_more_bad_rows_than_the_limit_stop_before_training(work: Path, tmp_path:
     assert not (tmp_path / "data" / "1f2e3d4c").exists()
 
 
-LONG = [{"instruction": "Go on.", "output": "word " * 200}]
+LONG = [{"instruction": "Go on.", "output": " ".join(f"word{n}" for n in range(200))}]
 TOO_LONG = {"Drop": (1, 52), "Truncate": (1, 53)}
 
 
@@ -243,7 +252,7 @@ def test_rows_that_are_too_long(policy: str, expected: tuple[int, int], work: Pa
 
 
 def test_a_row_that_is_too_long_fails_where_that_is_asked_for(work: Path, tmp_path: Path, tiny_model: Path) -> None:
-    with pytest.raises(UserError, match=r"row 65 of configmap://rows/train\.jsonl has 10.. tokens, more than 256"):
+    with pytest.raises(UserError, match=r"row 65 of configmap://rows/train\.jsonl has [\d,]+ tokens, more than 256"):
         prepared(work, tmp_path, tiny_model, rows() + LONG, data__quality={"onTooLong": "Fail"})
 
 
@@ -258,7 +267,7 @@ def test_two_preparations_at_once_write_once(work: Path, tmp_path: Path, tiny_mo
     config = RunConfig.model_validate(document)
     results: list[Any] = []
     second = threading.Thread(target=lambda: results.append(prepare.main(config)))
-    written = calls_with_another_run_within(monkeypatch, prepare, "load_rows", second)
+    written = calls_with_another_run_within(monkeypatch, loading, "load", second)
     first = prepare.main(config)
     second.join()
     assert results == [first]
@@ -270,18 +279,18 @@ VOLUME = {"an I/O error": errno.EIO, "a stale handle": errno.ESTALE, "no access"
 
 @pytest.mark.parametrize("number", VOLUME.values(), ids=VOLUME)
 def test_a_source_on_a_volume_that_fails_is_no_users_mistake(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: Path) -> bytes:
+    def fail(*arguments: Any) -> None:
         raise OSError(number, "failed")
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(OSError, match="failed") as found:
-        sources.read(SourceConfig(source="pvc://rows/train.jsonl", mount=tmp_path / "rows.jsonl"))
+        list(reading.read(reading.DataFile("pvc://rows/train.jsonl", tmp_path / "rows.jsonl")))
     assert classify(found.value).code == 24
 
 
 def test_a_source_that_is_not_there_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file"):
-        sources.read(SourceConfig(source="pvc://rows/train.jsonl", mount=tmp_path / "rows.jsonl"))
+        list(reading.read(reading.DataFile("pvc://rows/train.jsonl", tmp_path / "rows.jsonl")))
 
 
 def fail_on_the_volume(*arguments: Any, **options: Any) -> None:
@@ -297,7 +306,7 @@ def test_a_tokenizer_on_a_volume_that_fails_is_no_users_mistake(stage: str, work
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail_on_the_volume)
     folder = work / "models" / "tiny"
     with pytest.raises(OSError, match="Input/output error") as found:
-        prepare.load_tokenizer(folder, False) if stage == "prepare" else loading.load(folder, None)
+        prepare.load_tokenizer(folder, False) if stage == "prepare" else serving_loading.load(folder, None)
     assert classify(found.value).reason == "VolumeError"
 
 

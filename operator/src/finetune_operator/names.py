@@ -50,6 +50,7 @@ SERVICE_PORT: Final = 80  # the users' address
 WORK: Final = "/work"
 CONFIG_DIR: Final = "/etc/finetune"
 SOURCES_DIR: Final = "/etc/finetune/sources"
+SECRETS_DIR: Final = "/etc/finetune/secrets"  # of data sources, a folder each
 USER_ID: Final = 10001
 STOPPED: Final = 25  # the exit code of a rank that was asked to stop and has saved its checkpoint
 

@@ -164,7 +164,8 @@ def _available(d: Draft) -> Fact:
 
 def _dropped(rows: Rows) -> str:
     long = f", {rows.too_long} too long" if rows.too_long else ""
-    return f"{rows.invalid} invalid and {rows.duplicate} duplicate rows dropped{long}"
+    alike = f", {rows.near_duplicate} near-duplicates" if rows.near_duplicate else ""
+    return f"{rows.invalid} invalid and {rows.duplicate} duplicate rows dropped{alike}{long}"
 
 
 def _columns(o: Observed, d: Draft, reason: str) -> dict[str, str | None]:

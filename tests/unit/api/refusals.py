@@ -109,11 +109,22 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "steps that end at 50": (changed(_BASE, "spec.rollout.steps", [{"weight": 10}, {"weight": 50}]), "the last must be 100"),
     "an identity that is nothing": (changed(_BASE, "spec.rollout.identity", [{}]), "spec.rollout.identity[]: name either a header or a bodyField"),
     "an archive without its digest": (changed(_BASE, "spec.model.source", "https://example.com/m.tar"), "spec.model.revision: an https:// model is an archive"),
-    "mixed-in data": (changed(_BASE, "spec.data.mix", [{"source": "pvc://a/b", "percent": 10}]), "spec.data.mix: not supported yet"),
+    "mixed-in text": (changed(_BASE, "spec.data.mix", [{"source": "pvc://a/b", "percent": 10, "format": "Text"}]), "spec.data.mix[].format: not supported yet"),
+    "mixed-in rows of a volume behind a Secret": (
+        changed(_BASE, "spec.data.mix", [{"source": "pvc://a/b", "percent": 10, "secretName": "s"}]),
+        "spec.data.mix[].secretName: belongs to a source of https://",
+    ),
+    "mixed-in data of no share": (changed(_BASE, "spec.data.mix", [{"source": "pvc://a/b", "percent": 0}]), "spec.data.mix"),
+    "rows of a volume behind a Secret": (changed(_BASE, f"{_ROWS}.secretName", "s"), "spec.data.train.secretName: belongs to a source of https://"),
+    "rows that are half alike": (changed(_BASE, "spec.data.quality", {"nearDuplicatePercent": 49}), "spec.data.quality.nearDuplicatePercent"),
     "plain text": (changed(_BASE, f"{_ROWS}.format", "Text"), "spec.data.train.format: not supported yet"),
     "preferences for SFT": (changed(_BASE, f"{_ROWS}.format", "Preference"), "spec.method.objective: DPO learns from rows of format Preference"),
     "messages for DPO": (
         changed(changed(_BASE, "spec.method.objective", "DPO"), "spec.data.test", {"source": "pvc://a/b", "format": "Messages"}),
+        "spec.method.objective: DPO learns from rows of format Preference",
+    ),
+    "preferences mixed in for SFT": (
+        changed(_BASE, "spec.data.mix", [{"source": "pvc://a/b", "percent": 10, "format": "Preference"}]),
         "spec.method.objective: DPO learns from rows of format Preference",
     ),
     "a beta of 0": (changed(changed(_BASE, "spec.method.objective", "DPO"), "spec.method.dpo", {"beta": "0"}), "spec.method.dpo.beta: must be above 0"),
@@ -130,9 +141,6 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "DoRA behind vLLM": (
         changed(changed(_BASE, "spec.method.lora", {"useDora": True}), "spec.serving", {"runtime": "vLLM"}), "spec.serving.runtime: vLLM serves neither",
     ),
-    "rows from a bucket": (changed(_BASE, f"{_ROWS}.source", "s3://a/b"), "spec.data.train.source: not supported yet"),
-    "test rows from the hub": (changed(_BASE, "spec.data.test", {"source": "hf://a/b/c"}), "spec.data.test.source: not supported yet"),
-    "rows behind a Secret": (changed(_BASE, f"{_ROWS}.secretName", "s"), "spec.data.train.secretName: not supported yet"),
     "a model behind a Secret": (changed(_BASE, "spec.model.secretName", "s"), "spec.model.secretName: not supported yet"),
     "a model from a bucket": (changed(_BASE, "spec.model.source", "s3://a/b"), "spec.model.source: not supported yet"),
     "a model from a registry": (changed(_BASE, "spec.model.source", "oci://a/b"), "spec.model.source: not supported yet"),

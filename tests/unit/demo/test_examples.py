@@ -62,7 +62,7 @@ def test_the_pairs_are_what_their_generator_writes() -> None:
     lines = (TONE / "train.jsonl").read_text().splitlines()
     assert lines == generator(TONE).generate()
     rows = [json.loads(line) for line in lines]
-    assert len({row["prompt"] for row in rows}) == len(rows) == 200
+    assert len({row["prompt"] for row in rows}) == len(rows) == 240
     assert all(row["chosen"] != row["rejected"] for row in rows)
 
 

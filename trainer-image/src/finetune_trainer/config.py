@@ -47,15 +47,16 @@ class ModelConfig(Model):
 
 
 class SourceConfig(Model):
-    """One data file; `mount` is set for configmap:// and pvc:// sources."""
+    """Data files; `mount` is set for configmap:// and pvc:// sources, `secretMount` where a Secret opens the source."""
 
     source: str
     mount: Path | None = None
+    secret_mount: Path | None = None
     format: Format = "Auto"
 
 
 class MixConfig(SourceConfig):
-    """A second source mixed into training, as a percentage of the training rows."""
+    """A second source mixed into training: so many rows of it for every hundred training rows of `train`."""
 
     percent: float = Field(gt=0, le=1000)
 
@@ -77,6 +78,10 @@ class QualityConfig(Model):
     on_too_long: Literal["Drop", "Truncate", "Fail"] = "Drop"
     max_invalid_percent: float = Field(default=5, ge=0, le=100)
     deduplicate: bool = True
+    max_repetition_percent: float = Field(default=80, ge=0, le=100)
+    near_duplicates: Literal["Drop", "Keep"] = "Drop"
+    near_duplicate_percent: float = Field(default=80, ge=50, le=100)
+    personal_data: Literal["Warn", "Redact", "Fail"] = "Warn"
 
 
 class DataConfig(Model):

@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import ssl
 import tarfile
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
 
 from finetune_trainer import layout
 from finetune_trainer.config import ModelConfig, RunConfig
-from finetune_trainer.exits import Infrastructure, JsonObject, TrainerError, UserError
+from finetune_trainer.exits import Infrastructure, JsonObject, UserError
 from finetune_trainer.progress import Progress, serving
+from finetune_trainer.transfer import download
 
 KEPT = (".safetensors", ".json", ".jinja", ".txt", ".model", ".md", ".tiktoken")
 KEPT_NAMES = ("LICENSE", "LICENCE", "NOTICE")
@@ -157,23 +153,6 @@ def download_archive(model: ModelConfig, scratch: Path) -> Path:
         raise UserError("SourceInvalid", f"{model.source} is not a safe tar archive: {error}", "Pack the folder with tar.") from error
     found_configs = sorted(target.rglob("config.json"), key=lambda path: len(path.parts))
     return found_configs[0].parent if found_configs else target
-
-
-def download(address: str, target: Path) -> None:
-    """Stream `address` to `target`. Client errors are the user's, everything else is infrastructure."""
-    try:
-        with urllib.request.urlopen(address, timeout=60) as response, target.open("wb") as stream:  # noqa: S310 - https alone gets here
-            shutil.copyfileobj(response, stream, 1 << 20)
-            announced = response.headers.get("Content-Length")
-    except HTTPError as error:
-        kind: type[TrainerError] = UserError if error.code in (400, 401, 403, 404, 410) else Infrastructure
-        host = urlsplit(address).hostname
-        raise kind("DownloadFailed", f"{address}: HTTP {error.code} from {host}", "Check the address and its access.") from error
-    except (URLError, TimeoutError, ConnectionError, ssl.SSLError, HTTPException) as error:
-        raise Infrastructure("DownloadFailed", f"{address}: {error}") from error
-    found = target.stat().st_size
-    if announced is not None and found != int(announced):
-        raise Infrastructure("DownloadFailed", f"{address}: {found:,} of {int(announced):,} bytes came, then the connection ended")
 
 
 def copy_model(source: Path, target: Path, allow_remote_code: bool, progress: Progress) -> dict[str, int]:

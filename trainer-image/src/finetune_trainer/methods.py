@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_trainer.config import PROMPT_METHODS, LoraConfig, MethodConfig, RunConfig, SourceConfig, need
+from finetune_trainer.config import PROMPT_METHODS, LoraConfig, MethodConfig, RunConfig, need
 from finetune_trainer.exits import UserError
 
 SHARDING = ("", "Auto", "DDP", "None")
@@ -14,22 +14,20 @@ def require_supported(config: RunConfig) -> None:
     method, compute, data = need(config.method, "method"), need(config.compute, "compute"), need(config.data, "data")
     if compute.sharding not in SHARDING:
         _refuse("compute.sharding", compute.sharding, "Use Auto.")
-    if data.mix:
-        _refuse("data.mix", data.mix[0].source, "Join the files into one source.")
     if config.training and config.training.gradient_checkpointing and method.type in PROMPT_METHODS:
         _refuse("training.gradientCheckpointing with method.type", method.type, "Switch it off.")
-    for source in (data.train, data.validation, data.test):
+    for source in (data.train, data.validation, data.test, *data.mix):
         if source is not None:
-            require_fitting(method, source)
+            require_fitting(method, source.source, source.format)
 
 
-def require_fitting(method: MethodConfig, source: SourceConfig) -> None:
-    """Raise UserError where a named format is not the one that the objective learns from."""
-    if source.format == "Auto" or (source.format == PREFERENCE) == (method.objective == "DPO"):
+def require_fitting(method: MethodConfig, source: str, form: str) -> None:
+    """Raise UserError where the format `form` of a source is named and not one that the objective learns from."""
+    if form == "Auto" or (form == PREFERENCE) == (method.objective == "DPO"):
         return
     raise UserError(
         "FormatNotOfObjective",
-        f"data source {source.source} is {source.format}, and method.objective is {method.objective}",
+        f"data source {source} is {form}, and method.objective is {method.objective}",
         "DPO learns from Preference rows (prompt, chosen, rejected), SFT from all other formats.",
     )
 

@@ -17,10 +17,15 @@ from finetune_operator.api.quantities import DECIMAL_PATTERN
 Node = Any
 PROMPTS: Final = ("PromptTuning", "PrefixTuning", "PTuning")
 SLOTS: Final = ("train", "validation", "test")
+_FIT_CEL: Final = (
+    "(!has({0}.format) || {0}.format == 'Auto' || "
+    "({0}.format == 'Preference') == (has(self.method.objective) && self.method.objective == 'DPO'))"
+)
 _FORMAT_CEL: Final = " && ".join(
-    f"(!has(self.data.{slot}) || !has(self.data.{slot}.format) || self.data.{slot}.format == 'Auto' || "
-    f"(self.data.{slot}.format == 'Preference') == (has(self.method.objective) && self.method.objective == 'DPO'))"
-    for slot in SLOTS
+    [
+        *(f"(!has(self.data.{slot}) || {_FIT_CEL.format(f'self.data.{slot}')})" for slot in SLOTS),
+        f"(!has(self.data.mix) || self.data.mix.all(mix, {_FIT_CEL.format('mix')}))",
+    ]
 )
 NAME_PATTERN: Final = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
@@ -76,7 +81,8 @@ def _fits_vllm(spec: Node) -> bool:
 def _formats_fit(spec: Node) -> bool:
     """Whether every format that is named is one that the objective learns from."""
     wanted = spec["method"].get("objective") == "DPO"
-    named = [spec["data"].get(slot, {}).get("format", "Auto") for slot in SLOTS]
+    sources = [*(spec["data"].get(slot, {}) for slot in SLOTS), *spec["data"].get("mix", ())]
+    named = [source.get("format", "Auto") for source in sources]
     return all(name == "Auto" or (name == "Preference") == wanted for name in named)
 
 
@@ -94,6 +100,16 @@ def _number(path: str, field: str, cel: str, message: str, holds: Callable[[floa
     return Rule(path, field, f"{guard}({cel})", message, lambda node: field not in node or holds(float(node[field])))
 
 
+ROWS: Final = ("spec.data.train", "spec.data.validation", "spec.data.test", "spec.data.mix[]")
+
+
+def _opened_by_secret(path: str) -> Rule:
+    schemes = ("https://", "s3://", "hf://")
+    cel = " || ".join(["!has(self.secretName)", *(f"self.source.startsWith('{scheme}')" for scheme in schemes)])
+    message = f"belongs to a source of {', '.join(schemes)}; remove it"
+    return Rule(path, "secretName", cel, message, lambda source: "secretName" not in source or source["source"].startswith(schemes))
+
+
 ALWAYS: Final = (
     Rule(
         "", "metadata.name",
@@ -107,6 +123,7 @@ ALWAYS: Final = (
         "an https:// model is an archive whose sha256 must be given here",
         _archive_has_digest,
     ),
+    *(_opened_by_secret(path) for path in ROWS),
     Rule(
         "spec.data.split", "",
         "(has(self.train) ? self.train : 80) + (has(self.validation) ? self.validation : 10) + (has(self.test) ? self.test : 10) == 100",
@@ -254,13 +271,6 @@ def _not_from(path: str, field: str, schemes: tuple[str, ...], instead: str) -> 
 
 _FORMATS: Final = ("Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput", "Preference")
 
-
-def _rows(path: str) -> Iterator[Rule]:
-    yield _not_from(path, "source", ("hf://", "s3://"), "use configmap://, pvc://, image:/// or https://")
-    yield _only(path, "format", _FORMATS, f"use {', '.join(_FORMATS[1:])}")
-    yield _unset(path, "secretName", "copy the file into a volume and use pvc://")
-
-
 NOT_YET: Final = (
     _not_from("spec.model", "source", ("s3://", "oci://"), "use image:///, pvc://, hf:// or https://"),
     _not_yet(
@@ -270,8 +280,7 @@ NOT_YET: Final = (
         lambda model: "secretName" not in model or model["source"].startswith("hf://"),
         "only hf:// models are fetched with a token",
     ),
-    *(rule for name in ("train", "validation", "test") for rule in _rows(f"spec.data.{name}")),
-    _unset("spec.data", "mix", "join the files into one source"),
+    *(_only(path, "format", _FORMATS, f"use {', '.join(_FORMATS[1:])}") for path in ROWS),
     _only("spec.compute", "sharding", ("Auto", "DDP"), "use Auto"),
     _not_from("spec.evaluation.metrics[].sqlExecution", "schema", ("hf://", "s3://", "https://"), "use configmap://, pvc:// or image:///"),
     _unset("spec.evaluation.gate", "maxForgettingPercent"),

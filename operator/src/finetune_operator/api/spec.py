@@ -102,12 +102,17 @@ class Source(SpecModel):
     """Rows of a data set."""
 
     source: Annotated[DataSource, RETRAIN] = Field(
-        description="configmap://name/key, pvc://claim/path, image:///path or https://…; JSONL, or a JSON array."
+        description="configmap://name/key, pvc://claim/path, image:///path, https://…, s3://bucket/key or hf://owner/name[@revision][/path]. "
+        "JSON lines, a JSON array, CSV or Parquet, also compressed; a folder stands for its files."
     )
     format: Annotated[
         Literal["Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput", "Text", "Preference"] | None, RETRAIN
     ] = Field(default=None, description="Form of a row; Auto (default) tells it from the first rows.")
-    secret_name: Annotated[Name | None, LIVE] = Field(default=None, description="Secret that opens the source.")
+    secret_name: Annotated[Name | None, LIVE] = Field(
+        default=None,
+        description="Secret that opens an https:// or hf:// source (key `token`) or an s3:// one (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+        "AWS_REGION, AWS_ENDPOINT_URL, …); the pod that prepares the data alone gets it.",
+    )
 
 
 class Split(SpecModel):
@@ -133,12 +138,27 @@ class Quality(SpecModel):
         default=None, ge=0, le=100, description="Above it the run stops before training; default 5."
     )
     deduplicate: Annotated[bool | None, RETRAIN] = Field(default=None, description="Drop rows that are there twice; default true.")
+    max_repetition_percent: Annotated[int | None, RETRAIN] = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="An answer of fifty words and more, of whose word trigrams more are repeated, is invalid; default 80.",
+    )
+    near_duplicates: Annotated[Literal["Drop", "Keep"] | None, RETRAIN] = Field(
+        default=None, description="Rows that are nearly like an earlier one, or like one of the test split; default Drop."
+    )
+    near_duplicate_percent: Annotated[int | None, RETRAIN] = Field(
+        default=None, ge=50, le=100, description="Share of word trigrams in common that makes a near-duplicate; default 80."
+    )
+    personal_data: Annotated[Literal["Warn", "Redact", "Fail"] | None, RETRAIN] = Field(
+        default=None, description="What is done about e-mail addresses, telephone and card numbers, and keys; default Warn."
+    )
 
 
 class Mix(Source):
     """General data mixed in against forgetting."""
 
-    percent: Annotated[int, RETRAIN] = Field(ge=1, le=100, description="Share of the training rows.")
+    percent: Annotated[int, RETRAIN] = Field(ge=1, le=100, description="So many rows for every hundred training rows of `train`.")
 
 
 class Data(SpecModel):

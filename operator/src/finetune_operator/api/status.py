@@ -86,6 +86,7 @@ class Rows(StatusModel):
     read: Count = 0
     invalid: Count = 0
     duplicate: Count = 0
+    near_duplicate: Count = 0
     too_long: Count = 0
     train: Count = 0
     validation: Count = 0

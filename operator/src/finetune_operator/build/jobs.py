@@ -19,7 +19,7 @@ from finetune_operator.build.arm import Served, server, shared_memory
 from finetune_operator.build.pods import NO_DEVICES, Devices, Images, Manifest, Owner
 
 CONTAINER = "trainer"
-ONLINE = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # fetch alone may ask a hub
+ONLINE = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # who fetches the model, or data of a hub, may ask it
 SHORTEST_KEEP_SECONDS = 3600  # a finished Job stays for its logs, and for the operator that was away when it ended
 SCORING_DEADLINE_SECONDS = 6 * 3600  # a sidecar that never starts does not fail a Job by itself
 TRAIN_GRACE_SECONDS = 120  # the gang agrees to stop and saves a checkpoint within this time
@@ -182,7 +182,7 @@ def _container(spec: Spec, stage: Stage, images: Images, devices: Devices, sourc
         "image": images.trainer,
         "args": [command, "--config", f"{names.CONFIG_DIR}/run.json"],
         "env": [
-            *pods.env({**(ONLINE if stage.name == "fetch" else pods.OFFLINE), **devices.env()}, spec.pods),
+            *pods.env({**(ONLINE if _asks_hub(spec, stage) else pods.OFFLINE), **devices.env()}, spec.pods),
             {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
             *(_token(spec) if stage.name == "fetch" else ()),
         ],
@@ -198,6 +198,10 @@ def _container(spec: Spec, stage: Stage, images: Images, devices: Devices, sourc
             *([pods.SHARED_MEMORY_MOUNT] if training else []),
         ],
     }
+
+
+def _asks_hub(spec: Spec, stage: Stage) -> bool:
+    return stage.name == "fetch" or (stage.name == "prepare" and any(source.scheme == "hf" for source in sources.of_data(spec)))
 
 
 def _token(spec: Spec) -> list[Manifest]:

@@ -15,6 +15,7 @@ from finetune_operator.api.fields import digest
 from finetune_operator.api.quantities import decimal, seconds
 from finetune_operator.api.rules import PROMPTS
 from finetune_operator.api.spec import CheckpointPolicy, Lora, Prompt, Spec
+from finetune_operator.api.spec import Source as SourceOfRows
 from finetune_operator.api.status import Cleaning
 from finetune_operator.build import sources
 from finetune_operator.build.jobs import TRAIN_GRACE_SECONDS, Stage, job_name
@@ -88,6 +89,8 @@ def build(
     if scoring is not None:
         config["model"]["path"] = scoring.model_path
         return {**config, "evaluation": _evaluation(spec, stage, scoring)}
+    if stage.name == "prepare":
+        config["data"] = _with_secrets(config["data"], spec)
     config["method"] = dict(resolved["method"])
     config["training"] = {**resolved["training"], "checkpoint": _checkpoint(spec), "microBatchDivisor": micro_batch_divisor}
     config["compute"] = _compute(name, spec, stage, gpus)
@@ -123,9 +126,9 @@ def _model(spec: Spec) -> Config:
 def _data(spec: Spec) -> Config:
     data, split, quality = spec.data, spec.data.split, spec.data.quality
     return {
-        "train": _rows(spec, "train"),
-        "validation": _rows(spec, "validation"),
-        "test": _rows(spec, "test"),
+        "train": _rows("train", data.train),
+        "validation": _rows("validation", data.validation) if data.validation else None,
+        "test": _rows("test", data.test) if data.test else None,
         "split": {
             "train": _or(split and split.train, 80),
             "validation": _or(split and split.validation, 10),
@@ -138,16 +141,24 @@ def _data(spec: Spec) -> Config:
             "onTooLong": _or(quality and quality.on_too_long, "Drop"),
             "maxInvalidPercent": _or(quality and quality.max_invalid_percent, 5),
             "deduplicate": _or(quality and quality.deduplicate, True),
+            "maxRepetitionPercent": _or(quality and quality.max_repetition_percent, 80),
+            "nearDuplicates": _or(quality and quality.near_duplicates, "Drop"),
+            "nearDuplicatePercent": _or(quality and quality.near_duplicate_percent, 80),
+            "personalData": _or(quality and quality.personal_data, "Warn"),
         },
-        "mix": [{"source": m.source, "format": m.format or "Auto", "percent": m.percent, "mount": None} for m in data.mix or ()],
+        "mix": [{**_rows(f"mix-{index}", mix), "percent": mix.percent} for index, mix in enumerate(data.mix or ())],
     }
 
 
-def _rows(spec: Spec, slot: str) -> Config | None:
-    given = getattr(spec.data, slot)
-    if given is None:
-        return None
+def _rows(slot: str, given: SourceOfRows) -> Config:
     return {"source": given.source, "mount": sources.parse(slot, given.source).mount, "format": given.format or "Auto"}
+
+
+def _with_secrets(data: Config, spec: Spec) -> Config:
+    """Where prepare finds the Secrets of its sources: a Secret's name is Live, and so no part of what a revision resolves."""
+    mounts = {source.slot: source.secret_mount for source in sources.of_data(spec)}
+    slots = {slot: {**data[slot], "secretMount": mounts.get(slot)} for slot in ("train", "validation", "test") if data[slot]}
+    return {**data, **slots, "mix": [{**mix, "secretMount": mounts.get(f"mix-{index}")} for index, mix in enumerate(data["mix"])]}
 
 
 def _method(spec: Spec) -> Config:

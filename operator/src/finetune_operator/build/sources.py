@@ -19,6 +19,7 @@ class Source:
     scheme: str
     name: str
     path: str
+    secret: str | None = None
 
     @property
     def mount(self) -> str | None:
@@ -29,14 +30,19 @@ class Source:
             return f"{names.SOURCES_DIR}/{self.slot}/{self.path}"
         return None
 
+    @property
+    def secret_mount(self) -> str | None:
+        """Where the pod finds the keys of the Secret that opens the source."""
+        return f"{names.SECRETS_DIR}/{self.slot}" if self.secret else None
 
-def parse(slot: str, uri: str) -> Source:
-    """`slot` names the use: model, train, validation, test, schema-0, …"""
+
+def parse(slot: str, uri: str, secret: str | None = None) -> Source:
+    """`slot` names the use: model, train, validation, test, mix-0, schema-0, …"""
     scheme, _, rest = uri.partition("://")
     if scheme in ("configmap", "pvc"):
         name, _, path = rest.partition("/")
-        return Source(slot, uri, scheme, name, path)
-    return Source(slot, uri, scheme, "", rest)
+        return Source(slot, uri, scheme, name, path, secret)
+    return Source(slot, uri, scheme, "", rest, secret)
 
 
 def of_model(spec: Spec) -> Source:
@@ -48,7 +54,9 @@ def of_data(spec: Spec) -> Iterator[Source]:
     """The data sets that prepare reads."""
     for slot in ("train", "validation", "test"):
         if (given := getattr(spec.data, slot)) is not None:
-            yield parse(slot, given.source)
+            yield parse(slot, given.source, given.secret_name)
+    for index, mix in enumerate(spec.data.mix or ()):
+        yield parse(f"mix-{index}", mix.source, mix.secret_name)
 
 
 def of_metrics(spec: Spec) -> Iterator[Source]:
@@ -70,10 +78,13 @@ def of_stage(spec: Spec, stage: str) -> list[Source]:
 
 
 def volumes(sources: list[Source]) -> tuple[list[Manifest], list[Manifest]]:
-    """(volumes, volumeMounts) of the sources that are mounted."""
+    """(volumes, volumeMounts) of the sources that are mounted, and of the Secrets that open others."""
     made: list[Manifest] = []
     mounts: list[Manifest] = []
     for source in sources:
+        if source.secret is not None:
+            made.append({"name": f"secret-{source.slot}", "secret": {"secretName": source.secret}})
+            mounts.append({"name": f"secret-{source.slot}", "mountPath": source.secret_mount, "readOnly": True})
         if source.mount is None:
             continue
         volume = f"source-{source.slot}"

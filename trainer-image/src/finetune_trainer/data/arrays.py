@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,12 +42,57 @@ class TokenArrays:
         return self.tokens[start:end], self.mask[start:end]
 
 
-def save(folder: Path, split: str, rows: Iterable[Encoded]) -> None:
-    """Write `<split>.tokens.npy`, `<split>.mask.npy`, `<split>.offsets.npy`."""
-    items = list(rows)
-    np.save(folder / f"{split}.tokens.npy", np.array([t for item in items for t in item.ids], dtype=np.uint32))
-    np.save(folder / f"{split}.mask.npy", np.array([m for item in items for m in item.mask], dtype=np.bool_))
-    np.save(folder / f"{split}.offsets.npy", np.cumsum([0, *(len(item.ids) for item in items)], dtype=np.int64))
+class Writer:
+    """Writes `<split>.tokens.npy`, `<split>.mask.npy` and, at the end of its block, `<split>.offsets.npy`, row by row.
+
+    Memory holds the lengths alone."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self._tokens = _Flat(folder / f"{split}.tokens.npy", np.dtype(np.uint32))
+        self._mask = _Flat(folder / f"{split}.mask.npy", np.dtype(np.bool_))
+        self._offsets = folder / f"{split}.offsets.npy"
+        self.lengths = array("q")
+        self.supervised = 0
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tokens.close()
+        self._mask.close()
+        np.save(self._offsets, np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)]).astype(np.int64))
+
+    def add(self, item: Encoded) -> None:
+        """Append a row."""
+        self._tokens.extend(item.ids)
+        self._mask.extend(item.mask)
+        self.lengths.append(len(item.ids))
+        self.supervised += sum(item.mask)
+
+
+class _Flat:
+    """A one-dimensional .npy file that grows. Its header keeps room for any length (numpy does that), and is written again at the end."""
+
+    def __init__(self, path: Path, kind: np.dtype[Any]) -> None:
+        self._stream = path.open("w+b")
+        self._kind = kind
+        self._count = 0
+        self._header()
+
+    def extend(self, values: Sequence[int]) -> None:
+        self._stream.write(np.array(values, dtype=self._kind).tobytes())
+        self._count += len(values)
+
+    def close(self) -> None:
+        end = self._stream.tell()
+        self._stream.seek(0)
+        self._header()
+        assert self._stream.tell() + self._count * self._kind.itemsize == end
+        self._stream.close()
+
+    def _header(self) -> None:
+        described = {"descr": np.lib.format.dtype_to_descr(self._kind), "fortran_order": False, "shape": (self._count,)}
+        np.lib.format.write_array_header_1_0(self._stream, described)
 
 
 def load(folder: Path, split: str) -> TokenArrays:

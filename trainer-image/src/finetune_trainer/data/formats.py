@@ -11,10 +11,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from finetune_trainer.data.sources import RawRow
+from finetune_trainer.data.reading import RawRow
 from finetune_trainer.exits import UserError
 from finetune_trainer.methods import PREFERENCE
 
+FIELDS = {
+    PREFERENCE: ("chosen", "rejected"),
+    "Messages": ("messages",),
+    "PromptCompletion": ("prompt", "completion"),
+    "InstructionInputOutput": ("instruction", "output"),
+    "InputOutput": ("input", "output"),
+}  # what each format must have, the first that fits wins
 ROLES = ("system", "user", "assistant")
 Message = dict[str, str]
 
@@ -50,18 +57,20 @@ class Rejected:
 
 
 def detect(name: str, rows: Iterable[RawRow]) -> str:
-    """The format most of the first 200 rows look like. Raises UserError if none is recognised."""
+    """The format most of `rows` (a file's first) look like. Raises UserError if none is recognised."""
     votes: Counter[str] = Counter()
     keys: Counter[str] = Counter()
-    for raw in list(rows)[:200]:
+    broken = ""
+    for raw in rows:
         if isinstance(raw.value, dict):
             keys.update(map(str, raw.value))
             votes.update([shape] if (shape := shape_of(raw.value)) else [])
+        broken = broken or (f"; row {raw.row}: {raw.error}" if raw.error else "")
     if not votes:
         seen = ", ".join(key for key, _ in keys.most_common(8)) or "no JSON objects"
         raise UserError(
             "FormatUnknown",
-            f"{name}: no known format (fields found: {seen})",
+            f"{name}: no known format (fields found: {seen}{broken})",
             "Use messages, prompt+completion, instruction(+input)+output, input+output, or prompt+chosen+rejected.",
         )
     return votes.most_common(1)[0][0]
@@ -69,41 +78,35 @@ def detect(name: str, rows: Iterable[RawRow]) -> str:
 
 def shape_of(value: dict[str, object]) -> str:
     """The format whose fields `value` has, or ''."""
-    if "chosen" in value and "rejected" in value:
-        return PREFERENCE
-    if "messages" in value:
-        return "Messages"
-    if "prompt" in value and "completion" in value:
-        return "PromptCompletion"
-    if "instruction" in value and "output" in value:
-        return "InstructionInputOutput"
-    if "input" in value and "output" in value:
-        return "InputOutput"
-    return ""
+    return next((name for name, fields in FIELDS.items() if all(field in value for field in fields)), "")
 
 
-def convert(rows: Iterable[RawRow], wanted: str) -> tuple[list[Row], list[Rejected]]:
-    """Conversations of the good rows and reasons for the others."""
-    if wanted not in CONVERTERS:
-        raise UserError("FormatNotSupported", f"data format {wanted} is not supported yet", f"Use one of {', '.join(CONVERTERS)}.")
-    good: list[Row] = []
-    bad: list[Rejected] = []
-    for raw in rows:
-        try:
-            messages = tuple(check(to_messages(raw, wanted)))
-            good.append(Row(raw.source, raw.row, messages, content_digest(messages)))
-        except RowError as error:
-            bad.append(Rejected(raw.source, raw.row, str(error)))
-    return good, bad
+def require_known(wanted: str) -> None:
+    """Raise UserError for a format that no converter reads."""
+    if wanted not in FIELDS:
+        raise UserError("FormatNotSupported", f"data format {wanted} is not supported yet", f"Use one of {', '.join(FIELDS)}.")
 
 
-def to_messages(raw: RawRow, wanted: str) -> list[Message]:
-    """The conversation that a raw row spells in the format `wanted`."""
+def convert(raw: RawRow, wanted: str) -> Row:
+    """The conversation of a raw row, of a pair both; what identifies a pair is its prompt and its chosen answer. Raises RowError."""
+    value = _fields(raw, wanted)
+    if wanted == PREFERENCE:
+        chosen, rejected = _compared(value)
+        return Row(raw.source, raw.row, chosen, content_digest(chosen), rejected)
+    messages = tuple(check(CONVERTERS[wanted](value)))
+    return Row(raw.source, raw.row, messages, content_digest(messages))
+
+
+def _fields(raw: RawRow, wanted: str) -> dict[str, object]:
+    """What a raw row has, if it is not of another format."""
     if raw.error:
         raise RowError(raw.error)
     if not isinstance(raw.value, dict):
         raise RowError(f"not a JSON object but {type(raw.value).__name__}")
-    return CONVERTERS[wanted](raw.value)
+    shape = shape_of(raw.value)
+    if shape not in ("", wanted) and not set(FIELDS[wanted]) <= set(raw.value):
+        raise RowError(f"it is {shape}, but the file is {wanted}: keep one format a file")
+    return raw.value
 
 
 def check(messages: list[Message]) -> list[Message]:
@@ -153,10 +156,10 @@ def _turns(found: object, key: str) -> list[Message]:
     turns = []
     for position, turn in enumerate(found, start=1):
         if not isinstance(turn, dict):
-            raise RowError(f"{key}: turn {position} is not an object")
+            raise RowError(f"turn {position} of {key} is not an object")
         role = turn.get("role")
         if role not in ROLES:
-            raise RowError(f"{key}: turn {position} has role {role!r}, not one of {', '.join(ROLES)}")
+            raise RowError(f"turn {position} of {key} has role {role!r}, not one of {', '.join(ROLES)}")
         turns.append({"role": str(role), "content": _text(turn, "content")})
     return turns
 
@@ -191,6 +194,30 @@ def _instruction(value: dict[str, object]) -> list[Message]:
 
 def _input_output(value: dict[str, object]) -> list[Message]:
     return _with_system(value, _pair(_text(value, "input"), _text(value, "output")))
+
+
+def _compared(value: dict[str, object]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """The conversations with the chosen and with the rejected answer."""
+    chosen, rejected = (_answered(value, key) for key in ("chosen", "rejected"))
+    if chosen[:-1] != rejected[:-1]:
+        raise RowError("chosen and rejected answer different conversations: only their last turns may differ")
+    if chosen[-1]["content"].strip() == rejected[-1]["content"].strip():
+        raise RowError("chosen and rejected are the same answer")
+    return chosen, rejected
+
+
+def _answered(value: dict[str, object], key: str) -> tuple[Message, ...]:
+    """The field `prompt` (text or turns) with the answer in field `key`, or without a prompt all of the conversation that is there."""
+    if key not in value:
+        raise RowError(f"field {key} is missing")
+    prompt, answer = value.get("prompt"), value[key]
+    if isinstance(prompt, list) and isinstance(answer, str):
+        answer = [{"role": "assistant", "content": answer}]
+    try:
+        turns = _turns(answer, key) if prompt is None else _prompt_completion({**value, "completion": answer})
+        return tuple(check(turns))
+    except RowError as error:
+        raise RowError(f"{error} (with the {key} answer)") from error
 
 
 CONVERTERS: dict[str, Callable[[dict[str, object]], list[Message]]] = {

@@ -1,4 +1,4 @@
-"""Pairs of answers to the same prompt, one preferred: raw rows → conversations → tokens.
+"""Pairs of answers to the same prompt, one preferred: conversations → tokens.
 
 On disk a pair is one row of the token arrays, the chosen conversation before the rejected one, and `<split>.seams.npy` says where
 the second begins. Only the last answer of each is supervised: what comes before is the same in both.
@@ -6,18 +6,17 @@ the second begins. Only the last answer of each is supervised: what comes before
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from finetune_trainer.data import arrays
 from finetune_trainer.data.arrays import TokenArrays
-from finetune_trainer.data.formats import Message, Rejected, Row, RowError, check, content_digest, to_messages
-from finetune_trainer.data.sources import RawRow
+from finetune_trainer.data.formats import Row, RowError
 from finetune_trainer.data.templates import ChatEncoder, Encoded
 
 Answer = tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]
@@ -54,13 +53,15 @@ class EncodedPair(Encoded):
 
 @dataclass(frozen=True)
 class PairEncoder:
-    """Encodes both conversations of a row. Raises RowError for what the template refuses."""
+    """Encodes both conversations of each row."""
 
     encoder: ChatEncoder
 
-    def encode(self, row: Row) -> EncodedPair:
-        """Tokens and mask of a pair."""
-        return joined(row, self.encoder.encode_last(row), self.encoder.encode_last(replace(row, messages=row.rejected)))
+    def encode_all(self, rows: Sequence[Row]) -> list[Encoded | RowError]:
+        """Tokens and mask of each pair, or why there are none."""
+        chosen = self.encoder.encode_all(rows, last=True)
+        rejected = self.encoder.encode_all([replace(row, messages=row.rejected) for row in rows], last=True)
+        return [_joined_or_refused(*three) for three in zip(rows, chosen, rejected, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -94,58 +95,31 @@ def joined(row: Row, chosen: Encoded, rejected: Encoded) -> EncodedPair:
     return EncodedPair(row, chosen.ids + rejected.ids, chosen.mask + rejected.mask, len(chosen.ids))
 
 
-def save(folder: Path, split: str, pairs: Sequence[Any]) -> None:
-    """Write a split of EncodedPair."""
-    arrays.save(folder, split, pairs)
-    np.save(folder / f"{split}.seams.npy", np.array([pair.seam for pair in pairs], dtype=np.int64))
+class Writer(arrays.Writer):
+    """Writes the token arrays of pairs and, at the end of its block, `<split>.seams.npy`."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        super().__init__(folder, split)
+        self._path = folder / f"{split}.seams.npy"
+        self._seams = array("q")
+
+    def __exit__(self, *failure: object) -> None:
+        super().__exit__(*failure)
+        np.save(self._path, np.array(self._seams, dtype=np.int64))
+
+    def add(self, item: Encoded) -> None:
+        """Append an EncodedPair."""
+        assert isinstance(item, EncodedPair)
+        super().add(item)
+        self._seams.append(item.seam)
+
+
+def _joined_or_refused(row: Row, chosen: Encoded | RowError, rejected: Encoded | RowError) -> Encoded | RowError:
+    if isinstance(chosen, RowError):
+        return chosen
+    return rejected if isinstance(rejected, RowError) else joined(row, chosen, rejected)
 
 
 def load(folder: Path, split: str) -> PairArrays:
     """Memory-map a saved split."""
     return PairArrays(arrays.load(folder, split), np.load(folder / f"{split}.seams.npy", mmap_mode="r"))
-
-
-def convert(rows: Iterable[RawRow]) -> tuple[list[Row], list[Rejected]]:
-    """Pairs of the good rows and reasons for the others. What identifies a row is its prompt and its chosen answer."""
-    good: list[Row] = []
-    bad: list[Rejected] = []
-    for raw in rows:
-        try:
-            chosen, rejected = to_pair(raw)
-            good.append(Row(raw.source, raw.row, chosen, content_digest(chosen), rejected))
-        except RowError as error:
-            bad.append(Rejected(raw.source, raw.row, str(error)))
-    return good, bad
-
-
-def to_pair(raw: RawRow) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """The conversations with the chosen and with the rejected answer. Raises RowError."""
-    chosen, rejected = (_conversation(raw, key) for key in ("chosen", "rejected"))
-    if chosen[:-1] != rejected[:-1]:
-        raise RowError("chosen and rejected answer different conversations: only their last turns may differ")
-    if chosen[-1]["content"].strip() == rejected[-1]["content"].strip():
-        raise RowError("chosen and rejected are the same answer")
-    return chosen, rejected
-
-
-def _conversation(raw: RawRow, key: str) -> tuple[Message, ...]:
-    """The field `prompt` (text or turns) with the answer in field `key`, or without a prompt all of the conversation that is there."""
-    value = raw.value
-    if isinstance(value, dict) and key not in value:
-        raise RowError(f"field {key} is missing")
-    whole = isinstance(value, dict) and value.get("prompt") is None
-    spelt = {"messages": value[key]} if whole else _with_completion(value, key)  # type: ignore[index]
-    try:
-        return tuple(check(to_messages(replace(raw, value=spelt), "Messages" if whole else "PromptCompletion")))
-    except RowError as error:
-        raise RowError(raw.error or f"{key}: {error}") from error
-
-
-def _with_completion(value: object, key: str) -> object:
-    """A raw row as of format PromptCompletion; a prompt of turns takes an answer of turns, and one of text an answer of text."""
-    if not isinstance(value, dict):
-        return value
-    answer = value[key]
-    if isinstance(value["prompt"], list) and isinstance(answer, str):
-        answer = [{"role": "assistant", "content": answer}]
-    return {**value, "completion": answer}

@@ -1,38 +1,37 @@
 """Stage prepare: sources → rows → splits → tokens, with every complaint by row number and the run's estimate.
 
+Rows are on disk from the moment they are read: memory grows by a small record a row. What another revision prepared
+from the same content under the same settings is taken over (`reuse`).
 Invariant: what train reads and what evaluate is sealed with are disjoint by content hash, and checked to be.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from finetune_trainer import estimate, hardware, layout, schedule
 from finetune_trainer.config import PROMPT_METHODS, DataConfig, MethodConfig, PromptConfig, RunConfig, SourceConfig, need
-from finetune_trainer.data import arrays, formats, preference, quality, report, sources
-from finetune_trainer.data.formats import Rejected
-from finetune_trainer.data.templates import ChatEncoder, Encoded, prove
+from finetune_trainer.data import arrays, loading, preference, quality, report, reuse, sources
+from finetune_trainer.data.batches import batches
+from finetune_trainer.data.formats import RowError
+from finetune_trainer.data.loading import Files, Loaded, Splits
+from finetune_trainer.data.store import Record, RowStore
+from finetune_trainer.data.templates import ChatEncoder, Encoded, end_tokens, unproven
+from finetune_trainer.estimate import Outline
 from finetune_trainer.exits import Infrastructure, JsonObject, TrainerError, UserError, raise_volume_failure
-from finetune_trainer.methods import PREFERENCE, require_fitting, require_supported
+from finetune_trainer.fetch import scratch_folder
+from finetune_trainer.methods import require_supported
 from finetune_trainer.progress import Progress, serving
 
 SHOWN_INVALID = 10
-PROVEN_ROWS = 64
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """Rows by split before tokenising, with what was left out."""
-
-    splits: quality.Splits
-    rejected: list[Rejected]
-    read: int
-    duplicates: int
-    min_response: int
-    warnings: list[str]
+SHOWN_ROWS = 10
+BATCH = 512
+UNPROVEN_SHARE = 0.1
 
 
 def main(config: RunConfig) -> JsonObject:
@@ -75,192 +74,291 @@ def load_tokenizer(folder: Path, allow_remote_code: bool) -> object:
 
 def _prepare(config: RunConfig, data: DataConfig, progress: Progress) -> JsonObject:
     progress.update(state="loading")
-    loaded = load_rows(data, need(config.method, "method"))
-    _refuse_too_many(loaded, data.quality.max_invalid_percent)
-    progress.update(state="tokenizing", percent=20)
+    downloads = data.path.parent / f".{data.path.name}.download"
+    downloads.mkdir(parents=True, exist_ok=True)
+    files = find_files(data, downloads)
+    os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(hardware.cpu_limit()))  # nothing is forked here
     tokenizer = load_tokenizer(config.model.path, config.model.allow_remote_code)
-    chat = ChatEncoder(tokenizer)
-    encoder = preference.PairEncoder(chat) if need(config.method, "method").objective == "DPO" else chat
-    encoded, rejected, too_long = encode(config, loaded.splits, encoder)
-    loaded.rejected.extend(rejected)
-    _refuse_too_many(loaded, data.quality.max_invalid_percent)
-    if not encoded["train"]:
-        raise UserError(
-            "NoTrainingRows",
-            f"no row is left to train on: {loaded.read} read, {len(loaded.rejected)} invalid, {too_long} too long; "
-            + _first_reasons(loaded.rejected),
-            "Correct the rows, or loosen data.quality.",
-        )
-    sample = encoded["train"][:PROVEN_ROWS]
-    prove([conversation for item in sample for conversation in item.conversations()], chat, tokenizer)
-    progress.update(state="writing", percent=80)
-    facts = _facts(config, loaded, encoded, too_long)
+    outline = _outline(config)
+    key = reuse.key(config, files)
     with layout.transaction(data.path, layout.DATA_MANIFEST, has_lock=True) as work:
-        _write(work.folder, encoded, facts, sample[0], tokenizer)
-        work.facts.update(facts)
+        content = reuse.take_over(key, data.path, work.folder)
+        if content is None:
+            with scratch_folder(data.path.parent / f".{data.path.name}.rows") as scratch:
+                content = _make(config, files, tokenizer, outline.vocabulary, scratch, work.folder, progress)
+        facts = _facts(config, content, outline)
+        document = {**facts, **content, "warnings": facts["warnings"], "finetune": _title(config)}
+        layout.write_json(work.folder / "report.json", document)
+        (work.folder / "report.html").write_text(report.render(document))
+        work.facts.update(facts, key=key)
+    reuse.remove(downloads)
     progress.update(state="done", percent=100)
     return _result(layout.read_manifest(data.path, layout.DATA_MANIFEST))
 
 
-def load_rows(data: DataConfig, method: MethodConfig) -> Loaded:
-    """Read, convert, clean, deduplicate and split the sources."""
-    rejected: list[Rejected] = []
-    read = 0
-    by_split: quality.Splits = {"train": [], "validation": [], "test": []}
-    for name, source in _sources(data):
-        raw = sources.read(source)
-        wanted = formats.detect(source.source, raw) if source.format == "Auto" else source.format
-        require_fitting(method, source.model_copy(update={"format": wanted}))
-        good, bad = preference.convert(raw) if wanted == PREFERENCE else formats.convert(raw, wanted)
-        read += len(raw)
-        rejected += bad
-        by_split[name] += good
-    if not read:
-        raise UserError("DataEmpty", f"{data.train.source} has no rows", "Write one JSON object a line.")
-    minimum = data.quality.min_response_characters
-    if minimum is None:
-        minimum = quality.choose_min_response(by_split["train"])
-    duplicates = 0
-    for name in by_split:
-        by_split[name], short = quality.long_enough(by_split[name], minimum)
-        rejected += short
-        if data.quality.deduplicate:
-            by_split[name], count = quality.deduplicate(by_split[name])
-            duplicates += count
-    carve = tuple(name for name in ("test", "validation") if getattr(data, name) is None)
-    carved = quality.split(by_split["train"], data.split, carve)
-    splits = {"train": carved["train"], **{n: carved[n] if n in carve else by_split[n] for n in ("validation", "test")}}
-    leaked = quality.keep_apart(splits)
-    return Loaded(splits, rejected, read, duplicates + leaked, minimum, _warnings(splits, leaked))
+def _outline(config: RunConfig) -> Outline:
+    from finetune_trainer.train import outline
+
+    return outline.count(config.model, need(config.method, "method"))
 
 
-def encode(
-    config: RunConfig, splits: quality.Splits, encoder: ChatEncoder | preference.PairEncoder
-) -> tuple[dict[str, list[Encoded]], list[Rejected], int]:  # fmt: skip
-    """Tokenise every split; rows that the template refuses are rejected, rows that are too long treated as asked."""
-    limits = [need(config.training, "training").max_sequence_length, need(config.data, "data").quality.max_tokens]
-    limit = min(value for value in limits if value is not None)
-    policy = need(config.data, "data").quality.on_too_long
-    result: dict[str, list[Encoded]] = {}
-    rejected: list[Rejected] = []
-    too_long = 0
-    for name, rows in splits.items():
-        result[name] = []
-        for row in rows:
-            try:
-                item = encoder.encode(row)
-            except formats.RowError as error:
-                rejected.append(Rejected(row.source, row.row, str(error)))
-                continue
-            if item.longest > limit:
-                too_long += 1
-                kept = _shorten(item, limit, policy)
-                result[name] += [kept] if kept else []
-            else:
-                result[name].append(item)
-    return result, rejected, too_long
+def _title(config: RunConfig) -> str:
+    owner = config.finetune
+    return f"{owner.namespace}/{owner.name}, revision {owner.revision}"
 
 
-def _shorten(item: Encoded, limit: int, policy: str) -> Encoded | None:
-    where = f"row {item.row.row} of {item.row.source} has {item.longest} tokens, more than {limit}"
-    if policy == "Fail":
-        raise UserError("RowTooLong", where, "Shorten it, raise the limit, or set data.quality.onTooLong to Drop.")
-    shortened = item.shortened(limit)
-    return None if policy == "Drop" or not shortened.teaches() else shortened
+def find_files(data: DataConfig, downloads: Path) -> Files:
+    """The files of every source by use: train, validation, test, mix-0 …"""
+    named: list[tuple[str, SourceConfig | None]] = [("train", data.train), ("validation", data.validation), ("test", data.test)]
+    named += [(f"mix-{index}", mix) for index, mix in enumerate(data.mix)]
+    return {
+        use: [(source, file) for file in sources.files(source, use.partition("-")[0], downloads)]
+        for use, source in named
+        if source is not None
+    }
 
 
-def _sources(data: DataConfig) -> list[tuple[str, SourceConfig]]:
-    found = [("train", data.train), ("validation", data.validation), ("test", data.test)]
-    return [(name, source) for name, source in found if source is not None]
+def _make(
+    config: RunConfig, files: Files, tokenizer: object, vocabulary: int, scratch: Path, folder: Path, progress: Progress
+) -> JsonObject:
+    """Fill `folder` with arrays, sealed rows and hashes; returns what the data and the objective alone decide."""
+    data = need(config.data, "data")
+    store = RowStore(scratch / "rows")
+    try:
+        loaded = loading.load(data, need(config.method, "method"), files, store)
+        _refuse_too_many(loaded, data.quality.max_invalid_percent)
+        loading.require_test(loaded, data)
+        progress.update(state="tokenizing", percent=20)
+        encoding = Encoding(config, loaded, tokenizer, vocabulary, progress)
+        return _write(folder, encoding, loaded, data)
+    finally:
+        store.close()
 
 
-def _warnings(splits: quality.Splits, leaked: int) -> list[str]:
-    found = [f"{leaked} rows were in more than one split and were taken out of the earlier one"] if leaked else []
-    if len(splits["train"]) < 50:
-        found.append(f"only {len(splits['train'])} training rows: expect little")
-    found += [f"there are no {name} rows" for name in ("validation", "test") if not splits[name]]
-    return found
+@dataclass
+class Encoding:
+    """Tokenises rows in batches: what the template refuses or the limit forbids goes to the ledger."""
+
+    config: RunConfig
+    loaded: Loaded
+    tokenizer: Any
+    vocabulary: int
+    progress: Progress
+    shown: list[JsonObject] = field(default_factory=list)
+    too_long: int = 0
+    unlike: list[Record] = field(default_factory=list)
+    done: int = 0
+    longest: int = 0  # tokens of the longest conversation in training
+
+    def __post_init__(self) -> None:
+        chat = ChatEncoder(self.tokenizer)
+        self._pairs = need(self.config.method, "method").objective == "DPO"
+        self._encoder = preference.PairEncoder(chat) if self._pairs else chat
+        self._ends = end_tokens(self.tokenizer)
+        data, training = need(self.config.data, "data"), need(self.config.training, "training")
+        self._policy = data.quality.on_too_long
+        self._limit = min(value for value in (training.max_sequence_length, data.quality.max_tokens) if value is not None)
+        self._all = max(1, sum(map(len, self.loaded.splits.values())))
+        train = self.loaded.splits["train"]
+        self._wanted = {record.digest for record in quality.sample(train, SHOWN_ROWS, data.split.seed)}
+
+    def writer(self, folder: Path, split: str) -> arrays.Writer:
+        """What writes the rows of a split."""
+        return (preference.Writer if self._pairs else arrays.Writer)(folder, split)
+
+    def rows(self, split: str) -> Iterator[Encoded]:
+        """The rows of a split that can be learnt from, or scored."""
+        for records in batches(self.loaded.splits[split], BATCH):
+            encoded = self._encoder.encode_all(list(self.loaded.store.rows(records)))
+            good: list[tuple[Record, Encoded]] = []
+            for record, item in zip(records, encoded, strict=True):
+                if isinstance(item, RowError):
+                    self.loaded.drop("Invalid", record, str(item))
+                else:
+                    good.append((record, item))
+            doubts = unproven([item for _, item in good], self._ends, self.tokenizer)
+            for (record, item), doubt in zip(good, doubts, strict=True):
+                if doubt:
+                    self.unlike.append(record)
+                    self.loaded.drop("Invalid", record, "the supervised tokens are not its answer and an end of turn")
+                elif kept := self._shortened(record, item):
+                    if split == "train":
+                        self._learnt(kept)
+                    yield kept
+            self.done += len(records)
+            self._refuse_unproven()
+            self.progress.update(percent=20 + 70 * self.done // self._all)
+
+    def _shortened(self, record: Record, item: Encoded) -> Encoded | None:
+        if max(item.ids) >= self.vocabulary:
+            raise UserError(
+                "TokenOutsideVocabulary",
+                f"row {record.row} of {record.source}: token {max(item.ids)} ({self.tokenizer.decode([max(item.ids)])!r}) is outside the "
+                f"model's vocabulary of {self.vocabulary:,}",
+                "Tokenizer and weights do not belong together: use the model's own tokenizer files.",
+            )
+        if item.longest <= self._limit:
+            return item
+        where = f"{item.longest:,} tokens, more than {self._limit:,}"
+        if self._policy == "Fail":
+            fix = "Shorten it, raise the limit, or set data.quality.onTooLong to Drop."
+            raise UserError("RowTooLong", f"row {record.row} of {record.source} has {where}", fix)
+        self.too_long += 1
+        shortened = item.shortened(self._limit)
+        if self._policy == "Truncate" and shortened.teaches():
+            return shortened
+        what = "the row is too long" if shortened.teaches() else "the prompt alone is too long"
+        self.loaded.drop("TooLong", record, f"{what}: {where}")
+        return None
+
+    def _learnt(self, item: Encoded) -> None:
+        self.longest = max(self.longest, item.longest)
+        if item.row.digest in self._wanted:
+            self._wanted.remove(item.row.digest)
+            self.shown.append(rendered(item, self.tokenizer))
+
+    def _refuse_unproven(self) -> None:
+        if len(self.unlike) > self.done * UNPROVEN_SHARE:
+            first = self.unlike[0]
+            raise UserError(
+                "MaskNotProven",
+                f"row {first.row} of {first.source}: the supervised tokens are not its answer and an end of turn",
+                "The model's chat template is unusual; use another variant of the model.",
+            )
 
 
-def _first_reasons(rejected: Sequence[Rejected], count: int = 5) -> str:
-    return "; ".join(f"{item.source} row {item.row}: {item.reason}" for item in rejected[:count])
+def rendered(item: Encoded, tokenizer: Any) -> JsonObject:
+    """A row as the report shows it: stretches of text, each supervised or not."""
+    parts: list[tuple[bool, list[int]]] = []
+    for token, supervised in zip(item.ids, item.mask, strict=True):
+        if not parts or parts[-1][0] != supervised:
+            parts.append((supervised, []))
+        parts[-1][1].append(token)
+    return {
+        "source": item.row.source,
+        "row": item.row.row,
+        "parts": [{"text": tokenizer.decode(tokens), "supervised": supervised} for supervised, tokens in parts],
+    }
+
+
+def _write(folder: Path, encoding: Encoding, loaded: Loaded, data: DataConfig) -> JsonObject:
+    sealed: set[str] = set()
+    lengths: dict[str, Sequence[int]] = {}
+    answers = {name: quality.Answers() for name in ("train", "test")}
+    with (folder / "test.jsonl").open("w") as stream:
+        counted = []
+        for item in encoding.rows("test"):
+            sealed.add(item.row.digest)
+            counted.append(len(item.ids))
+            answers["test"].add(item.row.response)
+            line = {"id": item.row.digest, "messages": list(item.row.messages[:-1]), "reference": item.row.response}
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+        lengths["test"] = counted
+    hashes: set[str] = set()
+    with encoding.writer(folder, "train") as train:
+        for item in encoding.rows("train"):
+            train.add(item)
+            hashes.add(item.row.digest)
+            answers["train"].add(item.row.response)
+    with encoding.writer(folder, "validation") as validation:
+        for item in encoding.rows("validation"):
+            validation.add(item)
+    lengths |= {"train": train.lengths, "validation": validation.lengths}
+    if sealed & hashes:
+        raise TrainerError("SplitsOverlap", "a test row is also a training row")
+    with (folder / "train-hashes.txt").open("w") as stream:
+        stream.writelines(f"{digest}\n" for digest in sorted(hashes))
+    _refuse_too_many(loaded, data.quality.max_invalid_percent)
+    _require_rows(loaded, encoding, lengths)
+    warnings = [*loaded.warnings, *_warnings(lengths, encoding.too_long)]
+    if loaded.labels and (unknown := answers["test"].without(answers["train"])):
+        warnings.append(f"labels of the test split that no training row has: {', '.join(unknown[:5])}")
+    return _content(loaded, encoding, lengths, {"train": sum(train.lengths), "supervised": train.supervised}, warnings)
+
+
+def _content(
+    loaded: Loaded, encoding: Encoding, lengths: dict[str, Sequence[int]], tokens: dict[str, int], warnings: list[str]
+) -> JsonObject:
+    counts = loaded.ledger.counts
+    return {
+        "rows": {
+            "read": loaded.read,
+            "invalid": counts["Invalid"],
+            "duplicate": counts["Duplicate"],
+            "nearDuplicate": counts["NearDuplicate"],
+            "tooLong": encoding.too_long,
+            **{name: len(lengths[name]) for name in ("train", "validation", "test")},
+        },
+        "tokens": tokens,
+        "longest": encoding.longest,
+        "minResponseCharacters": loaded.min_response,
+        "invalid": [asdict(item) for item in loaded.ledger.invalid],
+        "leftOut": loaded.ledger.groups(),
+        "lengths": {name: report.histogram(values) for name, values in lengths.items()},
+        "examples": encoding.shown,
+        "sources": loaded.sources,
+        "warnings": warnings,
+    }
+
+
+def _warnings(lengths: dict[str, Sequence[int]], too_long: int) -> list[str]:
+    found = [f"only {len(lengths['train'])} training rows: expect little"] if len(lengths["train"]) < 50 else []
+    found += [f"there are no {name} rows" for name in ("validation", "test") if not lengths[name]]
+    return found + ([f"{too_long:,} rows were too long (onTooLong)"] if too_long else [])
+
+
+def _require_rows(loaded: Loaded, encoding: Encoding, lengths: dict[str, Sequence[int]]) -> None:
+    splits: Splits = loaded.splits
+    if not lengths["train"]:
+        raise UserError(
+            "NoTrainingRows",
+            f"no row is left to train on: {loaded.read} read, {loaded.ledger.counts['Invalid']} invalid, {encoding.too_long} too long; "
+            + loaded.ledger.first_example(),
+            "Correct the rows, or loosen data.quality.",
+        )
+    if splits["test"] and not lengths["test"]:
+        raise UserError(
+            "TestSplitEmpty",
+            f"none of the {len(splits['test'])} test rows can be used: {loaded.ledger.first_example()}",
+            "Correct the rows, or loosen data.quality.",
+        )
 
 
 def _refuse_too_many(loaded: Loaded, limit: float) -> None:
-    share = 100 * len(loaded.rejected) / max(1, loaded.read)
+    invalid = loaded.ledger.counts["Invalid"]
+    share = 100 * invalid / max(1, loaded.read)
     if share > limit:
         raise UserError(
             "TooManyInvalidRows",
-            f"{len(loaded.rejected)} of {loaded.read} rows ({share:.1f} %) are invalid, more than "
-            f"maxInvalidPercent {limit:g}: {_first_reasons(loaded.rejected)}",
+            f"{invalid} of {loaded.read} rows ({share:.1f} %) are invalid, more than "
+            f"maxInvalidPercent {limit:g}: {loaded.ledger.first_reasons()}",
             "Correct the rows, or raise data.quality.maxInvalidPercent.",
         )
 
 
-def _facts(config: RunConfig, loaded: Loaded, encoded: dict[str, list[Encoded]], too_long: int) -> JsonObject:
-    from finetune_trainer.train import outline
-
+def _facts(config: RunConfig, content: dict[str, Any], outline: Outline) -> JsonObject:
+    """What the manifest says: of the data, and of the run that this configuration makes of them."""
     training, compute, method = need(config.training, "training"), need(config.compute, "compute"), need(config.method, "method")
-    train = encoded["train"]
-    tokens = sum(len(item.ids) for item in train)
-    step_tokens = schedule.tokens_per_step(tokens, len(train), training.tokens_per_step)
-    per_epoch = schedule.steps_per_epoch(tokens, len(train), step_tokens)
-    longest = max((_width(item, method) for item in train), default=1)
+    rows, tokens, longest = content["rows"]["train"], content["tokens"]["train"], _width(content["longest"], method)
+    step_tokens = schedule.tokens_per_step(tokens, rows, training.tokens_per_step)
+    per_epoch = schedule.steps_per_epoch(tokens, rows, step_tokens)
     passes = max(longest, min(hardware.micro_batch_tokens(training, compute), step_tokens))
     bf16 = hardware.uses_bf16(training, compute)
-    forecast = estimate.estimate(outline.count(config.model, method), method, compute, tokens, training.epochs, passes, bf16)
-    warnings = loaded.warnings + ([f"{too_long} rows were too long (onTooLong)"] if too_long else [])
+    forecast = estimate.estimate(outline, method, compute, tokens, training.epochs, passes, bf16)
     return {
-        "rows": {
-            "read": loaded.read,
-            "invalid": len(loaded.rejected),
-            "duplicate": loaded.duplicates,
-            "tooLong": too_long,
-            **{name: len(items) for name, items in encoded.items()},
-        },
-        "tokens": {"train": tokens, "supervised": sum(sum(item.mask) for item in train)},
+        **{name: content[name] for name in ("rows", "tokens", "minResponseCharacters", "invalid", "warnings")},
         "tokensPerStep": step_tokens,
-        "minResponseCharacters": loaded.min_response,
         "stepsPerEpoch": per_epoch,
         "totalSteps": schedule.total_steps(per_epoch, training.epochs),
-        "invalid": [asdict(item) for item in loaded.rejected[:1000]],
-        "warnings": warnings,
         "estimate": {**forecast, "longest": longest},
         "model": str(config.model.path.name),
     }
 
 
-def _width(item: Encoded, method: MethodConfig) -> int:
-    """Tokens that a row takes of a pass: its conversations as long as the longest, a trained prompt before each."""
+def _width(tokens: int, method: MethodConfig) -> int:
+    """Tokens that a row takes of a pass whose longest conversation has so many: a trained prompt before each, a pair's both as long."""
     virtual = (method.prompt or PromptConfig()).virtual_tokens if method.type in PROMPT_METHODS else 0
-    return len(item.conversations()) * (item.longest + virtual)
-
-
-def _write(folder: Path, encoded: dict[str, list[Encoded]], facts: JsonObject, sample: Encoded, tokenizer: object) -> None:
-    save = preference.save if isinstance(sample, preference.EncodedPair) else arrays.save
-    for split in ("train", "validation"):
-        save(folder, split, encoded[split])
-    hashes = sorted({item.row.digest for item in encoded["train"]})
-    sealed = {item.row.digest for item in encoded["test"]}
-    if sealed & set(hashes):
-        raise TrainerError("SplitsOverlap", "a test row is also a training row")
-    (folder / "train-hashes.txt").write_text("".join(f"{digest}\n" for digest in hashes))
-    with (folder / "test.jsonl").open("w") as stream:
-        for item in encoded["test"]:
-            line = {"id": item.row.digest, "messages": list(item.row.messages[:-1]), "reference": item.row.response}
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
-    decode = tokenizer.decode  # type: ignore[attr-defined]
-    parts = [(token, supervised) for token, supervised in zip(sample.ids, sample.mask, strict=True)]
-    document = {
-        **facts,
-        "lengths": {name: report.histogram(len(item.ids) for item in items) for name, items in encoded.items()},
-        "example": {
-            "text": decode([token for token, _ in parts]),
-            "supervised": decode([token for token, supervised in parts if supervised]),
-        },
-    }
-    layout.write_json(folder / "report.json", document)
-    (folder / "report.html").write_text(report.render(document))
+    return (2 if method.objective == "DPO" else 1) * (tokens + virtual)
 
 
 def _result(manifest: dict[str, object]) -> JsonObject:

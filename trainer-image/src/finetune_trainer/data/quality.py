@@ -6,43 +6,72 @@ Invariant: equal content is in one split only; the split of a row depends on its
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeVar
 
 from finetune_trainer.config import SplitConfig
-from finetune_trainer.data.formats import Rejected, Row
 
 CLOSED_SET = 50
 DEFAULT_MIN_RESPONSE = 10
-Splits = dict[str, list[Row]]
+REPETITION_WORDS = 50
 
 
-def choose_min_response(rows: Sequence[Row]) -> int:
-    """1 where the answers are a small closed set (labels), else 10 characters."""
-    answers = {row.response.strip() for row in rows}
-    return 1 if 0 < len(answers) <= min(CLOSED_SET, max(1, len(rows) // 4)) else DEFAULT_MIN_RESPONSE
+def repetition(answer: str) -> float:
+    """Percent of an answer's word trigrams that were there before in it; 0 for answers of fewer than fifty words."""
+    words = answer.split()
+    if len(words) < REPETITION_WORDS:
+        return 0.0
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    return 100 * (1 - len(set(trigrams)) / len(trigrams))
 
 
-def long_enough(rows: Iterable[Row], minimum: int) -> tuple[list[Row], list[Rejected]]:
-    """Rows whose answer has at least `minimum` characters, and the others with the reason."""
-    good: list[Row] = []
-    bad: list[Rejected] = []
+class Content(Protocol):
+    """What is known of a row here: the digest of its content."""
+
+    @property
+    def digest(self) -> str: ...
+
+
+R = TypeVar("R", bound=Content)
+
+
+class Answers:
+    """The distinct answers of many rows, as long as they are few."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._rows = 0
+
+    def add(self, answer: str) -> None:
+        """Count a row with this answer."""
+        self._rows += 1
+        if len(self._seen) <= CLOSED_SET:
+            self._seen.add(answer.strip())
+
+    @property
+    def closed(self) -> bool:
+        """Whether they are a small closed set: labels."""
+        return 0 < len(self._seen) <= min(CLOSED_SET, max(1, self._rows // 4))
+
+    def without(self, known: Answers) -> list[str]:
+        """Labels that are here and not in `known`."""
+        return sorted(self._seen - known._seen)
+
+    @property
+    def min_response(self) -> int:
+        """The shortest answer worth keeping, in characters: 1 for labels, else 10."""
+        return 1 if self.closed else DEFAULT_MIN_RESPONSE
+
+
+def deduplicate(rows: Iterable[R]) -> tuple[list[R], list[tuple[R, R]]]:
+    """The first row of each content, and the others, each with the one that it repeats."""
+    first: dict[str, R] = {}
+    repeats: list[tuple[R, R]] = []
     for row in rows:
-        length = len(row.response.strip())
-        if length >= minimum:
-            good.append(row)
-        else:
-            bad.append(Rejected(row.source, row.row, f"the answer has {length} characters, fewer than {minimum}"))
-    return good, bad
-
-
-def deduplicate(rows: Iterable[Row]) -> tuple[list[Row], int]:
-    """The first row of each content, and how many were left out."""
-    first: dict[str, Row] = {}
-    count = 0
-    for row in rows:
-        count += 1
-        first.setdefault(row.digest, row)
-    return list(first.values()), count - len(first)
+        if (known := first.setdefault(row.digest, row)) is not row:
+            repeats.append((row, known))
+    return list(first.values()), repeats
 
 
 def position(digest: str, seed: int) -> float:
@@ -50,12 +79,12 @@ def position(digest: str, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}:{digest}".encode()).digest()[:8]) / 2**64
 
 
-def split(rows: Sequence[Row], config: SplitConfig, carve: Sequence[str] = ("test", "validation")) -> Splits:
+def split(rows: Sequence[R], config: SplitConfig, carve: Sequence[str] = ("test", "validation")) -> dict[str, list[R]]:
     """Assign rows by hash; each wanted split of a non-zero share gets at least one content if there are enough."""
     shares = {name: float(getattr(config, name)) for name in ("train", "validation", "test")}
     total = shares["train"] + sum(shares[name] for name in carve)
     places = {row.digest: position(row.digest, config.seed) for row in rows}
-    result: Splits = {"train": [], "validation": [], "test": []}
+    result: dict[str, list[R]] = {"train": [], "validation": [], "test": []}
     bounds: list[tuple[str, float]] = []
     edge = 0.0
     for name in carve:
@@ -72,12 +101,32 @@ def split(rows: Sequence[Row], config: SplitConfig, carve: Sequence[str] = ("tes
     return result
 
 
-def keep_apart(splits: Splits) -> int:
-    """Take from train (and validation) every row whose content is also in test (or validation); returns how many."""
-    sealed = {row.digest for row in splits["test"]}
-    validation = [row for row in splits["validation"] if row.digest not in sealed]
-    held = sealed | {row.digest for row in validation}
-    train = [row for row in splits["train"] if row.digest not in held]
-    removed = len(splits["validation"]) - len(validation) + len(splits["train"]) - len(train)
-    splits["validation"], splits["train"] = validation, train
+def stratified(rows: Sequence[R], labels: Sequence[str], config: SplitConfig, carve: Sequence[str]) -> dict[str, list[R]]:
+    """`split` of each label's rows by themselves, so that a rare label too is in every wanted split; in the order given."""
+    groups: dict[str, list[R]] = {}
+    for row, label in zip(rows, labels, strict=True):
+        groups.setdefault(label, []).append(row)
+    parts = [split(group, config, carve) for group in groups.values()]
+    places = {id(row): place for place, row in enumerate(rows)}
+    return {
+        name: sorted((row for part in parts for row in part[name]), key=lambda row: places[id(row)])
+        for name in ("train", "validation", "test")
+    }
+
+
+def sample(rows: Iterable[R], count: int, seed: int) -> list[R]:
+    """`count` rows chosen by content hash, whatever their order; in the order given."""
+    found = list(rows)
+    chosen = {row.digest for row in heapq.nsmallest(count, found, key=lambda row: position(row.digest, seed))}
+    return [row for row in found if row.digest in chosen][:count]
+
+
+def keep_apart(splits: dict[str, list[R]], order: Sequence[str]) -> list[tuple[R, str]]:
+    """Take every row out of a split whose content is in one before it in `order`; returns them with that split's name."""
+    owner: dict[str, str] = {}
+    removed: list[tuple[R, str]] = []
+    for name in order:
+        removed += [(row, owner[row.digest]) for row in splits[name] if row.digest in owner]
+        splits[name] = [row for row in splits[name] if row.digest not in owner]
+        owner |= dict.fromkeys((row.digest for row in splits[name]), name)
     return removed

@@ -1,14 +1,53 @@
-"""The prepare report for people: report.json as one plain HTML page."""
+"""The prepare report for people: report.json as one HTML page.
+
+Invariant: the page stands alone (no script, no outside address), and whatever came with the data is escaped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from typing import Any
 
-STYLE = "body{font:15px system-ui;margin:2em auto;max-width:60em}td,th{padding:.2em .8em;text-align:left;vertical-align:top}"
+Report = Mapping[str, Any]
+SPLITS = ("train", "validation", "test")
+KINDS = {"Invalid": "invalid", "Duplicate": "repeated", "NearDuplicate": "near-duplicate", "TooLong": "too long"}
+BINS = 24
+CHART_WIDTH, CHART_HEIGHT = 880, 190  # of the drawing's own units
+STYLE = """
+:root{--page:#f6f7f9;--card:#fff;--ink:#1c2330;--quiet:#667085;--line:#e3e6ec;--train:#3b6fd4;--validation:#d99b2b;--test:#7a5bc2;
+--said:#dcefe1;--said-ink:#14532d;--warn:#fff6e0;--warn-line:#e0a526;--bad:#b42318}
+@media(prefers-color-scheme:dark){:root{--page:#14171d;--card:#1d222b;--ink:#e6e9ef;--quiet:#98a2b3;--line:#323945;--train:#6f9bf0;
+--validation:#e3b04f;--test:#a98df0;--said:#1d3f2b;--said-ink:#b5f0c8;--warn:#3a2f12;--warn-line:#a97d1c;--bad:#f97066}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+main{max-width:62rem;margin:0 auto;padding:2rem 1.25rem 4rem}
+h1{font-size:1.6rem;margin:0}h2{font-size:1.05rem;margin:0 0 .8rem}
+.quiet{color:var(--quiet)}.small{font-size:.85rem}
+section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:1.1rem 1.25rem;margin-top:1rem}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.75rem;margin-top:1.25rem}
+.tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:.7rem .9rem}
+.tile b{display:block;font-size:1.35rem;font-variant-numeric:tabular-nums}
+.warnings{background:var(--warn);border-color:var(--warn-line)}.warnings ul{margin:0;padding-left:1.2rem}
+.bar{display:flex;height:1.1rem;border-radius:6px;overflow:hidden;background:var(--line)}
+.bar i{display:block;min-width:2px}
+.legend{display:flex;flex-wrap:wrap;gap:.3rem 1.4rem;margin-top:.6rem}
+.key{display:inline-block;width:.75rem;height:.75rem;border-radius:3px;margin-right:.4rem;vertical-align:-1px}
+.train{background:var(--train);fill:var(--train)}.validation{background:var(--validation);fill:var(--validation)}
+.test{background:var(--test);fill:var(--test)}
+svg{display:block;width:100%;height:auto}svg text{fill:var(--quiet);font-size:11px}svg line{stroke:var(--line)}
+table{border-collapse:collapse;width:100%}
+th,td{text-align:left;vertical-align:top;padding:.4rem .7rem .4rem 0;border-top:1px solid var(--line)}
+thead th{border-top:0;color:var(--quiet);font-weight:500;font-size:.85rem}td.number{text-align:right;font-variant-numeric:tabular-nums}
+code,pre{font:13px/1.55 ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
+pre{white-space:pre-wrap;margin:.35rem 0 0}
+.row{border-top:1px solid var(--line);padding:.8rem 0}.row:first-of-type{border-top:0;padding-top:0}
+mark{background:var(--said);color:var(--said-ink);border-radius:3px;padding:.05rem 0}
+summary{cursor:pointer}.excerpt{color:var(--quiet);overflow-wrap:anywhere}
+"""
 
 
-def histogram(values: Iterable[int], bins: int = 12) -> list[dict[str, int]]:
+def histogram(values: Iterable[int], bins: int = BINS) -> list[dict[str, int]]:
     """Equal-width bins of `values`: from, to (inclusive) and count."""
     found = sorted(values)
     if not found:
@@ -20,27 +59,157 @@ def histogram(values: Iterable[int], bins: int = 12) -> list[dict[str, int]]:
     return [{"from": low + b * width, "to": low + (b + 1) * width - 1, "count": counts.get(b, 0)} for b in range(max(counts) + 1)]
 
 
-def render(report: Mapping[str, object]) -> str:
-    """The page: every entry of the report, nested tables for nested entries."""
+def render(report: Report) -> str:
+    """The page of a report.json."""
+    sections = (_warnings(report), _splits(report), _lengths(report), _left_out(report), _examples(report), _sources(report), _run(report))
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Data report</title><style>{STYLE}</style>"
-        f"<h1>Data report</h1>{_table(report)}</html>\n"
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>Prepared data</title><style>{STYLE}</style></head><body><main><h1>Prepared data</h1>"
+        f'<div class="quiet">for {escape(str(report["finetune"]))}</div>{_tiles(report)}{"".join(sections)}</main></body></html>\n'
     )
 
 
-def _table(entries: Mapping[str, object]) -> str:
-    rows = "".join(f"<tr><th>{escape(str(key))}</th><td>{_cell(value)}</td></tr>" for key, value in entries.items())
-    return f"<table>{rows}</table>"
+def _tiles(report: Report) -> str:
+    rows, tokens = report["rows"], report["tokens"]
+    kept = sum(rows[name] for name in SPLITS)
+    shown = [
+        ("rows read", _number(rows["read"])),
+        ("rows kept", f"{_number(kept)}"),
+        ("left out", _number(sum(entry["count"] for entry in report["leftOut"]))),
+        ("training tokens", _number(tokens["train"])),
+        ("supervised", _percent(tokens["supervised"], tokens["train"])),
+        ("steps", _number(report["totalSteps"])),
+    ]
+    tiles = "".join(f'<div class="tile"><b>{value}</b><span class="quiet">{name}</span></div>' for name, value in shown)
+    return f'<div class="tiles">{tiles}</div>'
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, Mapping):
-        return _table(value)
-    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-        names = list(value[0])
-        head = "".join(f"<th>{escape(str(name))}</th>" for name in names)
-        body = "".join("<tr>" + "".join(f"<td>{_cell(item.get(name))}</td>" for name in names) + "</tr>" for item in value)
-        return f"<table><tr>{head}</tr>{body}</table>"
-    if isinstance(value, list):
-        return "<br>".join(escape(str(item)) for item in value) or "none"
-    return f"<pre>{escape(str(value))}</pre>" if isinstance(value, str) and "\n" in value else escape(str(value))
+def _warnings(report: Report) -> str:
+    if not report["warnings"]:
+        return ""
+    items = "".join(f"<li>{escape(str(text))}</li>" for text in report["warnings"])
+    return f'<section class="warnings"><h2>Warnings</h2><ul>{items}</ul></section>'
+
+
+def _splits(report: Report) -> str:
+    rows = report["rows"]
+    kept = sum(rows[name] for name in SPLITS)
+    bar = "".join(f'<i class="{name}" style="width:{100 * rows[name] / max(1, kept):.3f}%"></i>' for name in SPLITS if rows[name])
+    legend = "".join(
+        f'<span><span class="key {name}"></span>{name} <b>{_number(rows[name])}</b>'
+        f' <span class="quiet">{_percent(rows[name], kept)}</span></span>'
+        for name in SPLITS
+    )
+    return (
+        f'<section><h2>Splits</h2><div class="bar">{bar}</div><div class="legend">{legend}</div>'
+        '<p class="quiet small">The test split is sealed: training never sees its rows.</p></section>'
+    )
+
+
+def _lengths(report: Report) -> str:
+    charts = "".join(_chart(name, report["lengths"].get(name) or []) for name in SPLITS)
+    return f"<section><h2>Length of rows in tokens</h2>{charts}</section>" if charts else ""
+
+
+def _chart(name: str, bins: Sequence[Mapping[str, int]]) -> str:
+    """Bars with the axis of tokens below; the tallest bar carries its count."""
+    if not bins:
+        return ""
+    most = max(entry["count"] for entry in bins)
+    step = CHART_WIDTH / len(bins)
+    base, top = CHART_HEIGHT - 34, 18
+    drawn = []
+    for index, entry in enumerate(bins):
+        height = (base - top) * entry["count"] / most
+        title = f"<title>{entry['from']} to {entry['to']} tokens: {_number(entry['count'])} rows</title>"
+        drawn.append(
+            f'<rect class="{name}" x="{index * step + 1:.1f}" y="{base - height:.1f}" width="{max(1.0, step - 2):.1f}" '
+            f'height="{height:.1f}" rx="2">{title}</rect>'
+        )
+        if entry["count"] == most and not any("<text" in part for part in drawn):
+            drawn.append(f'<text x="{(index + 0.5) * step:.1f}" y="{base - height - 5:.1f}" text-anchor="middle">{_number(most)}</text>')
+    every = max(1, len(bins) // 8)
+    ticks = "".join(
+        f'<text x="{index * step + 1:.1f}" y="{base + 15}">{_number(bins[index]["from"])}</text>' for index in range(0, len(bins), every)
+    )
+    return (
+        f'<div><span class="key {name}"></span>{name} <span class="quiet small">up to {_number(bins[-1]["to"])} tokens</span></div>'
+        f'<svg viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="Lengths of {name} rows">'
+        f'<line x1="0" x2="{CHART_WIDTH}" y1="{base}" y2="{base}"/>{"".join(drawn)}{ticks}</svg>'
+    )
+
+
+def _left_out(report: Report) -> str:
+    if not report["leftOut"]:
+        return '<section><h2>Rows left out</h2><p class="quiet">None.</p></section>'
+    body = "".join(
+        f"<tr><td>{escape(KINDS[entry['kind']])}</td><td>{escape(entry['reason'])}{_excerpts(entry['examples'])}</td>"
+        f'<td class="number">{_number(entry["count"])}</td></tr>'
+        for entry in report["leftOut"]
+    )
+    return (
+        "<section><h2>Rows left out</h2><table><thead><tr><th>kind</th><th>reason, with example rows</th><th>rows</th></tr></thead>"
+        f"<tbody>{body}</tbody></table></section>"
+    )
+
+
+def _excerpts(examples: Sequence[Mapping[str, Any]]) -> str:
+    items = "".join(
+        f'<div class="small"><code>{escape(str(item["source"]))}</code> row {item["row"]}: {escape(item["reason"])}'
+        + (f'<div class="excerpt"><code>{escape(item["text"])}</code></div>' if item["text"] else "")
+        + "</div>"
+        for item in examples
+    )
+    return f'<details open><summary class="quiet small">{len(examples)} shown</summary>{items}</details>' if items else ""
+
+
+def _examples(report: Report) -> str:
+    if not report["examples"]:
+        return ""
+    rows = "".join(
+        f'<div class="row"><span class="quiet small"><code>{escape(str(item["source"]))}</code> row {item["row"]}</span>'
+        f"<pre>{''.join(_part(part) for part in item['parts'])}</pre></div>"
+        for item in report["examples"]
+    )
+    return (
+        f"<section><h2>{len(report['examples'])} training rows as the model sees them</h2>"
+        '<p class="quiet small"><mark>&nbsp;Marked&nbsp;</mark> tokens are supervised: the model learns to say them. '
+        f"The rest is context.</p>{rows}</section>"
+    )
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    return f"<mark>{escape(part['text'])}</mark>" if part["supervised"] else escape(part["text"])
+
+
+def _sources(report: Report) -> str:
+    body = "".join(
+        f"<tr><td><code>{escape(str(entry['source']))}</code></td><td>{escape(entry['use'])}</td><td>{escape(entry['format'])}</td>"
+        f'<td class="number">{_number(entry["rows"])}</td></tr>'
+        for entry in report["sources"]
+    )
+    head = "<thead><tr><th>file</th><th>use</th><th>format</th><th>rows read</th></tr></thead>"
+    return f"<section><h2>Sources</h2><table>{head}<tbody>{body}</tbody></table></section>"
+
+
+def _run(report: Report) -> str:
+    estimate = report["estimate"]
+    shown = {
+        "tokens a step": _number(report["tokensPerStep"]),
+        "steps an epoch": _number(report["stepsPerEpoch"]),
+        "steps of the run": _number(report["totalSteps"]),
+        "longest row": f"{_number(estimate['longest'])} tokens",
+        "shortest answer kept": f"{_number(report['minResponseCharacters'])} characters",
+        "memory of a rank, estimated": f"{estimate['memoryBytes'] / 2**30:.1f} GiB",
+        "time, estimated": f"{estimate['seconds'] / 3600:.1f} h",
+    }
+    body = "".join(f'<tr><td>{escape(name)}</td><td class="number">{escape(value)}</td></tr>' for name, value in shown.items())
+    return f"<section><h2>What training will do</h2><table><tbody>{body}</tbody></table></section>"
+
+
+def _number(value: int) -> str:
+    return f"{value:,}".replace(",", "\u202f")
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "–"

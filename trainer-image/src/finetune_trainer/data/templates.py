@@ -8,8 +8,9 @@ Invariant: a supervised turn ends with an end-of-turn token, and the share of su
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from finetune_trainer.data.formats import Message, Row, RowError
@@ -57,36 +58,61 @@ class ChatEncoder:
 
     def encode(self, row: Row) -> Encoded:
         """Tokens and mask of a row: every assistant turn is supervised where the template allows, else the last."""
+        found = self.encode_all([row])[0]
+        if isinstance(found, RowError):
+            raise found
+        return found
+
+    def encode_all(self, rows: Sequence[Row], *, last: bool = False) -> list[Encoded | RowError]:
+        """`encode` of each row, or why there is none; one call of the tokenizer for all of them. With `last` no other assistant
+        turn is supervised."""
+        rendered = [self._rendered(row, last) for row in rows]
+        ids = iter(self._tokens([text for parts in rendered if not isinstance(parts, RowError) for text in parts]))
+        result: list[Encoded | RowError] = []
+        for row, parts in zip(rows, rendered, strict=True):
+            try:
+                result.append(parts if isinstance(parts, RowError) else self._joined(row, [next(ids) for _ in parts]))
+            except RowError as error:
+                result.append(error)
+        return result
+
+    def _rendered(self, row: Row, last: bool) -> list[str] | RowError:
+        """The parts of all assistant turns, or, if `last` or where the template renders them otherwise, of the last."""
         turns = [index for index, message in enumerate(row.messages) if message["role"] == "assistant"]
+        if not last:
+            with suppress(RowError):
+                return self._parts(row, turns)
         try:
-            return self._encode(row, turns)
-        except RowError:
-            return self._encode(row, turns[-1:])
+            return self._parts(row, turns[-1:])
+        except RowError as error:
+            return error
 
-    def encode_last(self, row: Row) -> Encoded:
-        """Tokens and mask of a row whose last assistant turn alone is supervised."""
-        return self._encode(row, [len(row.messages) - 1])
-
-    def _encode(self, row: Row, turns: Sequence[int]) -> Encoded:
-        ids: list[int] = []
-        mask: list[bool] = []
+    def _parts(self, row: Row, turns: Sequence[int]) -> list[str]:
+        """The rendered conversation in alternating parts: context, answer, context, answer …"""
+        parts: list[str] = []
         done = ""
         for turn in turns:
             prompt, answered = self._render(row.messages[:turn], True), self._render(row.messages[: turn + 1], False)
             if not prompt.startswith(done) or not answered.startswith(prompt):
                 raise RowError("the chat template renders this conversation differently with and without its answer")
-            before = self._tokens(prompt[len(done) :])
-            answer = self._answer(answered[len(prompt) :])
-            ids += [*before, *answer[0]]
-            mask += [False] * len(before) + answer[1]
+            parts += [prompt[len(done) :], answered[len(prompt) :]]
             done = answered
+        return parts
+
+    def _joined(self, row: Row, parts: Sequence[list[int]]) -> Encoded:
+        ids: list[int] = []
+        mask: list[bool] = []
+        for before, answer in zip(parts[::2], parts[1::2], strict=True):
+            said, supervised = self._answer(answer)
+            ids += [*before, *said]
+            mask += [False] * len(before) + supervised
         if not any(mask) or all(mask):
             raise RowError("no token, or every token, of this conversation is supervised")
         return Encoded(row, tuple(ids), tuple(mask))
 
-    def _answer(self, text: str) -> tuple[list[int], list[bool]]:
+    def _answer(self, tokens: list[int]) -> tuple[list[int], list[bool]]:
         """Tokens of an assistant turn; supervised up to and with its end-of-turn token, which is added if missing."""
-        ids = self._tokens(text)
+        ids = list(tokens)
         ends = [index for index, token in enumerate(ids) if token in self._ends]
         if not ends:
             if self._tokenizer.eos_token_id is None:
@@ -107,8 +133,8 @@ class ChatEncoder:
         except Exception as error:
             raise RowError(f"the chat template refuses it: {' '.join(str(error).split())[:160]}") from error
 
-    def _tokens(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        return list(self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]) if texts else []
 
 
 def end_tokens(tokenizer: Any) -> frozenset[int]:
@@ -118,27 +144,24 @@ def end_tokens(tokenizer: Any) -> frozenset[int]:
     return frozenset(special | added)
 
 
-def prove(encoded: Sequence[Encoded], encoder: ChatEncoder, tokenizer: Any) -> None:
-    """Check the mask on real rows: each supervised stretch ends its turn, and as the server decodes them they are the
-    answers (all, or the last) and nothing more but white space. Raises UserError."""
-    ends = end_tokens(tokenizer)
-    unlike: list[Encoded] = []
-    for item in encoded:
+def unproven(items: Sequence[Encoded], ends: frozenset[int], tokenizer: Any) -> list[bool]:
+    """Of each row, whether the mask of one of its conversations is not to be believed: a supervised stretch must end its turn,
+    and as the server decodes them the stretches must be the answers (all, or the last) and nothing more but white space."""
+    conversations = [item.conversations() for item in items]
+    doubts = iter(_doubts([one for several in conversations for one in several], ends, tokenizer))
+    return [any(list(islice(doubts, len(several)))) for several in conversations]
+
+
+def _doubts(items: Sequence[Encoded], ends: frozenset[int], tokenizer: Any) -> list[bool]:
+    """`unproven` of single conversations."""
+    stretches = [_stretches(item) for item in items]
+    spoken = iter(tokenizer.batch_decode([stretch for runs in stretches for stretch in runs], skip_special_tokens=True))
+    result = []
+    for item, runs in zip(items, stretches, strict=True):
+        said = _packed("".join(next(spoken) for _ in runs))
         answers = [_packed(message["content"]) for message in item.row.messages if message["role"] == "assistant"]
-        stretches = _stretches(item)
-        spoken = _packed("".join(tokenizer.decode(stretch, skip_special_tokens=True) for stretch in stretches))
-        if any(stretch[-1] not in ends for stretch in stretches) or spoken not in ("".join(answers), answers[-1]):
-            unlike.append(item)
-    if len(unlike) > len(encoded) // 10:
-        raise UserError(
-            "MaskNotProven",
-            f"row {unlike[0].row.row} of {unlike[0].row.source}: the supervised tokens are not its answer and an end of turn",
-            "The model's chat template is unusual; use another variant of the model.",
-        )
-    supervised = sum(sum(item.mask) for item in encoded)
-    total = sum(len(item.ids) for item in encoded)
-    if supervised in (0, total):
-        raise UserError("MaskNotProven", f"{supervised} of {total} tokens are supervised", "Check the data's format.")
+        result.append(any(run[-1] not in ends for run in runs) or said not in ("".join(answers), answers[-1]))
+    return result
 
 
 def _stretches(item: Encoded) -> list[list[int]]:

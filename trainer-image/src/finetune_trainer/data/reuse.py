@@ -1,0 +1,85 @@
+"""What another revision of the FineTune prepared from the same data is taken over, not made again.
+
+The key is of the files' content, of the settings that decide what is made of them, of the tokenizer, and of the code that
+does it; fields of training that only use the result are no part of it. Files are linked, so that they cost no space and
+outlive the other folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from functools import cache
+from pathlib import Path
+
+from finetune_trainer import layout
+from finetune_trainer.config import RunConfig, need
+from finetune_trainer.data.loading import Files
+from finetune_trainer.exits import JsonObject
+
+OF_RUN = ("report.json", "report.html")  # what is written anew for each revision
+TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "vocab", "merges", "config.json", "spiece")
+
+
+def key(config: RunConfig, files: Files) -> str:
+    """sha256 (hex) of all that decides the prepared content."""
+    data = need(config.data, "data")
+    facts = {
+        "files": {use: [[file.name, layout.sha256_file(file.path)] for _, file in found] for use, found in files.items()},
+        "data": data.model_dump(mode="json", exclude={"path"}),
+        "longest": need(config.training, "training").max_sequence_length,
+        "objective": need(config.method, "method").objective,
+        "tokenizer": _tokenizer(config.model.path),
+        "code": _code(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _tokenizer(model: Path) -> dict[str, str]:
+    """Digests of the model's files that decide how text becomes tokens."""
+    return {path.name: layout.sha256_file(path) for path in sorted(model.iterdir()) if path.name.startswith(TOKENIZER)}
+
+
+@cache
+def _code() -> str:
+    """Digest of this package's own modules."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+def take_over(wanted: str, own: Path, folder: Path) -> JsonObject | None:
+    """Link the files of a sibling of `own` with this key into `folder`; returns what its data alone decided, or None
+    where there is no such folder that is intact."""
+    for other in sorted(own.parent.iterdir()):
+        if other == own or not layout.is_complete(other):
+            continue
+        try:
+            if layout.read_manifest(other, layout.DATA_MANIFEST).get("key") != wanted:
+                continue
+            table = layout.verify(other, layout.DATA_MANIFEST)["files"]
+            content: JsonObject = json.loads((other / "report.json").read_text())
+        except (layout.Corrupt, OSError, ValueError) as error:
+            print(f"not taken over: {error}", flush=True)
+            continue
+        assert isinstance(table, dict)
+        for name in table:
+            if name not in OF_RUN:
+                _link(other / name, folder / name)
+        print(f"taken over from {other.name}: the same data, prepared the same way", flush=True)
+        return content
+    return None
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, or a copy on volumes that have none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of downloads whose rows are committed."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,58 @@
+"""Conversations on disk while they are prepared: memory holds a small record of each, never the rows themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_trainer.data.formats import Row
+
+LONGEST_LABEL = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Where a row came from, its content's digest, its answer (characters, and the text where it may be a label), and its bytes
+    in the store."""
+
+    source: str
+    row: int
+    digest: str
+    characters: int
+    label: str
+    offset: int
+    size: int
+
+
+class RowStore:
+    """An append-only file of conversations, read back by record in any order."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("w+b")
+        self._end = 0
+
+    def add(self, row: Row) -> Record:
+        """Keep `row`; OSError where the volume fails."""
+        content = json.dumps([row.messages, row.rejected], ensure_ascii=False, separators=(",", ":")).encode()
+        self._stream.write(content)
+        answer = row.response.strip()
+        label = sys.intern(answer) if len(answer) <= LONGEST_LABEL else ""
+        record = Record(row.source, row.row, row.digest, len(answer), label, self._end, len(content))
+        self._end += len(content)
+        return record
+
+    def rows(self, records: Iterable[Record]) -> Iterator[Row]:
+        """The rows of `records`, in their order."""
+        self._stream.flush()
+        descriptor = self._stream.fileno()
+        for record in records:
+            messages, rejected = json.loads(os.pread(descriptor, record.size, record.offset))
+            yield Row(record.source, record.row, tuple(messages), record.digest, tuple(rejected))
+
+    def close(self) -> None:
+        """Close the file; its folder's owner removes it."""
+        self._stream.close()
