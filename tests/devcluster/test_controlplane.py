@@ -94,7 +94,8 @@ def test_one_more_process_ends_with_it_and_its_end_before_that_is_told() -> None
     policy = '{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [{"level": "None"}]}'
     flags = {"kube-apiserver": ["--service-cluster-ip-range=10.77.0.0/16"]}
     with ControlPlane(controllers=False, scheduler=False, audit_policy=policy, flags=flags) as plane:
-        assert plane.kubectl("get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}") == "10.77.0.1"
+        own = ("get", "service", "kubernetes", "--ignore-not-found", "-o", "jsonpath={.spec.clusterIP}")
+        eventually("the API server's own Service, made after it is ready", lambda: plane.kubectl(*own) == "10.77.0.1")
         assert plane.audit_log.read_text() == ""
         ended = plane.spawn("helper", ["/bin/sh", "-c", "echo $SAID; exit 3"], {"SAID": "goodbye"})
         ended.wait()
