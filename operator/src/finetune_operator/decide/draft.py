@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -161,10 +162,11 @@ def later(moment: datetime, seconds: float) -> str:
     return stamp(moment + timedelta(seconds=seconds))
 
 
-def seconds_until(timestamp: str | None, now: datetime) -> float:
-    """Seconds from now to the timestamp; 0 when it is past or absent."""
+def seconds_until(timestamp: str | None, now: datetime, longest: float = math.inf) -> float:
+    """Seconds from now to the timestamp; 0 when it is past or absent, or further off than anything is put: the clock was ahead then."""
     moment = time(timestamp)
-    return max(0.0, (moment - now).total_seconds()) if moment else 0.0
+    seconds = max(0.0, (moment - now).total_seconds()) if moment else 0.0
+    return seconds if seconds <= longest else 0.0
 
 
 def finite(value: Any) -> float | None:

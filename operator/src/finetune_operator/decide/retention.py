@@ -50,8 +50,7 @@ def clean(o: Observed, d: Draft) -> Draft:
     cleaning = _pending(d)
     if cleaning is None:
         return d
-    wait = seconds_until(cleaning.retry_at, o.now)
-    if 0 < wait <= DELAYS[-1]:  # what is further off was put there by a clock that was ahead
+    if wait := seconds_until(cleaning.retry_at, o.now, DELAYS[-1]):
         return replace(d, requeue=soonest(d.requeue, wait))
     return replace(d, clean=True)
 

@@ -77,9 +77,8 @@ def backoff(key: str, failures: int) -> float:
 
 
 def wait(o: Observed, d: Draft) -> float:
-    """Seconds until the next try may start; none when that is further off than any is put: the clock was ahead when it was."""
-    seconds = seconds_until(d.revision.retry_at, o.now)
-    return seconds if seconds <= LONGEST_DELAY * (1 + JITTER) + 1 else 0.0  # a second, for times are told in whole ones
+    """Seconds until the next try may start."""
+    return seconds_until(d.revision.retry_at, o.now, LONGEST_DELAY * (1 + JITTER) + 1)  # a second, for times are told in whole ones
 
 
 def _charged(charges: Charges, budget: str) -> Charges:
