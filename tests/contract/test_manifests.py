@@ -210,6 +210,19 @@ def test_where_all_weights_trained_the_artifact_is_the_model(compute: Manifest) 
     assert ARTIFACT not in made["base"]["args"]
 
 
+@pytest.mark.parametrize("kind", ["LoRA", "Full"])
+def test_an_arm_is_kept_with_the_artifact_that_it_serves(kind: str) -> None:
+    """By which a revision that was removed and trained again gets another arm."""
+    spec = {
+        "model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": kind},
+        "evaluation": {"metrics": [{"type": "ExactMatch"}]}, "serving": {},
+    }  # fmt: skip
+    made = [manifest["data"] for o in life("bot", spec) for what, manifest in manifests(o) if what is kinds.CONTROLLER_REVISION]
+    kept = {data["revision"]: data.get("artifact") for data in made if "template" in data}
+    assert kept.pop("base") is None
+    assert list(kept.values()) == [ARTIFACT]
+
+
 def test_the_loss_of_a_model_of_which_all_weights_trained_is_read_from_the_artifact() -> None:
     spec = {"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "Full"}}
     configs = [

@@ -88,7 +88,7 @@ def once(c: Context) -> Iterator[Child]:
             yield (
                 kinds.CONTROLLER_REVISION,
                 revision.keep_template(
-                    c.owner, wanted.name, wanted.revision, fields, template, c.observed.generation, _served(c, wanted.revision).adapter
+                    c.owner, wanted.name, wanted.revision, fields, template, c.observed.generation, _artifact(c, wanted.revision)
                 ),
             )
     for job in c.draft.jobs:
@@ -159,12 +159,17 @@ def _template(c: Context, wanted: ArmWanted) -> Manifest:
     return arm.template(c.owner, c.spec, _served(c, wanted.revision), c.images, c.devices())
 
 
+def _artifact(c: Context, name: str) -> str | None:
+    """Where what training left of that revision lies; None: nothing, of the untouched base model."""
+    return None if name == BASE else c.revision(name).artifact
+
+
 def _served(c: Context, name: str) -> Served:
     """What a server of that revision loads; `base` is the model of the newest revision, untouched. What training all weights left is
     a model of its own."""
     resolved = c.kept(c.draft.revision.name if name == BASE else name)["resolved"]
     lora = resolved["method"].get("lora") or {}
-    artifact = None if name == BASE else c.revision(name).artifact
+    artifact = _artifact(c, name)
     whole = resolved["method"]["type"] == "Full"
     return Served(
         model=artifact if whole and artifact else resolved["model"]["path"],
