@@ -7,26 +7,16 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from devcluster import nodebinary, paths
-from devcluster.shell import lock, run
+from tests import goprogram
 from tests.gitops.recorded import Object
 
 SOURCES = Path(__file__).resolve().parent / "kstatus"
-FLAGS = ("-trimpath", "-mod=readonly")
 GO = (1, 24)
 
 
 def ensure() -> Path:
-    """The program, built if need be (20 s on two cores, and its modules from the Go proxy once)."""
-    binary = paths.cache() / "kstatus" / nodebinary.sources_hash(SOURCES, FLAGS) / "kstatus"
-    with lock("kstatus-binary"):
-        if not binary.exists():
-            draft = binary.with_suffix(".draft")
-            draft.parent.mkdir(parents=True, exist_ok=True)
-            environment = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "", "GOWORK": "off"}
-            run([nodebinary.find_go(GO), "build", *FLAGS, "-o", draft, "."], cwd=SOURCES, env=environment)
-            draft.rename(binary)
-    return binary
+    """The program, built if need be (20 s on two cores)."""
+    return goprogram.ensure("kstatus", SOURCES, GO)
 
 
 def statuses(finetunes: Iterable[Object]) -> list[str]:

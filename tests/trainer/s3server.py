@@ -10,12 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from devcluster import nodebinary, paths
-from devcluster.shell import lock, run
+from tests import goprogram
 from tests.trainer.support import free_port, wait_until
 
 SOURCES = Path(__file__).resolve().parent / "s3server"
-FLAGS = ("-trimpath", "-mod=readonly")
 GO = (1, 25)
 PACKAGE = "github.com/versity/versitygw/cmd/versitygw"
 
@@ -30,16 +28,8 @@ class S3Server:
 
 
 def ensure() -> Path:
-    """The program, built if need be (90 s of CPU, and its modules from the Go proxy once)."""
-    binary = paths.cache() / "s3server" / nodebinary.sources_hash(SOURCES, FLAGS) / "versitygw"
-    with lock("s3server-binary"):
-        if not binary.exists():
-            draft = binary.with_suffix(".draft")
-            draft.parent.mkdir(parents=True, exist_ok=True)
-            environment = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "", "GOWORK": "off"}
-            run([nodebinary.find_go(GO), "build", *FLAGS, "-o", draft, PACKAGE], cwd=SOURCES, env=environment)
-            draft.rename(binary)
-    return binary
+    """The program, built if need be (90 s of CPU)."""
+    return goprogram.ensure("versitygw", SOURCES, GO, PACKAGE)
 
 
 @contextmanager
