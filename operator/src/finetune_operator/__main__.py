@@ -15,11 +15,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, TypeVar
+from urllib.request import getproxies
 
 import kopf
 from aiohttp import web
 from kubernetes.aio import config as kubernetes_config
-from kubernetes.aio.client import ApiClient
+from kubernetes.aio.client import ApiClient, Configuration
 from prometheus_client import generate_latest
 
 from finetune_operator import errors, handlers, logs, names, signing
@@ -36,11 +37,13 @@ from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings, SettingsError, from_environment
 
 log = logging.getLogger("finetune_operator")
-WATCH_FAILURES: Final = 10  # in a row, before the process gives up and is started anew
+WATCH_FAILURES: Final = 20  # in a row, before the process gives up and is started anew
 WATCH_HEALTHY_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 1.0
 ENDING_SECONDS: Final = 15.0  # for kopf to end; it may not, once its connections are closed
 LISTED_SECONDS: Final = 1.0  # without a word from kopf's lists: they are at their end
+GARBAGE_AFTER: Final = (10_000, 20, 20)  # a list is all new objects and no garbage: to look for some was a third of a start's CPU
+LONGEST_PAUSE: Final = 10.0  # before watches that ended are begun anew
 T = TypeVar("T")
 
 
@@ -210,7 +213,7 @@ class Operator:
             if failures >= WATCH_FAILURES:
                 raise errors.Unavailable(f"the watches ended {failures} times in a row")
             self.metrics.watch_restarts.inc()
-            await asyncio.sleep(min(30.0, 2.0**failures) * random.uniform(0.8, 1.2))  # noqa: S311
+            await asyncio.sleep(min(LONGEST_PAUSE, 2.0**failures) * random.uniform(0.8, 1.2))  # noqa: S311
 
     async def _run_kopf(self, namespaces: Sequence[str]) -> None:
         """kopf, in a loop of its own until `begin_anew`: as it ends it cancels every task of its loop that is younger than itself.
@@ -306,7 +309,9 @@ async def _main(settings: Settings) -> None:
         kubernetes_config.load_incluster_config()  # type: ignore[no-untyped-call]
     except kubernetes_config.ConfigException:
         await kubernetes_config.load_kube_config()  # type: ignore[no-untyped-call]
-    async with ApiClient() as api:
+    configuration = Configuration.get_default_copy()
+    configuration.client_session_kwargs = {"trust_env": bool(getproxies())}  # else a thread is asked for a proxy at each request
+    async with ApiClient(configuration) as api:
         task = asyncio.ensure_future(Operator(api, settings).run())
         for name in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(name, task.cancel)
@@ -323,6 +328,7 @@ def main() -> int:
         "see charts/finetune-operator/values.yaml and docs/reference.md.",
     )  # fmt: skip
     parser.parse_args()
+    gc.set_threshold(*GARBAGE_AFTER)
     try:
         settings = from_environment()
     except SettingsError as error:

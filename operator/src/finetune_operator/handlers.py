@@ -6,6 +6,8 @@ alone. Invariant: handlers of events are coroutines, for kopf runs plain functio
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -30,7 +32,7 @@ def registry(
     `call(function, *arguments)` runs it in the thread that owns all of them; `ending` is called in kopf's, when kopf is at its end.
     """
     made = kopf.OperatorRegistry()
-    tell = partial(call, partial(told, cache, queue, listed))
+    tell = _Handover(partial(told, cache, queue, listed), call).give
     _watch(made, FINETUNE, tell, {})
     for kind in WATCHED:
         _watch(made, kind, tell, {names.MANAGED_BY: names.FIELD_MANAGER})
@@ -69,6 +71,35 @@ class _NothingCompared(kopf.DiffBaseStorage):
 
     def store(self, **_: Any) -> None:
         raise NotImplementedError("no handler keeps a state on an object")
+
+
+class _Handover:
+    """Events of a loop for another thread, woken once for all of a round of that loop: each time costs both a change of threads."""
+
+    def __init__(self, take: Callable[..., object], call: Callable[..., object]) -> None:
+        self._take, self._call = take, call
+        self._events: deque[tuple[Any, ...]] = deque()
+        self._woken = False
+
+    def give(self, *event: Any) -> None:
+        self._events.append(event)
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            asyncio.get_running_loop().call_soon(self._call, self._take_all)
+
+    def _take_all(self) -> None:
+        """In the other thread. It says first that it looks: what is given from now on wakes it again, or is seen already."""
+        self._woken = False
+        try:
+            for _ in range(len(self._events)):
+                self._take(*self._events.popleft())
+        finally:
+            if self._events and not self._woken:  # one that could not be taken in does not hold up the others
+                self._woken = True
+                self._call(self._take_all)
 
 
 def _watch(made: kopf.OperatorRegistry, kind: Kind, tell: Callable[..., object], labels: dict[str, str]) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
+import kopf
+import pytest
 from finetune_operator import handlers
 from finetune_operator.cache import Cache, Key
 from finetune_operator.kinds import FINETUNE, WATCHED
@@ -21,6 +24,20 @@ def nothing() -> None:
     """For handlers whose lists are of no interest."""
 
 
+Seen = Callable[..., Coroutine[Any, Any, None]]
+
+
+def of_finetunes(made: kopf.OperatorRegistry) -> Seen:
+    """The handler of FineTunes, and the rest of the loop's round in which it was called."""
+    seen = next(h.fn for h in made._watching.get_all_handlers() if h.id == FINETUNE.plural)
+
+    async def one(**event: Any) -> None:
+        await seen(**event)
+        await asyncio.sleep(0)
+
+    return one
+
+
 def test_every_watched_kind_has_a_handler_that_runs_in_the_event_loop() -> None:
     queue: Queue[Key] = Queue(lambda: 0.0)
     made = handlers.registry(Cache(), queue, nothing, at_once, nothing)
@@ -32,7 +49,7 @@ def test_every_watched_kind_has_a_handler_that_runs_in_the_event_loop() -> None:
 async def test_an_event_makes_its_finetune_due_and_a_deletion_forgets_it() -> None:
     cache, queue = Cache(), Queue[Key](lambda: 0.0)
     made = handlers.registry(cache, queue, nothing, at_once, nothing)
-    seen = next(h.fn for h in made._watching.get_all_handlers() if h.id == FINETUNE.plural)
+    seen = of_finetunes(made)
     body = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
     await seen(type="ADDED", body=body)
     assert await asyncio.wait_for(queue.take(), 1) == ("ml", "bot")
@@ -45,9 +62,7 @@ async def test_an_event_makes_its_finetune_due_and_a_deletion_forgets_it() -> No
 
 async def test_an_echo_of_what_was_written_or_listed_is_no_news() -> None:
     cache, queue = Cache(), Queue[Key](lambda: 0.0)
-    seen = next(
-        h.fn for h in handlers.registry(cache, queue, nothing, at_once, nothing)._watching.get_all_handlers() if h.id == FINETUNE.plural
-    )
+    seen = of_finetunes(handlers.registry(cache, queue, nothing, at_once, nothing))
     body = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
     cache.put(FINETUNE, body)
     await seen(type="MODIFIED", body=body)
@@ -59,8 +74,30 @@ async def test_an_echo_of_what_was_written_or_listed_is_no_news() -> None:
 async def test_what_comes_of_a_list_is_said_to() -> None:
     said: list[bool] = []
     made = handlers.registry(Cache(), Queue[Key](lambda: 0.0), lambda: said.append(True), at_once, nothing)
-    seen = next(h.fn for h in made._watching.get_all_handlers() if h.id == FINETUNE.plural)
+    seen = of_finetunes(made)
     body = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
     for type_, so_far in (("ADDED", 0), (None, 1), ("MODIFIED", 1), (None, 2)):
         await seen(type=type_, body=body)
         assert len(said) == so_far
+
+
+async def test_the_other_thread_is_woken_once_for_many_events_and_none_is_lost() -> None:
+    cache, queue, wakes = Cache(), Queue[Key](lambda: 0.0), list[Callable[[], object]]()
+    made = handlers.registry(cache, queue, nothing, wakes.append, nothing)
+    seen = of_finetunes(made)
+
+    async def add(name: str) -> None:
+        await seen(type="ADDED", body={"metadata": {"name": name, "namespace": "ml", "uid": name, "resourceVersion": "5"}})
+
+    for name in ("a", "b"):
+        await add(name)
+    assert len(wakes) == 1
+    wakes.pop()()
+    assert cache.owners() == [("ml", "a"), ("ml", "b")]
+    await seen(type="ADDED", body={"metadata": {}})
+    await add("c")
+    with pytest.raises(KeyError):
+        wakes.pop()()
+    wakes.pop()()
+    assert cache.owner(("ml", "c")) is not None
+    assert wakes == []
