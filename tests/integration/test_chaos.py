@@ -1,4 +1,4 @@
-"""A sample of `make chaos`: the operator killed after every single write of a full life, and a leader that is frozen."""
+"""A sample of `make chaos`: the operator killed after every single write of a full life, and what other disturbances are the worst."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from devcluster.controlplane import ControlPlane
 from tests.chaos.lives import Chaos, End
-from tests.chaos.scenarios import frozen_leader, killed_after_every_write
+from tests.chaos.scenarios import clock_jumps, etcd_paused, frozen_leader, killed_after_every_write, watches_gone
 from tests.chaos.suite import Suite
 
 
@@ -16,9 +16,10 @@ async def test_disturbed_lives_end_as_the_undisturbed_one(tmp_path: Path) -> Non
         async with Chaos(plane, tmp_path) as chaos:
             suite = Suite(chaos)
             expected: asyncio.Future[End] = asyncio.get_running_loop().create_future()
-            scenarios = [killed_after_every_write, frozen_leader]
-            undisturbed, _ = await asyncio.gather(suite.expect(expected), suite.run(scenarios, expected))
+            side_by_side = [killed_after_every_write, frozen_leader, watches_gone, clock_jumps]
+            undisturbed, _ = await asyncio.gather(suite.expect(expected), suite.run(side_by_side, expected))
+            await suite.run([etcd_paused], expected)
     assert [v for v in suite.verdicts if not v.converged] == []
     kills = next(v.disturbed for v in suite.verdicts if v.name.startswith("killed after every write"))
     assert min(kills, undisturbed) > 80, "each of them a write: a killed operator does not live to tell its Events"
-    assert suite.report() == {"kills": kills + 1, "converged": kills + 1, "duplicates": 0, "lost": 0, "miscounted": 0}
+    assert suite.report() == {"kills": kills + 4, "converged": kills + 4, "duplicates": 0, "lost": 0, "miscounted": 0}
