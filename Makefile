@@ -17,7 +17,7 @@ help: ## List the targets
 	@echo
 	@echo "  CLUSTER=auto|current|kind|node   for demo (auto: the built-in node on Linux as root, else kind)"
 	@echo "  IMAGES='{\"operator\":\"…\",\"trainer\":\"…\"}'   for demo with CLUSTER=current: images that it can pull"
-	@echo "  TIER=all|unit|trainer|integration|e2e   for test"
+	@echo "  TIER=all|unit|trainer|numerics|integration|e2e   for test"
 	@echo "  N=1000 ARGS='--out FOLDER'              for bench-control-plane (ARGS=--help lists the rest)"
 
 demo: ## From a bare machine to a tuned model behind a 10, 50, 100 % split; leaves it up
@@ -26,7 +26,7 @@ demo: ## From a bare machine to a tuned model behind a 10, 50, 100 % split; leav
 demo-down: ## Remove everything that the demo left
 	@$(DEV) python -m demo down --cluster $(CLUSTER)
 
-test: ## Unit, trainer, integration and end-to-end tests (TIER=unit runs a part)
+test: ## Unit, trainer, numerics, integration and end-to-end tests (TIER=unit runs a part)
 	@$(DEV) python -m tests.run --tier $(TIER)
 
 check: ## ruff, strict mypy, import-linter, CRD and chart drift, helm lint
