@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_trainer.data.formats import Row, content_digest
+from finetune_trainer.data.formats import Row, RowError, content_digest
 from finetune_trainer.data.templates import ChatEncoder, Encoded, end_tokens, unproven
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -34,6 +34,8 @@ FAMILIES: dict[str, tuple[str, str, str, str]] = {
     "Axolotl: Qwen": ("axolotl/utils/chat_templates/templates", r"qwen(3|3_5|_25)\.jinja", "<|endoftext|>", "<|im_end|>"),
     "Axolotl: ChatML": ("axolotl/utils/chat_templates/templates", r"chatml\.jinja", "<|endoftext|>", "<|im_end|>"),
 }  # fmt: skip
+# They open a thought in a prompt and forget it in what was answered: there is nothing right to learn from rows without thoughts.
+REFUSED = {"TRL: DeepSeek": {"deepseek_r1_distill", "deepseekv3"}}
 SPECIAL = re.compile(r"<[|｜][^<>\s'\"]{1,40}[|｜]>|\[/?[A-Z_]{3,20}\]|</?s>")
 
 
@@ -88,6 +90,9 @@ def test_what_a_familys_template_supervises_is_the_answers_and_their_ends(family
     *_, begin, end = FAMILIES[family]
     made = tokenizer(path.read_text(), begin, end)
     encoder, unbelieved = ChatEncoder(made), 0
+    if path.stem in REFUSED.get(family, ()):
+        assert all(isinstance(item, RowError) for item in encoder.encode_all(list(ROWS.values())))
+        return
     for name, given in ROWS.items():
         item = encoder.encode(given)
         answers = [turn["content"] for turn in given.messages if turn["role"] == "assistant"]

@@ -38,15 +38,15 @@ def compare(
     plan = ours.run.steps
     steps = [plan.rows(step) for step in range(plan.total_steps)]
     rows = conversations(work) if objective == "SFT" else pairs(work)
-    theirs = oracle.train(objective, work / "models" / "tiny", config["method"], ours.run.training, rows, steps, start, tmp_path / "trl", accumulate)
+    theirs = oracle.train(
+        objective, work / "models" / "tiny", config["method"], ours.run.training, rows, steps, start, tmp_path / "trl", accumulate
+    )
     return ours, theirs
 
 
 @pytest.mark.parametrize("name", ["Full", "LoRA", "rsLoRA", "DoRA"])
 @pytest.mark.parametrize("objective", ["SFT", "DPO"])
-def test_losses_and_weights_are_trls(
-    name: str, objective: str, work: Path, plain_model: Path, tmp_path: Path, measured: Measured
-) -> None:
+def test_losses_and_weights_are_trls(name: str, objective: str, work: Path, plain_model: Path, tmp_path: Path, measured: Measured) -> None:
     ours, theirs = compare(work, plain_model, name, objective, tmp_path, training__evaluateEverySteps=10_000)
     losses = list(ours.losses.values())
     assert len(losses) > 5
@@ -62,7 +62,9 @@ def test_a_step_cut_small_here_or_there_is_the_same(work: Path, plain_model: Pat
     measured("SFT LoRA: one row a pass, TRL in two passes (relative)", relative(list(ours.losses.values()), theirs.losses), LOSS)
 
 
-def test_trl_tokenises_the_same_rows_to_the_same_tokens_and_masks(work: Path, plain_model: Path, tmp_path: Path, measured: Measured) -> None:
+def test_trl_tokenises_the_same_rows_to_the_same_tokens_and_masks(
+    work: Path, plain_model: Path, tmp_path: Path, measured: Measured
+) -> None:
     _, sft = compare(work, plain_model, "LoRA", "SFT", tmp_path / "sft")
     prepared = arrays.load(work / "data" / "SFT", "train")
     wrong = 0
