@@ -56,9 +56,7 @@ def cases(options: argparse.Namespace, folder: Path) -> list[Case]:
     wanted = [kind == "bf16" for kind in options.precision]
     name = {"smollm2": "SmolLM2-135M", "tiny_model": "the tiny model"}[options.model]
     longest = rows.LONGEST if options.model == "smollm2" else 60  # its tokens are bytes
-    return [
-        Case(f"{name} LoRA {'bf16' if bf16 else 'fp32'}", model, LORA, bf16, "cpu", options.rows, longest=longest) for bf16 in wanted
-    ]
+    return [Case(f"{name} LoRA {'bf16' if bf16 else 'fp32'}", model, LORA, bf16, "cpu", options.rows, longest=longest) for bf16 in wanted]
 
 
 def prepared(case: Case, folder: Path) -> dict[str, Any]:
@@ -70,7 +68,7 @@ def prepared(case: Case, folder: Path) -> dict[str, Any]:
     }
     common: dict[str, Any] = {
         "model__path": str(folder / "models" / "base"), "data__path": str(folder / "data"), "method": case.method,
-        "data__split": {"train": 100, "validation": 0, "test": 0}, "data__train": sources["train"], "data__validation": sources["validation"],
+        "data__train": sources["train"], "data__validation": sources["validation"], "data__split": {"train": 100, "validation": 0, "test": 0},
         "data__quality": {"minResponseCharacters": 1, "nearDuplicates": "Keep", "maxRepetitionPercent": 100},
         "compute__threads": len(os.sched_getaffinity(0)), "compute__gpusPerNode": int(case.device == "cuda"),
     }  # fmt: skip

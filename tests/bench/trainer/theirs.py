@@ -46,7 +46,7 @@ class Counted(SFTTrainer):  # type: ignore[misc]
         self.tokens.append(int(inputs["attention_mask"].sum()))
         self.supervised.append(int((inputs["labels"][:, 1:] != -100).sum()))
         loss = super().compute_loss(model, inputs, *arguments, **more)
-        self.losses.append(float(loss))
+        self.losses.append(float(loss.detach()))
         return loss
 
 
@@ -62,12 +62,14 @@ def main(spec: dict[str, Any]) -> dict[str, Any]:
     lora = None
     if method["type"] != "Full":
         lora = LoraConfig(
-            r=method["lora"]["rank"], lora_alpha=method["lora"]["alpha"], lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=method["lora"]["rank"],
+            lora_alpha=method["lora"]["alpha"],
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
         )
     ends = Ends()
-    trainer = Counted(
-        model=spec["model"], args=settings, train_dataset=Dataset.from_list(spec["rows"]), peft_config=lora, callbacks=[ends]
-    )
+    trainer = Counted(model=spec["model"], args=settings, train_dataset=Dataset.from_list(spec["rows"]), peft_config=lora, callbacks=[ends])
     trainer.tokens, trainer.supervised, trainer.losses = [], [], []
     trainer.train()
     peak = measure.peak_mib(device)

@@ -200,7 +200,8 @@ class Loop:
     def _validation_loss(self) -> float:
         run = self.run_
         widths = run.objective.widths(run.validation)
-        found = plan.batches(range(len(run.validation)), widths, run.steps.micro_batch_tokens, run.ranks.world_size)
+        every = range(len(run.validation))
+        found = plan.batches(every, widths, run.steps.micro_batch_tokens, run.ranks.world_size, run.steps.packed)
         sums = torch.zeros(2, dtype=torch.float64 if run.ranks.device.type == "cpu" else torch.float32, device=run.ranks.device)
         run.model.eval()
         for rows in plan.share(found, widths, run.ranks.rank, run.ranks.world_size):
