@@ -15,8 +15,10 @@ from finetune_trainer.progress import Progress
 from finetune_trainer.train import adapters, assemble, checkpoint, model, objective, plan
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.loop import Loop, Run
+from finetune_trainer.train.loop import _Speed as Speed
 from torch.nn import functional
 
+from tests.trainer import lives
 from tests.trainer.support import make_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers for it
@@ -170,3 +172,21 @@ def test_lora_goes_to_every_linear_layer_but_the_head(make_run: Any) -> None:
     run = make_run()
     names = {name.split(".")[-4] for name in Loop(run).parameters}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_speed_is_told_of_all_and_of_supervised_tokens_and_as_a_share_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("finetune_trainer.train.loop.time.monotonic", lambda: float(next(clock)))
+    speed = Speed()
+    for tokens, supervised in ((0, 0), (100, 30), (300, 50)):
+        speed.mark(tokens, supervised)
+    assert speed.facts(1e-3) == {"tokensPerSecond": 150, "supervisedTokensPerSecond": 40, "mfu": 0.15, "secondsPerStep": 1}
+    assert speed.facts(None)["mfu"] is None
+
+
+def test_progress_tells_both_speeds(work: Path, tmp_path: Path) -> None:
+    run = lives.build(make_config("train", work, work / "models" / "tiny"), tmp_path / "a0-one")
+    Loop(run).execute()
+    told = run.progress.snapshot()
+    assert 0 < told["supervisedTokensPerSecond"] < told["tokensPerSecond"]  # type: ignore[operator]
+    assert told["mfu"] is None, "the peak of a CPU is not known"

@@ -68,7 +68,8 @@ def prepared(case: Case, folder: Path) -> dict[str, Any]:
     }
     common: dict[str, Any] = {
         "model__path": str(folder / "models" / "base"), "data__path": str(folder / "data"), "method": case.method,
-        "data__train": sources["train"], "data__validation": sources["validation"], "data__split": {"train": 100, "validation": 0, "test": 0},
+        "data__train": sources["train"], "data__validation": sources["validation"],
+        "data__split": {"train": 100, "validation": 0, "test": 0},
         "data__quality": {"minResponseCharacters": 1, "nearDuplicates": "Keep", "maxRepetitionPercent": 100},
         "compute__threads": len(os.sched_getaffinity(0)), "compute__gpusPerNode": int(case.device == "cuda"),
     }  # fmt: skip

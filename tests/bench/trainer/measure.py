@@ -11,12 +11,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from finetune_trainer import hardware
 from finetune_trainer.data.arrays import TokenArrays
 from torch.nn import functional
 
 WARM_UP_STEPS = 1
-# Dense bfloat16 multiply-adds counted as two operations, as the makers state them.
-PEAK_FLOPS = {"h200": 989e12, "h100": 989e12, "a100": 312e12, "l40s": 362e12, "l4": 121e12}
 
 
 class Stopwatch:
@@ -67,8 +66,7 @@ def peak_mib(device: torch.device) -> int:
 def peak_flops(device: torch.device, bf16: bool) -> float | None:
     """Operations a second that MFU is a share of: the maker's figure of a GPU; of a CPU what a large product of matrices reaches."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device).lower()
-        return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
+        return hardware.peak_flops(torch.cuda.get_device_name(device))
     one, other = (torch.randn(2048, 2048, dtype=torch.bfloat16 if bf16 else torch.float32) for _ in range(2))
     best = float("inf")
     for _ in range(4):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from finetune_trainer import estimate
 from finetune_trainer.config import RunConfig, need
 from finetune_trainer.data import arrays
 from finetune_trainer.progress import Progress
@@ -59,8 +60,8 @@ def main(spec: dict[str, Any]) -> dict[str, Any]:
     tokens = [int(run.train.lengths[rows].sum()) for rows in steps]
     supervised = [objective.supervised_count(run.train, rows) for rows in steps]
     speed = measure.tokens_per_second(ends, tokens)
-    counted = outline.count(config.model, need(config.method, "method"))
-    each = 6 * counted.active if need(config.method, "method").type == "Full" else 4 * counted.active + 6 * counted.trained
+    method = need(config.method, "method")
+    each = estimate.operations(outline.count(config.model, method), method)
     most = measure.peak_flops(device, run.bf16)
     kept = measure.kept_apart(run.model, arrays.load(need(config.data, "data").path, "validation"), run.bf16, device)
     engine._save()

@@ -12,9 +12,10 @@ MODULES = (
     "argparse", "array", "ast", "asyncio", "base64", "bisect", "calendar", "collections", "configparser", "contextlib", "csv", "datetime",
     "decimal", "difflib", "email.message", "enum", "fractions", "functools", "gettext", "hashlib", "heapq", "html", "http.client",
     "imaplib", "inspect", "ipaddress", "itertools", "json", "locale", "logging", "mailbox", "math", "mimetypes", "operator", "os",
-    "pathlib", "pickle", "platform", "plistlib", "pprint", "queue", "random", "re", "sched", "shelve", "shlex", "shutil", "smtplib", "socket",
-    "sqlite3", "ssl", "statistics", "string", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "time", "timeit",
-    "traceback", "types", "typing", "unittest", "urllib.parse", "urllib.request", "uuid", "weakref", "xml.dom.minidom", "zipfile",
+    "pathlib", "pickle", "platform", "plistlib", "pprint", "queue", "random", "re", "sched", "shelve", "shlex", "shutil", "smtplib",
+    "socket", "sqlite3", "ssl", "statistics", "string", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "time",
+    "timeit", "traceback", "types", "typing", "unittest", "urllib.parse", "urllib.request", "uuid", "weakref", "xml.dom.minidom",
+    "zipfile",
 )  # fmt: skip
 SHORTEST, LONGEST = 8, 350  # words of an answer
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from finetune_trainer import hardware, layout, schedule
+from finetune_trainer import estimate, hardware, layout, schedule
 from finetune_trainer.config import PROMPT_METHODS, DpoConfig, MethodConfig, RunConfig, need
 from finetune_trainer.data import arrays, preference
+from finetune_trainer.data.arrays import TokenArrays
 from finetune_trainer.exits import Infrastructure, JsonObject, UserError
 from finetune_trainer.progress import Progress
-from finetune_trainer.train import adapters, artifact, checkpoint, dpo, head, model, objective, packing, plan
+from finetune_trainer.train import adapters, artifact, checkpoint, dpo, head, model, objective, outline, packing, plan
 from finetune_trainer.train.checkpoint import Checkpoint
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.loop import Run
@@ -127,12 +128,31 @@ def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progres
         resume=resume,
         last_checkpoint=last,
         step=resume.state.step if resume else 0,
+        supervised=tokens_of(train).supervised,
+        token_share=token_share(config, ranks),
     )
+
+
+def tokens_of(data: Any) -> TokenArrays:
+    """The token arrays of rows or pairs."""
+    pairs = data.pairs if isinstance(data, dpo.ReferredPairs) else data
+    found = pairs.rows if isinstance(pairs, preference.PairArrays) else pairs
+    assert isinstance(found, TokenArrays)
+    return found
+
+
+def token_share(config: RunConfig, ranks: Ranks) -> float | None:
+    """What one token a second is of the peak of all ranks' GPUs; None where it is not known."""
+    peak = hardware.peak_flops(torch.cuda.get_device_name(ranks.device)) if ranks.device.type == "cuda" else None
+    if peak is None:
+        return None
+    method = need(config.method, "method")
+    return estimate.operations(outline.count(config.model, method), method) / (peak * ranks.world_size)
 
 
 def shortcuts(base: Any, method: MethodConfig, data: Any, bf16: bool) -> tuple[bool, torch.nn.Linear | None]:
     """Whether rows can be packed, and the head if losses can be read from hidden states: each as tried on the first rows."""
-    tokens = data.rows if method.objective == "DPO" else data
+    tokens = tokens_of(data)
     one, other = (tokens.row(index % len(tokens))[0][:PROOF_TOKENS].tolist() for index in (0, 1))
     base.eval()
     with objective.precision(bf16, base.device):
