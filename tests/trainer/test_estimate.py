@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_trainer import estimate
+from finetune_trainer import estimate, hardware
 from finetune_trainer.config import ComputeConfig, MethodConfig, RunConfig, need
 from finetune_trainer.train import outline
 from finetune_trainer.train.loop import Loop
@@ -65,3 +65,16 @@ def test_accelerators_hold_no_copies_and_experts_at_rest_cost_no_time() -> None:
     assert (quick["memoryBytes"], quick["seconds"]) == (memory["memoryBytes"], pytest.approx(memory["seconds"] / 4, rel=0.02))  # type: ignore[operator]
     full = estimate.estimate(dense, MethodConfig(type="Full"), gpu, 10**9, 1, 4096, True)
     assert full["seconds"] > memory["seconds"]  # type: ignore[operator]
+
+
+def test_mfu_counts_no_gradients_of_what_is_frozen() -> None:
+    counted = estimate.Outline(8_000_000_000, 0, 0, 20_000_000, 2_000_000_000, 4096, 32, 128_000)
+    assert estimate.operations(counted, MethodConfig(type="Full")) == 12e9
+    assert estimate.operations(counted, MethodConfig(type="LoRA")) == 8e9 + 0.12e9
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"), [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA L40S", 362e12), ("NVIDIA T4", None)]
+)
+def test_the_peak_of_a_gpu_is_known_by_its_name_or_not_at_all(name: str, flops: float | None) -> None:
+    assert hardware.peak_flops(name) == flops

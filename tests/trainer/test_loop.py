@@ -15,8 +15,10 @@ from finetune_trainer.progress import Progress
 from finetune_trainer.train import adapters, assemble, checkpoint, model, objective, plan
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.loop import Loop, Run
+from finetune_trainer.train.loop import _Speed as Speed
 from torch.nn import functional
 
+from tests.trainer import lives
 from tests.trainer.support import make_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers for it
@@ -58,12 +60,15 @@ def losses(run: Run, monkeypatch: pytest.MonkeyPatch, stop_after: int | None = N
 def test_the_loss_is_the_mean_over_supervised_tokens_as_torch_computes_it(make_run: Any) -> None:
     run = make_run()
     rows = run.steps.rows(0)
-    batch = objective.collate(run.train, rows, 0, ALONE.device)
-    logits = run.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=-100)
+    total = 0.0
+    for row in rows:
+        ids, mask = (torch.from_numpy(values.copy()) for values in run.train.row(row))
+        logits = run.model(input_ids=ids.long()[None]).logits[0, :-1]
+        total += functional.cross_entropy(logits, torch.where(mask, ids.long(), -100)[1:], ignore_index=-100, reduction="sum").item()
     for keeps in (True, False):
-        found = objective.loss_sum(run.model, batch, objective.Reader(0, keeps)) / objective.supervised_count(run.train, rows)
-        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+        reader = objective.Reader(0, keeps)
+        found = objective.loss_sum(run.model, objective.collate(run.train, rows, reader, ALONE.device), reader)
+        assert found.item() == pytest.approx(total, rel=1e-6)
 
 
 def test_one_pass_of_eight_rows_is_four_passes_of_two(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,3 +172,21 @@ def test_lora_goes_to_every_linear_layer_but_the_head(make_run: Any) -> None:
     run = make_run()
     names = {name.split(".")[-4] for name in Loop(run).parameters}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_speed_is_told_of_all_and_of_supervised_tokens_and_as_a_share_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("finetune_trainer.train.loop.time.monotonic", lambda: float(next(clock)))
+    speed = Speed()
+    for tokens, supervised in ((0, 0), (100, 30), (300, 50)):
+        speed.mark(tokens, supervised)
+    assert speed.facts(1e-3) == {"tokensPerSecond": 150, "supervisedTokensPerSecond": 40, "mfu": 0.15, "secondsPerStep": 1}
+    assert speed.facts(None)["mfu"] is None
+
+
+def test_progress_tells_both_speeds(work: Path, tmp_path: Path) -> None:
+    run = lives.build(make_config("train", work, work / "models" / "tiny"), tmp_path / "a0-one")
+    Loop(run).execute()
+    told = run.progress.snapshot()
+    assert 0 < told["supervisedTokensPerSecond"] < told["tokensPerSecond"]  # type: ignore[operator]
+    assert told["mfu"] is None, "the peak of a CPU is not known"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_trainer.data.formats import Row, content_digest
+from finetune_trainer.data.formats import Row, RowError, content_digest
 from finetune_trainer.data.templates import ChatEncoder, Encoded, end_tokens, unproven
 from finetune_trainer.exits import Interrupted, UserError
 from finetune_trainer.serve.prompts import chat_prompt
@@ -27,6 +27,12 @@ THINKS = (
     + ASKS
     + "{% if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
 )  # as Qwen3's
+LAST_ASKED = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[user]"
+    "{% if loop.last and messages[0]['role'] == 'system' %}{{ messages[0]['content'] }} {% endif %}{{ m['content'] }}[/user]"
+    "{% elif m['role'] == 'assistant' %} {{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+)  # as Mistral's
+OPENS = ENDED.replace("[assistant]{% endif", "[assistant]<think>\n{% endif")  # as DeepSeek R1's
 REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}" + ENDED
 
 
@@ -51,6 +57,7 @@ CASES = {
     "every answer of a conversation": (None, TWO, "4<|im_end|>6<|im_end|>"),
     "an end is added where the template has none": (PLAIN, ONE, "4<|im_end|>"),
     "the last answer alone where the template forgets earlier ones": (FORGETS, TWO, "6<|im_end|>"),
+    "the last answer where the system turn is told with the last question alone": (LAST_ASKED, TWO, " 6<|im_end|>"),
     "the answer without the empty thoughts before it": (THINKS, ONE, "4<|im_end|>"),
 }
 
@@ -64,15 +71,23 @@ def test_what_is_supervised(tokenizer: Any, template: str | None, given: Row, ex
     assert unproven([item], end_tokens(tokenizer), tokenizer) == [False]
 
 
-@pytest.mark.parametrize("template", [None, THINKS], ids=["its own", "with thoughts"])
+@pytest.mark.parametrize("template", [None, THINKS, LAST_ASKED], ids=["its own", "with thoughts", "with the system turn last"])
+@pytest.mark.parametrize("given", [ONE, TWO], ids=["a question", "a conversation"])
 def test_tokens_before_the_answer_are_those_that_the_server_feeds_the_model(
-    tokenizer: Any, template: str | None, monkeypatch: pytest.MonkeyPatch
+    template: str | None, given: Row, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     if template:
         monkeypatch.setattr(tokenizer, "chat_template", template)
-    item = ChatEncoder(tokenizer).encode(ONE)
-    request = ChatRequest.model_validate({"model": "bot", "messages": ONE.messages[:1]})
+    item = ChatEncoder(tokenizer).encode_all([given], last=True)[0]
+    assert isinstance(item, Encoded)
+    request = ChatRequest.model_validate({"model": "bot", "messages": given.messages[:-1]})
     assert list(item.ids[: item.mask.index(True)]) == chat_prompt(tokenizer, request)
+
+
+def test_a_template_that_opens_a_thought_before_answers_that_have_none_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", OPENS)
+    with pytest.raises(RowError, match="differently with and without its answer"):
+        ChatEncoder(tokenizer).encode(ONE)
 
 
 def test_the_reason_of_a_template_that_refuses_a_row_is_told(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

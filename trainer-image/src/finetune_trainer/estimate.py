@@ -67,6 +67,14 @@ def estimate(
     }
 
 
+def operations(outline: Outline, method: MethodConfig) -> float:
+    """Floating-point operations a token by the convention that MFU is told in: 6 a parameter that takes part, 4 where it is frozen (no
+    gradient of its own), and 6 for each that trains; attention is left out, and so is what is computed twice."""
+    if method.type == "Full":
+        return 6.0 * outline.active
+    return 4.0 * outline.active + 6.0 * outline.trained
+
+
 def weights(outline: Outline, method: MethodConfig, bf16: bool) -> float:
     """Bytes of all weights. Where all of them train, a pass in bfloat16 casts each for its time."""
     if method.type == "Full":

@@ -9,6 +9,8 @@ from finetune_trainer.config import ComputeConfig, TrainingConfig
 
 CPU_MICRO_BATCH_TOKENS = 2048
 GPU_MICRO_BATCH_TOKENS = 8192
+# Dense bfloat16 operations a second, as the makers state them: what MFU is a share of.
+PEAK_FLOPS = {"h200": 989e12, "h100": 989e12, "a100": 312e12, "l40s": 362e12, "l4": 121e12}
 
 
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
@@ -25,6 +27,12 @@ def uses_bf16(training: TrainingConfig, compute: ComputeConfig) -> bool:
     if training.precision == "Auto":
         return compute.gpus_per_node > 0 or cpu_has_bf16()
     return training.precision == "BF16"
+
+
+def peak_flops(gpu: str) -> float | None:
+    """The peak of a GPU by its name as the driver tells it; None where it is not known."""
+    words = gpu.lower().replace("-", " ").split()
+    return next((flops for name, flops in PEAK_FLOPS.items() if name in words), None)
 
 
 def micro_batch_tokens(training: TrainingConfig, compute: ComputeConfig) -> int:

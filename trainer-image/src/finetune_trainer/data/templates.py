@@ -19,6 +19,7 @@ from finetune_trainer.exits import Interrupted, UserError
 # What the templates are rendered with here and by the server. Qwen3's puts an empty think block before the last answer,
 # and into the prompt only where thinking is off; other templates do not know the name.
 RENDERING: Mapping[str, object] = {"enable_thinking": False}
+DIFFERS = "the chat template renders this conversation differently with and without its answer"
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,10 @@ class ChatEncoder:
         done = ""
         for turn in turns:
             prompt, answered = self._render(row.messages[:turn], True), self._render(row.messages[: turn + 1], False)
+            if len(turns) == 1 and not answered.startswith(prompt):
+                return [prompt, _said(prompt, answered, row.messages[turn - 1]["content"], row.messages[turn]["content"])]
             if not prompt.startswith(done) or not answered.startswith(prompt):
-                raise RowError("the chat template renders this conversation differently with and without its answer")
+                raise RowError(DIFFERS)
             parts += [prompt[len(done) :], answered[len(prompt) :]]
             done = answered
         return parts
@@ -135,6 +138,18 @@ class ChatEncoder:
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         return list(self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]) if texts else []
+
+
+def _said(prompt: str, answered: str, question: str, answer: str) -> str:
+    """The answer as `answered` renders it, with what ends its turn. `prompt` may say more before the question (Mistral's template has the
+    system turn only where the question is last); after it both must open the answer alike. Raises RowError where they do not."""
+    place = answered.rfind(answer.strip())
+    before = answered[: max(place, 0)]
+    opened, asked = before.rstrip(), prompt.rstrip()
+    places = [text.rfind(question.strip()) for text in (opened, asked)]
+    if min(places) < 0 or opened[places[0] :] != asked[places[1] :]:
+        raise RowError(DIFFERS)
+    return answered[len(opened) :]
 
 
 def end_tokens(tokenizer: Any) -> frozenset[int]:

@@ -10,17 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer import hardware, layout, schedule
-from finetune_trainer.config import DpoConfig, RunConfig, need
+import torch
+
+from finetune_trainer import estimate, hardware, layout, schedule
+from finetune_trainer.config import PROMPT_METHODS, DpoConfig, MethodConfig, RunConfig, need
 from finetune_trainer.data import arrays, preference
+from finetune_trainer.data.arrays import TokenArrays
 from finetune_trainer.exits import Infrastructure, JsonObject, UserError
 from finetune_trainer.progress import Progress
-from finetune_trainer.train import adapters, artifact, checkpoint, dpo, model, objective, plan
+from finetune_trainer.train import adapters, artifact, checkpoint, dpo, head, model, objective, outline, packing, plan
 from finetune_trainer.train.checkpoint import Checkpoint
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.loop import Run
 
 POD_UID = "POD_UID"
+PROOF_TOKENS = 48
 
 
 @dataclass(frozen=True)
@@ -92,14 +96,15 @@ def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progres
     if not len(rows["train"]):
         raise UserError("NoTrainingRows", f"{data.path} has no training rows")
     base = model.load_base(config.model, bf16 and method.type != "Full", ranks.device, method.quantized_as)
+    packs, output = shortcuts(base, method, rows["train"], bf16)
     beat()
     reference = resume.reference if resume else {}
     if preferences and not reference:
         progress.update(note="the base model reads all answers")
-        reader = objective.reader(base, base, padding(base))
+        reader = objective.reader(base, base, padding(base), output, packs)
         reference = {split: dpo.refer(base, pairs, reader, ranks, pass_tokens, bf16, beat) for split, pairs in rows.items()}
     wrapped = adapters.wrap(base, method, config.model.path, training.seed, training.gradient_checkpointing)
-    reader = objective.reader(wrapped, base, padding(base))
+    reader = objective.reader(wrapped, base, padding(base), output, packs)
     aim: objective.Objective = objective.Sft(reader)
     if preferences:
         aim = dpo.Dpo(reader, (method.dpo or DpoConfig()).beta)
@@ -111,7 +116,7 @@ def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progres
         model=wrapped,
         objective=aim,
         training=training,
-        steps=plan.make(train.lengths, step_tokens, training.epochs, training.seed, pass_tokens, aim.widths(train)),
+        steps=plan.make(train.lengths, step_tokens, training.epochs, training.seed, pass_tokens, aim.widths(train), reader.packs),
         train=train,
         validation=rows["validation"],
         reference=reference,
@@ -123,7 +128,36 @@ def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progres
         resume=resume,
         last_checkpoint=last,
         step=resume.state.step if resume else 0,
+        supervised=tokens_of(train).supervised,
+        token_share=token_share(config, ranks),
     )
+
+
+def tokens_of(data: Any) -> TokenArrays:
+    """The token arrays of rows or pairs."""
+    pairs = data.pairs if isinstance(data, dpo.ReferredPairs) else data
+    found = pairs.rows if isinstance(pairs, preference.PairArrays) else pairs
+    assert isinstance(found, TokenArrays)
+    return found
+
+
+def token_share(config: RunConfig, ranks: Ranks) -> float | None:
+    """What one token a second is of the peak of all ranks' GPUs; None where it is not known."""
+    peak = hardware.peak_flops(torch.cuda.get_device_name(ranks.device)) if ranks.device.type == "cuda" else None
+    if peak is None:
+        return None
+    method = need(config.method, "method")
+    return estimate.operations(outline.count(config.model, method), method) / (peak * ranks.world_size)
+
+
+def shortcuts(base: Any, method: MethodConfig, data: Any, bf16: bool) -> tuple[bool, torch.nn.Linear | None]:
+    """Whether rows can be packed, and the head if losses can be read from hidden states: each as tried on the first rows."""
+    tokens = tokens_of(data)
+    one, other = (tokens.row(index % len(tokens))[0][:PROOF_TOKENS].tolist() for index in (0, 1))
+    base.eval()
+    with objective.precision(bf16, base.device):
+        output = head.usable(base, torch.tensor([one], device=base.device))
+        return method.type not in PROMPT_METHODS and packing.enable(base, one, other, int(data.lengths.max())), output
 
 
 def resume_point(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path) -> tuple[Path, Checkpoint] | tuple[None, None]:

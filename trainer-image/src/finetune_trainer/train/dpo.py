@@ -46,7 +46,7 @@ class Dpo:
     beta: float
 
     def widths(self, data: ReferredPairs) -> npt.NDArray[np.int64]:
-        return data.pairs.widths + 2 * self.reader.virtual_tokens
+        return data.lengths if self.reader.packs else data.pairs.widths + 2 * self.reader.virtual_tokens
 
     def count(self, data: ReferredPairs, rows: Sequence[int]) -> int:
         return len(rows)
@@ -65,8 +65,9 @@ def loss_sum(policy: torch.Tensor, reference: torch.Tensor, beta: float) -> torc
 def log_probabilities(model: Any, pairs: PairArrays, rows: Sequence[int], reader: Reader, device: torch.device) -> torch.Tensor:
     """Log-probabilities (rows, 2) of the supervised tokens of each chosen and rejected answer, in one pass over both."""
     answers = [answer for row in rows for answer in pairs.pair(row)]
-    losses, row = objective.token_losses(model, objective.pack(answers, reader.pad, device), reader)
-    return -torch.zeros(len(answers), device=device).index_add(0, row, losses).view(-1, 2)
+    batch = objective.pack(answers, reader, device)
+    losses = objective.token_losses(model, batch, reader)
+    return -torch.zeros(len(answers), device=device).index_add(0, batch.rows, losses).view(-1, 2)
 
 
 @torch.no_grad()
@@ -76,8 +77,9 @@ def refer(
     """The base model's log-probabilities (pairs, 2) of all `pairs`, computed by all ranks together."""
     found = torch.zeros(len(pairs), 2, device=ranks.device)
     base.eval()
-    every = plan.batches(range(len(pairs)), pairs.widths, pass_tokens, ranks.world_size)
-    for rows in plan.share(every, pairs.widths, ranks.rank, ranks.world_size):
+    widths = pairs.lengths if reader.packs else pairs.widths
+    every = plan.batches(range(len(pairs)), widths, pass_tokens, ranks.world_size, reader.packs)
+    for rows in plan.share(every, widths, ranks.rank, ranks.world_size):
         with precision(bf16, ranks.device):
             found[list(rows)] = log_probabilities(base, pairs, rows, reader, ranks.device)
         beat()

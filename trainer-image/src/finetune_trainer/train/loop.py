@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from finetune_trainer.config import TrainingConfig
@@ -36,7 +38,8 @@ WINDOW = 20
 @dataclass
 class Run:
     """Everything one rank's loop works with; `train` and `validation` are rows as the objective knows them, `reference` is
-    what it computed of them before training began; `stop_requested` is set by the signal handler."""
+    what it computed of them before training began; `stop_requested` is set by the signal handler. `supervised` are tokens by
+    training row, `token_share` what one token a second is of the gang's peak (MFU)."""
 
     ranks: Ranks
     model: Any
@@ -55,6 +58,8 @@ class Run:
     stop_requested: bool = False
     last_checkpoint: Path | None = None
     step: int = 0
+    supervised: npt.NDArray[np.int64] | None = None
+    token_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,16 +76,25 @@ class Outcome:
 class _Speed:
     """Tokens a second and seconds a step over the last steps."""
 
-    marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=WINDOW + 1))
+    marks: deque[tuple[float, int, int]] = field(default_factory=lambda: deque(maxlen=WINDOW + 1))
+    supervised: int = 0
 
-    def mark(self, tokens: int) -> None:
-        self.marks.append((time.monotonic(), tokens))
+    def mark(self, tokens: int, supervised: int = 0) -> None:
+        self.supervised += supervised
+        self.marks.append((time.monotonic(), tokens, self.supervised))
 
     def rates(self) -> tuple[float | None, float | None]:
         if len(self.marks) < 2:
             return None, None
         seconds = max(1e-9, self.marks[-1][0] - self.marks[0][0])
         return (self.marks[-1][1] - self.marks[0][1]) / seconds, seconds / (len(self.marks) - 1)
+
+    def facts(self, token_share: float | None) -> dict[str, float | None]:
+        """What progress tells of speed."""
+        tokens, step = self.rates()
+        learnt = None if tokens is None or step is None else (self.marks[-1][2] - self.marks[0][2]) / (step * (len(self.marks) - 1))
+        mfu = None if tokens is None or token_share is None else tokens * token_share
+        return {"tokensPerSecond": tokens, "supervisedTokensPerSecond": learnt, "mfu": mfu, "secondsPerStep": step}
 
 
 class Loop:
@@ -143,6 +157,7 @@ class Loop:
         tokens = self.state.tokens + int(run.steps.lengths[list(rows)].sum())
         self.state = replace(self.state, step=step + 1, tokens=tokens, loss=self._mean_loss())
         run.step = step + 1
+        self.speed.mark(tokens, 0 if run.supervised is None else int(run.supervised[list(rows)].sum()))
         self._report(loss_value, rate)
         return stop > 0, save > 0
 
@@ -200,7 +215,8 @@ class Loop:
     def _validation_loss(self) -> float:
         run = self.run_
         widths = run.objective.widths(run.validation)
-        found = plan.batches(range(len(run.validation)), widths, run.steps.micro_batch_tokens, run.ranks.world_size)
+        every = range(len(run.validation))
+        found = plan.batches(every, widths, run.steps.micro_batch_tokens, run.ranks.world_size, run.steps.packed)
         sums = torch.zeros(2, dtype=torch.float64 if run.ranks.device.type == "cpu" else torch.float32, device=run.ranks.device)
         run.model.eval()
         for rows in plan.share(found, widths, run.ranks.rank, run.ranks.world_size):
@@ -257,7 +273,6 @@ class Loop:
 
     def _report(self, loss: float, rate: float) -> None:
         run, step = self.run_, self.state.step
-        self.speed.mark(self.state.tokens)
         tokens_per_second, seconds_per_step = self.speed.rates()
         left = run.steps.total_steps - step
         run.progress.update(
@@ -267,8 +282,7 @@ class Loop:
             epoch=round(step / run.steps.steps_per_epoch, 3),
             loss=loss,
             learningRate=rate,
-            tokensPerSecond=tokens_per_second,
-            secondsPerStep=seconds_per_step,
+            **self.speed.facts(run.token_share),
             etaSeconds=None if seconds_per_step is None else round(left * seconds_per_step),
             percent=round(100 * step / run.steps.total_steps),
         )

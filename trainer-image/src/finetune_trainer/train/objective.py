@@ -17,9 +17,10 @@ import torch
 from torch.nn import functional
 
 from finetune_trainer.data.arrays import TokenArrays
-from finetune_trainer.train import adapters
+from finetune_trainer.train import adapters, packing
+from finetune_trainer.train import head as heads
 
-IGNORE_INDEX = -100
+Answer = tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]
 
 
 class Objective(Protocol):
@@ -41,21 +42,28 @@ class Objective(Protocol):
 @dataclass(frozen=True)
 class Reader:
     """How token losses are read off a model: whether it computes chosen columns of logits only, how many tokens a trained prompt
-    puts before a row, and how many of these are columns of the logits. `pad` fills masked positions."""
+    puts before a row, and how many of these are columns of the logits; the head, where losses come from hidden states (see `head`); and
+    whether rows are packed (see `packing`). `pad` fills masked positions."""
 
     pad: int
     keeps_logits: bool
     virtual_tokens: int = 0
     offset: int = 0
+    head: torch.nn.Linear | None = None
+    packs: bool = False
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded ids, attention mask and labels, each (rows, longest); labels are IGNORE_INDEX where unsupervised."""
+    """What a pass reads: ids (lanes, columns) with what the model is told of them, and for each supervised token its target id, the lane
+    and column of the logits that predict it, and the row it is of. A lane is a right-padded row, or all rows packed."""
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    labels: torch.Tensor
+    told: dict[str, Any]
+    targets: torch.Tensor
+    lanes: torch.Tensor
+    columns: torch.Tensor
+    rows: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -71,13 +79,13 @@ class Sft:
         return supervised_count(data, rows)
 
     def loss(self, model: Any, data: TokenArrays, rows: Sequence[int], device: torch.device) -> torch.Tensor:
-        return loss_sum(model, collate(data, rows, self.reader.pad, device), self.reader)
+        return loss_sum(model, collate(data, rows, self.reader, device), self.reader)
 
 
-def reader(model: Any, base: Any, pad: int) -> Reader:
-    """How to read the losses of `model`, whose base is `base`."""
+def reader(model: Any, base: Any, pad: int, head: torch.nn.Linear | None = None, packs: bool = False) -> Reader:
+    """How to read the losses of `model`, whose base is `base`; a trained prompt is never packed."""
     virtual, offset = adapters.virtual_tokens(model)
-    return Reader(pad, can_keep_logits(base), virtual, offset)
+    return Reader(pad, can_keep_logits(base), virtual, offset, head, packs and not virtual)
 
 
 def supervised_count(data: TokenArrays, rows: Sequence[int]) -> int:
@@ -85,42 +93,54 @@ def supervised_count(data: TokenArrays, rows: Sequence[int]) -> int:
     return sum(int(data.row(row)[1][1:].sum()) for row in rows)
 
 
-def collate(data: TokenArrays, rows: Sequence[int], pad: int, device: torch.device) -> Batch:
-    """The padded batch of `rows`."""
-    return pack([data.row(row) for row in rows], pad, device)
+def collate(data: TokenArrays, rows: Sequence[int], reader: Reader, device: torch.device) -> Batch:
+    """The batch of `rows`."""
+    return pack([data.row(row) for row in rows], reader, device)
 
 
-def pack(rows: Sequence[tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]], pad: int, device: torch.device) -> Batch:
-    """The padded batch of rows given as (ids, supervised)."""
-    longest = max(len(tokens) for tokens, _ in rows)
-    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    labels = torch.full((len(rows), longest), IGNORE_INDEX, dtype=torch.long)
-    for place, (tokens, supervised) in enumerate(rows):
-        values = torch.from_numpy(tokens.astype("int64"))
-        ids[place, : len(values)] = values
-        mask[place, : len(values)] = 1
-        labels[place, : len(values)] = torch.where(torch.from_numpy(supervised.copy()), values, IGNORE_INDEX)
-    return Batch(ids.to(device), mask.to(device), labels.to(device))
+def pack(rows: Sequence[Answer], reader: Reader, device: torch.device) -> Batch:
+    """The batch of rows given as (ids, supervised). All that needs values is computed here, before it goes to the device."""
+    lengths = [len(ids) for ids, _ in rows]
+    places = [np.flatnonzero(supervised[1:]) for _, supervised in rows]
+    row = np.repeat(np.arange(len(rows)), [len(found) for found in places])
+    column = np.concatenate(places)
+    targets = np.concatenate([ids[1:][found] for (ids, _), found in zip(rows, places, strict=True)])
+    told: dict[str, Any]
+    if reader.packs:
+        ids = np.concatenate([ids for ids, _ in rows])[None]
+        positions = np.concatenate([np.arange(length) for length in lengths])[None]
+        told = {"position_ids": _tensor(positions, device), "packed_rows": packing.Bounds.of(lengths, device)}
+        lane, column = np.zeros_like(row), column + np.concatenate([[0], np.cumsum(lengths)])[row]
+    else:
+        ids = np.full((len(rows), max(lengths)), reader.pad)
+        for place, (tokens, _) in enumerate(rows):
+            ids[place, : len(tokens)] = tokens
+        told = {"attention_mask": _tensor(np.arange(max(lengths)) < np.array(lengths)[:, None], device)}
+        lane = row
+    return Batch(_tensor(ids, device), told, *(_tensor(values, device) for values in (targets, lane, column, row)))
+
+
+def _tensor(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.int64)).to(device, non_blocking=True)
 
 
 def loss_sum(model: Any, batch: Batch, reader: Reader) -> torch.Tensor:
     """Sum of cross-entropy (nats) over supervised tokens."""
-    return token_losses(model, batch, reader)[0].sum()
+    return token_losses(model, batch, reader).sum()
 
 
-def token_losses(model: Any, batch: Batch, reader: Reader) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy (nats, float32) of each supervised token, and the row of each; logits only for columns that any row needs."""
-    targets = batch.labels[:, 1:]
-    columns = (targets != IGNORE_INDEX).any(dim=0).nonzero()[:, 0]
-    extra = {"logits_to_keep": columns + reader.offset} if reader.keeps_logits else {}
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **extra).logits
-    if not reader.keeps_logits:
-        logits = logits[:, columns + reader.offset]
-    wanted = targets[:, columns]
-    supervised = wanted != IGNORE_INDEX
-    losses = functional.cross_entropy(logits[supervised].float(), wanted[supervised], reduction="none")
-    return losses, supervised.nonzero()[:, 0]
+def token_losses(model: Any, batch: Batch, reader: Reader) -> torch.Tensor:
+    """Cross-entropy (nats, float32) of each supervised token."""
+    columns = batch.columns + reader.offset
+    if reader.head is not None:
+        with heads.hidden_instead(reader.head):
+            hidden = model(input_ids=batch.input_ids, use_cache=False, **batch.told).logits
+        return heads.token_losses(hidden[batch.lanes, columns], reader.head, batch.targets)
+    extra: dict[str, Any] = {}
+    if reader.keeps_logits:
+        extra["logits_to_keep"], columns = columns.unique(return_inverse=True)
+    logits = model(input_ids=batch.input_ids, use_cache=False, **batch.told, **extra).logits
+    return functional.cross_entropy(logits[batch.lanes, columns].float(), batch.targets, reduction="none")
 
 
 def can_keep_logits(model: Any) -> bool:

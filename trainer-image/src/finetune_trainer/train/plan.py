@@ -20,8 +20,8 @@ Rows = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Steps by epoch and place. `lengths` are tokens by row, `widths` what each takes of a pass whose rows are padded to the widest,
-    `micro_batch_tokens` the padded size of one pass."""
+    """Steps by epoch and place. `lengths` are tokens by row, `widths` what each takes of a pass, whose rows are padded to the widest
+    unless they are `packed`; `micro_batch_tokens` the size of one pass, padding included."""
 
     lengths: npt.NDArray[np.int64]
     widths: npt.NDArray[np.int64]
@@ -29,6 +29,7 @@ class Plan:
     steps_per_epoch: int
     total_steps: int
     micro_batch_tokens: int
+    packed: bool = False
 
     def rows(self, step: int) -> Rows:
         """The rows of step `step` (from 0)."""
@@ -38,19 +39,19 @@ class Plan:
 
     def micro_batches(self, step: int, rank: int, world_size: int) -> list[Rows]:
         """What `rank` computes of `step`."""
-        return share(batches(self.rows(step), self.widths, self.micro_batch_tokens, world_size), self.widths, rank, world_size)
+        found = batches(self.rows(step), self.widths, self.micro_batch_tokens, world_size, self.packed)
+        return share(found, self.widths, rank, world_size)
 
 
 def make(
     lengths: npt.NDArray[np.int64], step_tokens: int, epochs: float, seed: int, micro_batch_tokens: int,
-    widths: npt.NDArray[np.int64] | None = None,
+    widths: npt.NDArray[np.int64] | None = None, packed: bool = False,
 ) -> Plan:  # fmt: skip
     """The plan of a run over rows of these lengths and (by default the same) widths."""
     lengths = np.asarray(lengths)
     per_epoch = schedule.steps_per_epoch(int(lengths.sum()), len(lengths), step_tokens)
-    return Plan(
-        lengths, lengths if widths is None else widths, seed, per_epoch, schedule.total_steps(per_epoch, epochs), micro_batch_tokens
-    )
+    total = schedule.total_steps(per_epoch, epochs)
+    return Plan(lengths, lengths if widths is None else widths, seed, per_epoch, total, micro_batch_tokens, packed)
 
 
 @lru_cache(maxsize=2)
@@ -67,16 +68,36 @@ def _epoch(plan: Plan, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[n
     return order, bounds
 
 
-def batches(rows: Sequence[int], lengths: npt.NDArray[np.int64], limit: int, ranks: int = 1) -> list[Rows]:
-    """Rows by length in batches of at most `limit` padded tokens, small enough that all ranks have work."""
+def batches(rows: Sequence[int], lengths: npt.NDArray[np.int64], limit: int, ranks: int = 1, packed: bool = False) -> list[Rows]:
+    """Rows by length in batches of at most `limit` tokens, small enough that all ranks have work; padded to the longest, or packed."""
     ordered = sorted(rows, key=lambda row: (-int(lengths[row]), row))
     limit = min(limit, -(-sum(int(lengths[row]) for row in rows) // ranks)) if ranks > 1 else limit
+    return _packed(ordered, lengths, limit) if packed else _padded(ordered, lengths, limit)
+
+
+def _padded(ordered: Sequence[int], lengths: npt.NDArray[np.int64], limit: int) -> list[Rows]:
     result: list[list[int]] = []
     for row in ordered:
         if result and (len(result[-1]) + 1) * int(lengths[result[-1][0]]) <= limit:
             result[-1].append(row)
         else:
             result.append([row])
+    return [tuple(batch) for batch in result]
+
+
+def _packed(ordered: Sequence[int], lengths: npt.NDArray[np.int64], limit: int) -> list[Rows]:
+    """Each row to the fullest batch that has room for it."""
+    result: list[list[int]] = []
+    room: list[int] = []
+    for row in ordered:
+        width = int(lengths[row])
+        place = min((index for index in range(len(room)) if room[index] >= width), key=lambda index: (room[index], index), default=None)
+        if place is None:
+            place = len(room)
+            result.append([])
+            room.append(limit)
+        result[place].append(row)
+        room[place] -= width
     return [tuple(batch) for batch in result]
 
 

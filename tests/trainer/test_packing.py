@@ -1,0 +1,146 @@
+"""Packed rows and losses from hidden states: the same numbers as rows alone with all their logits, and a proof that refuses what leaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from finetune_trainer.config import ModelConfig
+from finetune_trainer.train import head, objective, packing, plan
+from finetune_trainer.train.model import load_base
+from torch.nn import functional
+
+from tests.trainer import lives
+from tests.trainer.support import make_config
+from tests.trainer.test_families import FAMILIES, models
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers for it
+__all__ = ["models"]
+ONE, OTHER = [5, 9, 30, 31, 32, 77, 12], [40, 41, 42, 43, 44]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def base(work: Path) -> Any:
+    return load_base(ModelConfig(source="image:///x", path=work / "models" / "tiny"), False, CPU).eval()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rows_of_every_family_are_packed_and_read_as_each_alone(name: str, models: dict[str, Path]) -> None:
+    base = load_base(ModelConfig(source="image:///x", path=models[name]), False, CPU).eval()
+    rows = [(np.array(ids, dtype=np.uint32), np.arange(len(ids)) > 2) for ids in (ONE, OTHER, ONE[:4])]
+    plain = objective.Reader(0, objective.can_keep_logits(base))
+    with torch.no_grad():
+        expected = torch.cat([objective.token_losses(base, objective.pack([row], plain, CPU), plain) for row in rows])
+    output = head.usable(base, torch.tensor([ONE]))
+    assert output is base.get_output_embeddings()
+    assert packing.enable(base, ONE, OTHER, 9)
+    reader = objective.reader(base, base, 0, output, packs=True)
+    batch = objective.pack(rows, reader, CPU)
+    assert batch.input_ids.shape == (1, sum(len(ids) for ids, _ in rows))
+    assert batch.rows.tolist() == [0] * 4 + [1] * 2 + [2]
+    with torch.no_grad():
+        torch.testing.assert_close(objective.token_losses(base, batch, reader), expected, rtol=1e-5, atol=1e-5)
+
+
+def leaks(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: Any = None, **_: Any) -> Any:
+    groups = query.shape[1] // key.shape[1]
+    said = functional.scaled_dot_product_attention(
+        query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), is_causal=True, scale=scaling
+    )
+    return said.transpose(1, 2), None
+
+
+def asks_more(*_: Any, **__: Any) -> Any:
+    raise packing.Unpackable("attention with softcap")
+
+
+@pytest.mark.parametrize(("attention", "why"), [(leaks, "not those that it has alone"), (asks_more, "Unpackable: attention with softcap")])
+def test_a_model_whose_rows_would_see_each_other_is_padded(
+    attention: Any, why: str, base: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    before = base(torch.tensor([ONE])).logits
+    monkeypatch.setattr(packing, "attend", attention)
+    assert not packing.enable(base, ONE, OTHER, 9)
+    assert why in capsys.readouterr().out
+    assert torch.equal(base(torch.tensor([ONE])).logits, before), "its own attention is back"
+
+
+def test_a_row_longer_than_a_window_of_the_models_attention_is_not_packed(base: Any) -> None:
+    base.config.sliding_window = 8
+    assert not packing.enable(base, ONE, OTHER, 9)
+    assert packing.enable(base, ONE, OTHER, 8)
+
+
+@pytest.mark.parametrize("asked", ["softcap", "s_aux", "position_bias"])
+def test_attention_that_does_more_is_refused(asked: str) -> None:
+    states = torch.zeros(1, 2, 4, 8)
+    with pytest.raises(packing.Unpackable, match=asked):
+        packing.attend(torch.nn.Identity(), states, states, states, None, **{asked: torch.ones(1)})
+
+
+def test_a_head_that_is_not_all_there_is_to_logits_is_not_taken_apart(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = type(base).forward
+
+    def capped(self: Any, **arguments: Any) -> Any:
+        found = true(self, **arguments)
+        found.logits = 0.1 * torch.tanh(found.logits * 10)
+        return found
+
+    monkeypatch.setattr(type(base), "forward", capped)
+    assert head.usable(base, torch.tensor([ONE])) is None
+    monkeypatch.undo()
+    base.lm_head.bias = torch.nn.Parameter(torch.zeros(base.config.vocab_size))
+    assert head.usable(base, torch.tensor([ONE])) is None
+
+
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen head", "trained head"])
+@pytest.mark.parametrize("chunk", [1, 60, 10_000])
+def test_losses_in_chunks_have_the_gradients_of_plain_torch(trains: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CHUNK_LOGITS", chunk)
+    torch.manual_seed(3)
+    output = torch.nn.Linear(8, 20, bias=False).double().requires_grad_(trains)
+    states = torch.randn(7, 8, dtype=torch.float64, requires_grad=True)
+    targets, scale = torch.randint(20, (7,)), torch.rand(7)
+    found = head.token_losses(states, output, targets)
+    expected = functional.cross_entropy(output(states).float(), targets, reduction="none")
+    torch.testing.assert_close(found, expected)
+    wanted = [states, output.weight] if trains else [states]
+    for one, other in zip(*(torch.autograd.grad((losses * scale).sum(), wanted) for losses in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_in_bfloat16_losses_from_hidden_states_are_those_of_logits() -> None:
+    torch.manual_seed(3)
+    output = torch.nn.Linear(64, 300, bias=False).requires_grad_(True)
+    states = torch.randn(9, 64, requires_grad=True)
+    targets = torch.randint(300, (9,))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head.token_losses(states, output, targets)
+        expected = functional.cross_entropy(output(states).float(), targets, reduction="none")
+    torch.testing.assert_close(found, expected)
+    one, other = (torch.autograd.grad(losses.sum(), [states, output.weight]) for losses in (found, expected))
+    for gradient, true in zip(one, other, strict=True):
+        assert gradient.dtype == torch.float32
+        assert functional.cosine_similarity(gradient.flatten(), true.flatten(), dim=0) > 0.999
+
+
+@pytest.mark.parametrize(("method", "packs"), [("LoRA", True), ("Full", True), ("QLoRA", True), ("PrefixTuning", False)])
+def test_what_trains_a_prompt_is_padded_all_else_packed(method: str, packs: bool, work: Path, tmp_path: Path) -> None:
+    config = make_config("train", work, work / "models" / "tiny", method={"type": method, "objective": "SFT"})
+    run = lives.build(config, tmp_path / "a0-one")
+    assert run.steps.packed is packs
+    reader = run.objective.reader  # type: ignore[attr-defined]
+    assert (reader.packs, reader.head is not None) == (packs, True)
+
+
+def test_packed_batches_hold_all_rows_within_the_limit_and_fewer_passes() -> None:
+    lengths = np.array([100, 30, 70, 20, 90, 60, 10, 250])
+    found = plan.batches(range(8), lengths, 200, packed=True)
+    assert sorted(row for batch in found for row in batch) == list(range(8))
+    sizes = [int(lengths[list(batch)].sum()) for batch in found]
+    assert sizes == [250, 200, 180], "a row that is longer than the limit is alone"
+    assert len(plan.batches(range(8), lengths, 200)) > 3
