@@ -19,6 +19,7 @@ from finetune_trainer.train import artifact, checkpoint, optimizer
 from finetune_trainer.train.checkpoint import Checkpoint, State
 from finetune_trainer.train.model import trained
 
+from tests.crash.operations import apart
 from tests.trainer import lives, support
 
 BEFORE, AFTER = "before", "after"
@@ -30,7 +31,8 @@ REVISION, OTHER = "1f2e3d4c", "0a0b0c0d"
 @dataclass(frozen=True)
 class Scenario:
     """A folder as it is `before`, the `work` that is cut off, and the `state` of what is left: BEFORE or AFTER, and AssertionError
-    where it is neither. `newest` is the folder whose files are damaged, if damage is to be passed over."""
+    where it is neither; each runs in a process of its own. `newest` is the folder whose files are damaged, where damage is to be
+    passed over."""
 
     name: str
     before: Callable[[Path], object]
@@ -98,11 +100,11 @@ def _half_saved(attempt: Path) -> None:
 class Material:
     """A tiny model, fetched, and rows, prepared: what the scenarios of whole stages begin from. Made once in `folder`."""
 
-    def __init__(self, folder: Path, model: Path) -> None:
-        self.folder, self.model = folder, model
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.model = folder, support.make_tiny_model(folder / "source")
         self.rows = support.write_rows(folder / "rows.jsonl", support.rows())
-        fetch.main(self.config("fetch", folder))
-        prepare.main(self.config("prepare", folder))
+        apart(lambda: fetch.main(self.config("fetch", folder)))
+        apart(lambda: prepare.main(self.config("prepare", folder)))  # its threads would not live on in what is forked here
 
     def config(self, stage: str, work: Path, **changes: Any) -> RunConfig:
         """A stage's configuration on the volume `work`."""
@@ -263,9 +265,10 @@ LIGHT = (
 )
 
 
-def all_scenarios(folder: Path, model: Path) -> list[Scenario]:
-    """Every scenario; those of whole stages work on what is made in `folder` from the model folder `model`."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        material = Material(folder, model)
+def all_scenarios(folder: Path) -> list[Scenario]:
+    """Every scenario; those of whole stages work on what is made in `folder`."""
+    silent = io.StringIO()
+    with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+        material = Material(folder)
         stages = [material.artifact("LoRA"), material.artifact("Full"), material.fetched(), material.prepared(again=True)]
         return [*LIGHT, *stages, material.prepared(again=False)]
