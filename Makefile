@@ -11,7 +11,7 @@ TIER ?= all
 N ?= 1000
 ARGS ?=
 
-.PHONY: help demo demo-down test check format e2e-kills chaos bench-control-plane bench-trainer cluster-up cluster-down cluster-status images mutation crds lock
+.PHONY: help demo demo-down test check format e2e-kills chaos crash-loop chaos-training bench-control-plane bench-trainer cluster-up cluster-down cluster-status images mutation crds lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,12 @@ bench-trainer: ## The trainer's speed and memory beside TRL's defaults, on the G
 
 chaos: ## Disturb a full life in every way, kill the operator after each of its writes; up to 25 min, ends with JSON (SAMPLE=N kills)
 	@$(DEV) python -m tests.chaos.suite $(if $(SAMPLE),--sample $(SAMPLE))
+
+crash-loop: ## Kill, cut the power, fill and break the disk at every change that the trainer makes to files; ends with JSON (ARGS=--help)
+	@$(TRAINER) python -m tests.crash.loop $(ARGS)
+
+chaos-training: ## Two ranks killed thirty times must train what an undisturbed run trains; ends with JSON (ARGS='--kills 3 --sharding DDP')
+	@$(DEV) python -m tests.chaos.training $(ARGS)
 
 cluster-up: ## Start the built-in single-node Kubernetes (also recovers one that was killed)
 	@$(PYTHON) -m devcluster up

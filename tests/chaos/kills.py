@@ -23,7 +23,8 @@ from typing import Final
 import aiohttp
 
 from demo.cluster import OPERATOR_NAMESPACE
-from demo.kube import DemoError
+from tests.chaos import pods
+from tests.chaos.pods import Kill
 from tests.e2e.world import Call, Object, Space, installed, labelled_rows, spec
 
 CHECKPOINT_SECONDS: Final = 5.0
@@ -51,17 +52,6 @@ KINDS: Final = (
     Kind("router", "finetune.dev/component=router", ("RollingOut", "Baking", "Live"), 3),
     Kind("model server", "finetune.dev/component=arm", ("RollingOut", "Baking", "Live"), 3),
 )
-
-
-@dataclass(frozen=True)
-class Kill:
-    """A pod that was deleted, and between which two moments."""
-
-    kind: str
-    pod: str
-    at_once: bool
-    at: float
-    done: float
 
 
 @dataclass(frozen=True)
@@ -131,17 +121,14 @@ class Round:
     def _delete_one(self, *, at_once: bool) -> None:
         namespace = OPERATOR_NAMESPACE if self.kind.name == OPERATOR else self.finetune.space.name
         selector = self.kind.selector if self.kind.name == OPERATOR else f"{self.kind.selector},finetune.dev/name={self.finetune.name}"
-        found = self.finetune.kubectl.get("-n", namespace, "pods", "-l", selector, "--field-selector", "status.phase=Running") or {}
-        pods = [p for p in found.get("items", []) if "deletionTimestamp" not in p["metadata"]]
-        if not pods:
+        found = pods.running(self.finetune.kubectl, namespace, selector)
+        if not found:
             return
-        pod = self.dice.choice(pods)
-        hard = ["--grace-period=0", "--force"] if at_once else []
-        name, begun = pod["metadata"]["name"], time.monotonic()
-        with suppress(DemoError):  # it may have ended by itself
-            self.finetune.kubectl("-n", namespace, "delete", "pod", name, "--wait=false", *hard)
-        self.kills.append(Kill(self.kind.name, name, at_once, begun, time.monotonic()))
-        print(f"  {self.finetune.name}: {self.finetune.status().get('phase')}: deleted {name}{' at once' if at_once else ''}", flush=True)
+        kill = pods.delete(self.finetune.kubectl, namespace, self.dice.choice(found), self.kind.name, at_once=at_once)
+        self.kills.append(kill)
+        print(
+            f"  {self.finetune.name}: {self.finetune.status().get('phase')}: deleted {kill.pod}{' at once' if at_once else ''}", flush=True
+        )
 
     async def _sample(self) -> None:
         """Ask rank 0 for its step, for ever: what was done is known as of its last answer, every few seconds on two cores."""

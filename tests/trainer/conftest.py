@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from multiprocessing import forkserver
 from pathlib import Path
@@ -23,9 +22,6 @@ def pytest_sessionstart() -> None:
     forkserver.ensure_running()
 
 
-TOOL = Path(__file__).resolve().parents[2] / "trainer-image" / "tools" / "tiny_model.py"
-
-
 @pytest.fixture(autouse=True)
 def _any_progress_port(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FINETUNE_PROGRESS_PORT", "0")
@@ -35,14 +31,7 @@ def _any_progress_port(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model folder that the image has at /opt/models/tiny-random."""
-    spec = importlib.util.spec_from_file_location("tiny_model", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    folder = tmp_path_factory.mktemp("tiny")
-    module.main(folder)
-    return folder
+    return support.make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

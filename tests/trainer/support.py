@@ -6,6 +6,7 @@ in a session of its own, with its own signals, exit code and termination message
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -33,6 +34,7 @@ PRELOADED = [
 ]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(PRELOADED)
+TINY_MODEL = Path(__file__).resolve().parents[2] / "trainer-image" / "tools" / "tiny_model.py"
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ADJECTIVES = ("small", "green", "old", "round", "cheap", "heavy", "loud", "soft")
 NOUNS = ("lamp", "chair", "drum", "kite", "spoon", "clock", "scarf", "boat")
@@ -51,6 +53,17 @@ def write_rows(path: Path, values: list[Any]) -> Path:
     """JSON lines; strings are written as they are (broken lines)."""
     path.write_text("".join((value if isinstance(value, str) else json.dumps(value)) + "\n" for value in values))
     return path
+
+
+def make_tiny_model(folder: Path) -> Path:
+    """Fill `folder` with the model that the image has at /opt/models/tiny-random."""
+    spec = importlib.util.spec_from_file_location("tiny_model", TINY_MODEL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(folder)
+    return folder
 
 
 def make_config(stage: str, work: Path, model: Path, source: Path | None = None, **overrides: Any) -> dict[str, Any]:

@@ -22,6 +22,9 @@ CLASSES: dict[str, tuple[BaseException, int, str]] = {
     "a full disk": (OSError(errno.ENOSPC, "No space left on device"), 24, "DiskFull"),
     "a full disk, told by safetensors": (RuntimeError("I/O error: No space left on device (os error 28)"), 24, "DiskFull"),
     "a volume that became read-only": (OSError(errno.EROFS, "Read-only file system"), 24, "VolumeReadOnly"),
+    "a disk's error, told by safetensors": (RuntimeError("I/O error: Input/output error (os error 5)"), 24, "VolumeError"),
+    "a full disk, told by a library in C++": (RuntimeError("write failed: No space left on device"), 24, "DiskFull"),
+    "a number of Rust's that is none of a volume's": (RuntimeError("Invalid argument (os error 22)"), 1, "RuntimeError"),
     "a stale file handle": (OSError(errno.ESTALE, "Stale file handle"), 24, "VolumeError"),
     "gloo's peer that went": (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.1]:1234"), 24, "PeerLost"),
     "torch's own distributed errors": (DistError("timeout"), 24, "PeerLost"),
@@ -39,6 +42,16 @@ def test_errors_are_classified(error: BaseException, code: int, reason: str) -> 
     known = exits.classify(error)
     assert (known.code, known.reason) == (code, reason)
     assert known.message
+
+
+def test_an_error_without_a_path_says_what_was_being_done() -> None:
+    def fail() -> None:
+        with exits.about("while /work/x was written"):
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output") as found:
+        fail()
+    assert exits.classify(found.value).message == "[Errno 5] Input/output error (while /work/x was written)"
 
 
 def test_what_mends_a_lack_of_memory_names_the_apis_fields_and_the_sizes_in_use() -> None:

@@ -58,6 +58,7 @@ def test_two_ranks_give_the_losses_of_one(attempt: Attempt, undisturbed: Stage, 
         assert not (second.folder / "termination").exists(), "only rank 0's pod tells the result"
     assert first.message["loss"] == pytest.approx(undisturbed.message["loss"], rel=RELATIVE)
     assert first.message["validationLoss"] == pytest.approx(undisturbed.message["validationLoss"], rel=RELATIVE)
+    assert first.message["order"] == undisturbed.message["order"]
     assert layout.verify(Path(first.message["artifact"]), layout.ARTIFACT_MANIFEST)["digest"] == first.message["digest"]
 
 
@@ -84,7 +85,9 @@ def test_a_gang_that_is_asked_to_stop_agrees_on_one_checkpoint_and_the_next_atte
     assert first.message["resumedFromStep"] == stopped[0]["step"]
     assert min(first.losses) == stopped[0]["step"] + 1
     same_losses(first.losses, undisturbed.losses)
-    assert first.message["validationLoss"] == pytest.approx(undisturbed.message["validationLoss"], rel=RELATIVE)
+    for name in ("loss", "validationLoss"):
+        assert first.message[name] == pytest.approx(undisturbed.message[name], rel=RELATIVE)
+    assert first.message["order"] == undisturbed.message["order"], "every step had the same rows, across the stop"
 
 
 def test_the_loss_of_one_pod_ends_the_other_as_infrastructure_and_one_rank_can_go_on(
@@ -104,6 +107,7 @@ def test_the_loss_of_one_pod_ends_the_other_as_infrastructure_and_one_rank_can_g
         pod.ends(0)
     assert pod.message["resumedFromStep"] == saved
     same_losses(pod.losses, undisturbed.losses)
+    assert pod.message["order"] == undisturbed.message["order"], "however many ranks shared a step"
 
 
 def test_an_attempt_after_a_finished_one_reports_its_artifact_and_trains_nothing(

@@ -102,7 +102,7 @@ def test_a_download_that_breaks_off_goes_on_from_there(server: tuple[str, type[A
 def test_a_file_that_changed_meanwhile_begins_anew(server: tuple[str, type[Answers]], tmp_path: Path) -> None:
     address, handler = server
     (tmp_path / "rows.part").write_bytes(b"old" * 10)
-    (tmp_path / "rows.version").write_text('"v0"')
+    (tmp_path / "rows.version").write_text('30\n"v0"')
     transfer.transfer("x", transfer.over_http(address), tmp_path / "rows", wait=lambda _: None)
     assert handler.asked == ["bytes=30-", "bytes=40-", "bytes=80-"]
     assert (tmp_path / "rows").read_bytes() == handler.body
@@ -172,7 +172,7 @@ def test_an_object_goes_on_where_it_broke_off_unless_it_changed(version: str, fi
     store = opened(bucket)
     tag = obstore.head(store, "train/a.jsonl")["e_tag"]
     (tmp_path / "x.part").write_bytes(b"half")
-    (tmp_path / "x.version").write_text(str(tag) if version == "now" else '"another"')
+    (tmp_path / "x.version").write_text(f"4\n{tag}" if version == "now" else '4\n"another"')
     transfer.transfer("x", sources._over_s3("x", store, "train/a.jsonl"), tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == first + (ROWS * 1000)[4:]
 

@@ -14,11 +14,12 @@ import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from finetune_trainer import layout
 from finetune_trainer.config import CleanRun
-from finetune_trainer.exits import JsonObject, UserError
+from finetune_trainer.exits import JsonObject, UserError, about
 
 _ATTEMPT = re.compile(r"a(?P<number>\d+)-.+")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -38,10 +39,10 @@ def main(config: CleanRun) -> JsonObject:
     """Remove what `config.clean` lists; returns the stage's result. Raises UserError for what is no folder of the volume's own."""
     wanted, freed = config.clean, Freed()
     folders = [*wanted.folders, *_old_checkpoints(wanted.path, wanted.checkpoints_of, wanted.keep, freed)]
-    for folder in folders:
-        _uncommit(wanted.path, folder)
-    for folder in folders:
-        _remove(wanted.path, folder, freed)
+    for remove in (_uncommit, partial(_remove, freed=freed)):
+        for folder in folders:
+            with about(f"while {wanted.path / folder} was removed"):
+                remove(wanted.path, folder)
     print(f"removed {freed.folders} folders, {freed.files} files, {freed.bytes:,} bytes", flush=True)
     return {"stage": "clean", "folders": freed.folders, "files": freed.files, "bytes": freed.bytes, "kept": freed.kept}
 

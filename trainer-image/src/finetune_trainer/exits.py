@@ -16,6 +16,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -111,6 +114,8 @@ _VOLUME_ERRNOS = {
     errno.ENETUNREACH: ("NetworkError", ""),
 }
 
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
 _PEER_LOST = (
     "connection closed by peer",
     "connection reset by peer",
@@ -127,6 +132,16 @@ _PEER_LOST = (
 )
 
 
+@contextmanager
+def about(doing: str) -> Iterator[None]:
+    """Errors out of this block say what was being done: those of the system name no path where a file was open already."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(doing)
+        raise
+
+
 def classify(error: BaseException) -> TrainerError:
     """The TrainerError that `error` stands for; what nothing matches is an unclassified `error`."""
     if isinstance(error, TrainerError):
@@ -139,11 +154,9 @@ def classify(error: BaseException) -> TrainerError:
             _one_line(error) or "memory ran out",
             MORE_MEMORY,
         )
-    if isinstance(error, OSError) and error.errno in _VOLUME_ERRNOS:
-        reason, fix = _VOLUME_ERRNOS[error.errno]
+    if (number := _volume_errno(error)) is not None:
+        reason, fix = _VOLUME_ERRNOS[number]
         return Infrastructure(reason, _one_line(error), fix)
-    if _is_disk_failure(error):
-        return Infrastructure("DiskFull", _one_line(error), "Raise spec.storage.size.")
     if _is_peer_failure(error):
         return Infrastructure("PeerLost", f"another rank went away: {_one_line(error)}", "See the other pods for the cause.")
     if isinstance(error, KeyboardInterrupt):
@@ -200,7 +213,9 @@ def _trimmed(value: object, longest: int, items: int) -> object:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:900]
+    """The error's words, with what was being done."""
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    return " ".join(f"{str(error)[:900]}{notes}".split())[:1200]
 
 
 def _is_allocation_failure(error: BaseException) -> bool:
@@ -210,8 +225,14 @@ def _is_allocation_failure(error: BaseException) -> bool:
     )
 
 
-def _is_disk_failure(error: BaseException) -> bool:
-    return "no space left on device" in str(error).lower() or "read-only file system" in str(error).lower()
+def _volume_errno(error: BaseException) -> int | None:
+    """The errno of a volume or the network: the error's own, or one that a library in Rust or C++ tells in words."""
+    if isinstance(error, OSError) and error.errno in _VOLUME_ERRNOS:
+        return error.errno
+    told = _OS_ERROR.search(str(error))
+    if told and int(told[1]) in _VOLUME_ERRNOS:
+        return int(told[1])
+    return next((number for number in (errno.ENOSPC, errno.EROFS) if os.strerror(number).lower() in str(error).lower()), None)
 
 
 def _is_peer_failure(error: BaseException) -> bool:

@@ -19,6 +19,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from finetune_trainer.exits import about
+
 COMMIT = "COMMIT"
 READABLE = 0o644  # safetensors writes for its own user alone; what serves may run as another
 MANIFEST = "MANIFEST.json"
@@ -58,13 +60,22 @@ def artifact(attempt: Path) -> Path:
     return attempt / "artifact"
 
 
+def make_folder(folder: Path) -> None:
+    """Make `folder` and what is missing above it, so that their names outlast a loss of power."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        flush(path.parent)
+
+
 @contextmanager
 def locked(final: Path) -> Iterator[None]:
     """Hold the lock of `final` (a file beside it), waiting for whoever holds it; it ends with its holder's process.
     What was true of `final` before may not be true any more: look again."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    path = final.parent / f".{final.name}.lock"
-    descriptor = _lock(path)
+    with about(f"while the lock of {final} was made"):
+        make_folder(final.parent)
+        path = final.parent / f".{final.name}.lock"
+        descriptor = _lock(path)
     try:
         yield
     finally:
@@ -79,7 +90,7 @@ def transaction(final: Path, manifest: str = MANIFEST, *, has_lock: bool = False
     """Yield a temporary folder beside `final`; on success it becomes `final` with manifest and COMMIT, on failure it
     goes. A `final` that does not count is replaced; one that counts is replaced too (the caller decided). `final` is
     locked meanwhile; `has_lock` where the caller has it `locked`. Raises Corrupt if an expected file is not there."""
-    with nullcontext() if has_lock else locked(final), _transaction(final, manifest) as work:
+    with nullcontext() if has_lock else locked(final), about(f"while {final} was written"), _transaction(final, manifest) as work:
         yield work
 
 
@@ -97,14 +108,14 @@ def _transaction(final: Path, manifest: str) -> Iterator[Transaction]:
         write_json(temporary / manifest, {**work.facts, "files": table, "digest": table_digest(table)})
         for path in _all_files(temporary):
             path.chmod(READABLE)
-            _fsync(path)
+            flush(path)
         for folder in sorted({path.parent for path in _all_files(temporary)}):
-            _fsync(folder)
+            flush(folder)
         if final.exists():
             (final / COMMIT).unlink(missing_ok=True)
             shutil.rmtree(final)
         temporary.rename(final)
-        _fsync(final.parent)
+        flush(final.parent)
         _write_commit(final, manifest)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -168,6 +179,15 @@ def write_json(path: Path, document: object) -> None:
     path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+def flush(path: Path) -> None:
+    """Have a file's content, or a folder's names, written to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _lock(path: Path) -> int:
     """A descriptor that holds the lock file `path`, made where it is not there. A volume without locks is told of and gone on with."""
     while True:
@@ -213,18 +233,10 @@ def _write_commit(folder: Path, manifest: str) -> None:
     digest = hashlib.sha256((folder / manifest).read_bytes()).hexdigest()
     temporary = folder / f".{COMMIT}.tmp"
     temporary.write_text(json.dumps({"manifest": digest}) + "\n")
-    _fsync(temporary)
+    flush(temporary)
     temporary.rename(folder / COMMIT)
-    _fsync(folder)
+    flush(folder)
 
 
 def _all_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

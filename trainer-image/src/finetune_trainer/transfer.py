@@ -1,11 +1,13 @@
 """Downloads that go on where they broke off.
 
-Invariant: a file under its final name is whole. What has arrived of a file waits beside it as `<name>.part` with the
-validator of its version, so that a connection that ends, or a pod, costs only what was not yet written.
+Invariant: a file under its final name is whole, also after a loss of power. What has arrived of a file waits beside it as
+`<name>.part`, and in `<name>.version` how much of it was flushed, and the validator of its version: only that much is gone on from,
+so that a connection that ends costs nothing and a pod that ends at most `FLUSH_BYTES`.
 """
 
 from __future__ import annotations
 
+import os
 import ssl
 import time
 import urllib.request
@@ -13,13 +15,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
+from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
-from finetune_trainer.exits import Infrastructure, UserError
+from finetune_trainer import layout
+from finetune_trainer.exits import Infrastructure, UserError, about
 
 TRIES = 5
 BLOCK = 1 << 20
+FLUSH_BYTES = 64 << 20
 USERS_CODES = (400, 401, 403, 404, 410)
 PARTIAL, BEYOND_END = 206, 416
 
@@ -45,6 +50,11 @@ def transfer(name: str, ask: Open, target: Path, tries: int = TRIES, wait: Calla
     """Fill `target` by `ask(offset, version)`, asked again from where an answer broke off, `tries` times without a new byte.
 
     Raises Infrastructure when it gives up."""
+    with about(f"while {target} was filled"):
+        _transfer(name, ask, target, tries, wait)
+
+
+def _transfer(name: str, ask: Open, target: Path, tries: int, wait: Callable[[float], None]) -> None:
     part, note = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.version")
     failures = 0
     while True:
@@ -62,20 +72,42 @@ def transfer(name: str, ask: Open, target: Path, tries: int = TRIES, wait: Calla
         print(f"{name}: {reason}; going on", flush=True)
         wait(2.0**failures / 2)
     part.rename(target)
+    layout.flush(target.parent)
     note.unlink(missing_ok=True)
 
 
 def _append(ask: Open, part: Path, note: Path) -> bool:
     """Ask for the rest of the file; whether it is whole now."""
-    version = note.read_text() if note.exists() and part.exists() else ""
-    answer = ask(part.stat().st_size if version else 0, version)
-    note.write_text(answer.version)
+    flushed, version = _noted(note)
+    begun = min(flushed, part.stat().st_size) if part.exists() else 0
+    answer = ask(begun, version) if begun and version else ask(0, "")
+    if answer.start == 0:
+        note.write_text(f"0\n{answer.version}")
     with part.open("r+b" if answer.start else "wb") as stream:
         stream.seek(answer.start)
         stream.truncate()
-        for block in answer.blocks:
-            stream.write(block)
+        try:
+            flushed = answer.start
+            for block in answer.blocks:
+                stream.write(block)
+                if stream.tell() - flushed >= FLUSH_BYTES:
+                    flushed = _flush(stream, note, answer.version)
+        finally:
+            _flush(stream, note, answer.version)
         return answer.size is None or stream.tell() == answer.size
+
+
+def _noted(note: Path) -> tuple[int, str]:
+    """How many bytes of the part were flushed, and of which version; (0, '') where the note is not there, or not whole."""
+    flushed, separator, version = note.read_text().partition("\n") if note.exists() else ("", "", "")
+    return (int(flushed), version) if separator and flushed.isdigit() else (0, "")
+
+
+def _flush(stream: BinaryIO, note: Path, version: str) -> int:
+    stream.flush()
+    os.fsync(stream.fileno())
+    note.write_text(f"{stream.tell()}\n{version}")
+    return stream.tell()
 
 
 def over_http(address: str, token: str = "") -> Open:

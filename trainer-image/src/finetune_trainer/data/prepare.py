@@ -44,7 +44,13 @@ def main(config: RunConfig) -> JsonObject:
         if found is None:
             with layout.locked(data.path):
                 found = prepared(data.path) or _prepare(config, data, progress)
+        reuse.remove(_downloads(data))
         return found
+
+
+def _downloads(data: DataConfig) -> Path:
+    """Where files of the sources wait until their rows are committed."""
+    return data.path.parent / f".{data.path.name}.download"
 
 
 def prepared(folder: Path) -> JsonObject | None:
@@ -74,7 +80,7 @@ def load_tokenizer(folder: Path, allow_remote_code: bool) -> object:
 
 def _prepare(config: RunConfig, data: DataConfig, progress: Progress) -> JsonObject:
     progress.update(state="loading")
-    downloads = data.path.parent / f".{data.path.name}.download"
+    downloads = _downloads(data)
     downloads.mkdir(parents=True, exist_ok=True)
     files = find_files(data, downloads)
     os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(hardware.cpu_limit()))  # nothing is forked here
@@ -91,7 +97,6 @@ def _prepare(config: RunConfig, data: DataConfig, progress: Progress) -> JsonObj
         layout.write_json(work.folder / "report.json", document)
         (work.folder / "report.html").write_text(report.render(document))
         work.facts.update(facts, key=key)
-    reuse.remove(downloads)
     progress.update(state="done", percent=100)
     return _result(layout.read_manifest(data.path, layout.DATA_MANIFEST))
 

@@ -42,7 +42,7 @@ def attempt_folder(config: RunConfig, ranks: Ranks) -> Path:
     uid = ranks.tell(os.environ.get(POD_UID) or "local")
     folder = path.with_name(f"{path.name}-{uid[:8]}")
     if ranks.first:
-        layout.checkpoints(folder).mkdir(parents=True, exist_ok=True)
+        layout.make_folder(layout.checkpoints(folder))
     return folder
 
 

@@ -26,7 +26,8 @@ REFERENCE, STATE = "reference.safetensors", "state.json"
 @dataclass(frozen=True)
 class State:
     """Where a run stands after `step` finished steps. The data position and the random state of step s are functions
-    of (seed, s), so they need no more than `step` and `seed`."""
+    of (seed, s), so they need no more than `step` and `seed`. `loss` is the mean of the `recent` steps' losses, `order` the digest
+    of all rows in the order of their steps."""
 
     step: int
     seed: int
@@ -39,6 +40,8 @@ class State:
     best_loss: float | None
     worse: int
     skipped: int
+    recent: tuple[float, ...] = ()
+    order: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,9 @@ def load(folder: Path) -> Checkpoint:
     """Read and verify one checkpoint. Raises Corrupt, OSError, ValueError or SafetensorError."""
     layout.verify(folder)
     best, reference = folder / BEST, folder / REFERENCE
+    state = json.loads((folder / STATE).read_text())
     return Checkpoint(
-        State(**json.loads((folder / STATE).read_text())),
+        State(**{**state, "recent": tuple(state.get("recent", ()))}),
         load_file(folder / WEIGHTS),
         load_file(folder / OPTIMIZER),
         load_file(best) if best.is_file() else None,

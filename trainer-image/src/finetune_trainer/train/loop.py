@@ -1,8 +1,8 @@
 """The only training loop.
 
 A step: every rank adds up the gradients of its micro-batches, each loss divided by the step's global count of
-supervised tokens (or pairs); one all-reduce adds the ranks' gradients together with the loss and the two flags "stop" and
-"save"; then every rank holds the same numbers and takes the same decisions.
+supervised tokens (or pairs); one all-reduce adds the ranks' gradients together with the loss, the two flags "stop" and
+"save", and what says which rows were passed; then every rank holds the same numbers and takes the same decisions.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import torch
 from finetune_trainer.config import TrainingConfig
 from finetune_trainer.exits import Interrupted, NonFinite
 from finetune_trainer.progress import Progress, timestamp
-from finetune_trainer.train import checkpoint, optimizer, plan
+from finetune_trainer.train import checkpoint, optimizer, order, plan
 from finetune_trainer.train.checkpoint import Checkpoint, State
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.model import trained
 from finetune_trainer.train.objective import Objective, precision
 from finetune_trainer.train.optimizer import Tensors
 
-FLAGS = 3
+FLAGS = 3 + order.PARTS  # the loss, stop, save, and the rows that were passed
 SKIPS_BEFORE_ROLLBACK = 3
 WINDOW = 20
 
@@ -142,20 +142,29 @@ class Loop:
         rate = optimizer.learning_rate(step, run.steps.total_steps, run.training)
         torch.manual_seed((run.training.seed * 1_000_003 + step) * 4096 + run.ranks.rank)
         self.flat.zero_()
-        total = torch.zeros((), device=run.ranks.device)
+        total, passed = torch.zeros((), device=run.ranks.device), list[int]()
         for micro in run.steps.micro_batches(step, run.ranks.rank, run.ranks.world_size):
             with self._precision():
                 loss = run.objective.loss(run.model, run.train, micro, run.ranks.device) / count
             torch.autograd.backward(loss)
             total += loss.detach()
+            passed += micro
             run.beat()
-        self.flat[-FLAGS:] = torch.tensor([float(total), float(run.stop_requested), float(self._save_due(step + 1))])
+        flags = (float(total), float(run.stop_requested), float(self._save_due(step + 1)), *order.share(passed))
+        self.flat[-FLAGS:] = torch.tensor(flags)
         run.ranks.sum(self.flat)
         run.beat()
-        loss_value, stop, save = self.flat[-FLAGS:].tolist()
+        loss_value, stop, save, *sums = self.flat[-FLAGS:].tolist()
         self._update(loss_value, rate)
         tokens = self.state.tokens + int(run.steps.lengths[list(rows)].sum())
-        self.state = replace(self.state, step=step + 1, tokens=tokens, loss=self._mean_loss())
+        self.state = replace(
+            self.state,
+            step=step + 1,
+            tokens=tokens,
+            loss=self._mean_loss(),
+            recent=tuple(self.recent),
+            order=order.after(self.state.order, sums),
+        )
         run.step = step + 1
         self.speed.mark(tokens, 0 if run.supervised is None else int(run.supervised[list(rows)].sum()))
         self._report(loss_value, rate)
@@ -251,6 +260,7 @@ class Loop:
     def _restore(self, saved: Checkpoint) -> None:
         optimizer.restore(self.optimizer, self.parameters, saved.weights, saved.optimizer)
         self.state, self.best = saved.state, saved.best
+        self.recent.extend(saved.state.recent)
         self.run_.step = saved.state.step
 
     def _now(self) -> State:

@@ -111,6 +111,7 @@ def _train(config: RunConfig, context: Context, watchdog: Watchdog, progress: Pr
         "loss": outcome.state.loss,
         "validationLoss": outcome.state.best_loss,
         "tokens": outcome.state.tokens,
+        "order": outcome.state.order,
         "seconds": round(outcome.state.seconds, 1),
         "tokensPerSecond": outcome.tokens_per_second,
         "resumedFromStep": run.resume.state.step if run.resume else None,

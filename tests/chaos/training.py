@@ -1,0 +1,312 @@
+"""`make chaos-training`: the same FineTune trained twice over two pods, once left alone and once with its pods killed again and again.
+
+A kill deletes a rank's pod, now with its grace, now at once (SIGKILL): at a random step of the training, or while an attempt
+starts. The killed FineTune must end with the loss of the other one (relative difference at most `TOLERANCE`; resuming is exact), with the
+same rows in the same order of steps (`order` in the trainer's result: a digest of what was passed through the model, carried on by
+each checkpoint), and no kill may cost more steps than lie between two checkpoints. Each kill is a disruption, none is charged.
+The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import random
+import re
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from demo.kube import child, reader
+from tests.chaos import pods
+from tests.chaos.pods import Kill
+from tests.e2e.world import FineTune, Object, Space, installed, spec
+
+NAMESPACE: Final = "chaos-training"
+KILLS: Final = 30
+EPOCHS_A_KILL: Final = 2
+CHECKPOINT_STEPS: Final = 10
+TOLERANCE: Final = 1e-6
+LIFE_SECONDS: Final = 3600.0
+LOOK_SECONDS: Final = 5.0
+STARTING_SHARE: Final = 0.2  # of the kills come while an attempt starts
+RANKS: Final = "finetune.dev/stage=train"
+RANK_0: Final = f"{RANKS},batch.kubernetes.io/job-completion-index=0"
+STEP: Final = re.compile(r"step (\d+)/\d+ loss (\S+) ")
+ATTEMPT: Final = re.compile(r"-a(\d+)-\d+-[a-z0-9]+$")
+
+Losses = dict[int, dict[int, float]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A training that ended: what rank 0 said of it, how its attempts ended, and the losses that they told, by attempt and step."""
+
+    result: Object
+    totals: Object
+    losses: Losses
+    kills: Sequence[Kill] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The killed training beside the one that was left alone."""
+
+    kills: int
+    loss_difference: float
+    same_order: bool
+    lost_steps_max: int
+    checkpoint_interval_steps: int
+    same_weights: bool
+    other_losses: int
+    disruptions: int
+    charged: int
+
+    @property
+    def problems(self) -> list[str]:
+        """What is not as it must be."""
+        found = {
+            f"the losses differ by {self.loss_difference:.2e}": self.loss_difference > TOLERANCE,
+            "rows were trained on in another order": not self.same_order,
+            f"a kill cost {self.lost_steps_max} steps": self.lost_steps_max > self.checkpoint_interval_steps,
+            f"{self.other_losses} steps told another loss": self.other_losses > 0,
+            f"{self.kills} kills, and {self.disruptions} disruptions": self.kills != self.disruptions,
+            f"{self.charged} attempts were charged": self.charged > 0,
+        }
+        return [problem for problem, holds in found.items() if holds]
+
+    def line(self) -> str:
+        """The last line of the report."""
+        return json.dumps(dict(vars(self)))
+
+
+def compare(calm: Outcome, killed: Outcome) -> Comparison:
+    """What the kills changed."""
+    return Comparison(
+        kills=len(killed.kills),
+        loss_difference=max(_difference(calm.result[name], killed.result[name]) for name in ("loss", "validationLoss")),
+        same_order=bool(calm.result["order"]) and calm.result["order"] == killed.result["order"],
+        lost_steps_max=lost_steps(killed.losses),
+        checkpoint_interval_steps=CHECKPOINT_STEPS,
+        same_weights=calm.result["digest"] == killed.result["digest"],
+        other_losses=other_losses(calm.losses, killed.losses),
+        disruptions=int(killed.totals.get("disruption", 0)),
+        charged=sum(int(killed.totals.get(name, 0)) for name in ("error", "outOfMemory", "infrastructure")),
+    )
+
+
+def _difference(one: float, other: float) -> float:
+    return abs(one - other) / max(abs(one), 1e-12)
+
+
+def lost_steps(losses: Losses) -> int:
+    """The most steps that an attempt told and a later one had to do again. Attempts that told none are passed over."""
+    told = [losses[attempt] for attempt in sorted(losses) if losses[attempt]]
+    return max((max(before) - min(after) + 1 for before, after in itertools.pairwise(told)), default=0)
+
+
+def other_losses(calm: Losses, killed: Losses) -> int:
+    """Steps of any attempt with another loss than the calm training's, beyond the last decimal that is told."""
+    expected = {step: loss for told in calm.values() for step, loss in told.items()}
+    pairs = [(expected.get(step), loss) for told in killed.values() for step, loss in told.items()]
+    return sum(one is not None and abs(one - loss) > 1.5e-6 + TOLERANCE * abs(one) for one, loss in pairs)
+
+
+def training_spec(sharding: str, epochs: int) -> Object:
+    """A training of two ranks that serves nobody, with a checkpoint every few steps and nothing that would end it early."""
+    return spec(
+        training={
+            "epochs": epochs,
+            "learningRate": "1e-3",
+            "maxSequenceLength": 256,
+            "tokensPerStep": 512,
+            "earlyStopping": {"patience": 1000},
+            "checkpoint": {"everySteps": CHECKPOINT_STEPS},
+        },
+        compute={"nodes": 2, "cpu": "100m", "memory": "2Gi", "sharding": sharding},
+        serving=None,
+        rollout=None,
+    )
+
+
+def rows(count: int = 160) -> str:
+    """JSONL: answers that cannot be learnt by heart at once, so that the order of rows shows in every loss."""
+    pairs = (
+        (f"Where is printer {number}?", f"Printer {number} is in room {number * 37 % 101} on floor {number % 7}.")
+        for number in range(count)
+    )
+    return "".join(json.dumps({"prompt": prompt, "completion": completion}) + "\n" for prompt, completion in pairs)
+
+
+async def train(finetune: FineTune, manifest: Object, kills: int = 0, steps: int = 0, dice: random.Random | None = None) -> Outcome:
+    """Apply it and wait for its end, killing its pods so often in a training of so many steps."""
+    finetune.apply(manifest)
+    told: Losses = {}
+    done: list[Kill] = []
+    async with _background(_follow(finetune, told), _kill(finetune, told, targets(kills, steps, dice or random.Random(0)), done)):
+        status = await finetune.until("training that ended", _ended, seconds=LIFE_SECONDS)
+    assert _outcomes(status)[-1:] == ["Succeeded"], finetune.describe()
+    assert len(done) == kills, f"it ended after {len(done)} of {kills} kills"
+    return Outcome(await asyncio.to_thread(result, finetune), status.get("totals") or {}, told, done)
+
+
+def _outcomes(status: Object) -> list[str]:
+    return [attempt["outcome"] for attempt in status.get("attempts") or []]
+
+
+def _ended(status: Object) -> bool:
+    return status["phase"] == "Failed" or _outcomes(status)[-1:] == ["Succeeded"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """When to kill: once a step is done (0: while the attempt starts), and so many seconds later; which rank, and how."""
+
+    step: int
+    wait: float
+    at_once: bool
+
+
+def targets(kills: int, steps: int, dice: random.Random) -> list[Target]:
+    """As many, in the order of the steps, the last well before the end."""
+    moments = sorted(dice.randint(1, max(1, steps - 3 * CHECKPOINT_STEPS)) for _ in range(kills))
+    return [
+        Target(0, dice.uniform(0, 6), place % 2 == 1)
+        if dice.random() < STARTING_SHARE
+        else Target(step, dice.uniform(0, 0.5), place % 2 == 1)
+        for place, step in enumerate(moments)
+    ]
+
+
+async def _kill(finetune: FineTune, told: Losses, wanted: Sequence[Target], done: list[Kill]) -> None:
+    dice, last = random.Random(len(wanted)), 0
+    for target in wanted:
+        attempt, names = await _at(target.step, finetune, told, last)
+        await asyncio.sleep(target.wait)
+        pod = dice.choice(names)
+        kill = await asyncio.to_thread(pods.delete, finetune.kubectl, finetune.space.name, pod, "training rank", at_once=target.at_once)
+        done.append(kill)
+        step = max(told.get(attempt, {}), default=0)
+        print(f"  kill {len(done)}: {pod}{' at once' if kill.at_once else ''} after step {step}", flush=True)
+        last = attempt
+
+
+async def _at(step: int, finetune: FineTune, told: Losses, after: int) -> tuple[int, list[str]]:
+    """The gang that came after another, once it has told `step`; another still where that one was lost before."""
+    attempt, names = await _gang(finetune, after)
+    looked = time.monotonic()
+    while max(told.get(attempt, {}), default=0) < step:
+        await asyncio.sleep(0.05)
+        if time.monotonic() - looked > LOOK_SECONDS:
+            attempt, names = await _gang(finetune, after)
+            looked = time.monotonic()
+    return attempt, names
+
+
+async def _gang(finetune: FineTune, after: int) -> tuple[int, list[str]]:
+    """The number and the running pods of the newest attempt that came after another, once both its pods run."""
+    while True:
+        by_attempt: dict[int, list[str]] = {}
+        for name in await _running(finetune):
+            by_attempt.setdefault(_attempt(name), []).append(name)
+        for number, names in sorted(by_attempt.items(), reverse=True):
+            if number > after and len(names) == 2:
+                return number, names
+        await asyncio.sleep(0.2)
+
+
+async def _running(finetune: FineTune, selector: str = RANKS) -> list[str]:
+    labels = f"{selector},finetune.dev/name={finetune.name}"
+    return await asyncio.to_thread(pods.running, finetune.kubectl, finetune.space.name, labels)
+
+
+def _attempt(pod: str) -> int:
+    found = ATTEMPT.search(pod)
+    assert found, pod
+    return int(found[1])
+
+
+async def _follow(finetune: FineTune, told: Losses) -> None:
+    """Read the log of each attempt's rank 0 while it is written, for ever."""
+    seen: set[str] = set()
+    async with asyncio.TaskGroup() as group:
+        while True:
+            for pod in set(await _running(finetune, RANK_0)) - seen:
+                seen.add(pod)
+                group.create_task(_read(finetune, pod, told.setdefault(_attempt(pod), {})))
+            await asyncio.sleep(0.3)
+
+
+async def _read(finetune: FineTune, pod: str, losses: dict[int, float]) -> None:
+    kubectl = finetune.kubectl
+    async with child([*kubectl.command, "-n", finetune.space.name, "logs", "-f", pod], kubectl.env) as process:
+        while line := await reader(process).readline():
+            if said := STEP.match(line.decode(errors="replace")):
+                losses[int(said[1])] = float(said[2])
+
+
+@asynccontextmanager
+async def _background(*work: Any) -> AsyncIterator[None]:
+    """Run these while the block runs; what one of them raises ends the block."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        yield
+        for task in tasks:
+            if task.done() and not task.cancelled():
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def result(finetune: FineTune) -> Object:
+    """The termination message of rank 0 of the attempt that succeeded."""
+    for pod in finetune.children("pods", RANK_0):
+        for container in pod["status"].get("containerStatuses", []):
+            ended = container["state"].get("terminated", {})
+            if ended.get("exitCode") == 0:
+                return dict(json.loads(ended["message"]))
+    raise AssertionError(f"no rank 0 of {finetune.name} ended well\n{finetune.describe()}")
+
+
+async def twins(space: Space, sharding: str, kills: int, epochs: int, seed: int) -> Comparison:
+    """The same training, left alone and killed so often."""
+    space.config_map("rows", {"train.jsonl": rows()})
+    manifest, begun = training_spec(sharding, epochs), time.monotonic()
+    calm = await train(space.finetune("calm"), manifest)
+    print(f"left alone: {calm.result['step']} steps, loss {calm.result['loss']:.6f}, {time.monotonic() - begun:.0f} s", flush=True)
+    begun = time.monotonic()
+    killed = await train(space.finetune("killed"), manifest, kills, int(calm.result["step"]), random.Random(seed))
+    print(f"killed {len(killed.kills)} times: loss {killed.result['loss']:.6f}, {time.monotonic() - begun:.0f} s", flush=True)
+    return compare(calm, killed)
+
+
+async def run(sharding: str, kills: int, seed: int) -> Comparison:
+    """On the built-in node, in a namespace of its own."""
+    with installed() as world, world.namespace(NAMESPACE) as space:
+        return await twins(space, sharding, kills, max(4, EPOCHS_A_KILL * kills), seed)
+
+
+def main() -> int:
+    """0 when nothing but time was lost."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.training", description=__doc__)
+    parser.add_argument("--kills", type=int, default=KILLS)
+    parser.add_argument("--sharding", default="ZeRO2", choices=["DDP", "ZeRO1", "ZeRO2", "ZeRO3"])
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments and the victims; printed")
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    found = asyncio.run(run(options.sharding, options.kills, options.seed))
+    for problem in found.problems:
+        print(f"✗ {problem}", flush=True)
+    print(found.line())
+    return 1 if found.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
