@@ -7,7 +7,6 @@ Invariant: ranks make the same calls in the same order, since each pass, and all
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -35,7 +34,7 @@ class Sharded:
         self._stage = STAGES[sharding]
         self._ranks = ranks
         self._kept: list[torch.Tensor] = []
-        deepspeed = _deepspeed(ranks)
+        deepspeed = _deepspeed()
         config = settings(self._stage, offload, training.clip_norm, bf16, ranks.device)
         masters = _cast(model) if bf16 else {}
         if self._stage == 3:
@@ -191,10 +190,8 @@ def settings(stage: int, offload: Offload, clip_norm: float, bf16: bool, device:
     }
 
 
-def _deepspeed(ranks: Ranks) -> Any:
-    """The library, imported where it is used, told what it would find out by starting compilers, and kept from compiling its own
-    all-reduce for CPUs."""
-    os.environ["DS_ACCELERATOR"] = "cuda" if ranks.device.type == "cuda" else "cpu"
+def _deepspeed() -> Any:
+    """The library, imported where it is used, and told that it can compile nothing: on CPUs it would begin with an all-reduce of its own."""
     import deepspeed
 
     deepspeed.ops.__compatible_ops__ = {}
