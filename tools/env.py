@@ -26,13 +26,17 @@ CACHE = Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".cache" / "finet
 UV_VERSION = "0.13.9"
 KEPT = 2  # of a name, and whatever was used within IN_USE_SECONDS: the trainer's takes 5 GB
 IN_USE_SECONDS = 24 * 3600
-# Name → (locks, folders whose sources are importable).
+BUILT_HERE = "deepspeed"  # it has no wheel: built with the setuptools that an earlier lock has installed, without compiled ops
+# Name → (locks in order, folders whose sources are importable).
 ENVIRONMENTS = {
     "dev": (["requirements-dev.lock"], ["operator/src", "trainer-image/src", "."]),
-    "trainer": (["trainer-image/requirements-test.lock", "trainer-image/model-requirements.lock"], ["trainer-image/src", "."]),
+    "trainer": (
+        [f"trainer-image/{name}.lock" for name in ("build-requirements", "requirements-test", "model-requirements")],
+        ["trainer-image/src", "."],
+    ),
     # The trainer's, and what its numbers are held against.
     "oracle": (
-        [f"trainer-image/{name}.lock" for name in ("requirements-oracle", "model-requirements", "templates-requirements")],
+        [f"trainer-image/{name}.lock" for name in ("build-requirements", "requirements-oracle", "model-requirements", "templates-requirements")],
         ["trainer-image/src", "."],
     ),
 }
@@ -86,13 +90,13 @@ def make(name: str, folder: Path, locks: list[Path]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     tool = str(uv())
     subprocess.run([tool, "venv", "-q", "--python", python(), str(folder)], check=True, stdout=sys.stderr)
-    requirements = [argument for lock in locks for argument in ("-r", str(lock))]
     # A lock is the whole resolution, or leaves something out on purpose.
-    subprocess.run(
-        [tool, "pip", "install", "-q", "--python", str(folder / "bin" / "python"), "--no-deps", "--require-hashes", *requirements],
-        check=True,
-        stdout=sys.stderr,
-    )
+    install = [
+        tool, "pip", "install", "-q", "--python", str(folder / "bin" / "python"), "--no-deps", "--require-hashes",
+        "--no-build-isolation-package", BUILT_HERE,
+    ]  # fmt: skip
+    for lock in locks:
+        subprocess.run([*install, "-r", str(lock)], check=True, stdout=sys.stderr, env={**os.environ, "DS_BUILD_OPS": "0"})
     (folder / "COMPLETE").touch()
     forget_old(name, folder.parent)
     say(f"the {name} environment is ready ({time.monotonic() - started:.0f} s)")

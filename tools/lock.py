@@ -15,6 +15,10 @@ LOCKS = {
     "requirements.lock": ["pyproject.toml"],
     "requirements-dev.lock": ["pyproject.toml", "--group", "dev"],
     "trainer-image/requirements.lock": ["trainer-image/pyproject.toml"],
+    # What must be there before the others are installed.
+    "trainer-image/build-requirements.lock": [
+        "--group", "trainer-image/pyproject.toml:build", "-c", "trainer-image/requirements.lock",
+    ],
     # The tests run what the image has, and a little more.
     "trainer-image/requirements-test.lock": [
         "trainer-image/pyproject.toml", "--group", "trainer-image/pyproject.toml:test", "-c", "trainer-image/requirements.lock",

@@ -51,10 +51,19 @@ def train(config: dict[str, Any], folder: Path, stop_after: int | None = None) -
 
 def build(config: dict[str, Any], attempt: Path, resume_from: tuple[Path, ...] = ()) -> Run:
     """What the loop of this attempt works with."""
+    return _build(config, attempt, resume_from, ALONE)
+
+
+def build_on(config: dict[str, Any], attempt: Path) -> Run:
+    """The same on one of several ranks, which joins them."""
+    return _build(config, attempt, (), Ranks.join(60, gpus=False))
+
+
+def _build(config: dict[str, Any], attempt: Path, resume_from: tuple[Path, ...], ranks: Ranks) -> Run:
     paths = {"path": str(attempt.with_name(attempt.name.partition("-")[0])), "resumeFrom": [str(path) for path in resume_from]}
     loaded = RunConfig.model_validate({**config, "run": paths})
     torch.set_num_threads(need(loaded.compute, "compute").threads)
-    return assemble.build(loaded, ALONE, assemble.open_inputs(loaded), attempt, Progress("train"), lambda: None)
+    return assemble.build(loaded, ranks, assemble.open_inputs(loaded), attempt, Progress("train"), lambda: None)
 
 
 def _attempt(

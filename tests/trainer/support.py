@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -220,6 +221,39 @@ def training(folder: Path, config: dict[str, Any], **environment: str) -> Iterat
 
     with pods(0) as stages:
         yield stages
+
+
+def on_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `function(*arguments)` returns in each of `count` processes, which can join one group of ranks."""
+    found = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}
+    pipes = [CONTEXT.Pipe(duplex=False) for _ in range(count)]
+    processes = [
+        CONTEXT.Process(target=_be_rank, args=(writer, {**found, "RANK": str(rank), "LOCAL_RANK": "0"}, function, arguments))
+        for rank, (_, writer) in enumerate(pipes)
+    ]
+    for process in processes:
+        process.start()
+    for _, writer in pipes:
+        writer.close()
+    try:
+        results = [reader.recv() if reader.poll(90) else RuntimeError("no answer") for reader, _ in pipes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join(10)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+def _be_rank(writer: Any, environment: dict[str, str], function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(environment)
+    try:
+        writer.send(function(*arguments))
+    except BaseException as error:
+        traceback.print_exception(error)
+        writer.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 def _field(status: Path, name: str) -> str:

@@ -45,10 +45,10 @@ def test_weights_gradients_and_optimizer_are_what_is_allocated(
     assert isinstance(found, dict)
     casts = 2 * sum(p.numel() for p in model.parameters()) if name == "Full" and bf16 else 0  # only while a pass runs
     assert found["weights"] == pytest.approx(held([*model.parameters(), *scales(model)]) + casts, rel=0.01)
-    assert found["gradients"] == pytest.approx(held([loop.flat]), rel=0.01)
-    states = [value for state in loop.optimizer.state.values() for value in state.values() if value.dim()]
+    assert found["gradients"] == pytest.approx(held([loop.engine.flat]), rel=0.01)
+    states = [value for state in loop.engine.optimizer.state.values() for value in state.values() if value.dim()]
     assert found["optimizer"] == pytest.approx(held(states), rel=0.01)
-    weights, moments = loop.safe
+    weights, moments = loop.engine.state()
     best = held(weights.values())
     kept = held([*weights.values(), *(value for value in moments.values() if value.dim())]) + best
     assert found["copies"] == pytest.approx(kept, rel=0.01)

@@ -140,7 +140,9 @@ def test_a_rank_that_hangs_ends_the_other_as_stalled(attempt: Attempt, tmp_path:
 
 def test_what_no_retry_mends_ends_with_20_and_names_the_field(attempt: Attempt, tmp_path: Path) -> None:
     cases = {
-        "a sharding that is not built yet": ({"compute__sharding": "ZeRO3"}, "compute.sharding ZeRO3 is not supported yet"),
+        "a sharding that does not go with the method": (
+            {"method__type": "QLoRA", "compute__sharding": "ZeRO3"}, "compute.sharding ZeRO3 with method.type QLoRA is not supported",
+        ),
         "rows that the objective does not learn from": (
             {"method__objective": "DPO", "data__train": {"source": "pvc://a/b", "format": "Messages"}}, "DPO learns from Preference rows",
         ),

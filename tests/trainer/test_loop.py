@@ -14,8 +14,10 @@ from finetune_trainer.exits import Interrupted, NonFinite
 from finetune_trainer.progress import Progress
 from finetune_trainer.train import adapters, assemble, checkpoint, model, objective, plan
 from finetune_trainer.train.distributed import Ranks
-from finetune_trainer.train.loop import FLAGS, Loop, Run
+from finetune_trainer.train.engine import VALUES, Replicated
+from finetune_trainer.train.loop import Loop, Run
 from finetune_trainer.train.loop import _Speed as Speed
+from finetune_trainer.train.model import trained
 from torch.nn import functional
 
 from tests.trainer import lives
@@ -35,7 +37,7 @@ def make_run(work: Path, tmp_path: Path) -> Any:
         base = model.load_base(ModelConfig(source="image:///x", path=path), False, ALONE.device)
         wrapped = adapters.wrap(base, MethodConfig(lora=LoraConfig(rank=4, alpha=8, dropout=dropout)), path, settings.seed)
         return Run(
-            ranks=ALONE, model=wrapped, objective=objective.Sft(objective.reader(wrapped, base, 0)),
+            ranks=ALONE, engine=Replicated(wrapped, settings, ALONE), objective=objective.Sft(objective.reader(wrapped, base, 0)),
             training=settings, steps=plan.make(train.lengths, 500, 1, settings.seed, micro), train=train, validation=validation,
             bf16=False, attempt=tmp_path / "attempt", fingerprint="f", progress=Progress("train"), beat=lambda: None, resume=resume,
         )  # fmt: skip
@@ -119,7 +121,7 @@ def test_the_adapters_of_the_lowest_validation_loss_are_exported(make_run: Any) 
     again = make_run(evaluateEverySteps=1)
     loop = Loop(again)
     with torch.no_grad():
-        for name, parameter in loop.parameters.items():
+        for name, parameter in trained(again.model).items():
             parameter.copy_(outcome.weights[name])
     assert loop._validation_loss() == pytest.approx(outcome.state.best_loss, rel=1e-6)
 
@@ -163,14 +165,18 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_a_lasting_one_ends_the_run
 
 def test_gradients_are_clipped_to_the_norm(make_run: Any) -> None:
     loop = Loop(make_run(clipNorm=0.5))
-    loop.flat[:-FLAGS] = 3.0
-    loop._update(1.0, 0.0)
-    assert float(torch.linalg.vector_norm(loop.flat[:-FLAGS])) == pytest.approx(0.5, rel=1e-4)
+    engine: Any = loop.engine
+    engine.begin()
+    engine.flat[:-VALUES] = 3.0
+    values = [2.0, 0.0, 1.0, *[0.0] * (VALUES - 3)]
+    assert engine.sum(values) == values
+    assert engine.step(0.0, usable=True)
+    assert float(torch.linalg.vector_norm(engine.flat[:-VALUES])) == pytest.approx(0.5, rel=1e-4)
 
 
 def test_lora_goes_to_every_linear_layer_but_the_head(make_run: Any) -> None:
     run = make_run()
-    names = {name.split(".")[-4] for name in Loop(run).parameters}
+    names = {name.split(".")[-4] for name in trained(run.model)}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 

@@ -30,7 +30,7 @@ def test_the_next_epoch_has_another_order_and_the_same_seed_the_same_one() -> No
 def test_a_step_holds_the_same_rows_however_many_ranks_share_it(ranks: int) -> None:
     made = plan.make(LENGTHS, 1000, 1, 17, 512)
     for step in range(made.total_steps):
-        shared = [row for rank in range(ranks) for batch in made.micro_batches(step, rank, ranks) for row in batch]
+        shared = [row for rank in range(ranks) for batch, _ in made.micro_batches(step, rank, ranks) for row in batch]
         assert sorted(shared) == sorted(made.rows(step))
 
 
@@ -40,7 +40,7 @@ def test_no_pass_is_larger_than_the_limit_and_ranks_share_about_evenly(ranks: in
     for step in range(made.total_steps):
         loads = []
         for rank in range(ranks):
-            batches = made.micro_batches(step, rank, ranks)
+            batches = [batch for batch, _ in made.micro_batches(step, rank, ranks)]
             assert all(len(batch) * max(LENGTHS[list(batch)]) <= 512 for batch in batches)
             loads.append(sum(int(LENGTHS[row]) for batch in batches for row in batch))
         assert max(loads) <= 0.65 * sum(loads) + LENGTHS.max() or ranks == 1
@@ -49,6 +49,17 @@ def test_no_pass_is_larger_than_the_limit_and_ranks_share_about_evenly(ranks: in
 def test_more_ranks_than_rows_leave_some_without_work() -> None:
     made = plan.make(np.array([10, 10]), 20, 1, 17, 512)
     assert [len(made.micro_batches(0, rank, 3)) for rank in range(3)] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_ranks_that_pass_in_step_make_as_many_and_only_fill_in_with_the_shortest_row(ranks: int) -> None:
+    made = plan.make(LENGTHS, 1000, 1, 17, 512)
+    for step in range(made.total_steps):
+        found = [made.micro_batches(step, rank, ranks, in_step=True) for rank in range(ranks)]
+        assert len({len(passes) for passes in found}) == 1
+        assert [[p for p in passes if p.weight] for passes in found] == [made.micro_batches(step, rank, ranks) for rank in range(ranks)]
+        shortest = min(LENGTHS[list(made.rows(step))])
+        assert all([LENGTHS[row] for row in p.rows] == [shortest] for passes in found for p in passes if not p.weight)
 
 
 STEPS = {

@@ -169,13 +169,19 @@ class TrainingConfig(Model):
     gradient_checkpointing: bool = False
 
 
+Sharding = Literal["Auto", "DDP", "ZeRO1", "ZeRO2", "ZeRO3"]
+Offload = Literal["Auto", "None", "Optimizer", "All"]
+
+
 class ComputeConfig(Model):
-    """The gang: `nodes` pods of max(1, gpusPerNode) processes."""
+    """The gang: `nodes` pods of max(1, gpusPerNode) processes; what each of them keeps whole (`sharding`) and what lies in the host's
+    memory (`offload`). Auto is DDP, and nothing."""
 
     accelerator: str = ""
     nodes: int = Field(default=1, ge=1)
     gpus_per_node: int = Field(default=0, ge=0)
-    sharding: str = "Auto"
+    sharding: Sharding = "Auto"
+    offload: Offload = "Auto"
     threads: int = Field(default=0, ge=0)
     master_address: str = "127.0.0.1"
     master_port: int = Field(default=29500, ge=1, le=65535)
@@ -186,6 +192,11 @@ class ComputeConfig(Model):
     def processes_per_node(self) -> int:
         """Ranks in one pod."""
         return max(1, self.gpus_per_node)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks divide by ZeRO what trains."""
+        return self.sharding not in ("Auto", "DDP")
 
 
 class RunConfigPaths(Model):

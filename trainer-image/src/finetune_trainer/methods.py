@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from finetune_trainer.config import PROMPT_METHODS, LoraConfig, MethodConfig, RunConfig, need
+from finetune_trainer.config import PROMPT_METHODS, ComputeConfig, LoraConfig, MethodConfig, RunConfig, need
 from finetune_trainer.exits import UserError
 
-SHARDING = ("", "Auto", "DDP", "None")
+SHARDED = ("Full", "LoRA")
 PREFERENCE = "Preference"
 
 
 def require_supported(config: RunConfig) -> None:
     """Raise UserError for what is in the schema but not built yet, and for settings that exclude each other."""
     method, compute, data = need(config.method, "method"), need(config.compute, "compute"), need(config.data, "data")
-    if compute.sharding not in SHARDING:
-        _refuse("compute.sharding", compute.sharding, "Use Auto.")
+    require_divisible(method, compute)
     if config.training and config.training.gradient_checkpointing and method.type in PROMPT_METHODS:
         _refuse("training.gradientCheckpointing with method.type", method.type, "Switch it off.")
     for source in (data.train, data.validation, data.test, *data.mix):
         if source is not None:
             require_fitting(method, source.source, source.format)
+
+
+def require_divisible(method: MethodConfig, compute: ComputeConfig) -> None:
+    """Raise UserError where ZeRO has nothing to divide, or does not go with the method, and for an offload without what it is of."""
+    if not compute.sharded and compute.offload not in ("Auto", "None"):
+        _refuse("compute.offload with compute.sharding", compute.sharding, "Use ZeRO1, ZeRO2 or ZeRO3, or no offload.")
+    if compute.offload == "All" and compute.sharding != "ZeRO3":
+        _refuse("compute.offload All with compute.sharding", compute.sharding, "Use ZeRO3, or offload Optimizer.")
+    if compute.sharded and method.type not in SHARDED:
+        _refuse(f"compute.sharding {compute.sharding} with method.type", method.type, "Use DDP or Auto: so little trains that it gains nothing.")
+    if compute.sharding == "ZeRO3" and method.objective == "DPO":
+        _refuse("compute.sharding ZeRO3 with method.objective", "DPO", "Use ZeRO2: the base model reads all answers first, whole.")
 
 
 def require_fitting(method: MethodConfig, source: str, form: str) -> None:

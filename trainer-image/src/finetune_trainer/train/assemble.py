@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from finetune_trainer import estimate, hardware, layout, schedule
-from finetune_trainer.config import PROMPT_METHODS, DpoConfig, MethodConfig, RunConfig, need
+from finetune_trainer.config import PROMPT_METHODS, ComputeConfig, DpoConfig, MethodConfig, RunConfig, TrainingConfig, need
 from finetune_trainer.data import arrays, preference
 from finetune_trainer.data.arrays import TokenArrays
 from finetune_trainer.exits import Infrastructure, JsonObject, UserError
@@ -21,7 +21,9 @@ from finetune_trainer.progress import Progress
 from finetune_trainer.train import adapters, artifact, checkpoint, dpo, head, model, objective, outline, packing, plan
 from finetune_trainer.train.checkpoint import Checkpoint
 from finetune_trainer.train.distributed import Ranks
+from finetune_trainer.train.engine import Engine, Replicated
 from finetune_trainer.train.loop import Run
+from finetune_trainer.train.optimizer import Tensors
 
 POD_UID = "POD_UID"
 PROOF_TOKENS = 48
@@ -95,8 +97,15 @@ def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progres
     rows: dict[str, Any] = {split: (preference if preferences else arrays).load(data.path, split) for split in ("train", "validation")}
     if not len(rows["train"]):
         raise UserError("NoTrainingRows", f"{data.path} has no training rows")
-    base = model.load_base(config.model, bf16 and method.type != "Full", ranks.device, method.quantized_as)
+    base = model.load_base(
+        config.model,
+        bf16 and (method.type != "Full" or (compute.sharded and model.stored_dtype(config.model.path) == torch.bfloat16)),
+        torch.device("cpu") if compute.sharding == "ZeRO3" else ranks.device,
+        method.quantized_as,
+    )
     packs, output = shortcuts(base, method, rows["train"], bf16)
+    if compute.sharding == "ZeRO3":  # no rank will have the whole head
+        output = None
     beat()
     reference = resume.reference if resume else {}
     if preferences and not reference:
@@ -113,7 +122,7 @@ def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progres
     step_tokens = schedule.tokens_per_step(int(train.lengths.sum()), len(train), training.tokens_per_step)
     return Run(
         ranks=ranks,
-        model=wrapped,
+        engine=engine_of(wrapped, training, ranks, compute, bf16),
         objective=aim,
         training=training,
         steps=plan.make(train.lengths, step_tokens, training.epochs, training.seed, pass_tokens, aim.widths(train), reader.packs),
@@ -158,6 +167,26 @@ def shortcuts(base: Any, method: MethodConfig, data: Any, bf16: bool) -> tuple[b
     with objective.precision(bf16, base.device):
         output = head.usable(base, torch.tensor([one], device=base.device))
         return method.type not in PROMPT_METHODS and packing.enable(base, one, other, int(data.lengths.max())), output
+
+
+def engine_of(wrapped: Any, training: TrainingConfig, ranks: Ranks, compute: ComputeConfig, bf16: bool) -> Engine:
+    """What holds and steps the parameters of `wrapped`: on each rank, or divided among them by DeepSpeed, which is imported then alone."""
+    if not compute.sharded:
+        return Replicated(wrapped, training, ranks)
+    from finetune_trainer.train.zero import Sharded
+
+    return Sharded(wrapped, training, ranks, compute.sharding, "None" if compute.offload == "Auto" else compute.offload, bf16)
+
+
+def exportable(config: RunConfig, run: Run, weights: Tensors) -> Any:
+    """A model that can be saved with the `weights` of a finished run: the one that trained, or where ranks divided it, another that
+    has these alone."""
+    if not need(config.compute, "compute").sharded:
+        return run.model
+    made = adapters.wrap(model.outline(config.model), need(config.method, "method"), config.model.path, run.training.seed)
+    made.load_state_dict(weights, strict=False, assign=True)
+    made.tie_weights()
+    return made
 
 
 def resume_point(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path) -> tuple[Path, Checkpoint] | tuple[None, None]:

@@ -1,8 +1,8 @@
 """The only training loop.
 
 A step: every rank adds up the gradients of its micro-batches, each loss divided by the step's global count of
-supervised tokens (or pairs); one all-reduce adds the ranks' gradients together with the loss, the two flags "stop" and
-"save", and what says which rows were passed; then every rank holds the same numbers and takes the same decisions.
+supervised tokens (or pairs); the engine adds the ranks' gradients together, and the loss with the two flags "stop" and
+"save" and what says which rows were passed; then every rank has the same numbers and takes the same decisions.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from finetune_trainer.progress import Progress, timestamp
 from finetune_trainer.train import checkpoint, optimizer, order, plan
 from finetune_trainer.train.checkpoint import Checkpoint, State
 from finetune_trainer.train.distributed import Ranks
-from finetune_trainer.train.model import trained
+from finetune_trainer.train.engine import Engine
 from finetune_trainer.train.objective import Objective, precision
 from finetune_trainer.train.optimizer import Tensors
 
-FLAGS = 3 + order.PARTS  # the loss, stop, save, and the rows that were passed
 SKIPS_BEFORE_ROLLBACK = 3
 WINDOW = 20
 
@@ -42,7 +41,7 @@ class Run:
     training row, `token_share` what one token a second is of the gang's peak (MFU)."""
 
     ranks: Ranks
-    model: Any
+    engine: Engine
     objective: Objective
     training: TrainingConfig
     steps: plan.Plan
@@ -60,6 +59,11 @@ class Run:
     step: int = 0
     supervised: npt.NDArray[np.int64] | None = None
     token_share: float | None = None
+
+    @property
+    def model(self) -> Any:
+        """What passes go through."""
+        return self.engine.model
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,7 @@ class Loop:
 
     def __init__(self, run: Run) -> None:
         self.run_ = run
-        self.parameters = trained(run.model)
-        self.optimizer = optimizer.make(self.parameters, run.training)
+        self.engine = run.engine
         self.best: Tensors | None = None
         self.speed = _Speed()
         self.recent: deque[float] = deque(maxlen=WINDOW)
@@ -114,8 +117,7 @@ class Loop:
             self._restore(run.resume)
         self.started = time.monotonic() - self.state.seconds
         self.saved_at = time.monotonic()
-        self.safe = (optimizer.values(self.parameters), optimizer.state(self.optimizer, self.parameters))
-        self.flat = self._share_gradients()
+        self.engine.remember()
 
     def execute(self) -> Outcome:
         """All remaining steps. Raises Interrupted after a common stop, NonFinite when roll-back did not help."""
@@ -132,7 +134,7 @@ class Loop:
             if stop:
                 run.ranks.tell(str(run.last_checkpoint))
                 raise Interrupted("Interrupted", f"stopped on request after step {self.state.step}; a checkpoint is saved")
-        weights = self.best if self.best is not None else optimizer.values(self.parameters)
+        weights = self.best if self.best is not None else self.engine.weights()
         return Outcome(weights, self._now(), early, self.speed.rates()[0])
 
     def _step(self, step: int) -> tuple[bool, bool]:
@@ -141,20 +143,18 @@ class Loop:
         count = max(1, run.objective.count(run.train, rows))
         rate = optimizer.learning_rate(step, run.steps.total_steps, run.training)
         torch.manual_seed((run.training.seed * 1_000_003 + step) * 4096 + run.ranks.rank)
-        self.flat.zero_()
+        self.engine.begin()
         total, passed = torch.zeros((), device=run.ranks.device), list[int]()
-        for micro in run.steps.micro_batches(step, run.ranks.rank, run.ranks.world_size):
+        for micro, weight in run.steps.micro_batches(step, run.ranks.rank, run.ranks.world_size, self.engine.in_step):
             with self._precision():
-                loss = run.objective.loss(run.model, run.train, micro, run.ranks.device) / count
-            torch.autograd.backward(loss)
+                loss = run.objective.loss(run.model, run.train, micro, run.ranks.device) / count * weight
+            self.engine.backward(loss)
             total += loss.detach()
-            passed += micro
+            passed += micro if weight else ()
             run.beat()
-        flags = (float(total), float(run.stop_requested), float(self._save_due(step + 1)), *order.share(passed))
-        self.flat[-FLAGS:] = torch.tensor(flags)
-        run.ranks.sum(self.flat)
+        values = (float(total), float(run.stop_requested), float(self._save_due(step + 1)), *order.share(passed))
+        loss_value, stop, save, *sums = self.engine.sum(values)
         run.beat()
-        loss_value, stop, save, *sums = self.flat[-FLAGS:].tolist()
         self._update(loss_value, rate)
         tokens = self.state.tokens + int(run.steps.lengths[list(rows)].sum())
         self.state = replace(
@@ -172,15 +172,9 @@ class Loop:
 
     def _update(self, loss: float, rate: float) -> None:
         """Clip and step, or skip a non-finite step; after several skips roll back once, then give up."""
-        gradients = self.flat[:-FLAGS]
-        norm = float(torch.linalg.vector_norm(gradients))
-        if math.isfinite(norm) and math.isfinite(loss):
+        if self.engine.step(rate, usable=math.isfinite(loss)):
             self.bad_in_a_row = 0
             self.recent.append(loss)
-            gradients.mul_(min(1.0, self.run_.training.clip_norm / (norm + 1e-6)))
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
             return
         self.bad_in_a_row += 1
         self.state = replace(self.state, skipped=self.state.skipped + 1)
@@ -193,7 +187,7 @@ class Loop:
                 "Lower training.learningRate.",
             )
         self.rolled_back, self.bad_in_a_row = True, 0
-        optimizer.restore(self.optimizer, self.parameters, *self.safe)
+        self.engine.roll_back()
 
     def _evaluation_due(self) -> bool:
         run, step = self.run_, self.state.step
@@ -208,7 +202,7 @@ class Loop:
         if not math.isfinite(value):
             raise NonFinite("NonFiniteLoss", f"the validation loss is {value} at step {self.state.step}", "Lower training.learningRate.")
         if self.state.best_loss is None or value < self.state.best_loss:
-            self.best = optimizer.values(self.parameters)
+            self.best = self.engine.weights()
             self.state = replace(self.state, best_loss=value, best_step=self.state.step, worse=0)
         else:
             self.state = replace(self.state, worse=self.state.worse + 1)
@@ -224,14 +218,15 @@ class Loop:
     def _validation_loss(self) -> float:
         run = self.run_
         widths = run.objective.widths(run.validation)
-        every = range(len(run.validation))
-        found = plan.batches(every, widths, run.steps.micro_batch_tokens, run.ranks.world_size, run.steps.packed)
         sums = torch.zeros(2, dtype=torch.float64 if run.ranks.device.type == "cpu" else torch.float32, device=run.ranks.device)
         run.model.eval()
-        for rows in plan.share(found, widths, run.ranks.rank, run.ranks.world_size):
+        every, ranks, steps = range(len(run.validation)), run.ranks, run.steps
+        for rows, weight in plan.micro_batches(
+            every, widths, steps.micro_batch_tokens, ranks.rank, ranks.world_size, steps.packed, self.engine.in_step
+        ):
             with self._precision():
-                sums[0] += run.objective.loss(run.model, run.validation, rows, run.ranks.device)
-            sums[1] += run.objective.count(run.validation, rows)
+                sums[0] += weight * run.objective.loss(run.model, run.validation, rows, run.ranks.device)
+            sums[1] += weight * run.objective.count(run.validation, rows)
             run.beat()
         run.model.train()
         run.ranks.sum(sums)
@@ -248,17 +243,18 @@ class Loop:
 
     def _save(self) -> None:
         run = self.run_
-        self.safe = (optimizer.values(self.parameters), optimizer.state(self.optimizer, self.parameters))
+        self.engine.remember()
+        weights, moments = self.engine.state()
         self.saved_at = time.monotonic()
         if not run.ranks.first:
             return
-        content = Checkpoint(self._now(), *self.safe, self.best, run.reference)
+        content = Checkpoint(self._now(), weights, moments, self.best, run.reference)
         run.last_checkpoint = checkpoint.save(run.attempt, content, run.training.checkpoint.keep)
         run.progress.update(checkpoint={"step": self.state.step, "time": timestamp(), "path": str(run.last_checkpoint)})
         run.beat()
 
     def _restore(self, saved: Checkpoint) -> None:
-        optimizer.restore(self.optimizer, self.parameters, saved.weights, saved.optimizer)
+        self.engine.restore(saved.weights, saved.optimizer)
         self.state, self.best = saved.state, saved.best
         self.recent.extend(saved.state.recent)
         self.run_.step = saved.state.step
@@ -270,16 +266,7 @@ class Loop:
         return sum(self.recent) / len(self.recent) if self.recent else self.state.loss
 
     def _precision(self) -> AbstractContextManager[object]:
-        return precision(self.run_.bf16, self.run_.ranks.device)
-
-    def _share_gradients(self) -> torch.Tensor:
-        """One flat buffer that all gradients are views of, with room for the flags at its end."""
-        flat = torch.zeros(sum(p.numel() for p in self.parameters.values()) + FLAGS, device=self.run_.ranks.device)
-        offset = 0
-        for parameter in self.parameters.values():
-            parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)
-            offset += parameter.numel()
-        return flat
+        return precision(self.run_.bf16 and self.engine.autocast, self.run_.ranks.device)
 
     def _report(self, loss: float, rate: float) -> None:
         run, step = self.run_, self.state.step

@@ -12,18 +12,20 @@ from finetune_trainer.train.model import Parameters
 Tensors = dict[str, torch.Tensor]
 
 
-def make(parameters: Parameters, training: TrainingConfig) -> torch.optim.AdamW:
-    """The optimizer, its state already there (zeros), so that loading and saving need no first step."""
+def make(parameters: Parameters, training: TrainingConfig, fused: bool = False) -> torch.optim.AdamW:
+    """The optimizer, its state already there (zeros), so that loading and saving need no first step. `fused` is torch's one pass over
+    all of it, which on CPUs is several times as fast."""
     optimizer = torch.optim.AdamW(
-        list(parameters.values()), lr=training.learning_rate, betas=(0.9, 0.999), weight_decay=training.weight_decay
+        list(parameters.values()), lr=training.learning_rate, betas=(0.9, 0.999), weight_decay=training.weight_decay, fused=fused or None
     )
     for parameter in parameters.values():
-        optimizer.state[parameter] = {
-            "step": torch.zeros(()),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
+        optimizer.state[parameter] = empty_state(parameter)
     return optimizer
+
+
+def empty_state(parameter: torch.Tensor) -> Tensors:
+    """The state of a parameter before the first step."""
+    return {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
 
 
 def learning_rate(step: int, total: int, training: TrainingConfig) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,13 @@ import numpy.typing as npt
 from finetune_trainer import schedule
 
 Rows = tuple[int, ...]
+
+
+class MicroBatch(NamedTuple):
+    """The rows of one pass and what its loss weighs: 1, or 0 where the pass only keeps up with the other ranks'."""
+
+    rows: Rows
+    weight: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +45,9 @@ class Plan:
         order, bounds = _epoch(self, epoch)
         return tuple(int(row) for row in order[bounds[place] : bounds[place + 1]])
 
-    def micro_batches(self, step: int, rank: int, world_size: int) -> list[Rows]:
+    def micro_batches(self, step: int, rank: int, world_size: int, in_step: bool = False) -> list[MicroBatch]:
         """What `rank` computes of `step`."""
-        found = batches(self.rows(step), self.widths, self.micro_batch_tokens, world_size, self.packed)
-        return share(found, self.widths, rank, world_size)
+        return micro_batches(self.rows(step), self.widths, self.micro_batch_tokens, rank, world_size, self.packed, in_step)
 
 
 def make(
@@ -66,6 +73,18 @@ def _epoch(plan: Plan, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[n
     bounds = np.minimum(bounds, rows - steps + places)
     bounds[-1] = rows
     return order, bounds
+
+
+def micro_batches(
+    rows: Sequence[int], widths: npt.NDArray[np.int64], limit: int, rank: int, world_size: int, packed: bool = False, in_step: bool = False
+) -> list[MicroBatch]:  # fmt: skip
+    """What `rank` computes of `rows`; `in_step` with as many passes as every other rank, the shortest row filling in."""
+    all_shares = shares(batches(rows, widths, limit, world_size, packed), widths, world_size)
+    mine = [MicroBatch(found, 1) for found in all_shares[rank]]
+    if not in_step:
+        return mine
+    shortest = min(rows, key=lambda row: (int(widths[row]), row))
+    return mine + [MicroBatch((shortest,), 0)] * (max(map(len, all_shares)) - len(mine))
 
 
 def batches(rows: Sequence[int], lengths: npt.NDArray[np.int64], limit: int, ranks: int = 1, packed: bool = False) -> list[Rows]:
@@ -102,12 +121,16 @@ def _packed(ordered: Sequence[int], lengths: npt.NDArray[np.int64], limit: int) 
 
 
 def share(found: Sequence[Rows], lengths: npt.NDArray[np.int64], rank: int, world_size: int) -> list[Rows]:
-    """The batches of one rank: largest first, each to the rank with the least work."""
+    """The batches of one rank."""
+    return shares(found, lengths, world_size)[rank]
+
+
+def shares(found: Sequence[Rows], lengths: npt.NDArray[np.int64], world_size: int) -> list[list[Rows]]:
+    """The batches of every rank: largest first, each to the rank with the least work."""
     load = [0] * world_size
-    mine: list[Rows] = []
+    result: list[list[Rows]] = [[] for _ in range(world_size)]
     for batch in sorted(found, key=lambda batch: (-sum(int(lengths[row]) for row in batch), batch)):
         target = min(range(world_size), key=lambda r: (load[r], r))
         load[target] += sum(int(lengths[row]) for row in batch)
-        if target == rank:
-            mine.append(batch)
-    return mine
+        result[target].append(batch)
+    return result

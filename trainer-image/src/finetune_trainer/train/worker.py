@@ -99,8 +99,7 @@ def _train(config: RunConfig, context: Context, watchdog: Watchdog, progress: Pr
     started = time.monotonic()
     if run.resume is not None:
         progress.update(resumedFromStep=run.resume.state.step, note=f"resumed from {run.last_checkpoint}")
-    engine = loop.Loop(run)
-    outcome = engine.execute()
+    outcome = loop.Loop(run).execute()
     progress.update(state="exporting", percent=100)
     watchdog.beat()
     result: exits.JsonObject = {
@@ -120,7 +119,8 @@ def _train(config: RunConfig, context: Context, watchdog: Watchdog, progress: Pr
     }
     if ranks.first:
         facts = artifact.provenance(config, inputs.fingerprint, inputs.model, inputs.data)
-        saved = artifact.save(folder, run.model, outcome.weights, {**facts, "result": result, "time": timestamp()}, config.model.path)
+        model = assemble.exportable(config, run, outcome.weights)
+        saved = artifact.save(folder, model, outcome.weights, {**facts, "result": result, "time": timestamp()}, config.model.path)
         result.update(artifact=str(layout.artifact(folder)), digest=saved["digest"])
     ranks.tell(None)
     progress.update(state="done", note=f"{time.monotonic() - started:.0f} s in this attempt")
