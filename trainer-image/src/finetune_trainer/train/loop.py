@@ -149,7 +149,8 @@ class Loop:
             torch.autograd.backward(loss)
             total += loss.detach()
             run.beat()
-        self.flat[-FLAGS:] = torch.tensor([float(total), float(run.stop_requested), float(self._save_due(step + 1))])
+        self.flat[-FLAGS] = total
+        self.flat[1 - FLAGS :] = torch.tensor([float(run.stop_requested), float(self._save_due(step + 1))])
         run.ranks.sum(self.flat)
         run.beat()
         loss_value, stop, save = self.flat[-FLAGS:].tolist()
