@@ -168,8 +168,8 @@ def test_gradients_are_clipped_to_the_norm(make_run: Any) -> None:
     engine: Any = loop.engine
     engine.begin()
     engine.flat[:-VALUES] = 3.0
-    values = [2.0, 0.0, 1.0, *[0.0] * (VALUES - 3)]
-    assert engine.sum(values) == values
+    values = [0.0, 1.0, *[0.0] * (VALUES - 3)]
+    assert engine.sum(torch.tensor(2.0), values) == [2.0, *values]
     assert engine.step(0.0, usable=True)
     assert float(torch.linalg.vector_norm(engine.flat[:-VALUES])) == pytest.approx(0.5, rel=1e-4)
 

@@ -62,7 +62,7 @@ def test_a_method_learns_resumes_and_serves_what_it_has_learnt(name: str, work: 
     for prompt in lives.PROMPTS:
         trained = lives.trained_logits(found.run, prompt)
         torch.testing.assert_close(lives.served_logits(loaded, prompt), trained, rtol=0, atol=LOOSE.get(name, 2e-5))
-        assert (lives.served_logits(untouched, prompt) - trained).abs().max() > 0.02, "training changed something"
+        assert (lives.served_logits(untouched, prompt) - trained).abs().max() > 0.01, "training changed something"
     alone = [lives.greedy(lambda ids: lives.served_logits(loaded, ids), prompt, 6) for prompt in lives.PROMPTS]
     assert lives.generated(loaded) == alone, "together they are answered as each alone"
     bits = loss._bits(loaded, [(prompt, 1) for prompt in lives.PROMPTS])

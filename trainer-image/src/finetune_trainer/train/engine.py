@@ -37,8 +37,9 @@ class Engine(Protocol):
         """Add the gradients of `loss` to those of the step."""
         ...
 
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """After the last pass: all ranks' VALUES numbers added up, and (then or while they were made) their gradients."""
+    def sum(self, loss: torch.Tensor, values: Sequence[float]) -> list[float]:
+        """After the last pass: all ranks' VALUES numbers added up (the loss and `values`), and (then or while they were made) their
+        gradients. The loss is read from its device with the rest, once a step."""
         ...
 
     def step(self, rate: float, usable: bool) -> bool:
@@ -90,9 +91,10 @@ class Replicated:
         """Into the buffer."""
         torch.autograd.backward(loss)
 
-    def sum(self, values: Sequence[float]) -> list[float]:
+    def sum(self, loss: torch.Tensor, values: Sequence[float]) -> list[float]:
         """One all-reduce of gradients and values."""
-        self.flat[-VALUES:] = torch.tensor(values)
+        self.flat[-VALUES] = loss
+        self.flat[1 - VALUES :] = torch.tensor(values)
         self._ranks.sum(self.flat)
         found: list[float] = self.flat[-VALUES:].tolist()
         return found

@@ -20,7 +20,7 @@ TOLERANCE = 1e-3  # of the logits' spread
 def usable(base: Any, ids: torch.Tensor) -> torch.nn.Linear | None:
     """The output head, if logits are nothing but its product with the hidden states, as tried on `ids` (1, tokens); else None."""
     head = base.get_output_embeddings()
-    if type(head) is not torch.nn.Linear or head.bias is not None or hasattr(head.weight, "ds_id"):  # partitioned by DeepSpeed
+    if type(head) is not torch.nn.Linear or head.bias is not None or not is_whole(head):
         return None
     with torch.no_grad():
         logits = base(input_ids=ids, use_cache=False).logits.float()
@@ -29,6 +29,11 @@ def usable(base: Any, ids: torch.Tensor) -> torch.nn.Linear | None:
         found = functional.linear(hidden.to(head.weight.dtype), head.weight).float()
     same = found.shape == logits.shape and float((found - logits).abs().max()) <= TOLERANCE * float(logits.std())
     return head if same else None
+
+
+def is_whole(head: torch.nn.Linear) -> bool:
+    """Whether this rank has all of the head's weight: DeepSpeed's third stage partitions it."""
+    return not hasattr(head.weight, "ds_id")
 
 
 @contextmanager

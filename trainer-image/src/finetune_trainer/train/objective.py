@@ -132,13 +132,13 @@ def loss_sum(model: Any, batch: Batch, reader: Reader) -> torch.Tensor:
 def token_losses(model: Any, batch: Batch, reader: Reader) -> torch.Tensor:
     """Cross-entropy (nats, float32) of each supervised token."""
     columns = batch.columns + reader.offset
-    if reader.head is not None:
+    if reader.head is not None and heads.is_whole(reader.head):
         with heads.hidden_instead(reader.head):
             hidden = model(input_ids=batch.input_ids, use_cache=False, **batch.told).logits
         return heads.token_losses(hidden[batch.lanes, columns], reader.head, batch.targets)
     extra: dict[str, Any] = {}
     if reader.keeps_logits:
-        extra["logits_to_keep"], columns = columns.unique(return_inverse=True)
+        extra["logits_to_keep"], columns = columns.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     logits = model(input_ids=batch.input_ids, use_cache=False, **batch.told, **extra).logits
     return functional.cross_entropy(logits[batch.lanes, columns].float(), batch.targets, reduction="none")
 

@@ -65,10 +65,10 @@ def _suits_varlen(query: torch.Tensor, value: torch.Tensor, dropout: float) -> b
 def _varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: Bounds, scaling: float | None) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    longest = max(rows.lengths)
-    flat = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    longest, groups = max(rows.lengths), query.shape[1] != key.shape[1]
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     said = varlen_attn(
-        *flat, rows.offsets, rows.offsets, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=query.shape[1] != key.shape[1]
+        query, key, value, rows.offsets, rows.offsets, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=groups
     )
     assert isinstance(said, torch.Tensor)
     return said[None]
