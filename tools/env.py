@@ -31,7 +31,9 @@ ENVIRONMENTS = {
     "dev": (["requirements-dev.lock"], ["operator/src", "trainer-image/src", "."]),
     "trainer": (
         [
-            "trainer-image/build-requirements.lock", "trainer-image/requirements-test.lock", "trainer-image/model-requirements.lock",
+            "trainer-image/build-requirements.lock",
+            "trainer-image/requirements-test.lock",
+            "trainer-image/model-requirements.lock",
         ],
         ["trainer-image/src", "."],
     ),

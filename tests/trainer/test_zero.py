@@ -222,7 +222,7 @@ def test_what_does_not_go_together_is_refused(method: dict[str, Any], compute: d
 def test_deepspeed_is_imported_by_ranks_that_shard_alone(work: Path, tiny_model: Path, tmp_path: Path) -> None:
     """By none of what a gang imports before; and it starts no program, says nothing, and leaves nothing behind."""
     code = (
-        "import os, sys; import finetune_trainer.train.assemble, finetune_trainer.train.launch, finetune_trainer.train.worker, finetune_trainer.train.loop;"
+        "import os, sys; from finetune_trainer.train import assemble, launch, loop, worker;"
         "assert 'deepspeed' not in sys.modules; from finetune_trainer.train import zero; assert 'deepspeed' not in sys.modules;"
         "os.environ['DS_ACCELERATOR'] = 'cpu';"
         "sys.addaudithook(lambda event, _: event in ('subprocess.Popen', 'os.posix_spawn', 'os.exec') and sys.exit(event));"
