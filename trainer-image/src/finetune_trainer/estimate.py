@@ -3,8 +3,8 @@
 Memory per rank = weights (all that is there, as the method stores it) + gradients and optimizer of what trains + activations + logits
 + the framework, and on CPUs the copies that a roll-back and the best checkpoint need, which on GPUs lie in the host's memory. The first
 three are counted on the model's outline, exactly; the others bound. What ZeRO would divide among all ranks is told beside it, whole.
-Time = floating-point operations a parameter and token: 6, of which
-a frozen base saves a quarter; DPO adds one pass forward of the base model.
+Time = floating-point operations a parameter and token: 6, of which a frozen base saves a quarter; DPO adds one pass forward of the
+base model.
 """
 
 from __future__ import annotations

@@ -60,13 +60,10 @@ def _next_attempt(o: Observed, d: Draft) -> Draft:
     number = d.revision.attempts + 1
     divisor = next_divisor(last(d))
     choice = chosen(o, d.revision.estimate)
+    layout = choice.layout.title if choice else None
     attempt = Attempt(
-        revision=d.revision.name,
-        number=number,
-        started=stamp(o.now),
-        micro_batch_divisor=divisor,
-        layout=choice.layout.title if choice else None,
-    )
+        revision=d.revision.name, number=number, started=stamp(o.now), micro_batch_divisor=divisor, layout=layout
+    )  # fmt: skip
     d = d.begin("train", o.now).update(attempts=number, retry_at=None)
     d = d.set(attempts=bounded([*d.status.attempts, attempt]))
     smaller = f" with a micro-batch {divisor} times smaller, and as many tokens a step" if divisor else ""
