@@ -105,7 +105,11 @@ def _reconciled(spec: dict[str, Any]) -> dict[str, Any]:
 def _divided(compute: dict[str, Any], kind: str, preferences: bool) -> dict[str, Any]:
     sharding, offload = compute.get("sharding", "Auto"), compute.get("offload", "Auto")
     goes = kind in SHARDED and (not preferences or (sharding != "ZeRO3" and offload != "All"))
-    moves = offload in ("Auto", "None") or sharding in ("Auto", "ZeRO3") or (offload, sharding) in (("Optimizer", "ZeRO1"), ("Optimizer", "ZeRO2"))
+    moves = (
+        offload in ("Auto", "None")
+        or sharding in ("Auto", "ZeRO3")
+        or (offload, sharding) in (("Optimizer", "ZeRO1"), ("Optimizer", "ZeRO2"))
+    )
     fits = (goes and moves) or (sharding in ("Auto", "DDP") and offload in ("Auto", "None"))
     return compute if fits else {name: value for name, value in compute.items() if name not in ("sharding", "offload")}
 

@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_trainer.config import ComputeConfig, MethodConfig
+from finetune_trainer import estimate
+from finetune_trainer.config import ComputeConfig, MethodConfig, RunConfig, need
 from finetune_trainer.exits import UserError
 from finetune_trainer.methods import require_divisible
+from finetune_trainer.train import outline
 from finetune_trainer.train.loop import Loop, Run
 from safetensors.torch import load_file
 
@@ -201,6 +203,34 @@ def test_what_is_taken_in_is_given_out_whole(sharding: str, ranks: int, attempt:
     first, *others = on_ranks(ranks, _takes_in, attempt("Full", 0, sharding, ranks), str(tmp_path / "a0-x"))
     assert first[0] == first[1]
     assert all(other == ({}, {}) for other in others), "rank 0 alone holds it whole"
+
+
+def _holds(config: dict[str, Any], attempt: str) -> dict[str, int]:
+    """Bytes that a rank holds of parameters, masters and moments, by where the tensors are."""
+    run = lives.build_on(config, Path(attempt))
+    engine: Any = run.engine
+    parameters = [value.ds_tensor if hasattr(value, "ds_tensor") else value for value in run.model.module.parameters()]
+    own = list(engine._own)
+    moments = [value for tensor in own for value in engine._zero.optimizer.state[tensor].values() if value.dim()]
+    return {name: sum(value.numel() * value.element_size() for value in found)
+            for name, found in (("parameters", parameters), ("masters", own), ("optimizer", moments))}  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["FP32", "BF16"])
+@pytest.mark.parametrize("sharding", ["ZeRO2", "ZeRO3"])
+@pytest.mark.parametrize("kind", ["Full", "LoRA"])
+def test_a_rank_holds_what_the_estimate_says(kind: str, sharding: str, precision: str, attempt: Attempt, tmp_path: Path) -> None:
+    """But for what pads a part."""
+    config = attempt(kind, 0, sharding, training__precision=precision)
+    loaded = RunConfig.model_validate(config)
+    method = need(loaded.method, "method")
+    bf16 = precision == "BF16"
+    told = estimate.divisible(outline.count(loaded.model, method), bf16)
+    wanted = {
+        name: told[name] // (2 if name != "parameters" or sharding == "ZeRO3" else 1) for name in ("parameters", "masters", "optimizer")
+    }
+    for found in on_ranks(2, _holds, config, str(tmp_path / "a0-x")):
+        assert found == pytest.approx(wanted, rel=0.01)
 
 
 REFUSED = {

@@ -140,7 +140,9 @@ def test_the_layout_is(sharding: str, offload: str, room: float, expected: str |
     assert (choice.layout.title if choice else None) == expected
 
 
-@pytest.mark.parametrize(("method", "expected"), [({"type": "QLoRA"}, ["DDP"]), ({"type": "LoRA", "objective": "DPO"}, ["DDP", "ZeRO1", "ZeRO2"])])
+@pytest.mark.parametrize(
+    ("method", "expected"), [({"type": "QLoRA"}, ["DDP"]), ({"type": "LoRA", "objective": "DPO"}, ["DDP", "ZeRO1", "ZeRO2"])]
+)
 def test_a_method_that_does_not_go_with_a_stage_is_not_divided_so(method: dict[str, str], expected: list[str]) -> None:
     o = make_observed(changes={"method": method, "compute": {"offload": "None"}})
     assert [found.title for found in layout.allowed(o.spec)] == expected
