@@ -36,7 +36,10 @@ ENVIRONMENTS = {
     ),
     # The trainer's, and what its numbers are held against.
     "oracle": (
-        [f"trainer-image/{name}.lock" for name in ("build-requirements", "requirements-oracle", "model-requirements", "templates-requirements")],
+        [
+            f"trainer-image/{name}.lock"
+            for name in ("build-requirements", "requirements-oracle", "model-requirements", "templates-requirements")
+        ],
         ["trainer-image/src", "."],
     ),
 }

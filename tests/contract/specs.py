@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from finetune_operator.api import crd
 from finetune_operator.api.quantities import DURATION_PATTERN
-from finetune_operator.api.rules import NOT_YET, PROMPTS, SLOTS
+from finetune_operator.api.rules import NOT_YET, PROMPTS, SHARDED, SLOTS
 from hypothesis import strategies as st
 
 Strategy = st.SearchStrategy[Any]
@@ -65,7 +65,6 @@ _DRAWN: Final[dict[str, Strategy]] = {
     "spec.training.learningRate": _decimal(0.00001, 10),
     "spec.training.checkpoint": st.fixed_dictionaries({}, optional={"every": _DURATION, "keep": st.integers(1, 5)})
     | st.fixed_dictionaries({"everySteps": st.integers(1, 1000)}),
-    "spec.compute.sharding": st.sampled_from(["Auto", "DDP"]),
     "spec.compute.accelerator": st.just("h100"),
     "spec.budget.maxCost": _decimal(0.01, 1000),
     "spec.evaluation.metrics[]": st.just({"type": "ExactMatch"})
@@ -96,9 +95,23 @@ def _reconciled(spec: dict[str, Any]) -> dict[str, Any]:
     if "mix" in data:
         data["mix"] = [_with_format(source, preferences) for source in data["mix"]]
     found = {**spec, "method": method, "data": data}
+    if "compute" in spec:
+        found["compute"] = _divided(spec["compute"], kind, preferences)
     if "serving" in spec and (kind in PROMPTS or method.get("lora", {}).get("useDora")):
         found["serving"] = {key: value for key, value in spec["serving"].items() if key != "runtime"}
     return found
+
+
+def _divided(compute: dict[str, Any], kind: str, preferences: bool) -> dict[str, Any]:
+    sharding, offload = compute.get("sharding", "Auto"), compute.get("offload", "Auto")
+    goes = kind in SHARDED and (not preferences or (sharding != "ZeRO3" and offload != "All"))
+    moves = (
+        offload in ("Auto", "None")
+        or sharding in ("Auto", "ZeRO3")
+        or (offload, sharding) in (("Optimizer", "ZeRO1"), ("Optimizer", "ZeRO2"))
+    )
+    fits = (goes and moves) or (sharding in ("Auto", "DDP") and offload in ("Auto", "None"))
+    return compute if fits else {name: value for name, value in compute.items() if name not in ("sharding", "offload")}
 
 
 def _with_format(source: dict[str, Any], preferences: bool) -> dict[str, Any]:

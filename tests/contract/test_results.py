@@ -60,6 +60,8 @@ def test_an_estimate_for_accelerators_survives_a_long_result_and_one_for_cpus_is
     kept = Estimate.model_validate(said)
     assert sum(kept.memory.values()) == kept.memory_bytes
     assert set(layout.BY_PASS) < set(kept.memory)
+    named = frozenset().union(*(found.divided | found.hosted | found.once for found in layout.LAYOUTS))
+    assert named | set(layout.BY_PASS) < set(kept.sharded)
 
 
 def test_a_score_with_its_interval_and_difference() -> None:

@@ -18,6 +18,7 @@ def pytest_sessionstart() -> None:
     """Let the processes' server import what it holds while this process does the same.
 
     Killed processes leave semaphores, which Python's resource tracker would tell after pytest's closing line."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
     forkserver.ensure_running()
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = [
+    "deepspeed",
     "finetune_trainer.__main__",
     "finetune_trainer.data.prepare",
     "finetune_trainer.evaluate.cli",
@@ -225,7 +226,13 @@ def training(folder: Path, config: dict[str, Any], **environment: str) -> Iterat
 
 def on_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What `function(*arguments)` returns in each of `count` processes, which can join one group of ranks."""
-    found = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}
+    found = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "DS_ACCELERATOR": "cpu",
+        "LOCAL_SIZE": "1",
+    }
     pipes = [CONTEXT.Pipe(duplex=False) for _ in range(count)]
     processes = [
         CONTEXT.Process(target=_be_rank, args=(writer, {**found, "RANK": str(rank), "LOCAL_RANK": "0"}, function, arguments))

@@ -274,12 +274,12 @@ def test_a_resumed_run_does_not_read_all_answers_again(
     assert len(calls) == 2, "train and validation, once"
 
 
-@pytest.mark.parametrize("name", ["LoRA", "Full"])
-def test_two_ranks_give_the_losses_of_one(name: str, work: Path, tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "sharding"), [("LoRA", "DDP"), ("Full", "DDP"), ("Full", "ZeRO2")])
+def test_two_ranks_give_the_losses_of_one(name: str, sharding: str, work: Path, tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
     config = configured(work, tiny_model, pairs, name, compute__nodes=2, run__path=str(tmp_path / "gang" / "a0"))
     config["method"] = {**config["method"], **({"lora": {"rank": 4, "alpha": 8, "dropout": 0}} if name == "LoRA" else {})}
     alone = lives.train(config, tmp_path / "alone")
-    with training(tmp_path / "pods", config) as [first, second]:
+    with training(tmp_path / "pods", {**config, "compute": {**config["compute"], "sharding": sharding}}) as [first, second]:
         first.ends(0, 240)
         second.ends(0)
     assert first.losses == pytest.approx(alone.losses, rel=1e-4, abs=1e-6)

@@ -19,9 +19,9 @@ from finetune_operator.build import volume as work_volume
 from finetune_operator.build.arm import Served
 from finetune_operator.build.jobs import Stage
 from finetune_operator.build.pods import Devices, Images, Manifest, Owner
+from finetune_operator.decide import layout
 from finetune_operator.decide.attempts import avoided, divisor, folders
 from finetune_operator.decide.draft import ArmWanted, Draft, JobWanted
-from finetune_operator.decide.layout import micro_batch_tokens
 from finetune_operator.decide.stages import BASE, evaluation_key, reference
 from finetune_operator.errors import SpecError
 from finetune_operator.kinds import Kind
@@ -183,9 +183,11 @@ def _served(c: Context, name: str) -> Served:
 def _job(c: Context, job: JobWanted, stage: Stage) -> Manifest:
     o, d, devices = c.observed, c.draft, c.devices()
     scoring = _scoring(c, job.stage) if job.stage in ("baseline", "evaluate") else None
+    choice = layout.chosen(o, d.revision.estimate)
     config = runconfig.build(
         o.namespace, o.name, o.uid, c.spec, stage, c.kept(job.revision)["resolved"],
-        gpus=devices.count, micro_batch_tokens=micro_batch_tokens(o, d.revision.estimate),
+        gpus=devices.count, micro_batch_tokens=choice.micro_batch_tokens if choice else None,
+        layout=(choice.layout.sharding, choice.layout.offload) if choice else None,
         resume_from=folders(d.status.attempts, job.revision, job.number), scoring=scoring,
         micro_batch_divisor=divisor(d.status.attempts, job.revision, job.number) if job.stage == "train" else 1,
     )  # fmt: skip

@@ -144,7 +144,22 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "a model behind a Secret": (changed(_BASE, "spec.model.secretName", "s"), "spec.model.secretName: not supported yet"),
     "a model from a bucket": (changed(_BASE, "spec.model.source", "s3://a/b"), "spec.model.source: not supported yet"),
     "a model from a registry": (changed(_BASE, "spec.model.source", "oci://a/b"), "spec.model.source: not supported yet"),
-    "sharded weights": (changed(_BASE, "spec.compute.sharding", "ZeRO3"), "spec.compute.sharding: not supported yet"),
+    "a quantised base that ranks divide": (
+        changed(changed(_BASE, "spec.method", {"type": "QLoRA"}), "spec.compute.sharding", "ZeRO2"), "spec.compute.sharding: ZeRO divides",
+    ),
+    "a prompt's optimizer on the host": (
+        changed(changed(_BASE, "spec.method", {"type": "PTuning"}), "spec.compute", {"offload": "Optimizer"}), "spec.compute.sharding: ZeRO divides",
+    ),
+    "preferences under ZeRO-3": (
+        changed(changed(_BASE, "spec.method", {"type": "LoRA", "objective": "DPO"}), "spec.compute.sharding", "ZeRO3"),
+        "spec.compute.sharding: ZeRO divides",
+    ),
+    "an offload of what is not divided": (
+        changed(_BASE, "spec.compute", {"sharding": "DDP", "offload": "Optimizer"}), "spec.compute.offload: Optimizer belongs to",
+    ),
+    "an offload of whole parameters": (
+        changed(_BASE, "spec.compute", {"sharding": "ZeRO2", "offload": "All"}), "spec.compute.offload: Optimizer belongs to",
+    ),
     "a queue whose name is no label": (changed(_BASE, "spec.compute.queueName", "t" * 64), "spec.compute.queueName"),
     "a budget of nothing": (changed(_BASE, "spec.budget", {"maxCost": "0.0"}), "spec.budget.maxCost: must be above 0"),
     "a budget of no time": (changed(_BASE, "spec.budget", {"maxDuration": "0h"}), "spec.budget.maxDuration: must be above 0"),

@@ -52,7 +52,7 @@ def test_the_last_halving_stops_at_the_longest_row() -> None:
 @pytest.mark.parametrize(("accelerator", "tokens"), [("h100", None), ("l40s", 4000), ("unknown", None), (None, None)])
 def test_the_job_is_told_a_pass_only_where_the_trainers_own_does_not_fit(accelerator: str | None, tokens: int | None) -> None:
     o, d = asked(accelerator)
-    assert layout.micro_batch_tokens(o, d.revision.estimate) == tokens
+    assert layout.chosen(o, d.revision.estimate) == layout.Choice(layout.WHOLE, tokens)
     assert not layout.memory(o, d).blocked
 
 
@@ -95,10 +95,76 @@ def test_nor_of_an_attempt_that_runs() -> None:
     assert not layout.one_machine(o, draft(o)).blocked
 
 
-def test_what_ranks_share_is_divided_among_them() -> None:
-    sharded = {"DDP": frozenset[str](), "sharded": frozenset({"weights", "trained"})}
-    assert layout.needed(KNOWN, 8000, 1, sharded) == 60 * GIB
-    assert layout.needed(KNOWN, 8000, 2, sharded) == 60 * GIB - 19 * GIB // 2
+# A model of 10 GiB of float32 under Full: 60 GiB whole with its optimizer, which no l40s has room for; 5 GiB whatever is divided.
+FULL = {
+    "memory": {"weights": 15 * GIB, "gradients": 10 * GIB, "optimizer": 20 * GIB, "framework": 5 * GIB},
+    "sharded": {
+        "parameters": 5 * GIB, "masters": 10 * GIB, "gradients": 10 * GIB, "optimizer": 20 * GIB, "framework": 4 * GIB, "buckets": GIB,
+        "gathered": 2 * GIB,
+    },
+}  # fmt: skip
+NEEDED = {
+    "DDP": 50, "ZeRO1": 20 + 15, "ZeRO2": 10 + 20, "ZeRO3": 7 + 22.5, "ZeRO1, offload Optimizer": 20, "ZeRO2, offload Optimizer": 15,
+    "ZeRO3, offload Optimizer": 7 + 7.5, "ZeRO3, offload All": 7 + 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("found", layout.LAYOUTS, ids=lambda found: found.title)
+def test_what_ranks_divide_and_what_lies_on_the_host(found: layout.Layout) -> None:
+    estimate = Estimate.model_validate({**ESTIMATE, **FULL})
+    assert layout.needed(estimate, 8000, 2, found) == NEEDED[found.title] * GIB
+
+
+CHOSEN = {
+    "whole where it fits": ("Auto", "Auto", 50, "DDP"),
+    "the least that fits": ("Auto", "Auto", 49, "ZeRO1"),
+    "gradients too": ("Auto", "Auto", 34, "ZeRO2"),
+    "parameters before anything is offloaded": ("Auto", "Auto", 29.5, "ZeRO3"),
+    "an offload where nothing else helps": ("Auto", "Auto", 29, "ZeRO1, offload Optimizer"),
+    "all of it at last": ("Auto", "Auto", 14, "ZeRO3, offload All"),
+    "nothing": ("Auto", "Auto", 11, None),
+    "what is asked for, though less would do": ("ZeRO3", "Auto", 140, "ZeRO3"),
+    "what is asked for, with the offload that it needs": ("ZeRO2", "Auto", 29, "ZeRO2, offload Optimizer"),
+    "what is asked for and does not fit": ("ZeRO2", "None", 29, None),
+    "the sharding that the offload belongs to": ("Auto", "Optimizer", 140, "ZeRO1, offload Optimizer"),
+    "no sharding": ("DDP", "Auto", 49, None),
+}
+
+
+@pytest.mark.parametrize(("sharding", "offload", "room", "expected"), CHOSEN.values(), ids=CHOSEN)
+def test_the_layout_is(sharding: str, offload: str, room: float, expected: str | None) -> None:
+    profiles = {"some": Accelerator("some", "nvidia.com/gpu", memory_bytes=int(room * GIB))}
+    compute = {"accelerator": "some", "nodes": 2, "sharding": sharding, "offload": offload}
+    o = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes={"compute": compute}, profiles=profiles)
+    choice = layout.chosen(o, o.status.revisions[0].estimate)
+    assert (choice.layout.title if choice else None) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"), [({"type": "QLoRA"}, ["DDP"]), ({"type": "LoRA", "objective": "DPO"}, ["DDP", "ZeRO1", "ZeRO2"])]
+)
+def test_a_method_that_does_not_go_with_a_stage_is_not_divided_so(method: dict[str, str], expected: list[str]) -> None:
+    o = make_observed(changes={"method": method, "compute": {"offload": "None"}})
+    assert [found.title for found in layout.allowed(o.spec)] == expected
+
+
+def test_without_an_accelerator_it_is_what_is_asked_for() -> None:
+    for asked_for, title in (("Auto", "DDP"), ("ZeRO2", "ZeRO2")):
+        choice = layout.chosen(make_observed(changes={"compute": {"sharding": asked_for}}), None)
+        assert choice
+        assert choice.layout.title == title
+
+
+def test_a_refusal_names_another_sharding_and_the_fewest_pods_that_would_do() -> None:
+    profiles = {"a10": PROFILES["a10"]}
+    whole = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes={"compute": {"accelerator": "a10", "nodes": 2, "sharding": "DDP"}},
+        profiles=profiles)  # fmt: skip
+    assert layout.memory(whole, draft(whole)).message.endswith("What would fit: compute.sharding Auto with compute.offload Auto")
+    compute = {"accelerator": "a10", "nodes": 2, "sharding": "ZeRO3", "offload": "None"}
+    divided = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes={"compute": compute}, profiles=profiles)
+    message = layout.memory(divided, draft(divided)).message
+    assert "at least 29.5 GiB under ZeRO3 (parameters 2.5, masters 5.0" in message
+    assert message.endswith("compute.sharding Auto with compute.offload Auto; or compute.nodes 3")
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 Memory per rank = weights (all that is there, as the method stores it) + gradients and optimizer of what trains + activations + logits
 + the framework, and on CPUs the copies that a roll-back and the best checkpoint need, which on GPUs lie in the host's memory. The first
-three are counted on the model's outline, exactly; the others bound. Time = floating-point operations a parameter and token: 6, of which
-a frozen base saves a quarter; DPO adds one pass forward of the base model.
+three are counted on the model's outline, exactly; the others bound. What ZeRO would divide among all ranks is told beside it, whole.
+Time = floating-point operations a parameter and token: 6, of which a frozen base saves a quarter; DPO adds one pass forward of the
+base model.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 
 from finetune_trainer.config import ComputeConfig, MethodConfig
 from finetune_trainer.exits import JsonObject
+from finetune_trainer.methods import SHARDED
 
 FRAMEWORK_BYTES = 1_200_000_000
 ACTIVATION_VALUES = 34
 LOGIT_BYTES = 12
+BUCKET, GATHERED = 50_000_000, 500_000_000  # numbers that ZeRO reduces at a time; parameters that its stage 3 holds whole at a time
 FLOAT, MOMENTS = 4, 8  # bytes a trained parameter: its value or gradient; AdamW's two moments
 NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256
 NF4_BYTES = 0.5 + 1 / NF4_BLOCK + 4 / (NF4_BLOCK * NF4_NESTED_BLOCK)  # a weight: 4 bits, its block's byte, that byte's block's float
@@ -58,9 +61,11 @@ def estimate(
     }
     each = (6 if method.type == "Full" else 4.5) * epochs + (2 if method.objective == "DPO" else 0)
     seconds = tokens * each * outline.active / speed(compute, bf16) + 30
+    whole = {name: size for name, size in memory.items() if name not in ("weights", "copies")}
     return {
         "memoryBytes": sum(memory.values()),
         "memory": memory,
+        "sharded": {**whole, **divisible(outline, bf16)} if method.type in SHARDED else {},
         "seconds": round(seconds),
         "passTokens": pass_tokens,
         "accelerated": accelerated,
@@ -82,6 +87,20 @@ def weights(outline: Outline, method: MethodConfig, bf16: bool) -> float:
     each = {"NF4": NF4_BYTES, "Int8": 1.0, None: 0.0}[method.quantized_as]
     scales = outline.quantized_rows * FLOAT if method.quantized_as == "Int8" else 0
     return outline.frozen * (2 if bf16 else 4) + outline.quantized * each + scales + outline.trained * FLOAT
+
+
+def divisible(outline: Outline, bf16: bool) -> dict[str, int]:
+    """Bytes of all ranks together that stages of ZeRO divide: parameters as passes see them, float32 masters, gradients, optimizer; and
+    what each rank needs beside its part: `buckets`, and in stage 3 parameters that are `gathered`."""
+    width = 2 if bf16 else 4
+    return {
+        "parameters": (outline.frozen + outline.trained) * width,
+        "masters": outline.trained * FLOAT,
+        "gradients": outline.trained * FLOAT,
+        "optimizer": outline.trained * MOMENTS,
+        "buckets": 2 * min(BUCKET, outline.trained) * FLOAT,
+        "gathered": min(GATHERED, outline.frozen + outline.trained) * width,
+    }
 
 
 def speed(compute: ComputeConfig, bf16: bool) -> float:

@@ -27,7 +27,9 @@ def require_divisible(method: MethodConfig, compute: ComputeConfig) -> None:
     if compute.offload == "All" and compute.sharding != "ZeRO3":
         _refuse("compute.offload All with compute.sharding", compute.sharding, "Use ZeRO3, or offload Optimizer.")
     if compute.sharded and method.type not in SHARDED:
-        _refuse(f"compute.sharding {compute.sharding} with method.type", method.type, "Use DDP or Auto: so little trains that it gains nothing.")
+        _refuse(
+            f"compute.sharding {compute.sharding} with method.type", method.type, "Use DDP or Auto: so little trains that it gains nothing."
+        )
     if compute.sharding == "ZeRO3" and method.objective == "DPO":
         _refuse("compute.sharding ZeRO3 with method.objective", "DPO", "Use ZeRO2: the base model reads all answers first, whole.")
 

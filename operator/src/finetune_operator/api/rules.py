@@ -27,6 +27,7 @@ _FORMAT_CEL: Final = " && ".join(
         f"(!has(self.data.mix) || self.data.mix.all(mix, {_FIT_CEL.format('mix')}))",
     ]
 )
+SHARDED: Final = ("Full", "LoRA")
 NAME_PATTERN: Final = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
 
@@ -76,6 +77,27 @@ def _fits_vllm(spec: Node) -> bool:
     if serving is None or serving.get("image") or serving.get("runtime") != "vLLM":
         return True
     return method["type"] not in PROMPTS and not method.get("lora", {}).get("useDora")
+
+
+def shardable(kind: str, objective: str | None, sharding: str) -> bool:
+    """Whether a method's ranks can divide it so. Before DPO's first step the whole base model reads all answers."""
+    return kind in SHARDED and (objective != "DPO" or sharding != "ZeRO3")
+
+
+def _sharding_fits(spec: Node) -> bool:
+    sharding, offload = _layout(spec.get("compute", {}))
+    if sharding in ("Auto", "DDP") and offload in ("Auto", "None"):
+        return True
+    return shardable(spec["method"]["type"], spec["method"].get("objective"), "ZeRO3" if offload == "All" else sharding)
+
+
+def _layout(compute: Node) -> tuple[str, str]:
+    return compute.get("sharding", "Auto"), compute.get("offload", "Auto")
+
+
+def _offload_fits(compute: Node) -> bool:
+    sharding, offload = _layout(compute)
+    return offload in ("Auto", "None") or sharding in ("Auto", "ZeRO3") or (offload == "Optimizer" and sharding != "DDP")
 
 
 def _formats_fit(spec: Node) -> bool:
@@ -171,6 +193,20 @@ ALWAYS: Final = (
         _FORMAT_CEL,
         "DPO learns from rows of format Preference, SFT from all others; change the objective or data's format",
         _formats_fit,
+    ),
+    Rule(
+        "spec", "compute.sharding",
+        "(self.compute.sharding in ['Auto', 'DDP'] && self.compute.offload in ['Auto', 'None']) || (self.method.type in ['Full', 'LoRA'] && "
+        "(!has(self.method.objective) || self.method.objective != 'DPO' || "
+        "(self.compute.sharding != 'ZeRO3' && self.compute.offload != 'All')))",
+        "ZeRO divides (and offload moves) what Full and LoRA train, and no ZeRO3 under objective DPO; use Auto or DDP, with DPO ZeRO2",
+        _sharding_fits,
+    ),
+    Rule(
+        "spec.compute", "offload",
+        "self.offload in ['Auto', 'None'] || self.sharding in ['Auto', 'ZeRO3'] || (self.offload == 'Optimizer' && self.sharding != 'DDP')",
+        "Optimizer belongs to sharding ZeRO1, ZeRO2 or ZeRO3, and All to ZeRO3; use Auto, or another sharding",
+        _offload_fits,
     ),
     Rule(
         "spec", "serving.runtime",
@@ -281,7 +317,6 @@ NOT_YET: Final = (
         "only hf:// models are fetched with a token",
     ),
     *(_only(path, "format", _FORMATS, f"use {', '.join(_FORMATS[1:])}") for path in ROWS),
-    _only("spec.compute", "sharding", ("Auto", "DDP"), "use Auto"),
     _not_from("spec.evaluation.metrics[].sqlExecution", "schema", ("hf://", "s3://", "https://"), "use configmap://, pvc:// or image:///"),
     _unset("spec.evaluation.gate", "maxForgettingPercent"),
     _unset("spec.rollout.identity[]", "bodyField", "use header"),

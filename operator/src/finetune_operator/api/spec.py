@@ -265,7 +265,13 @@ class Compute(SpecModel):
     gpus_per_node: Annotated[int | None, LIVE] = Field(
         default=None, ge=0, le=16, description="Of each rank, each pod that scores and each server; default 1 with an accelerator, else 0."
     )
-    sharding: Annotated[Literal["Auto", "DDP", "ZeRO1", "ZeRO2", "ZeRO3"], LIVE] = Field(default="Auto")
+    sharding: Annotated[Literal["Auto", "DDP", "ZeRO1", "ZeRO2", "ZeRO3"], LIVE] = Field(
+        default="Auto", description="What ranks divide among them instead of holding it each; Auto: the least that fits, DDP on CPUs."
+    )
+    offload: Annotated[Literal["Auto", "None", "Optimizer", "All"], LIVE] = Field(
+        default="Auto",
+        description="What of it lies in the host's memory, under ZeRO; Auto: only what must; All: with ZeRO3, parameters too.",
+    )
     queue_name: Annotated[LabelName | None, LIVE] = Field(
         default=None, description="Kueue's LocalQueue, which admits the gangs that train from then on."
     )

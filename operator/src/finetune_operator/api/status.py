@@ -131,6 +131,11 @@ class Estimate(StatusModel):
     memory_bytes: Count = Field(description="Of one rank, with passes of `passTokens`.")
     seconds: Count = 0
     memory: dict[str, Count] = Field(default_factory=dict, description="The same by component.", max_length=8)
+    sharded: dict[str, Count] = Field(
+        default_factory=dict,
+        description="What ZeRO would divide among all ranks, and what each needs beside it, by component.",
+        max_length=12,
+    )
     pass_tokens: int = Field(ge=1, description="Tokens of a forward pass, if memory sets no other limit.")
     longest: int = Field(ge=1, description="Tokens of the longest training row: no pass is smaller.")
 
@@ -185,6 +190,7 @@ class Attempt(StatusModel):
     began: Time | None = Field(default=None, description="Since when its time is not yet in `cost`.")
     gpus: Count | None = None
     gpu_hour: Decimal | None = Field(default=None, description="What one of them costs an hour.")
+    layout: Short | None = Field(default=None, description="How its ranks hold the model: DDP, or a stage of ZeRO and what is offloaded.")
     folder: Short | None = Field(default=None, description="Its folder on the work volume, once rank 0 is known.")
 
 

@@ -71,11 +71,12 @@ def build(
     *,
     gpus: int = 0,
     micro_batch_tokens: int | None = None,
+    layout: tuple[str, str] | None = None,
     resume_from: list[str] | None = None,
     scoring: Scoring | None = None,
     micro_batch_divisor: int = 1,
 ) -> Config:
-    """The whole configuration of one Job; blocks that its stage does not use are absent."""
+    """The whole configuration of one Job; blocks that its stage does not use are absent. `layout` is (sharding, offload)."""
     config: Config = {
         "version": 1,
         "stage": "evaluate" if stage.name == "baseline" else stage.name,
@@ -97,6 +98,7 @@ def build(
     if stage.name == "train":
         parent = f"{names.WORK}/revisions/{stage.revision}/a{stage.number}"
         config["training"]["microBatchTokens"] = micro_batch_tokens or config["training"]["microBatchTokens"]
+        config["compute"]["sharding"], config["compute"]["offload"] = layout or (spec.compute.sharding, spec.compute.offload)
         config["run"] = {"path": parent, "resumeFrom": list(resume_from or [])}
     return config
 
@@ -221,7 +223,8 @@ def _compute(name: str, spec: Spec, stage: Stage, gpus: int) -> Config:
         "accelerator": spec.compute.accelerator or "",
         "nodes": spec.compute.nodes if stage.name in ("prepare", "train") else 1,
         "gpusPerNode": gpus,
-        "sharding": spec.compute.sharding,
+        "sharding": "Auto",
+        "offload": "Auto",
         "threads": spec.compute.threads or 1,
         "masterAddress": f"{gang}-0.{gang}",
         "masterPort": names.MASTER_PORT,

@@ -5,19 +5,54 @@ Both are asked again in every cycle and remembered nowhere: an edit of `compute`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from finetune_operator import conditions
+from finetune_operator.api.rules import shardable
+from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Estimate
 from finetune_operator.build.pods import ANY_GPU, Accelerator
 from finetune_operator.decide.attempts import running
 from finetune_operator.decide.draft import Draft
 from finetune_operator.observed import Observed
 
-# What the trainer can do, least traffic first: a strategy, and the components of the estimate that its ranks divide among them.
-STRATEGIES: Final[Mapping[str, frozenset[str]]] = {"DDP": frozenset()}
+
+@dataclass(frozen=True)
+class Layout:
+    """How ranks hold a model: of the estimate's components, which they divide among them and which lie in the host's memory; `once` are
+    those that others do without."""
+
+    sharding: str
+    offload: str = "None"
+    divided: frozenset[str] = frozenset()
+    hosted: frozenset[str] = frozenset()
+    once: frozenset[str] = frozenset()
+
+    @property
+    def title(self) -> str:
+        """As the status tells it."""
+        return self.sharding if self.offload == "None" else f"{self.sharding}, offload {self.offload}"
+
+
+_STATES: Final = frozenset({"masters", "optimizer"})
+_ALL: Final = _STATES | {"gradients", "parameters"}
+WHOLE: Final = Layout("DDP")
+# Least traffic first.
+LAYOUTS: Final = (
+    WHOLE,
+    Layout("ZeRO1", divided=_STATES),
+    Layout("ZeRO2", divided=_STATES | {"gradients"}),
+    Layout("ZeRO3", divided=_ALL, once=frozenset({"gathered"})),
+    Layout("ZeRO1", "Optimizer", divided=_STATES, hosted=_STATES),
+    Layout("ZeRO2", "Optimizer", divided=_STATES | {"gradients"}, hosted=_STATES),
+    Layout("ZeRO3", "Optimizer", divided=_ALL, hosted=_STATES, once=frozenset({"gathered"})),
+    Layout("ZeRO3", "All", divided=_ALL, hosted=_STATES | {"parameters"}, once=frozenset({"gathered"})),
+)
+ONCE: Final = frozenset().union(*(layout.once for layout in LAYOUTS))
 BY_PASS: Final = ("activations", "logits")  # components that grow with the tokens of a forward pass
+MOST_NODES: Final = 64  # pods: no larger gang is named
 SHORTEST: Final = 64  # tokens: no shorter maxSequenceLength is worth naming
 GIB: Final = 2**30
 
@@ -45,40 +80,60 @@ def memory(o: Observed, d: Draft) -> Draft:
     profile, estimate = _profile(o), d.revision.estimate
     if d.blocked or d.revision.artifact or d.revision.gate == "NotNeeded" or running(d) or profile is None or estimate is None:
         return d
-    ranks = _ranks(o)
-    if pass_tokens(estimate, profile.memory_bytes, ranks) is not None:
+    if chosen(o, estimate) is not None:
         return d
-    return d.block(conditions.FAILED, _refusal(o, estimate, profile, ranks), reason=conditions.DOES_NOT_FIT)
+    return d.block(conditions.FAILED, _refusal(o, estimate, profile), reason=conditions.DOES_NOT_FIT)
 
 
-def micro_batch_tokens(o: Observed, estimate: Estimate | None) -> int | None:
-    """Tokens of a forward pass where the trainer's own default would not fit; None: the default does, or nothing is known."""
-    profile = _profile(o)
+@dataclass(frozen=True)
+class Choice:
+    """The layout of a gang, and the tokens of a forward pass where the trainer's own default would not fit."""
+
+    layout: Layout
+    micro_batch_tokens: int | None = None
+
+
+def chosen(o: Observed, estimate: Estimate | None) -> Choice | None:
+    """The first layout allowed that fits, passes halved where need be; the first one allowed where nothing is known; None: none fits."""
+    profile, layouts = _profile(o), allowed(o.spec)
     if profile is None or estimate is None:
-        return None
-    found = pass_tokens(estimate, profile.memory_bytes, _ranks(o))
-    return None if found == estimate.pass_tokens else found
+        return Choice(layouts[0])
+    for layout in layouts:
+        tokens = pass_tokens(estimate, profile.memory_bytes, _ranks(o), layout)
+        if tokens is not None:
+            return Choice(layout, None if tokens == estimate.pass_tokens else tokens)
+    return None
 
 
-def pass_tokens(estimate: Estimate, room: int | None, ranks: int) -> int | None:
+def allowed(spec: Spec) -> list[Layout]:
+    """The layouts that `compute` leaves open and that the method goes with."""
+    sharding, offload = spec.compute.sharding, spec.compute.offload
+    open_ = [layout for layout in LAYOUTS if sharding in ("Auto", layout.sharding) and offload in ("Auto", layout.offload)]
+    return [layout for layout in open_ if layout is WHOLE or shardable(spec.method.type, spec.method.objective, layout.sharding)] or [WHOLE]
+
+
+def pass_tokens(estimate: Estimate, room: int | None, ranks: int, layout: Layout = WHOLE) -> int | None:
     """The most tokens of a pass that fit, halved from the default but never below the longest row; None: not even that one."""
     tokens = estimate.pass_tokens
-    while room is not None and needed(estimate, tokens, ranks) > room:
+    while room is not None and needed(estimate, tokens, ranks, layout) > room:
         if tokens <= estimate.longest:
             return None
         tokens = max(estimate.longest, tokens // 2)
     return tokens
 
 
-def needed(estimate: Estimate, tokens: int, ranks: int, strategies: Mapping[str, frozenset[str]] = STRATEGIES) -> int:
-    """Bytes of one rank with passes of so many tokens, under the strategy that needs least."""
-    return min(sum(_components(estimate, tokens, ranks, shared).values()) for shared in strategies.values())
+def needed(estimate: Estimate, tokens: int, ranks: int, layout: Layout = WHOLE) -> int:
+    """Bytes of one rank with passes of so many tokens."""
+    return sum(_components(estimate, tokens, ranks, layout).values())
 
 
-def _components(estimate: Estimate, tokens: int, ranks: int, shared: Iterable[str]) -> dict[str, int]:
-    share = {name: ranks if name in shared else 1 for name in estimate.memory}
-    passes = {name: tokens / estimate.pass_tokens if name in BY_PASS else 1 for name in estimate.memory}
-    return {name: round(size * passes[name] / share[name]) for name, size in estimate.memory.items()}
+def _components(estimate: Estimate, tokens: int, ranks: int, layout: Layout) -> dict[str, int]:
+    """Bytes in the accelerator. An estimate of a trainer that knew no sharding says the same of all layouts."""
+    parts = estimate.memory if layout is WHOLE else estimate.sharded or estimate.memory
+    there = {name: size for name, size in parts.items() if name not in layout.hosted | (ONCE - layout.once)}
+    share = {name: ranks if name in layout.divided else 1 for name in there}
+    passes = {name: tokens / estimate.pass_tokens if name in BY_PASS else 1 for name in there}
+    return {name: round(size * passes[name] / share[name]) for name, size in there.items()}
 
 
 def _profile(o: Observed) -> Accelerator | None:
@@ -91,24 +146,41 @@ def _ranks(o: Observed) -> int:
     return o.spec.compute.nodes * max(1, o.spec.compute.gpus_each)
 
 
-def _refusal(o: Observed, estimate: Estimate, profile: Accelerator, ranks: int) -> str:
-    parts = _components(estimate, estimate.longest, ranks, next(iter(STRATEGIES.values())))
+def _refusal(o: Observed, estimate: Estimate, profile: Accelerator) -> str:
+    ranks, room = _ranks(o), profile.memory_bytes or 0
+    layout = _smallest(o.spec, estimate, ranks)
+    parts = _components(estimate, estimate.longest, ranks, layout)
     told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
-    least, room = needed(estimate, estimate.longest, ranks), profile.memory_bytes or 0
+    under = "" if layout is WHOLE else f" under {layout.title}"
     return (
-        f"a rank needs at least {least / GIB:.1f} GiB ({told}; passes of {estimate.longest} tokens, the longest row) and one "
-        f"{profile.name} has {room / GIB:.1f} GiB. What would fit: {'; or '.join(_mends(o, estimate, room, ranks)) or 'a smaller model'}"
+        f"a rank needs at least {sum(parts.values()) / GIB:.1f} GiB{under} ({told}; passes of {estimate.longest} tokens, the longest row) "
+        f"and one {profile.name} has {room / GIB:.1f} GiB. What would fit: "
+        f"{'; or '.join(_mends(o, estimate, room)) or 'a smaller model'}"
     )
 
 
-def _mends(o: Observed, estimate: Estimate, room: int, ranks: int) -> Iterator[str]:
-    """The smallest accelerator that has room, and the longest rows that this one has room for."""
-    larger = [p for p in o.profiles.values() if p.memory_bytes and pass_tokens(estimate, p.memory_bytes, ranks) is not None]
+def _smallest(spec: Spec, estimate: Estimate, ranks: int) -> Layout:
+    return min(allowed(spec), key=lambda layout: needed(estimate, estimate.longest, ranks, layout))
+
+
+def _mends(o: Observed, estimate: Estimate, room: int) -> Iterator[str]:
+    """Another sharding; the smallest accelerator that has room; the fewest pods; and the longest rows that there is room for."""
+    ranks, spec = _ranks(o), o.spec
+    free = spec.model_copy(update={"compute": spec.compute.model_copy(update={"sharding": "Auto", "offload": "Auto"})})
+    if any(pass_tokens(estimate, room, ranks, layout) is not None for layout in allowed(free)):
+        yield "compute.sharding Auto with compute.offload Auto"
+    layout = _smallest(spec, estimate, ranks)
+    larger = [p for p in o.profiles.values() if p.memory_bytes and pass_tokens(estimate, p.memory_bytes, ranks, layout) is not None]
     if larger:
         best = min(larger, key=lambda p: (p.memory_bytes or 0, p.name))
         yield f"compute.accelerator {best.name} ({(best.memory_bytes or 0) / GIB:.1f} GiB)"
-    fixed = needed(estimate, 0, ranks)
-    each = needed(estimate, estimate.pass_tokens, ranks) - fixed
-    longest = (room - fixed) * estimate.pass_tokens // each // SHORTEST * SHORTEST if each else 0
+    each = ranks // spec.compute.nodes
+    wider = (nodes for nodes in range(spec.compute.nodes + 1, MOST_NODES + 1) if layout.divided)
+    enough = next((nodes for nodes in wider if pass_tokens(estimate, room, nodes * each, layout) is not None), None)
+    if enough is not None:
+        yield f"compute.nodes {enough}"
+    fixed = needed(estimate, 0, ranks, layout)
+    by_pass = needed(estimate, estimate.pass_tokens, ranks, layout) - fixed
+    longest = (room - fixed) * estimate.pass_tokens // by_pass // SHORTEST * SHORTEST if by_pass else 0
     if longest >= SHORTEST:
         yield f"training.maxSequenceLength {longest} (longer rows are then treated as data.quality.onTooLong says)"

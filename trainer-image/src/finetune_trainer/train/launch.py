@@ -36,8 +36,8 @@ def main(config: RunConfig) -> exits.JsonObject | None:
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
         outcomes = Path(scratch)
         os.environ[worker.OUTCOMES] = scratch
-        # DeepSpeed is imported by ranks that shard, and by transformers when it saves a model: told so, it starts no search.
-        os.environ["DS_ACCELERATOR"] = "cuda" if compute.gpus_per_node else "cpu"
+        # What DeepSpeed, which transformers too imports when it saves a model, would find out by searching, at each step.
+        os.environ.update(DS_ACCELERATOR="cuda" if compute.gpus_per_node else "cpu", LOCAL_SIZE=str(compute.processes_per_node))
         os.environ["OMP_NUM_THREADS"] = str(compute.threads or max(1, hardware.cpu_limit() // compute.processes_per_node))
         _stop_once(outcomes)
         import_module("finetune_trainer.train.assemble")

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from finetune_trainer.config import Offload, Sharding, TrainingConfig
+from finetune_trainer.estimate import BUCKET, GATHERED
 from finetune_trainer.train import optimizer
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.model import trained
 from finetune_trainer.train.optimizer import Tensors
 
 STAGES: dict[Sharding, int] = {"ZeRO1": 1, "ZeRO2": 2, "ZeRO3": 3}
-BUCKET = 50_000_000  # numbers that are reduced or gathered at a time: 200 MB of float32
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -56,9 +56,10 @@ class Sharded:
         """DeepSpeed takes the mean over ranks: times their number it is the sum."""
         self.model.backward(loss * self._ranks.world_size, scale_wrt_gas=False)
 
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """The values alone: gradients were, or will be, reduced by DeepSpeed."""
-        found: list[float] = self._ranks.sum(torch.tensor(values, device=self._ranks.device)).tolist()
+    def sum(self, loss: torch.Tensor, values: Sequence[float]) -> list[float]:
+        """The numbers alone: gradients were, or will be, reduced by DeepSpeed."""
+        numbers = torch.cat([loss.reshape(1).float(), torch.tensor(values, device=self._ranks.device)])
+        found: list[float] = self._ranks.sum(numbers).tolist()
         return found
 
     def step(self, rate: float, usable: bool) -> bool:
@@ -183,7 +184,7 @@ def settings(stage: int, offload: Offload, clip_norm: float, bf16: bool, device:
             "reduce_bucket_size": BUCKET,
             "allgather_bucket_size": BUCKET,
             "stage3_prefetch_bucket_size": BUCKET,
-            "stage3_max_live_parameters": 10 * BUCKET,
+            "stage3_max_live_parameters": GATHERED,
             **({"offload_optimizer": place} if offload != "None" else {}),
             **({"offload_param": place} if offload == "All" else {}),
         },
@@ -191,7 +192,7 @@ def settings(stage: int, offload: Offload, clip_norm: float, bf16: bool, device:
 
 
 def _deepspeed() -> Any:
-    """The library, imported where it is used, and told that it can compile nothing: on CPUs it would begin with an all-reduce of its own."""
+    """The library, imported where it is used, and told that it can compile nothing: on CPUs it would begin with its own all-reduce."""
     import deepspeed
 
     deepspeed.ops.__compatible_ops__ = {}
