@@ -17,10 +17,9 @@ import random
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from demo.kube import child, reader
 from tests.chaos import pods
@@ -29,14 +28,17 @@ from tests.e2e.world import FineTune, Object, Space, installed, spec
 
 NAMESPACE: Final = "chaos-training"
 KILLS: Final = 30
-EPOCHS_A_KILL: Final = 2
+EPOCHS_A_KILL: Final = 1
 CHECKPOINT_STEPS: Final = 10
 TOLERANCE: Final = 1e-6
 LIFE_SECONDS: Final = 3600.0
-LOOK_SECONDS: Final = 5.0
+LOOK_SECONDS: Final = 2.0
 STARTING_SHARE: Final = 0.2  # of the kills come while an attempt starts
-RANKS: Final = "finetune.dev/stage=train"
-RANK_0: Final = f"{RANKS},batch.kubernetes.io/job-completion-index=0"
+STARTING_SECONDS: Final = 6.0
+STEP_SECONDS: Final = 0.5
+NODES: Final = 2
+KIND: Final = "training rank"
+INDEX: Final = "batch.kubernetes.io/job-completion-index"
 STEP: Final = re.compile(r"step (\d+)/\d+ loss (\S+) ")
 ATTEMPT: Final = re.compile(r"-a(\d+)-\d+-[a-z0-9]+$")
 
@@ -128,7 +130,7 @@ def training_spec(sharding: str, epochs: int) -> Object:
             "earlyStopping": {"patience": 1000},
             "checkpoint": {"everySteps": CHECKPOINT_STEPS},
         },
-        compute={"nodes": 2, "cpu": "100m", "memory": "2Gi", "sharding": sharding},
+        compute={"nodes": NODES, "cpu": "100m", "memory": "2Gi", "sharding": sharding},
         serving=None,
         rollout=None,
     )
@@ -146,13 +148,16 @@ def rows(count: int = 160) -> str:
 async def train(finetune: FineTune, manifest: Object, kills: int = 0, steps: int = 0, dice: random.Random | None = None) -> Outcome:
     """Apply it and wait for its end, killing its pods so often in a training of so many steps."""
     finetune.apply(manifest)
-    told: Losses = {}
-    done: list[Kill] = []
-    async with _background(_follow(finetune, told), _kill(finetune, told, targets(kills, steps, dice or random.Random(0)), done)):
-        status = await finetune.until("training that ended", _ended, seconds=LIFE_SECONDS)
+    ranks, done = Ranks(finetune), list[Kill]()
+    wanted = targets(kills, steps, dice or random.Random(0))
+    async with asyncio.TaskGroup() as group:
+        beside = [group.create_task(work) for work in (ranks.watch(), _kill(ranks, wanted, done))]
+        status = await finetune.until("training that ended", _ended, seconds=LIFE_SECONDS, every=LOOK_SECONDS)
+        for task in beside:
+            task.cancel()
     assert _outcomes(status)[-1:] == ["Succeeded"], finetune.describe()
     assert len(done) == kills, f"it ended after {len(done)} of {kills} kills"
-    return Outcome(await asyncio.to_thread(result, finetune), status.get("totals") or {}, told, done)
+    return Outcome(await asyncio.to_thread(result, finetune), status.get("totals") or {}, ranks.losses, done)
 
 
 def _outcomes(status: Object) -> list[str]:
@@ -169,60 +174,79 @@ class Target:
 
     step: int
     wait: float
+    rank: int
     at_once: bool
 
 
 def targets(kills: int, steps: int, dice: random.Random) -> list[Target]:
     """As many, in the order of the steps, the last well before the end."""
     moments = sorted(dice.randint(1, max(1, steps - 3 * CHECKPOINT_STEPS)) for _ in range(kills))
-    return [
-        Target(0, dice.uniform(0, 6), place % 2 == 1)
-        if dice.random() < STARTING_SHARE
-        else Target(step, dice.uniform(0, 0.5), place % 2 == 1)
-        for place, step in enumerate(moments)
-    ]
+    return [_target(moment, place % 2 == 1, dice) for place, moment in enumerate(moments)]
 
 
-async def _kill(finetune: FineTune, told: Losses, wanted: Sequence[Target], done: list[Kill]) -> None:
-    dice, last = random.Random(len(wanted)), 0
-    for target in wanted:
-        attempt, names = await _at(target.step, finetune, told, last)
-        await asyncio.sleep(target.wait)
-        pod = dice.choice(names)
-        kill = await asyncio.to_thread(pods.delete, finetune.kubectl, finetune.space.name, pod, "training rank", at_once=target.at_once)
-        done.append(kill)
-        step = max(told.get(attempt, {}), default=0)
-        print(f"  kill {len(done)}: {pod}{' at once' if kill.at_once else ''} after step {step}", flush=True)
-        last = attempt
+def _target(moment: int, at_once: bool, dice: random.Random) -> Target:
+    starting = dice.random() < STARTING_SHARE
+    wait = dice.uniform(0, STARTING_SECONDS if starting else STEP_SECONDS)
+    return Target(0 if starting else moment, wait, dice.randrange(NODES), at_once)
 
 
-async def _at(step: int, finetune: FineTune, told: Losses, after: int) -> tuple[int, list[str]]:
-    """The gang that came after another, once it has told `step`; another still where that one was lost before."""
-    attempt, names = await _gang(finetune, after)
-    looked = time.monotonic()
-    while max(told.get(attempt, {}), default=0) < step:
-        await asyncio.sleep(0.05)
-        if time.monotonic() - looked > LOOK_SECONDS:
-            attempt, names = await _gang(finetune, after)
-            looked = time.monotonic()
-    return attempt, names
+class Ranks:
+    """The pods that train, as a watch tells of them, and the losses that rank 0 of each attempt writes."""
+
+    def __init__(self, finetune: FineTune) -> None:
+        self.finetune = finetune
+        self.losses: Losses = {}
+        self._running: dict[str, Object] = {}
+
+    async def watch(self) -> None:
+        """Keep up with them, for ever."""
+        space, read = self.finetune.space.name, set[str]()
+        labels = f"finetune.dev/stage=train,finetune.dev/name={self.finetune.name}"
+        async with asyncio.TaskGroup() as group:
+            async for event in self.finetune.kubectl.watch("-n", space, "pods", "-l", labels, "--output-watch-events"):
+                pod = event["object"]
+                name, runs = pod["metadata"]["name"], event["type"] != "DELETED" and _runs(pod)
+                self._running.pop(name, None)
+                if runs:
+                    self._running[name] = pod
+                if runs and _rank(pod) == 0 and name not in read:
+                    read.add(name)
+                    group.create_task(self._read(name, self.losses.setdefault(_attempt(name), {})))
+
+    async def gang(self, after: int) -> tuple[int, list[str]]:
+        """The number and the pods of the newest attempt that came after another, once both its pods run."""
+        while True:
+            attempts = [_attempt(name) for name in self._running]
+            if attempts and attempts.count(newest := max(attempts)) == NODES and newest > after:
+                return newest, sorted(name for name in self._running if _attempt(name) == newest)
+            await asyncio.sleep(0.05)
+
+    async def at(self, step: int, after: int) -> tuple[int, list[str]]:
+        """The gang that came after another, once it has told `step`; the next one where it was lost to something else before."""
+        while True:
+            attempt, names = await self.gang(after)
+            if self.told(attempt) >= step:
+                return attempt, names
+            await asyncio.sleep(0.05)
+
+    def told(self, attempt: int) -> int:
+        """The last step that an attempt has told."""
+        return max(self.losses.get(attempt, {}), default=0)
+
+    async def _read(self, pod: str, losses: dict[int, float]) -> None:
+        kubectl = self.finetune.kubectl
+        async with child([*kubectl.command, "-n", self.finetune.space.name, "logs", "-f", pod], kubectl.env) as process:
+            while line := await reader(process).readline():
+                if said := STEP.match(line.decode(errors="replace")):
+                    losses[int(said[1])] = float(said[2])
 
 
-async def _gang(finetune: FineTune, after: int) -> tuple[int, list[str]]:
-    """The number and the running pods of the newest attempt that came after another, once both its pods run."""
-    while True:
-        by_attempt: dict[int, list[str]] = {}
-        for name in await _running(finetune):
-            by_attempt.setdefault(_attempt(name), []).append(name)
-        for number, names in sorted(by_attempt.items(), reverse=True):
-            if number > after and len(names) == 2:
-                return number, names
-        await asyncio.sleep(0.2)
+def _runs(pod: Object) -> bool:
+    return pod["status"].get("phase") == "Running" and "deletionTimestamp" not in pod["metadata"]
 
 
-async def _running(finetune: FineTune, selector: str = RANKS) -> list[str]:
-    labels = f"{selector},finetune.dev/name={finetune.name}"
-    return await asyncio.to_thread(pods.running, finetune.kubectl, finetune.space.name, labels)
+def _rank(pod: Object) -> int:
+    return int(pod["metadata"]["labels"][INDEX])
 
 
 def _attempt(pod: str) -> int:
@@ -231,43 +255,20 @@ def _attempt(pod: str) -> int:
     return int(found[1])
 
 
-async def _follow(finetune: FineTune, told: Losses) -> None:
-    """Read the log of each attempt's rank 0 while it is written, for ever."""
-    seen: set[str] = set()
-    async with asyncio.TaskGroup() as group:
-        while True:
-            for pod in set(await _running(finetune, RANK_0)) - seen:
-                seen.add(pod)
-                group.create_task(_read(finetune, pod, told.setdefault(_attempt(pod), {})))
-            await asyncio.sleep(0.3)
-
-
-async def _read(finetune: FineTune, pod: str, losses: dict[int, float]) -> None:
-    kubectl = finetune.kubectl
-    async with child([*kubectl.command, "-n", finetune.space.name, "logs", "-f", pod], kubectl.env) as process:
-        while line := await reader(process).readline():
-            if said := STEP.match(line.decode(errors="replace")):
-                losses[int(said[1])] = float(said[2])
-
-
-@asynccontextmanager
-async def _background(*work: Any) -> AsyncIterator[None]:
-    """Run these while the block runs; what one of them raises ends the block."""
-    tasks = [asyncio.create_task(one) for one in work]
-    try:
-        yield
-        for task in tasks:
-            if task.done() and not task.cancelled():
-                task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+async def _kill(ranks: Ranks, wanted: Sequence[Target], done: list[Kill]) -> None:
+    last = 0
+    for target in wanted:
+        attempt, names = await ranks.at(target.step, last)
+        await asyncio.sleep(target.wait)
+        finetune, pod = ranks.finetune, names[target.rank]
+        done.append(await asyncio.to_thread(pods.delete, finetune.kubectl, finetune.space.name, pod, KIND, at_once=target.at_once))
+        print(f"  kill {len(done)}: {pod}{' at once' if target.at_once else ''} after step {ranks.told(attempt)}", flush=True)
+        last = attempt
 
 
 def result(finetune: FineTune) -> Object:
     """The termination message of rank 0 of the attempt that succeeded."""
-    for pod in finetune.children("pods", RANK_0):
+    for pod in finetune.children("pods", f"finetune.dev/stage=train,{INDEX}=0"):
         for container in pod["status"].get("containerStatuses", []):
             ended = container["state"].get("terminated", {})
             if ended.get("exitCode") == 0:

@@ -7,6 +7,7 @@ For each scenario and each change that it makes below its folder:
   flushed of the contents; the write that was under way is there by half. The same is asked of them.
 - **fault**: from that change on the disk is full, or the volume read-only, or that one change meets an I/O error. What fails
   must name the path and the fix, as an infrastructure failure, and lose nothing that was there.
+- **small disk** (as root): the same on real file systems, each with a page more room than the one before.
 - **damage**: bytes of the newest folder's files are turned over, and the files cut short: the folder must be passed over.
 The last line is JSON.
 """
@@ -17,10 +18,12 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,7 @@ FAULTS = {
     "VolumeReadOnly": operations.read_only_from,
     "VolumeError": operations.broken_at,
 }
+PAGE = 4096
 FLIPS, CUTS = 24, 8  # a file: bytes turned over, and lengths that it is cut to
 
 
@@ -63,13 +67,14 @@ class Found:
     kills: Count = field(default_factory=Count)
     power_cuts: Count = field(default_factory=Count)
     faults: Count = field(default_factory=Count)
+    small_disks: Count = field(default_factory=Count)
     damages: Count = field(default_factory=Count)
     problems: list[str] = field(default_factory=list)
 
     def add(self, other: Found) -> None:
         """Add another scenario's."""
         self.operations += other.operations
-        for name in ("kills", "power_cuts", "faults", "damages"):
+        for name in ("kills", "power_cuts", "faults", "small_disks", "damages"):
             getattr(self, name).add(getattr(other, name))
         self.problems += other.problems
 
@@ -98,6 +103,23 @@ def scratch() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="crash-loop-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
 
 
+@contextmanager
+def mounted(folder: Path, pages: int) -> Iterator[bool]:
+    """`folder` as a file system of so many pages; False where this process may mount none."""
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={pages * PAGE}", "crash-loop", str(folder)]
+    there = subprocess.run(command, capture_output=True).returncode == 0
+    try:
+        yield there
+    finally:
+        if there:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def _pages(folder: Path) -> int:
+    return sum(-(-path.stat().st_size // PAGE) for path in folder.rglob("*") if path.is_file())
+
+
 class _Runner:
     def __init__(self, scenario: Scenario, folder: Path, every: int) -> None:
         self.scenario, self.folder, self.every = scenario, folder, every
@@ -115,6 +137,8 @@ class _Runner:
             self._judge([*self._killed(number), *self._faults(number)])
         if self.scenario.newest is not None:
             self._damage(self.scenario.newest)
+            for pages in range(1, len(whole.done), self.every):
+                self._on_a_small_disk(pages)
         return self.found
 
     def _trace(self, name: str, decide: Decide) -> Trace:
@@ -156,6 +180,20 @@ class _Runner:
                 problem = self._unclear(reason, trace.error) if trace.error else ""
                 where = f"{reason} at {number}, {trace.refused[0]}"
                 yield _Left(self.found.faults, where, self.runs / reason, "" if trace.error else AFTER, problem=problem)
+
+    def _on_a_small_disk(self, pages: int) -> None:
+        """A real file system with so many pages of room, which writes what fits of a file and then no more."""
+        folder = self.runs / "DiskFull"
+        with mounted(folder, _pages(self.pristine) + pages) as there:
+            if not there:
+                return
+            shutil.copytree(self.pristine, folder, symlinks=True, dirs_exist_ok=True)
+            trace = traced(folder, lambda: self.scenario.work(folder))
+            problem = self._unclear("DiskFull", trace.error) if trace.error else ""
+            wanted = "" if trace.error else AFTER
+            left = _Left(self.found.small_disks, f"{pages} pages of room", folder, wanted, again=False, problem=problem)
+            self._note(left, problem or apart(lambda: self._problem(left)))
+        shutil.rmtree(self.runs)
 
     def _unclear(self, reason: str, error: dict[str, Any]) -> str:
         """What an error's words lack."""
@@ -222,8 +260,11 @@ def _damaged(content: bytes) -> Iterator[tuple[str, bytes]]:
 
 def table(found: dict[str, Found]) -> str:
     """One line a scenario."""
-    heads = ("scenario", "changes", "kills", "power cuts", "faults", "damages")
-    rows = [heads, *((name, str(f.operations), *map(str, (f.kills, f.power_cuts, f.faults, f.damages))) for name, f in found.items())]
+    heads = ("scenario", "changes", "kills", "power cuts", "faults", "small disks", "damages")
+    rows = [
+        heads,
+        *((name, str(f.operations), *map(str, (f.kills, f.power_cuts, f.faults, f.small_disks, f.damages))) for name, f in found.items()),
+    ]
     return "\n".join(f"{row[0]:30}" + "".join(f"{cell:>14}" for cell in row[1:]) for row in rows)
 
 
@@ -236,6 +277,8 @@ def report(total: Found) -> dict[str, Any]:
         "power_cuts_loadable": total.power_cuts.good,
         "faults": total.faults.done,
         "faults_clear": total.faults.good,
+        "small_disks": total.small_disks.done,
+        "small_disks_clear": total.small_disks.good,
         "damages": total.damages.done,
         "damages_passed_over": total.damages.good,
     }

@@ -59,7 +59,10 @@ def test_two_ranks_give_the_losses_of_one(attempt: Attempt, undisturbed: Stage, 
     assert first.message["loss"] == pytest.approx(undisturbed.message["loss"], rel=RELATIVE)
     assert first.message["validationLoss"] == pytest.approx(undisturbed.message["validationLoss"], rel=RELATIVE)
     assert first.message["order"] == undisturbed.message["order"]
-    assert layout.verify(Path(first.message["artifact"]), layout.ARTIFACT_MANIFEST)["digest"] == first.message["digest"]
+    artifact = Path(first.message["artifact"])
+    assert layout.verify(artifact, layout.ARTIFACT_MANIFEST)["digest"] == first.message["digest"]
+    modules = json.loads((artifact / "adapter_config.json").read_text())["target_modules"]
+    assert modules == sorted(modules), "no order of chance in what the digest is of"
 
 
 def test_a_gang_that_is_asked_to_stop_agrees_on_one_checkpoint_and_the_next_attempt_goes_on_from_it(
