@@ -156,7 +156,7 @@ def test_data_are_refused_with_file_row_and_fix_for(
     assert re.search(words, str(found.value.message)), found.value.message
     assert "configmap://rows/train.jsonl" in found.value.message
     assert found.value.fix
-    assert not [path for path in (tmp_path / "data").iterdir() if path.suffix != ".lock" and not path.name.endswith(".download")]
+    assert {path.name for path in (tmp_path / "data").iterdir() if path.suffix != ".lock"} <= {"cache"}
 
 
 def test_a_test_file_of_which_nothing_can_be_used_is_refused(run: Any, tmp_path: Path) -> None:
@@ -266,4 +266,6 @@ def test_a_damaged_folder_is_not_taken_over(first: dict[str, Any]) -> None:
 
 
 def test_nothing_but_prepared_data_is_left_on_the_volume(first: dict[str, Any]) -> None:
-    assert [path.name for path in Path(first["data"]["path"]).parent.iterdir()] == ["1f2e3d4c"]
+    data = Path(first["data"]["path"]).parent
+    assert sorted(path.name for path in data.iterdir()) == ["1f2e3d4c", "cache"]
+    assert [path for path in (data / "cache").rglob("*") if path.is_file()] == []

@@ -82,6 +82,7 @@ def load(data: DataConfig, method: MethodConfig, files: Files, store: RowStore) 
 def _opened(source: SourceConfig, file: DataFile, method: MethodConfig) -> tuple[Iterator[RawRow], str]:
     """The rows of a file and the format that they have, '' where there are none. Raises UserError for one that `method` does not learn
     from."""
+    file.bring()
     raws = reading.read(file)
     probe = list(islice(raws, PROBED))
     if not probe:

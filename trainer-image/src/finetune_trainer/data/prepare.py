@@ -20,6 +20,7 @@ from finetune_trainer.data import arrays, loading, preference, quality, report, 
 from finetune_trainer.data.batches import batches
 from finetune_trainer.data.formats import RowError
 from finetune_trainer.data.loading import Files, Loaded, Splits
+from finetune_trainer.data.remote import Downloads
 from finetune_trainer.data.store import Record, RowStore
 from finetune_trainer.data.templates import ChatEncoder, Encoded, end_tokens, unproven
 from finetune_trainer.estimate import Outline
@@ -28,6 +29,7 @@ from finetune_trainer.fetch import scratch_folder
 from finetune_trainer.methods import require_supported
 from finetune_trainer.progress import Progress, serving
 
+CACHE = "cache"
 SHOWN_INVALID = 10
 SHOWN_ROWS = 10
 BATCH = 512
@@ -42,8 +44,9 @@ def main(config: RunConfig) -> JsonObject:
     with serving(progress):
         found = prepared(data.path)
         if found is None:
-            with layout.locked(data.path):
-                found = prepared(data.path) or _prepare(config, data, progress)
+            cache = data.path.parent / CACHE
+            with layout.locked(data.path), layout.locked(cache):
+                found = prepared(data.path) or _prepare(config, data, cache, progress)
         return found
 
 
@@ -72,10 +75,10 @@ def load_tokenizer(folder: Path, allow_remote_code: bool) -> object:
         raise UserError("TokenizerInvalid", f"the model's tokenizer does not load: {error}", "Check the model's files.") from error
 
 
-def _prepare(config: RunConfig, data: DataConfig, progress: Progress) -> JsonObject:
+def _prepare(config: RunConfig, data: DataConfig, cache: Path, progress: Progress) -> JsonObject:
+    """Fill the locked folder of `data` by way of the locked `cache`, which all revisions share."""
     progress.update(state="loading")
-    downloads = data.path.parent / f".{data.path.name}.download"
-    downloads.mkdir(parents=True, exist_ok=True)
+    downloads = Downloads(cache / "downloads", cache / "records")
     files = find_files(data, downloads)
     os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(hardware.cpu_limit()))  # nothing is forked here
     tokenizer = load_tokenizer(config.model.path, config.model.allow_remote_code)
@@ -91,7 +94,7 @@ def _prepare(config: RunConfig, data: DataConfig, progress: Progress) -> JsonObj
         layout.write_json(work.folder / "report.json", document)
         (work.folder / "report.html").write_text(report.render(document))
         work.facts.update(facts, key=key)
-    reuse.remove(downloads)
+    downloads.keep_only(())
     progress.update(state="done", percent=100)
     return _result(layout.read_manifest(data.path, layout.DATA_MANIFEST))
 
@@ -107,15 +110,17 @@ def _title(config: RunConfig) -> str:
     return f"{owner.namespace}/{owner.name}, revision {owner.revision}"
 
 
-def find_files(data: DataConfig, downloads: Path) -> Files:
-    """The files of every source by use: train, validation, test, mix-0 …"""
+def find_files(data: DataConfig, downloads: Downloads) -> Files:
+    """The files of every source by use: train, validation, test, mix-0 …; what was downloaded for other data is removed."""
     named: list[tuple[str, SourceConfig | None]] = [("train", data.train), ("validation", data.validation), ("test", data.test)]
     named += [(f"mix-{index}", mix) for index, mix in enumerate(data.mix)]
-    return {
+    found = {
         use: [(source, file) for file in sources.files(source, use.partition("-")[0], downloads)]
         for use, source in named
         if source is not None
     }
+    downloads.keep_only([file for several in found.values() for _, file in several])
+    return found
 
 
 def _make(

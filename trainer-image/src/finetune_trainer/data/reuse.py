@@ -16,6 +16,7 @@ from pathlib import Path
 
 from finetune_trainer import layout
 from finetune_trainer.config import RunConfig, need
+from finetune_trainer.data import reading
 from finetune_trainer.data.loading import Files
 from finetune_trainer.exits import JsonObject
 
@@ -27,7 +28,7 @@ def key(config: RunConfig, files: Files) -> str:
     """sha256 (hex) of all that decides the prepared content."""
     data = need(config.data, "data")
     facts = {
-        "files": {use: [[file.name, layout.sha256_file(file.path)] for _, file in found] for use, found in files.items()},
+        "files": {use: [[file.name, reading.sha256(file)] for _, file in found] for use, found in files.items()},
         "data": data.model_dump(mode="json", exclude={"path"}),
         "longest": need(config.training, "training").max_sequence_length,
         "objective": need(config.method, "method").objective,
@@ -79,7 +80,3 @@ def _link(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, target)
 
-
-def remove(folder: Path) -> None:
-    """Remove a folder of downloads whose rows are committed."""
-    shutil.rmtree(folder, ignore_errors=True)
