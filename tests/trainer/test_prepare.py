@@ -195,6 +195,21 @@ def test_redacted_rows_are_what_is_learnt(run: Any, work: Path) -> None:
     assert any("10 rows hold e-mail addresses (redacted)" in warning for warning in result["warnings"])
 
 
+FRENCH = {
+    "instruction": "Bonjour, comment changer mon mot de passe ?",
+    "output": "Ouvrez les paramètres du compte et choisissez un nouveau.",
+}
+
+
+def test_rows_in_other_languages_are_counted_and_shown(run: Any) -> None:
+    folder, result = run([*rows(), FRENCH], data__quality={"languages": ["en", "de"]})
+    assert (result["rows"]["read"], result["rows"]["invalid"], result["rows"]["nearDuplicate"]) == (65, 1, 0)
+    (group,) = json.loads((folder / "report.json").read_text())["leftOut"]
+    assert (group["kind"], group["reason"], group["count"]) == ("Invalid", "turn … (user) is in another language", 1)
+    assert group["examples"][0]["text"].endswith("choisissez un nouveau.")
+    assert "Ouvrez les param" in (folder / "report.html").read_text()
+
+
 def test_the_page_of_real_rows_marks_what_the_model_learns(run: Any) -> None:
     folder, _ = run([*rows(), {"instruction": "<b>bold</b>", "output": "plain <i>text</i>"}, "{broken"])
     report = json.loads((folder / "report.json").read_text())
@@ -243,14 +258,12 @@ def _more_rows(config: dict[str, Any]) -> dict[str, Any]:
 
 OTHERWISE = {
     "the file holds other rows": _more_rows,
-    "another seed splits them": lambda c: {**c, "data": {**c["data"], "split": {**c["data"]["split"], "seed": 18}}},
     "rows may be shorter": lambda c: {**c, "data": {**c["data"], "quality": {**c["data"]["quality"], "minResponseCharacters": 5}}},
-    "rows must be shorter": lambda c: {**c, "training": {**c["training"], "maxSequenceLength": 128}},
 }
 
 
 @pytest.mark.parametrize("change", OTHERWISE.values(), ids=OTHERWISE)
-def test_data_are_prepared_anew_where(change: Any, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_read_anew_where(change: Any, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     real = loading.load
     monkeypatch.setattr(loading, "load", lambda *arguments: calls.append(1) or real(*arguments))
@@ -265,7 +278,8 @@ def test_a_damaged_folder_is_not_taken_over(first: dict[str, Any]) -> None:
     layout.verify(tokens.parent.with_name("2b2b2b2b"), layout.DATA_MANIFEST)
 
 
-def test_nothing_but_prepared_data_is_left_on_the_volume(first: dict[str, Any]) -> None:
+def test_nothing_but_prepared_data_and_what_the_next_revision_may_use_is_left_on_the_volume(first: dict[str, Any]) -> None:
     data = Path(first["data"]["path"]).parent
     assert sorted(path.name for path in data.iterdir()) == ["1f2e3d4c", "cache"]
-    assert [path for path in (data / "cache").rglob("*") if path.is_file()] == []
+    assert sorted(path.name for path in (data / "cache").iterdir()) == ["downloads", "records", "rows", "tokens"]
+    assert [path for name in ("downloads", "records") for path in (data / "cache" / name).iterdir()] == []

@@ -169,9 +169,14 @@ def test_a_pod_that_died_while_it_prepared_leaves_what_it_downloaded(
     run: Any, web: tuple[str, type[Server]], monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     address, server = web
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(loading, "load", lambda *_: (_ for _ in ()).throw(Interrupted("Interrupted", "stopped")))
-        run(address, "1f2e3d4c")
+
+    def stop(*_: Any) -> None:
+        raise Interrupted("Interrupted", "stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "load", stop)
+        with pytest.raises(Interrupted):
+            run(address, "1f2e3d4c")
     assert run(address, "1f2e3d4c")["rows"]["read"] == 64
     assert server.sent == len(server.body)
 
@@ -336,7 +341,7 @@ def test_a_data_set_of_the_hub_is_brought_once_a_commit(run: Any, tmp_path: Path
     hub = type("OneHub", (Hub,), {"body": write_rows(tmp_path / "served", rows()).read_bytes(), "sent": 0})
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     with http(hub) as address:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setenv("HF_ENDPOINT", address)
         first = run("hf://owner/name", "1f2e3d4c")
         assert hub.sent == len(hub.body)
         assert run("hf://owner/name", "2b2b2b2b")["digest"] == first["digest"]

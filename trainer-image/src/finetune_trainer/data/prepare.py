@@ -1,7 +1,8 @@
 """Stage prepare: sources → rows → splits → tokens, with every complaint by row number and the run's estimate.
 
 Rows are on disk from the moment they are read: memory grows by a small record a row. What another revision prepared
-from the same content under the same settings is taken over (`reuse`).
+from the same content under the same settings is taken over (`reuse`): all of it, the rows before they are split
+(`pool`), or the tokens of each row (`tokens`).
 Invariant: what train reads and what evaluate is sealed with are disjoint by content hash, and checked to be.
 """
 
@@ -10,22 +11,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from finetune_trainer import estimate, hardware, layout, schedule
 from finetune_trainer.config import PROMPT_METHODS, DataConfig, MethodConfig, PromptConfig, RunConfig, SourceConfig, need
-from finetune_trainer.data import arrays, loading, preference, quality, report, reuse, sources
+from finetune_trainer.data import arrays, loading, pool, preference, quality, report, reuse, sources, tokens
 from finetune_trainer.data.batches import batches
 from finetune_trainer.data.formats import RowError
 from finetune_trainer.data.loading import Files, Loaded, Splits
 from finetune_trainer.data.remote import Downloads
-from finetune_trainer.data.store import Record, RowStore
+from finetune_trainer.data.store import Record
 from finetune_trainer.data.templates import ChatEncoder, Encoded, end_tokens, unproven
+from finetune_trainer.data.tokens import Tokens
 from finetune_trainer.estimate import Outline
 from finetune_trainer.exits import Infrastructure, JsonObject, TrainerError, UserError, raise_volume_failure
-from finetune_trainer.fetch import scratch_folder
 from finetune_trainer.methods import require_supported
 from finetune_trainer.progress import Progress, serving
 
@@ -87,8 +89,7 @@ def _prepare(config: RunConfig, data: DataConfig, cache: Path, progress: Progres
     with layout.transaction(data.path, layout.DATA_MANIFEST, has_lock=True) as work:
         content = reuse.take_over(key, data.path, work.folder)
         if content is None:
-            with scratch_folder(data.path.parent / f".{data.path.name}.rows") as scratch:
-                content = _make(config, files, tokenizer, outline.vocabulary, scratch, work.folder, progress)
+            content = _make(config, files, tokenizer, outline.vocabulary, cache, work.folder, progress)
         facts = _facts(config, content, outline)
         document = {**facts, **content, "warnings": facts["warnings"], "finetune": _title(config)}
         layout.write_json(work.folder / "report.json", document)
@@ -123,21 +124,17 @@ def find_files(data: DataConfig, downloads: Downloads) -> Files:
     return found
 
 
-def _make(
-    config: RunConfig, files: Files, tokenizer: object, vocabulary: int, scratch: Path, folder: Path, progress: Progress
-) -> JsonObject:
+def _make(config: RunConfig, files: Files, tokenizer: object, vocabulary: int, cache: Path, folder: Path, progress: Progress) -> JsonObject:
     """Fill `folder` with arrays, sealed rows and hashes; returns what the data and the objective alone decide."""
-    data = need(config.data, "data")
-    store = RowStore(scratch / "rows")
-    try:
-        loaded = loading.load(data, need(config.method, "method"), files, store)
+    data, method = need(config.data, "data"), need(config.method, "method")
+    loaded = pool.kept(cache / "rows", reuse.rows_key(config, files), lambda store: loading.load(data, method, files, store))
+    with closing(loaded.store):
         _refuse_too_many(loaded, data.quality.max_invalid_percent)
+        loading.split(loaded, data)
         loading.require_test(loaded, data)
         progress.update(state="tokenizing", percent=20)
-        encoding = Encoding(config, loaded, tokenizer, vocabulary, progress)
-        return _write(folder, encoding, loaded, data)
-    finally:
-        store.close()
+        with tokens.kept(cache / "tokens", reuse.tokens_key(config), pairs=method.objective == "DPO") as known:
+            return _write(folder, Encoding(config, loaded, tokenizer, vocabulary, known, progress), loaded, data)
 
 
 @dataclass
@@ -148,6 +145,7 @@ class Encoding:
     loaded: Loaded
     tokenizer: Any
     vocabulary: int
+    known: Tokens
     progress: Progress
     shown: list[JsonObject] = field(default_factory=list)
     too_long: int = 0
@@ -174,18 +172,9 @@ class Encoding:
     def rows(self, split: str) -> Iterator[Encoded]:
         """The rows of a split that can be learnt from, or scored."""
         for records in batches(self.loaded.splits[split], BATCH):
-            encoded = self._encoder.encode_all(list(self.loaded.store.rows(records)))
-            good: list[tuple[Record, Encoded]] = []
-            for record, item in zip(records, encoded, strict=True):
+            for record, item in zip(records, self._encoded(records), strict=True):
                 if isinstance(item, RowError):
                     self.loaded.drop("Invalid", record, str(item))
-                else:
-                    good.append((record, item))
-            doubts = unproven([item for _, item in good], self._ends, self.tokenizer)
-            for (record, item), doubt in zip(good, doubts, strict=True):
-                if doubt:
-                    self.unlike.append(record)
-                    self.loaded.drop("Invalid", record, "the supervised tokens are not its answer and an end of turn")
                 elif kept := self._shortened(record, item):
                     if split == "train":
                         self._learnt(kept)
@@ -193,6 +182,27 @@ class Encoding:
             self.done += len(records)
             self._refuse_unproven()
             self.progress.update(percent=20 + 70 * self.done // self._all)
+
+    def _encoded(self, records: Sequence[Record]) -> list[Encoded | RowError]:
+        """The proven tokens of each row, or why there are none; encoded where they are not known."""
+        rows, contents = zip(*self.loaded.store.contents(records), strict=True)
+        result: list[Encoded | RowError | None] = [*self.known.find(rows, contents)]
+        missing = [index for index, item in enumerate(result) if item is None]
+        encoded = self._encoder.encode_all([rows[index] for index in missing])
+        for index, item in zip(missing, self._proven([records[index] for index in missing], encoded), strict=True):
+            result[index] = item
+        new = [index for index in missing if isinstance(result[index], Encoded)]
+        self.known.add([cast(Encoded, result[index]) for index in new], [contents[index] for index in new])
+        return cast(list[Encoded | RowError], result)
+
+    def _proven(self, records: Sequence[Record], encoded: Sequence[Encoded | RowError]) -> Iterator[Encoded | RowError]:
+        doubts = iter(unproven([item for item in encoded if isinstance(item, Encoded)], self._ends, self.tokenizer))
+        for record, item in zip(records, encoded, strict=True):
+            if isinstance(item, Encoded) and next(doubts):
+                self.unlike.append(record)
+                yield RowError("the supervised tokens are not its answer and an end of turn")
+            else:
+                yield item
 
     def _shortened(self, record: Record, item: Encoded) -> Encoded | None:
         if max(item.ids) >= self.vocabulary:

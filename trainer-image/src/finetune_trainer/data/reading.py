@@ -292,12 +292,12 @@ def _table_row(name: str, number: int, names: list[str], cells: list[str]) -> Ra
     if any("\udc80" <= letter <= "\udcff" for cell in cells if not cell.isascii() for letter in cell):
         return RawRow(name, number, None, "not UTF-8", text)
     value: dict[str, object] = dict(zip(names, cells, strict=True))
-    for field in NESTED:
-        if field in value:
+    for nested in NESTED:
+        if nested in value:
             try:
-                value[field] = json.loads(str(value[field]))
+                value[nested] = json.loads(str(value[nested]))
             except ValueError as error:
-                return RawRow(name, number, None, f"field {field} is not JSON: {error}", text)
+                return RawRow(name, number, None, f"field {nested} is not JSON: {error}", text)
     return RawRow(name, number, value)
 
 

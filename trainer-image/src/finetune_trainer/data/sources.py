@@ -205,7 +205,7 @@ class DataSet:
         from huggingface_hub import HfApi
 
         with self._errors():
-            return HfApi(token=self._token).dataset_info(self.repository, revision=self.revision).sha == version.tag
+            return HfApi(endpoint=_hub(), token=self._token).dataset_info(self.repository, revision=self.revision).sha == version.tag
 
     def files(self, use: Use, cache: Path) -> tuple[Version, list[DataFile]]:
         """The commit (as a Version of no size) and the files of a use, downloaded into `cache` in the hub's layout."""
@@ -214,7 +214,13 @@ class DataSet:
         wanted = [self.path, f"{self.path.rstrip('/')}/*"] if self.path else None
         with self._errors():
             folder = snapshot_download(
-                self.repository, repo_type="dataset", revision=self.revision, token=self._token, cache_dir=cache, allow_patterns=wanted
+                self.repository,
+                repo_type="dataset",
+                revision=self.revision,
+                endpoint=_hub(),
+                token=self._token,
+                cache_dir=cache,
+                allow_patterns=wanted,
             )
         found = local(self.source.source, Path(folder, self.path))
         return Version(Path(folder).name, 0), found if self.path else of_split(found, use)
@@ -235,6 +241,10 @@ class DataSet:
             raise UserError("SourceMissing", f"{name}: {error}", "Check name, revision and secretName.") from error
         except (LocalEntryNotFoundError, HubError, ConnectionError, TimeoutError) as error:
             raise Infrastructure("DownloadFailed", f"{name}: {error}") from error
+
+
+def _hub() -> str | None:
+    return os.environ.get("HF_ENDPOINT")
 
 
 def of_split(found: list[DataFile], use: Use) -> list[DataFile]:
