@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,32 @@ def test_a_test_file_of_which_nothing_can_be_used_is_refused(run: Any, tmp_path:
         run(rows(), data__test=test)
 
 
+def test_a_test_file_without_rows_is_told(run: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"pvc://sets/test.jsonl: the test split would be empty: it has no rows"):
+        run(rows(), data__test=source(tmp_path / "test.jsonl", []))
+
+
+def test_a_tokenizer_without_a_template_is_refused_before_anything_is_read(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "load_tokenizer", lambda *_: SimpleNamespace(chat_template=None))
+    monkeypatch.setattr(prepare, "find_files", lambda *_: pytest.fail("data were looked for"))
+    with pytest.raises(UserError, match=r"no chat template \(neither chat_template\.jinja nor tokenizer_config\.json has one\)"):
+        run(rows())
+
+
+def test_a_pair_that_redaction_makes_equal_is_left_out_and_counted(run: Any) -> None:
+    pairs = [{"prompt": f"Say {n}.", "chosen": f"It is {n}, of course.", "rejected": f"I do not know {n}."} for n in range(40)]
+    equal = {"prompt": "Who sells it?", "chosen": "Ask a@example.org today.", "rejected": "Ask b@example.org today."}
+    folder, result = run(
+        [*pairs, equal],
+        method__objective="DPO",
+        data__quality={"personalData": "Redact", "nearDuplicates": "Keep", "minResponseCharacters": 1},
+    )
+    assert result["rows"]["invalid"] == 1
+    reason = "without their personal data chosen and rejected are the same answer"
+    assert result["invalid"] == [{"source": "configmap://rows/train.jsonl", "row": 41, "reason": reason}]
+    assert reason in (folder / "report.html").read_text()
+
+
 def test_no_test_split_is_needed_where_none_was_asked_for(run: Any) -> None:
     _, result = run(rows(20), data__split={"train": 100, "validation": 0, "test": 0, "seed": 17})
     assert result["rows"]["test"] == 0
@@ -206,7 +233,7 @@ def test_rows_in_other_languages_are_counted_and_shown(run: Any) -> None:
     assert (result["rows"]["read"], result["rows"]["invalid"], result["rows"]["nearDuplicate"]) == (65, 1, 0)
     (group,) = json.loads((folder / "report.json").read_text())["leftOut"]
     assert (group["kind"], group["reason"], group["count"]) == ("Invalid", "turn … (user) is in another language", 1)
-    assert group["examples"][0]["text"].endswith("choisissez un nouveau.")
+    assert group["examples"][0]["text"].endswith('choisissez un nouveau."}')
     assert "Ouvrez les param" in (folder / "report.html").read_text()
 
 

@@ -179,12 +179,12 @@ def test_a_damaged_stage_is_done_again(stage: str, file: str, expected: tuple[in
 
 def test_one_stage_of_each_kind_is_kept(volume: Any) -> None:
     used = volume("used", rows())
-    for count in (64, 60, 50):
-        used.values = rows(count)
+    for values in (rows(), rows(60), [*rows(50), *PERSONAL[:1]]):
+        used.values = values
         used.prepare()
     cache = used.folder / "data" / "cache"
     assert sorted(path.name for path in cache.iterdir()) == ["downloads", "records", "rows", "tokens"]
-    assert len(np.load(cache / "tokens" / "contents.npy")) == 50
+    assert len(np.load(cache / "tokens" / "contents.npy")) == 51
 
 
 @pytest.mark.parametrize("fsyncs", [1, 3, 5, 6, 9, 12, 15, 18, 22])

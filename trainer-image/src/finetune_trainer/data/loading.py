@@ -188,9 +188,14 @@ def require_test(loaded: Loaded, data: DataConfig) -> None:
     repeated = counts["Duplicate"] + counts["NearDuplicate"]
     where = data.test.source if data.test else f"data.split.test {data.split.test:g} of {data.train.source}"
     kept = sum(map(len, splits.values()))
+    why = (
+        f"of {loaded.read:,} rows read {counts['Invalid']:,} are invalid, {repeated:,} repeat another and {kept:,} are left; "
+        f"{loaded.ledger.first_example() or 'there are too few rows'}"
+    )
+    if data.test and not any(source["rows"] for source in loaded.sources if source["use"] == "test"):
+        why = "it has no rows"
     raise UserError(
         "TestSplitEmpty",
-        f"{where}: the test split would be empty: of {loaded.read:,} rows read {counts['Invalid']:,} are invalid, {repeated:,} repeat "
-        f"another and {kept:,} are left; {loaded.ledger.first_example() or 'there are too few rows'}",
+        f"{where}: the test split would be empty: {why}",
         "Give more different rows or a data.test, or set data.split.test to 0 and no evaluation.",
     )

@@ -74,22 +74,23 @@ def load_tokenizer(folder: Path, allow_remote_code: bool) -> object:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_remote_code, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise_volume_failure(error)
-        raise UserError("TokenizerInvalid", f"the model's tokenizer does not load: {error}", "Check the model's files.") from error
+        reason = f"the model's tokenizer does not load: {' '.join(str(error).split())[:300]}"
+        raise UserError("TokenizerInvalid", reason, "Check that the model's tokenizer files (tokenizer.json) are all there.") from error
 
 
 def _prepare(config: RunConfig, data: DataConfig, cache: Path, progress: Progress) -> JsonObject:
     """Fill the locked folder of `data` by way of the locked `cache`, which all revisions share."""
     progress.update(state="loading")
+    os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(hardware.cpu_limit()))  # nothing is forked here
+    chat = ChatEncoder(load_tokenizer(config.model.path, config.model.allow_remote_code))
+    outline = _outline(config)
     downloads = Downloads(cache / "downloads", cache / "records")
     files = find_files(data, downloads)
-    os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(hardware.cpu_limit()))  # nothing is forked here
-    tokenizer = load_tokenizer(config.model.path, config.model.allow_remote_code)
-    outline = _outline(config)
     key = reuse.key(config, files)
     with layout.transaction(data.path, layout.DATA_MANIFEST, has_lock=True) as work:
         content = reuse.take_over(key, data.path, work.folder)
         if content is None:
-            content = _make(config, files, tokenizer, outline.vocabulary, cache, work.folder, progress)
+            content = _make(config, files, chat, outline.vocabulary, cache, work.folder, progress)
         facts = _facts(config, content, outline)
         document = {**facts, **content, "warnings": facts["warnings"], "finetune": _title(config)}
         layout.write_json(work.folder / "report.json", document)
@@ -124,7 +125,7 @@ def find_files(data: DataConfig, downloads: Downloads) -> Files:
     return found
 
 
-def _make(config: RunConfig, files: Files, tokenizer: object, vocabulary: int, cache: Path, folder: Path, progress: Progress) -> JsonObject:
+def _make(config: RunConfig, files: Files, chat: ChatEncoder, vocabulary: int, cache: Path, folder: Path, progress: Progress) -> JsonObject:
     """Fill `folder` with arrays, sealed rows and hashes; returns what the data and the objective alone decide."""
     data, method = need(config.data, "data"), need(config.method, "method")
     loaded = pool.kept(cache / "rows", reuse.rows_key(config, files), lambda store: loading.load(data, method, files, store))
@@ -134,7 +135,7 @@ def _make(config: RunConfig, files: Files, tokenizer: object, vocabulary: int, c
         loading.require_test(loaded, data)
         progress.update(state="tokenizing", percent=20)
         with tokens.kept(cache / "tokens", reuse.tokens_key(config), pairs=method.objective == "DPO") as known:
-            return _write(folder, Encoding(config, loaded, tokenizer, vocabulary, known, progress), loaded, data)
+            return _write(folder, Encoding(config, loaded, chat, vocabulary, known, progress), loaded, data)
 
 
 @dataclass
@@ -143,7 +144,7 @@ class Encoding:
 
     config: RunConfig
     loaded: Loaded
-    tokenizer: Any
+    chat: ChatEncoder
     vocabulary: int
     known: Tokens
     progress: Progress
@@ -154,10 +155,9 @@ class Encoding:
     longest: int = 0  # tokens of the longest conversation in training
 
     def __post_init__(self) -> None:
-        chat = ChatEncoder(self.tokenizer)
         self._pairs = need(self.config.method, "method").objective == "DPO"
-        self._encoder = preference.PairEncoder(chat) if self._pairs else chat
-        self._ends = end_tokens(self.tokenizer)
+        self._encoder = preference.PairEncoder(self.chat) if self._pairs else self.chat
+        self._ends = end_tokens(self.chat.tokenizer)
         data, training = need(self.config.data, "data"), need(self.config.training, "training")
         self._policy = data.quality.on_too_long
         self._limit = min(value for value in (training.max_sequence_length, data.quality.max_tokens) if value is not None)
@@ -196,7 +196,7 @@ class Encoding:
         return cast(list[Encoded | RowError], result)
 
     def _proven(self, records: Sequence[Record], encoded: Sequence[Encoded | RowError]) -> Iterator[Encoded | RowError]:
-        doubts = iter(unproven([item for item in encoded if isinstance(item, Encoded)], self._ends, self.tokenizer))
+        doubts = iter(unproven([item for item in encoded if isinstance(item, Encoded)], self._ends, self.chat.tokenizer))
         for record, item in zip(records, encoded, strict=True):
             if isinstance(item, Encoded) and next(doubts):
                 self.unlike.append(record)
@@ -205,10 +205,10 @@ class Encoding:
                 yield item
 
     def _shortened(self, record: Record, item: Encoded) -> Encoded | None:
-        if max(item.ids) >= self.vocabulary:
+        if (token := max(item.ids)) >= self.vocabulary:
             raise UserError(
                 "TokenOutsideVocabulary",
-                f"row {record.row} of {record.source}: token {max(item.ids)} ({self.tokenizer.decode([max(item.ids)])!r}) is outside the "
+                f"row {record.row} of {record.source}: token {token} ({self.chat.tokenizer.decode([token])!r}) is outside the "
                 f"model's vocabulary of {self.vocabulary:,}",
                 "Tokenizer and weights do not belong together: use the model's own tokenizer files.",
             )
@@ -230,7 +230,7 @@ class Encoding:
         self.longest = max(self.longest, item.longest)
         if item.row.digest in self._wanted:
             self._wanted.remove(item.row.digest)
-            self.shown.append(rendered(item, self.tokenizer))
+            self.shown.append(rendered(item, self.chat.tokenizer))
 
     def _refuse_unproven(self) -> None:
         if len(self.unlike) > self.done * UNPROVEN_SHARE:
