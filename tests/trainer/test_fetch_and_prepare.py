@@ -299,7 +299,7 @@ def test_a_source_on_a_volume_that_fails_is_no_users_mistake(number: int, tmp_pa
 
 @pytest.mark.parametrize("look", [reading.sha256, lambda file: list(reading.read(file))], ids=["hashed", "read"])
 def test_a_source_that_is_not_there_is_the_users_mistake(look: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="data source pvc://rows/train.jsonl: No such file"):
+    with pytest.raises(UserError, match=r"data source pvc://rows/train\.jsonl: No such file"):
         look(reading.DataFile("pvc://rows/train.jsonl", tmp_path / "rows.jsonl"))
 
 

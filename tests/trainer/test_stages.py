@@ -16,7 +16,7 @@ from finetune_trainer.data import loading, prepare
 from finetune_trainer.data.templates import ChatEncoder
 from finetune_trainer.exits import Interrupted
 
-from tests.trainer.support import EXAMPLES, make_config, rows, write_rows
+from tests.trainer.support import CONTEXT, EXAMPLES, make_config, rows, write_rows
 
 Config = dict[str, Any]
 PERSONAL = [{"instruction": f"Who sells the lamp {n}?", "output": f"Ask shop{n}@example.org about it."} for n in range(3)]
@@ -187,25 +187,29 @@ def test_one_stage_of_each_kind_is_kept(volume: Any) -> None:
     assert len(np.load(cache / "tokens" / "contents.npy")) == 51
 
 
-@pytest.mark.parametrize("fsyncs", [1, 3, 5, 6, 9, 12, 15, 18, 22])
-def test_a_process_that_dies_at_any_moment_leaves_no_half_stage(fsyncs: int, volume: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def dies(document: Config, fsyncs: int, folder: str) -> None:
+    """Prepare in this process, which ends before it flushes a file for the `fsyncs`th time."""
+    os.environ.update(FINETUNE_PROGRESS_PORT="0", FINETUNE_TERMINATION_LOG=f"{folder}/termination")
+    real, left = layout._fsync, iter(range(fsyncs - 1))
+
+    def flush(path: Path) -> None:
+        if next(left, None) is None:
+            os._exit(7)
+        real(path)
+
+    layout._fsync = flush
+    prepare.main(RunConfig.model_validate(document))
+
+
+@pytest.mark.parametrize("fsyncs", [1, 4, 7, 12, 15, 20])
+def test_a_process_that_dies_at_any_moment_leaves_no_half_stage(fsyncs: int, volume: Any, tmp_path: Path) -> None:
     used = volume("used", rows())
-    if (child := os.fork()) == 0:
-        left = [fsyncs]
-
-        def dies(_: Path) -> None:
-            left[0] -= 1
-            if not left[0]:
-                os._exit(7)
-
-        monkeypatch.setattr(layout, "_fsync", dies)
-        try:
-            used.prepare()
-        finally:
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, 7)
+    process = CONTEXT.Process(target=dies, args=(used.config("00000001").model_dump(mode="json", by_alias=True), fsyncs, str(tmp_path)))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 7
     cache = used.folder / "data" / "cache"
-    for stage in ("rows", "tokens"):
-        if layout.is_complete(cache / stage):
-            layout.verify(cache / stage)
+    whole = [stage for stage in ("rows", "tokens") if layout.is_complete(cache / stage)]
+    for stage in whole:
+        layout.verify(cache / stage)
     assert used.prepare()["digest"] == volume("fresh", rows()).prepare()["digest"]
