@@ -319,8 +319,9 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path.startswith("/api/"):
-            document = {"id": "owner/name", "sha": self.commit, "siblings": [{"rfilename": "data/train.jsonl"}], "tags": [], "downloads": 0}
-            self._answer(json.dumps(document).encode())
+            files = [{"type": "file", "path": "data/train.jsonl", "size": len(self.body), "oid": "0" * 40}]
+            data_set = {"id": "owner/name", "sha": self.commit, "siblings": [{"rfilename": "data/train.jsonl"}], "tags": [], "downloads": 0}
+            self._answer(json.dumps(files if "/tree/" in self.path else data_set).encode())
             return
         type(self).sent += len(self.body)
         self._answer(self.body)
