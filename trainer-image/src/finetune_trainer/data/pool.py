@@ -43,8 +43,8 @@ def kept(folder: Path, key: str, load: Callable[[RowStore], Loaded]) -> Loaded:
 
 def _save(loaded: Loaded, folder: Path) -> None:
     loaded.store.flush()
-    sources, labels = _numbers(record.source for record in _every(loaded)), _numbers(record.label for record in _every(loaded))
-    labels = labels if loaded.labels else {}
+    sources = _numbers(record.source for record in _every(loaded))
+    labels = _numbers(record.label for record in _every(loaded)) if loaded.labels else {}
     packed = (_packed(use, record, sources, labels) for use, records in enumerate(loaded.uses.values()) for record in records)
     np.save(folder / RECORDS, np.fromiter(packed, _RECORD))
     facts = {name: getattr(loaded, name) for name in ("read", "min_response", "labels", "warnings", "sources")}

@@ -21,8 +21,8 @@ from peft import (
     get_peft_model,
 )
 from peft.tuners.prompt_tuning import PromptTuningInit
-from peft.utils.transformers_weight_conversion import (
-    _MODEL_TO_CONVERSION_PATTERN,  # type: ignore[attr-defined]
+from peft.utils.transformers_weight_conversion import (  # type: ignore[attr-defined]
+    _MODEL_TO_CONVERSION_PATTERN,
     _MOE_TARGET_MODULE_MAPPING,
 )
 
