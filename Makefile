@@ -31,10 +31,11 @@ demo-down: ## Remove everything that the demo left
 test: ## Unit, trainer, numerics, integration and end-to-end tests (TIER=unit runs a part)
 	@$(DEV) python -m tests.run --tier $(TIER)
 
-check: ## ruff, strict mypy, import-linter, CRD and chart drift, helm lint
+check: ## ruff, strict mypy of operator and trainer, import-linter, CRD and chart drift, helm lint
 	@$(DEV) ruff check .
 	@$(DEV) ruff format --check .
 	@$(DEV) mypy
+	@$(TRAINER) mypy --cache-dir .mypy_cache/trainer -p finetune_trainer
 	@$(DEV) lint-imports
 	@$(DEV) python -m finetune_operator.api.crd --check
 	@$(DEV) python charts/helm.py lint charts/finetune-operator

@@ -155,19 +155,28 @@ def spoil_remote(source: Path) -> None:
     (source / "config.json").write_text(json.dumps({**settings, "auto_map": {"AutoModel": "x.Y"}}))
 
 
+def spoil_tokenizer(source: Path) -> None:
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({**settings, "auto_map": {"AutoTokenizer": ["x.Y", None]}}))
+
+
 REFUSED = {
     "is not there": (shutil.rmtree, "there is no folder"),
     "has no configuration": (lambda source: (source / "config.json").unlink(), "has no config.json"),
     "has pickled weights alone": (spoil_pickled, r"only pickled weights \(pytorch_model.bin\)"),
-    "wants to run its own code": (spoil_remote, "brings its own Python code"),
+    "wants to run its own code": (spoil_remote, r"brings its own Python code \(config.json of"),
+    "has a tokenizer that wants to": (spoil_tokenizer, r"brings its own Python code \(tokenizer_config.json of"),
+    "is cut off": (lambda source: (source / "config.json").write_text('{"model_type":'), "config.json is not JSON"),
+    "is something else": (lambda source: (source / "config.json").write_text("[]"), "config.json is no JSON object"),
 }
 
 
 @pytest.mark.parametrize(("spoil", "words"), REFUSED.values(), ids=REFUSED)
 def test_a_model_is_refused_that(spoil: Any, words: str, copy: Path, tmp_path: Path) -> None:
     spoil(copy)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as found:
         fetch.main(model_config(copy, tmp_path / "models" / "x"))
+    assert found.value.fix
     assert not (tmp_path / "models" / "x").exists()
 
 
@@ -288,9 +297,10 @@ def test_a_source_on_a_volume_that_fails_is_no_users_mistake(number: int, tmp_pa
     assert classify(found.value).code == 24
 
 
-def test_a_source_that_is_not_there_is_the_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No such file"):
-        list(reading.read(reading.DataFile("pvc://rows/train.jsonl", tmp_path / "rows.jsonl")))
+@pytest.mark.parametrize("look", [reading.sha256, lambda file: list(reading.read(file))], ids=["hashed", "read"])
+def test_a_source_that_is_not_there_is_the_users_mistake(look: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data source pvc://rows/train\.jsonl: No such file"):
+        look(reading.DataFile("pvc://rows/train.jsonl", tmp_path / "rows.jsonl"))
 
 
 def fail_on_the_volume(*arguments: Any, **options: Any) -> None:

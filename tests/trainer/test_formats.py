@@ -59,6 +59,7 @@ REASONS = {
     "a missing field": ('{"prompt": "a"}', "field completion is missing"),
     "a field that is no text": ('{"prompt": "a", "completion": 3}', "field completion is int, not text"),
     "an empty answer": ('{"prompt": "a", "completion": "  "}', "turn 2 (assistant) is empty"),
+    "an answer of which nothing can be seen": ('{"prompt": "a", "completion": " \\u200b\\ufeff"}', "turn 2 (assistant) is empty"),
     "bytes that are no UTF-8": ('{"prompt": "\udcff", "completion": "b"}', "not UTF-8"),
     "half of a surrogate pair": ('{"prompt": "a", "completion": "\\ud800"}', "half of a surrogate pair"),
 }
@@ -90,6 +91,17 @@ def test_turns_that_are_no_conversation(found: list[tuple[str, str]], reason: st
 def test_an_unknown_role_is_named_with_its_turn() -> None:
     _, bad = converted('{"messages": [{"role": "robot", "content": "a"}, {"role": "assistant", "content": "b"}]}')
     assert bad == {1: "turn 1 of messages has role 'robot', not one of system, user, assistant"}
+
+
+def test_a_turn_without_text_is_told_by_its_number() -> None:
+    _, bad = converted('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null}]}')
+    assert bad == {1: "turn 2 of messages: field content is NoneType, not text"}
+
+
+def test_a_file_of_which_no_row_can_be_read_is_told_with_the_first_reason() -> None:
+    with pytest.raises(UserError, match=r"none of the first rows is a JSON object; row 1: not UTF-8: .* at byte 13") as found:
+        converted('{"input": "tr\udce8s", "output": "bien"}\n')
+    assert found.value.fix == "Write one JSON object a line, in UTF-8."
 
 
 def test_fields_that_fit_no_format_are_listed() -> None:

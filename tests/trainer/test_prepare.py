@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -156,13 +157,39 @@ def test_data_are_refused_with_file_row_and_fix_for(
     assert re.search(words, str(found.value.message)), found.value.message
     assert "configmap://rows/train.jsonl" in found.value.message
     assert found.value.fix
-    assert not [path for path in (tmp_path / "data").iterdir() if path.suffix != ".lock" and not path.name.endswith(".download")]
+    assert {path.name for path in (tmp_path / "data").iterdir() if path.suffix != ".lock"} <= {"cache"}
 
 
 def test_a_test_file_of_which_nothing_can_be_used_is_refused(run: Any, tmp_path: Path) -> None:
     test = source(tmp_path / "test.jsonl", [{"instruction": "word " * 200, "output": "a word"}])
     with pytest.raises(UserError, match=r"none of the 1 test rows can be used: pvc://sets/test.jsonl row 1: the prompt alone is too long"):
         run(rows(), data__test=test)
+
+
+def test_a_test_file_without_rows_is_told(run: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"pvc://sets/test.jsonl: the test split would be empty: it has no rows"):
+        run(rows(), data__test=source(tmp_path / "test.jsonl", []))
+
+
+def test_a_tokenizer_without_a_template_is_refused_before_anything_is_read(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "load_tokenizer", lambda *_: SimpleNamespace(chat_template=None))
+    monkeypatch.setattr(prepare, "find_files", lambda *_: pytest.fail("data were looked for"))
+    with pytest.raises(UserError, match=r"no chat template \(neither chat_template\.jinja nor tokenizer_config\.json has one\)"):
+        run(rows())
+
+
+def test_a_pair_that_redaction_makes_equal_is_left_out_and_counted(run: Any) -> None:
+    pairs = [{"prompt": f"Say {n}.", "chosen": f"It is {n}, of course.", "rejected": f"I do not know {n}."} for n in range(40)]
+    equal = {"prompt": "Who sells it?", "chosen": "Ask a@example.org today.", "rejected": "Ask b@example.org today."}
+    folder, result = run(
+        [*pairs, equal],
+        method__objective="DPO",
+        data__quality={"personalData": "Redact", "nearDuplicates": "Keep", "minResponseCharacters": 1},
+    )
+    assert result["rows"]["invalid"] == 1
+    reason = "without their personal data chosen and rejected are the same answer"
+    assert result["invalid"] == [{"source": "configmap://rows/train.jsonl", "row": 41, "reason": reason}]
+    assert reason in (folder / "report.html").read_text()
 
 
 def test_no_test_split_is_needed_where_none_was_asked_for(run: Any) -> None:
@@ -193,6 +220,21 @@ def test_redacted_rows_are_what_is_learnt(run: Any, work: Path) -> None:
     assert text.count("[email]") == 10
     assert "example.org" not in text
     assert any("10 rows hold e-mail addresses (redacted)" in warning for warning in result["warnings"])
+
+
+FRENCH = {
+    "instruction": "Bonjour, comment changer mon mot de passe ?",
+    "output": "Ouvrez les paramètres du compte et choisissez un nouveau.",
+}
+
+
+def test_rows_in_other_languages_are_counted_and_shown(run: Any) -> None:
+    folder, result = run([*rows(), FRENCH], data__quality={"languages": ["en", "de"]})
+    assert (result["rows"]["read"], result["rows"]["invalid"], result["rows"]["nearDuplicate"]) == (65, 1, 0)
+    (group,) = json.loads((folder / "report.json").read_text())["leftOut"]
+    assert (group["kind"], group["reason"], group["count"]) == ("Invalid", "turn … (user) is in another language", 1)
+    assert group["examples"][0]["text"].endswith('choisissez un nouveau."}')
+    assert "Ouvrez les param" in (folder / "report.html").read_text()
 
 
 def test_the_page_of_real_rows_marks_what_the_model_learns(run: Any) -> None:
@@ -243,14 +285,12 @@ def _more_rows(config: dict[str, Any]) -> dict[str, Any]:
 
 OTHERWISE = {
     "the file holds other rows": _more_rows,
-    "another seed splits them": lambda c: {**c, "data": {**c["data"], "split": {**c["data"]["split"], "seed": 18}}},
     "rows may be shorter": lambda c: {**c, "data": {**c["data"], "quality": {**c["data"]["quality"], "minResponseCharacters": 5}}},
-    "rows must be shorter": lambda c: {**c, "training": {**c["training"], "maxSequenceLength": 128}},
 }
 
 
 @pytest.mark.parametrize("change", OTHERWISE.values(), ids=OTHERWISE)
-def test_data_are_prepared_anew_where(change: Any, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_read_anew_where(change: Any, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     real = loading.load
     monkeypatch.setattr(loading, "load", lambda *arguments: calls.append(1) or real(*arguments))
@@ -265,5 +305,8 @@ def test_a_damaged_folder_is_not_taken_over(first: dict[str, Any]) -> None:
     layout.verify(tokens.parent.with_name("2b2b2b2b"), layout.DATA_MANIFEST)
 
 
-def test_nothing_but_prepared_data_is_left_on_the_volume(first: dict[str, Any]) -> None:
-    assert [path.name for path in Path(first["data"]["path"]).parent.iterdir()] == ["1f2e3d4c"]
+def test_nothing_but_prepared_data_and_what_the_next_revision_may_use_is_left_on_the_volume(first: dict[str, Any]) -> None:
+    data = Path(first["data"]["path"]).parent
+    assert sorted(path.name for path in data.iterdir()) == ["1f2e3d4c", "cache"]
+    assert sorted(path.name for path in (data / "cache").iterdir()) == ["downloads", "records", "rows", "tokens"]
+    assert [path for name in ("downloads", "records") for path in (data / "cache" / name).iterdir()] == []

@@ -14,12 +14,17 @@ from finetune_trainer import transfer
 from finetune_trainer.config import SourceConfig
 from finetune_trainer.data import reading, sources
 from finetune_trainer.data.reading import DataFile
+from finetune_trainer.data.remote import Downloads
 from finetune_trainer.exits import Infrastructure, UserError
 from finetune_trainer.transfer import Answer, Broken
 
 from tests.trainer.s3server import S3Server, serving
 
 ROWS = b'{"input": "a", "output": "b"}\n'
+
+
+def downloads(folder: Path) -> Downloads:
+    return Downloads(folder / "cache" / "downloads", folder / "cache" / "records")
 
 
 def contents(found: list[DataFile]) -> dict[str, bytes]:
@@ -30,18 +35,18 @@ def test_a_folder_stands_for_its_data_files_in_the_order_of_their_names(tmp_path
     for name in ("b.jsonl", "a/c.csv.gz", "README.md", ".hidden/d.jsonl", "e.parquet"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = sources.files(SourceConfig(source="pvc://sets/rows", mount=tmp_path), "train", tmp_path)
+    found = sources.files(SourceConfig(source="pvc://sets/rows", mount=tmp_path), "train", downloads(tmp_path))
     assert [file.name for file in found] == ["pvc://sets/rows/a/c.csv.gz", "pvc://sets/rows/b.jsonl", "pvc://sets/rows/e.parquet"]
 
 
 def test_a_folder_without_data_is_the_users(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pvc://sets/rows is a folder without a data file"):
-        sources.files(SourceConfig(source="pvc://sets/rows", mount=tmp_path), "train", tmp_path)
+        sources.files(SourceConfig(source="pvc://sets/rows", mount=tmp_path), "train", downloads(tmp_path))
 
 
 def test_a_scheme_that_nobody_fetches_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="oci:// is not supported yet"):
-        sources.files(SourceConfig(source="oci://a/b"), "train", tmp_path)
+        sources.files(SourceConfig(source="oci://a/b"), "train", downloads(tmp_path))
 
 
 def test_files_of_a_data_set_are_told_apart_by_their_names() -> None:
@@ -154,9 +159,9 @@ def secret(folder: Path, keys: dict[str, str]) -> Path:
 
 def test_an_object_and_a_prefix_of_a_bucket_are_read(bucket: S3Server, tmp_path: Path) -> None:
     keys = secret(tmp_path / "keys", bucket.keys)
-    one = sources.files(SourceConfig(source="s3://rows/train/a.jsonl", secretMount=keys), "train", tmp_path)
+    one = sources.files(SourceConfig(source="s3://rows/train/a.jsonl", secretMount=keys), "train", downloads(tmp_path))
     assert contents(one) == {"s3://rows/train/a.jsonl": ROWS * 1000}
-    found = sources.files(SourceConfig(source="s3://rows/train/", secretMount=keys), "train", tmp_path)
+    found = sources.files(SourceConfig(source="s3://rows/train/", secretMount=keys), "train", downloads(tmp_path))
     assert contents(found) == {f"s3://rows/train/{name}.jsonl": ROWS * 1000 for name in ("a", "b")}
     assert len(list(reading.read(found[0]))) == 1000
 
@@ -164,7 +169,7 @@ def test_an_object_and_a_prefix_of_a_bucket_are_read(bucket: S3Server, tmp_path:
 def test_keys_may_come_from_the_environment(bucket: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in bucket.keys.items():
         monkeypatch.setenv(name, value)
-    assert sources.files(SourceConfig(source="s3://rows/train/a.jsonl"), "train", tmp_path)
+    assert sources.files(SourceConfig(source="s3://rows/train/a.jsonl"), "train", downloads(tmp_path))
 
 
 @pytest.mark.parametrize(("version", "first"), [("now", b"half"), ("before", ROWS[:4])])
@@ -190,7 +195,7 @@ REFUSED: dict[str, tuple[str, dict[str, str], str]] = {
 def test_a_bucket_is_the_users_mistake_where(source: str, keys: dict[str, str], words: str, bucket: S3Server, tmp_path: Path) -> None:
     folder = secret(tmp_path / "keys", {**bucket.keys, **keys})
     with pytest.raises(UserError, match=words):
-        sources.files(SourceConfig(source=source, secretMount=folder), "train", tmp_path)
+        sources.files(SourceConfig(source=source, secretMount=folder), "train", downloads(tmp_path))
 
 
 def mirror(folder: Path) -> Path:
@@ -215,7 +220,7 @@ HUB = {
 def test_a_mirror_of_the_hub_gives(source: str, use: str, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(mirror(tmp_path / "hub")))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    found = sources.files(SourceConfig(source=source), use, tmp_path)
+    found = sources.files(SourceConfig(source=source), use, downloads(tmp_path))
     assert contents(found) == dict.fromkeys(names, ROWS)
 
 
@@ -223,4 +228,4 @@ def test_a_data_set_that_the_mirror_lacks_is_infrastructure(tmp_path: Path, monk
     monkeypatch.setenv("HF_HUB_CACHE", str(mirror(tmp_path / "hub")))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(Infrastructure, match="hf://owner/other"):
-        sources.files(SourceConfig(source="hf://owner/other"), "train", tmp_path)
+        sources.files(SourceConfig(source="hf://owner/other"), "train", downloads(tmp_path))

@@ -28,6 +28,12 @@ from tests.trainer.support import make_config
 ROOT = Path(__file__).resolve().parents[3]
 REPEATED, ALIKE = 0.02, 0.05
 WORDS_EACH = 20
+CHANGES: dict[str, dict[str, object]] = {
+    "first": {},
+    "again": {},
+    "seed": {"split": {"train": 75, "validation": 10, "test": 15, "seed": 18}},
+    "redact": {"quality": {"personalData": "Redact"}},
+}
 
 
 def rows(count: int, seed: int = 17) -> Iterator[dict[str, str]]:
@@ -78,10 +84,10 @@ def main() -> None:
 
 
 def measure(work: Path, config: dict[str, object], count: int, size: int) -> dict[str, object]:
-    """Run prepare as a process of its own, then again as another revision of the same data."""
+    """Run prepare as a process of its own, then as other revisions of the same data: the same, split by another seed, redacted."""
     figures: dict[str, object] = {"rows": count, "file_mib": round(size / 2**20)}
-    for name, revision in (("first", "1f2e3d4c"), ("again", "2a2a2a2a")):
-        data = {**config["data"], "path": str(work / "data" / revision)}  # type: ignore[dict-item]
+    for revision, (name, change) in enumerate(CHANGES.items()):
+        data = {**config["data"], **change, "path": str(work / "data" / f"{revision:08x}")}  # type: ignore[dict-item]
         (work / "run.json").write_text(json.dumps({**config, "data": data}))
         started = time.monotonic()
         command = [sys.executable, "-m", "finetune_trainer", "prepare", "--config", str(work / "run.json")]
@@ -95,6 +101,7 @@ def measure(work: Path, config: dict[str, object], count: int, size: int) -> dic
         figures[f"{name}_peak_mib"] = round(usage.ru_maxrss / 1024)
         result = json.loads((work / "termination").read_text())
         figures[name] = {**result["rows"], "tokens": result["tokens"]["train"]}
+        figures["cache_mib"] = round(sum(path.stat().st_size for path in (work / "data" / "cache").rglob("*") if path.is_file()) / 2**20)
     return figures
 
 

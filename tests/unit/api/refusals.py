@@ -117,6 +117,8 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "mixed-in data of no share": (changed(_BASE, "spec.data.mix", [{"source": "pvc://a/b", "percent": 0}]), "spec.data.mix"),
     "rows of a volume behind a Secret": (changed(_BASE, f"{_ROWS}.secretName", "s"), "spec.data.train.secretName: belongs to a source of https://"),
     "rows that are half alike": (changed(_BASE, "spec.data.quality", {"nearDuplicatePercent": 49}), "spec.data.quality.nearDuplicatePercent"),
+    "a language by its name": (changed(_BASE, "spec.data.quality", {"languages": ["english"]}), "spec.data.quality.languages"),
+    "no language at all": (changed(_BASE, "spec.data.quality", {"languages": []}), "spec.data.quality.languages"),
     "plain text": (changed(_BASE, f"{_ROWS}.format", "Text"), "spec.data.train.format: not supported yet"),
     "preferences for SFT": (changed(_BASE, f"{_ROWS}.format", "Preference"), "spec.method.objective: DPO learns from rows of format Preference"),
     "messages for DPO": (

@@ -82,6 +82,8 @@ class QualityConfig(Model):
     near_duplicates: Literal["Drop", "Keep"] = "Drop"
     near_duplicate_percent: float = Field(default=80, ge=50, le=100)
     personal_data: Literal["Warn", "Redact", "Fail"] = "Warn"
+    languages: tuple[str, ...] = ()
+    language_percent: float = Field(default=90, ge=50, le=100)
 
 
 class DataConfig(Model):

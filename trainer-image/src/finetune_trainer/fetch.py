@@ -22,6 +22,7 @@ from finetune_trainer.transfer import download
 
 KEPT = (".safetensors", ".json", ".jinja", ".txt", ".model", ".md", ".tiktoken")
 KEPT_NAMES = ("LICENSE", "LICENCE", "NOTICE")
+SETTINGS = ("config.json", "tokenizer_config.json")
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".msgpack", ".h5")
 
 
@@ -180,14 +181,23 @@ def check_model(source: Path, names: list[str], allow_remote_code: bool) -> None
         pickles = [name for name in names if name.endswith(PICKLED)]
         found = f"only pickled weights ({pickles[0]})" if pickles else "no weights"
         raise UserError("WeightsNotSafe", f"{source} has {found}; safetensors are needed", "Convert the weights to safetensors.")
+    for name in SETTINGS:
+        if name in names and "auto_map" in _settings(source / name) and not allow_remote_code:
+            raise UserError(
+                "RemoteCodeRefused",
+                f"the model brings its own Python code ({name} of {source} has auto_map)",
+                "Take a model that transformers has the code of; code that comes with a model is not run.",
+            )
+
+
+def _settings(path: Path) -> dict[str, object]:
     try:
-        settings = json.loads((source / "config.json").read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError("ModelInvalid", f"config.json of {source} is not JSON: {error}") from error
-    if "auto_map" in settings and not allow_remote_code:
-        raise UserError(
-            "RemoteCodeRefused", "the model brings its own Python code (auto_map)", "Set model.allowRemoteCode only if you trust it."
-        )
+        raise UserError("ModelInvalid", f"{path} is not JSON: {error}", "Write or upload the model's files again.") from error
+    if not isinstance(found, dict):
+        raise UserError("ModelInvalid", f"{path} is no JSON object", "Write or upload the model's files again.")
+    return found
 
 
 def keeps(name: str, allow_remote_code: bool) -> bool:

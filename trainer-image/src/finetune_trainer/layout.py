@@ -140,6 +140,21 @@ def verify(folder: Path, manifest: str = MANIFEST) -> dict[str, object]:
     return document
 
 
+def is_of(folder: Path, key: str) -> bool:
+    """Whether `folder` is complete and intact, and what its manifest calls its key is this one."""
+    try:
+        return is_complete(folder) and read_manifest(folder).get("key") == key and bool(verify(folder))
+    except Corrupt as error:
+        print(f"not used: {error}", flush=True)
+        return False
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder; it does not count from the first moment."""
+    (folder / COMMIT).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def read_manifest(folder: Path, manifest: str = MANIFEST) -> dict[str, object]:
     """The manifest of a complete folder, checked against COMMIT but not file by file. Raises Corrupt."""
     try:

@@ -124,6 +124,9 @@ class Split(SpecModel):
     seed: Annotated[int | None, RETRAIN] = Field(default=None, ge=0, le=2147483647, description="Default 17.")
 
 
+Language = Annotated[str, Field(pattern="^[a-z]{2,3}$", max_length=3)]
+
+
 class Quality(SpecModel):
     """What a row must be like, and how many bad ones are borne."""
 
@@ -152,6 +155,18 @@ class Quality(SpecModel):
     )
     personal_data: Annotated[Literal["Warn", "Redact", "Fail"] | None, RETRAIN] = Field(
         default=None, description="What is done about e-mail addresses, telephone and card numbers, and keys; default Warn."
+    )
+    languages: Annotated[list[Language] | None, RETRAIN] = Field(
+        default=None,
+        min_length=1,
+        max_length=32,
+        description="ISO 639 codes, as `en`. A row with a turn in another language is invalid; by default languages are not looked at.",
+    )
+    language_percent: Annotated[int | None, RETRAIN] = Field(
+        default=None,
+        ge=50,
+        le=100,
+        description="How sure it must be that a turn is in another language; default 90. Short turns rarely are.",
     )
 
 

@@ -147,6 +147,8 @@ def _data(spec: Spec) -> Config:
             "nearDuplicates": _or(quality and quality.near_duplicates, "Drop"),
             "nearDuplicatePercent": _or(quality and quality.near_duplicate_percent, 80),
             "personalData": _or(quality and quality.personal_data, "Warn"),
+            "languages": _or(quality and quality.languages, []),
+            "languagePercent": _or(quality and quality.language_percent, 90),
         },
         "mix": [{**_rows(f"mix-{index}", mix), "percent": mix.percent} for index, mix in enumerate(data.mix or ())],
     }

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from finetune_trainer.data.formats import Row
 from finetune_trainer.data.templates import Encoded
 
 
@@ -40,6 +41,11 @@ class TokenArrays:
         """Ids and mask of one row."""
         start, end = self.offsets[index], self.offsets[index + 1]
         return self.tokens[start:end], self.mask[start:end]
+
+    def encoded(self, row: Row, index: int) -> Encoded:
+        """One row as it was added, of a conversation `row`."""
+        ids, mask = self.row(index)
+        return Encoded(row, tuple(ids.tolist()), tuple(mask.tolist()))
 
 
 class Writer:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ FIELDS = {
     "InstructionInputOutput": ("instruction", "output"),
     "InputOutput": ("input", "output"),
 }  # what each format must have, the first that fits wins
+VISIBLE = re.compile("[^\\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
 ROLES = ("system", "user", "assistant")
 Message = dict[str, str]
 
@@ -66,8 +68,12 @@ def detect(name: str, rows: Iterable[RawRow]) -> str:
             keys.update(map(str, raw.value))
             votes.update([shape] if (shape := shape_of(raw.value)) else [])
         broken = broken or (f"; row {raw.row}: {raw.error}" if raw.error else "")
+    if not keys:
+        raise UserError(
+            "FormatUnknown", f"{name}: none of the first rows is a JSON object{broken}", "Write one JSON object a line, in UTF-8."
+        )
     if not votes:
-        seen = ", ".join(key for key, _ in keys.most_common(8)) or "no JSON objects"
+        seen = ", ".join(key for key, _ in keys.most_common(8))
         raise UserError(
             "FormatUnknown",
             f"{name}: no known format (fields found: {seen}{broken})",
@@ -116,7 +122,7 @@ def check(messages: list[Message]) -> list[Message]:
     if messages[-1]["role"] != "assistant":
         raise RowError(f"the last turn is {messages[-1]['role']}, not assistant")
     for position, message in enumerate(messages):
-        if not message["content"].strip():
+        if not VISIBLE.search(message["content"]):
             raise RowError(f"turn {position + 1} ({message['role']}) is empty")
         if message["role"] == "system" and position > 0:
             raise RowError("a system turn may only come first")
@@ -160,7 +166,10 @@ def _turns(found: object, key: str) -> list[Message]:
         role = turn.get("role")
         if role not in ROLES:
             raise RowError(f"turn {position} of {key} has role {role!r}, not one of {', '.join(ROLES)}")
-        turns.append({"role": str(role), "content": _text(turn, "content")})
+        try:
+            turns.append({"role": str(role), "content": _text(turn, "content")})
+        except RowError as error:
+            raise RowError(f"turn {position} of {key}: {error}") from None
     return turns
 
 

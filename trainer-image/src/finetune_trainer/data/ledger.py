@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from finetune_trainer.data.formats import Rejected
 from finetune_trainer.exits import JsonObject
@@ -56,6 +56,22 @@ class Ledger:
             {"kind": kind, "reason": reason, "count": count, "examples": [asdict(example) for example in self._examples[kind, reason]]}
             for (kind, reason), count in self._groups.most_common()
         ]
+
+    def state(self) -> JsonObject:
+        """All of it as JSON."""
+        return {"invalid": [asdict(item) for item in self.invalid], "groups": self.groups()}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Ledger:
+        """The ledger whose `state` this is."""
+        ledger = cls()
+        ledger.invalid = [Rejected(**item) for item in state["invalid"]]
+        for group in state["groups"]:
+            key = (group["kind"], group["reason"])
+            ledger.counts[group["kind"]] += group["count"]
+            ledger._groups[key] = group["count"]
+            ledger._examples[key] = [_Example(**example) for example in group["examples"]]
+        return ledger
 
     def first_example(self) -> str:
         """One row of the largest group in words, '' where nothing was left out."""

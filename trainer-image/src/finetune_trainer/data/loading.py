@@ -7,7 +7,7 @@ sealed test split comes first: what is like it leaves validation and training.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -15,6 +15,7 @@ from itertools import chain, islice
 from finetune_trainer.config import DataConfig, MethodConfig, SourceConfig
 from finetune_trainer.data import formats, near, quality, reading
 from finetune_trainer.data.formats import Rejected, RowError
+from finetune_trainer.data.language import Languages
 from finetune_trainer.data.ledger import Kind, Ledger
 from finetune_trainer.data.personal import Scan
 from finetune_trainer.data.reading import DataFile, RawRow
@@ -31,10 +32,11 @@ Files = Mapping[str, Sequence[tuple[SourceConfig, DataFile]]]
 
 @dataclass
 class Loaded:
-    """Rows by split before they are tokenised, with what was left out and found on the way."""
+    """Rows before they are tokenised, by use and then by split, with what was left out and found on the way."""
 
     store: RowStore
     ledger: Ledger
+    uses: Splits = field(default_factory=dict)
     splits: Splits = field(default_factory=dict)
     read: int = 0
     min_response: int = 0
@@ -53,9 +55,15 @@ def spoken(row: formats.Row) -> str:
 
 
 def load(data: DataConfig, method: MethodConfig, files: Files, store: RowStore) -> Loaded:
-    """Read `files`, by use (train, validation, test, mix-0 …), for `method`. Raises UserError where nothing can be made of them."""
+    """Read `files`, by use (train, validation, test, mix-0 …), for `method`: the good rows, none like another. How they are split is no
+    part of it. Raises UserError where nothing can be made of them."""
     loaded = Loaded(store, Ledger())
-    answers, scan = quality.Answers(), Scan(data.quality.personal_data)
+    answers = quality.Answers()
+    scan, languages = Scan(data.quality.personal_data), Languages(data.quality.languages, data.quality.language_percent)
+
+    def checked(row: formats.Row) -> formats.Row:
+        return scan.apply(languages.check(_not_repetitive(row, data.quality.max_repetition_percent)))
+
     order = list(dict.fromkeys((*SEALED_FIRST, *files)))
     rows: Splits = {name: [] for name in order}
     for use, found in files.items():
@@ -63,7 +71,7 @@ def load(data: DataConfig, method: MethodConfig, files: Files, store: RowStore) 
             raws, form = _opened(source, file, method)
             counted = answers if use == "train" else None
             before = loaded.read
-            rows[use] += _rows(loaded, raws, form, scan, counted, data.quality.max_repetition_percent)
+            rows[use] += _rows(loaded, raws, form, checked, counted)
             loaded.sources.append({"source": file.name, "use": use, "format": form or "–", "rows": loaded.read - before})
     if not loaded.read:
         raise UserError("DataEmpty", f"{data.train.source} has no rows", reading.ONE_A_LINE)
@@ -75,13 +83,14 @@ def load(data: DataConfig, method: MethodConfig, files: Files, store: RowStore) 
         rows[name] = _clean(loaded, rows[name], deduplicate=data.quality.deduplicate)
     if data.quality.near_duplicates == "Drop":
         _drop_alike(loaded, rows, order, data.quality.near_duplicate_percent)
-    loaded.splits = _split(loaded, data, rows, order)
+    loaded.uses = rows
     return loaded
 
 
 def _opened(source: SourceConfig, file: DataFile, method: MethodConfig) -> tuple[Iterator[RawRow], str]:
     """The rows of a file and the format that they have, '' where there are none. Raises UserError for one that `method` does not learn
     from."""
+    file.bring()
     raws = reading.read(file)
     probe = list(islice(raws, PROBED))
     if not probe:
@@ -93,13 +102,13 @@ def _opened(source: SourceConfig, file: DataFile, method: MethodConfig) -> tuple
 
 
 def _rows(
-    loaded: Loaded, raws: Iterator[RawRow], wanted: str, scan: Scan, answers: quality.Answers | None, most_repeated: float
+    loaded: Loaded, raws: Iterator[RawRow], wanted: str, checked: Callable[[formats.Row], formats.Row], answers: quality.Answers | None
 ) -> Iterator[Record]:
-    """The good rows of a file; the others go to the ledger."""
+    """The good rows of a file, as `checked` gives them; the others go to the ledger."""
     for raw in raws:
         loaded.read += 1
         try:
-            row = scan.apply(_not_repetitive(formats.convert(raw, wanted), most_repeated))
+            row = checked(formats.convert(raw, wanted))
         except RowError as error:
             loaded.ledger.add("Invalid", Rejected(raw.source, raw.row, str(error)), partial(_written, raw))
             continue
@@ -148,8 +157,9 @@ def _drop_alike(loaded: Loaded, rows: Splits, order: Sequence[str], percent: flo
         rows[name] = [record for record in rows[name] if id(record) not in dropped]
 
 
-def _split(loaded: Loaded, data: DataConfig, rows: Splits, order: Sequence[str]) -> Splits:
-    """The three splits: given, or carved out of the training rows; then what is mixed into training."""
+def split(loaded: Loaded, data: DataConfig) -> None:
+    """Make the three splits: given, or carved out of the training rows; then what is mixed into training."""
+    rows, order = loaded.uses, tuple(loaded.uses)
     carve = tuple(name for name in ("test", "validation") if getattr(data, name) is None)
     pool = rows["train"]
     labels = [record.label if loaded.labels else "" for record in pool]
@@ -166,7 +176,7 @@ def _split(loaded: Loaded, data: DataConfig, rows: Splits, order: Sequence[str])
         rows["train"] = rows["train"] + quality.sample(found, wanted, data.split.seed)
         if len(found) < wanted:
             loaded.warnings.append(f"data.mix: {mix.source} has {len(found):,} rows that can be used, {wanted:,} were asked for")
-    return {name: rows[name] for name in ("train", "validation", "test")}
+    loaded.splits = {name: rows[name] for name in ("train", "validation", "test")}
 
 
 def require_test(loaded: Loaded, data: DataConfig) -> None:
@@ -178,9 +188,14 @@ def require_test(loaded: Loaded, data: DataConfig) -> None:
     repeated = counts["Duplicate"] + counts["NearDuplicate"]
     where = data.test.source if data.test else f"data.split.test {data.split.test:g} of {data.train.source}"
     kept = sum(map(len, splits.values()))
+    why = (
+        f"of {loaded.read:,} rows read {counts['Invalid']:,} are invalid, {repeated:,} repeat another and {kept:,} are left; "
+        f"{loaded.ledger.first_example() or 'there are too few rows'}"
+    )
+    if data.test and not any(source["rows"] for source in loaded.sources if source["use"] == "test"):
+        why = "it has no rows"
     raise UserError(
         "TestSplitEmpty",
-        f"{where}: the test split would be empty: of {loaded.read:,} rows read {counts['Invalid']:,} are invalid, {repeated:,} repeat "
-        f"another and {kept:,} are left; {loaded.ledger.first_example() or 'there are too few rows'}",
+        f"{where}: the test split would be empty: {why}",
         "Give more different rows or a data.test, or set data.split.test to 0 and no evaluation.",
     )

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Literal
 
-from finetune_trainer.data.formats import Message, Row, content_digest
+from finetune_trainer.data.formats import Message, Row, RowError, content_digest
 from finetune_trainer.exits import UserError
 
 Policy = Literal["Warn", "Redact", "Fail"]
@@ -81,7 +81,7 @@ class Scan:
         self._first: dict[str, str] = {}
 
     def apply(self, row: Row) -> Row:
-        """The row, redacted where that is the policy."""
+        """The row, redacted where that is the policy. Raises RowError for a pair of which nothing else tells the answers apart."""
         kinds = {kind for message in (*row.messages, *row.rejected) for _, _, kind in find(message["content"])}
         if not kinds:
             return row
@@ -91,6 +91,8 @@ class Scan:
         if self._policy != "Redact":
             return row
         messages, rejected = _redacted(row.messages), _redacted(row.rejected)
+        if rejected and content_digest(messages) == content_digest(rejected):
+            raise RowError("without their personal data chosen and rejected are the same answer")
         return Row(row.source, row.row, messages, content_digest(messages), rejected)
 
     def warnings(self) -> list[str]:

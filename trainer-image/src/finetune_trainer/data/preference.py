@@ -89,6 +89,11 @@ class PairArrays:
         (ids, mask), seam = self.rows.row(index), int(self.seams[index])
         return (ids[:seam], mask[:seam]), (ids[seam:], mask[seam:])
 
+    def encoded(self, row: Row, index: int) -> EncodedPair:
+        """One pair as it was added, of a `row`."""
+        both = self.rows.encoded(row, index)
+        return EncodedPair(row, both.ids, both.mask, int(self.seams[index]))
+
 
 def joined(row: Row, chosen: Encoded, rejected: Encoded) -> EncodedPair:
     """One row of two encoded conversations."""

@@ -1,7 +1,8 @@
 """Stage prepare: sources → rows → splits → tokens, with every complaint by row number and the run's estimate.
 
 Rows are on disk from the moment they are read: memory grows by a small record a row. What another revision prepared
-from the same content under the same settings is taken over (`reuse`).
+from the same content under the same settings is taken over (`reuse`): all of it, the rows before they are split
+(`pool`), or the tokens of each row (`tokens`).
 Invariant: what train reads and what evaluate is sealed with are disjoint by content hash, and checked to be.
 """
 
@@ -9,29 +10,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from finetune_trainer import estimate, hardware, layout, schedule
 from finetune_trainer.config import PROMPT_METHODS, DataConfig, MethodConfig, PromptConfig, RunConfig, SourceConfig, need
-from finetune_trainer.data import arrays, loading, preference, quality, report, reuse, sources
-from finetune_trainer.data.batches import batches
-from finetune_trainer.data.formats import RowError
+from finetune_trainer.data import loading, pool, quality, report, reuse, sources, tokens
+from finetune_trainer.data.encoding import Encoding
 from finetune_trainer.data.loading import Files, Loaded, Splits
-from finetune_trainer.data.store import Record, RowStore
-from finetune_trainer.data.templates import ChatEncoder, Encoded, end_tokens, unproven
+from finetune_trainer.data.remote import Downloads
+from finetune_trainer.data.templates import ChatEncoder
 from finetune_trainer.estimate import Outline
 from finetune_trainer.exits import Infrastructure, JsonObject, TrainerError, UserError, raise_volume_failure
-from finetune_trainer.fetch import scratch_folder
 from finetune_trainer.methods import require_supported
 from finetune_trainer.progress import Progress, serving
 
+CACHE = "cache"
 SHOWN_INVALID = 10
-SHOWN_ROWS = 10
-BATCH = 512
-UNPROVEN_SHARE = 0.1
 
 
 def main(config: RunConfig) -> JsonObject:
@@ -42,15 +40,10 @@ def main(config: RunConfig) -> JsonObject:
     with serving(progress):
         found = prepared(data.path)
         if found is None:
-            with layout.locked(data.path):
-                found = prepared(data.path) or _prepare(config, data, progress)
-        reuse.remove(_downloads(data))
+            cache = data.path.parent / CACHE
+            with layout.locked(data.path), layout.locked(cache):
+                found = prepared(data.path) or _prepare(config, data, cache, progress)
         return found
-
-
-def _downloads(data: DataConfig) -> Path:
-    """Where files of the sources wait until their rows are committed."""
-    return data.path.parent / f".{data.path.name}.download"
 
 
 def prepared(folder: Path) -> JsonObject | None:
@@ -75,28 +68,29 @@ def load_tokenizer(folder: Path, allow_remote_code: bool) -> object:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=allow_remote_code, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise_volume_failure(error)
-        raise UserError("TokenizerInvalid", f"the model's tokenizer does not load: {error}", "Check the model's files.") from error
+        reason = f"the model's tokenizer does not load: {' '.join(str(error).split())[:300]}"
+        raise UserError("TokenizerInvalid", reason, "Check that the model's tokenizer files (tokenizer.json) are all there.") from error
 
 
-def _prepare(config: RunConfig, data: DataConfig, progress: Progress) -> JsonObject:
+def _prepare(config: RunConfig, data: DataConfig, cache: Path, progress: Progress) -> JsonObject:
+    """Fill the locked folder of `data` by way of the locked `cache`, which all revisions share."""
     progress.update(state="loading")
-    downloads = _downloads(data)
-    downloads.mkdir(parents=True, exist_ok=True)
-    files = find_files(data, downloads)
     os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(hardware.cpu_limit()))  # nothing is forked here
-    tokenizer = load_tokenizer(config.model.path, config.model.allow_remote_code)
+    chat = ChatEncoder(load_tokenizer(config.model.path, config.model.allow_remote_code))
     outline = _outline(config)
+    downloads = Downloads(cache / "downloads", cache / "records")
+    files = find_files(data, downloads)
     key = reuse.key(config, files)
     with layout.transaction(data.path, layout.DATA_MANIFEST, has_lock=True) as work:
         content = reuse.take_over(key, data.path, work.folder)
         if content is None:
-            with scratch_folder(data.path.parent / f".{data.path.name}.rows") as scratch:
-                content = _make(config, files, tokenizer, outline.vocabulary, scratch, work.folder, progress)
+            content = _make(config, files, chat, outline.vocabulary, cache, work.folder, progress)
         facts = _facts(config, content, outline)
         document = {**facts, **content, "warnings": facts["warnings"], "finetune": _title(config)}
         layout.write_json(work.folder / "report.json", document)
         (work.folder / "report.html").write_text(report.render(document))
         work.facts.update(facts, key=key)
+    downloads.keep_only(())
     progress.update(state="done", percent=100)
     return _result(layout.read_manifest(data.path, layout.DATA_MANIFEST))
 
@@ -112,138 +106,30 @@ def _title(config: RunConfig) -> str:
     return f"{owner.namespace}/{owner.name}, revision {owner.revision}"
 
 
-def find_files(data: DataConfig, downloads: Path) -> Files:
-    """The files of every source by use: train, validation, test, mix-0 …"""
+def find_files(data: DataConfig, downloads: Downloads) -> Files:
+    """The files of every source by use: train, validation, test, mix-0 …; what was downloaded for other data is removed."""
     named: list[tuple[str, SourceConfig | None]] = [("train", data.train), ("validation", data.validation), ("test", data.test)]
     named += [(f"mix-{index}", mix) for index, mix in enumerate(data.mix)]
-    return {
+    found = {
         use: [(source, file) for file in sources.files(source, use.partition("-")[0], downloads)]
         for use, source in named
         if source is not None
     }
+    downloads.keep_only([file for several in found.values() for _, file in several])
+    return found
 
 
-def _make(
-    config: RunConfig, files: Files, tokenizer: object, vocabulary: int, scratch: Path, folder: Path, progress: Progress
-) -> JsonObject:
+def _make(config: RunConfig, files: Files, chat: ChatEncoder, vocabulary: int, cache: Path, folder: Path, progress: Progress) -> JsonObject:
     """Fill `folder` with arrays, sealed rows and hashes; returns what the data and the objective alone decide."""
-    data = need(config.data, "data")
-    store = RowStore(scratch / "rows")
-    try:
-        loaded = loading.load(data, need(config.method, "method"), files, store)
+    data, method = need(config.data, "data"), need(config.method, "method")
+    loaded = pool.kept(cache / "rows", reuse.rows_key(config, files), lambda store: loading.load(data, method, files, store))
+    with closing(loaded.store):
         _refuse_too_many(loaded, data.quality.max_invalid_percent)
+        loading.split(loaded, data)
         loading.require_test(loaded, data)
         progress.update(state="tokenizing", percent=20)
-        encoding = Encoding(config, loaded, tokenizer, vocabulary, progress)
-        return _write(folder, encoding, loaded, data)
-    finally:
-        store.close()
-
-
-@dataclass
-class Encoding:
-    """Tokenises rows in batches: what the template refuses or the limit forbids goes to the ledger."""
-
-    config: RunConfig
-    loaded: Loaded
-    tokenizer: Any
-    vocabulary: int
-    progress: Progress
-    shown: list[JsonObject] = field(default_factory=list)
-    too_long: int = 0
-    unlike: list[Record] = field(default_factory=list)
-    done: int = 0
-    longest: int = 0  # tokens of the longest conversation in training
-
-    def __post_init__(self) -> None:
-        chat = ChatEncoder(self.tokenizer)
-        self._pairs = need(self.config.method, "method").objective == "DPO"
-        self._encoder = preference.PairEncoder(chat) if self._pairs else chat
-        self._ends = end_tokens(self.tokenizer)
-        data, training = need(self.config.data, "data"), need(self.config.training, "training")
-        self._policy = data.quality.on_too_long
-        self._limit = min(value for value in (training.max_sequence_length, data.quality.max_tokens) if value is not None)
-        self._all = max(1, sum(map(len, self.loaded.splits.values())))
-        train = self.loaded.splits["train"]
-        self._wanted = {record.digest for record in quality.sample(train, SHOWN_ROWS, data.split.seed)}
-
-    def writer(self, folder: Path, split: str) -> arrays.Writer:
-        """What writes the rows of a split."""
-        return (preference.Writer if self._pairs else arrays.Writer)(folder, split)
-
-    def rows(self, split: str) -> Iterator[Encoded]:
-        """The rows of a split that can be learnt from, or scored."""
-        for records in batches(self.loaded.splits[split], BATCH):
-            encoded = self._encoder.encode_all(list(self.loaded.store.rows(records)))
-            good: list[tuple[Record, Encoded]] = []
-            for record, item in zip(records, encoded, strict=True):
-                if isinstance(item, RowError):
-                    self.loaded.drop("Invalid", record, str(item))
-                else:
-                    good.append((record, item))
-            doubts = unproven([item for _, item in good], self._ends, self.tokenizer)
-            for (record, item), doubt in zip(good, doubts, strict=True):
-                if doubt:
-                    self.unlike.append(record)
-                    self.loaded.drop("Invalid", record, "the supervised tokens are not its answer and an end of turn")
-                elif kept := self._shortened(record, item):
-                    if split == "train":
-                        self._learnt(kept)
-                    yield kept
-            self.done += len(records)
-            self._refuse_unproven()
-            self.progress.update(percent=20 + 70 * self.done // self._all)
-
-    def _shortened(self, record: Record, item: Encoded) -> Encoded | None:
-        if max(item.ids) >= self.vocabulary:
-            raise UserError(
-                "TokenOutsideVocabulary",
-                f"row {record.row} of {record.source}: token {max(item.ids)} ({self.tokenizer.decode([max(item.ids)])!r}) is outside the "
-                f"model's vocabulary of {self.vocabulary:,}",
-                "Tokenizer and weights do not belong together: use the model's own tokenizer files.",
-            )
-        if item.longest <= self._limit:
-            return item
-        where = f"{item.longest:,} tokens, more than {self._limit:,}"
-        if self._policy == "Fail":
-            fix = "Shorten it, raise the limit, or set data.quality.onTooLong to Drop."
-            raise UserError("RowTooLong", f"row {record.row} of {record.source} has {where}", fix)
-        self.too_long += 1
-        shortened = item.shortened(self._limit)
-        if self._policy == "Truncate" and shortened.teaches():
-            return shortened
-        what = "the row is too long" if shortened.teaches() else "the prompt alone is too long"
-        self.loaded.drop("TooLong", record, f"{what}: {where}")
-        return None
-
-    def _learnt(self, item: Encoded) -> None:
-        self.longest = max(self.longest, item.longest)
-        if item.row.digest in self._wanted:
-            self._wanted.remove(item.row.digest)
-            self.shown.append(rendered(item, self.tokenizer))
-
-    def _refuse_unproven(self) -> None:
-        if len(self.unlike) > self.done * UNPROVEN_SHARE:
-            first = self.unlike[0]
-            raise UserError(
-                "MaskNotProven",
-                f"row {first.row} of {first.source}: the supervised tokens are not its answer and an end of turn",
-                "The model's chat template is unusual; use another variant of the model.",
-            )
-
-
-def rendered(item: Encoded, tokenizer: Any) -> JsonObject:
-    """A row as the report shows it: stretches of text, each supervised or not."""
-    parts: list[tuple[bool, list[int]]] = []
-    for token, supervised in zip(item.ids, item.mask, strict=True):
-        if not parts or parts[-1][0] != supervised:
-            parts.append((supervised, []))
-        parts[-1][1].append(token)
-    return {
-        "source": item.row.source,
-        "row": item.row.row,
-        "parts": [{"text": tokenizer.decode(tokens), "supervised": supervised} for supervised, tokens in parts],
-    }
+        with tokens.kept(cache / "tokens", reuse.tokens_key(config), pairs=method.objective == "DPO") as known:
+            return _write(folder, Encoding(config, loaded, chat, vocabulary, known, progress), loaded, data)
 
 
 def _write(folder: Path, encoding: Encoding, loaded: Loaded, data: DataConfig) -> JsonObject:

@@ -18,10 +18,11 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NoReturn, cast
 
+from finetune_trainer import layout
 from finetune_trainer.exits import UserError, raise_volume_failure
 
 LONGEST = 32 << 20
@@ -37,10 +38,13 @@ _ZIP, _PARQUET, _ZSTD = b"PK\x03\x04", b"PAR1", b"\x28\xb5\x2f\xfd"
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file on this machine and the name that complaints call it by."""
+    """A file on this machine, or one whose content is known by its sha256 and that comes here by `bring`; and the name that complaints
+    call it by."""
 
     name: str
     path: Path
+    sha256: str = ""
+    bring: Callable[[], None] = field(default=lambda: None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,24 @@ class RawRow:
 
 def read(file: DataFile) -> Iterator[RawRow]:
     """The rows of a file. Raises UserError where it cannot be read on, OSError where its volume fails."""
-    try:
+    with _readable(file):
         if _head(file.path, 4) == _PARQUET:
             yield from _parquet(file)
             return
         with _opened(file) as stream:
             yield from _text(file, stream)
+
+
+def sha256(file: DataFile) -> str:
+    """Hex sha256 of a file's content, computed where it is not known. Raises as `read` does."""
+    with _readable(file):
+        return file.sha256 or layout.sha256_file(file.path)
+
+
+@contextmanager
+def _readable(file: DataFile) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise_volume_failure(error)
         if error.errno is None:
@@ -276,12 +292,12 @@ def _table_row(name: str, number: int, names: list[str], cells: list[str]) -> Ra
     if any("\udc80" <= letter <= "\udcff" for cell in cells if not cell.isascii() for letter in cell):
         return RawRow(name, number, None, "not UTF-8", text)
     value: dict[str, object] = dict(zip(names, cells, strict=True))
-    for field in NESTED:
-        if field in value:
+    for nested in NESTED:
+        if nested in value:
             try:
-                value[field] = json.loads(str(value[field]))
+                value[nested] = json.loads(str(value[nested]))
             except ValueError as error:
-                return RawRow(name, number, None, f"field {field} is not JSON: {error}", text)
+                return RawRow(name, number, None, f"field {nested} is not JSON: {error}", text)
     return RawRow(name, number, value)
 
 

@@ -1,8 +1,8 @@
 """What another revision of the FineTune prepared from the same data is taken over, not made again.
 
-The key is of the files' content, of the settings that decide what is made of them, of the tokenizer, and of the code that
-does it; fields of training that only use the result are no part of it. Files are linked, so that they cost no space and
-outlive the other folder.
+A key is of the files' content, of the settings that decide what is made of them, of the tokenizer, and of the code that
+does it; fields of training that only use the result are no part of it. What is prepared altogether has one; so have the
+rows before they are split, and rows as tokens. Files are linked, so that they cost no space and outlive the other folder.
 """
 
 from __future__ import annotations
@@ -16,25 +16,45 @@ from pathlib import Path
 
 from finetune_trainer import layout
 from finetune_trainer.config import RunConfig, need
+from finetune_trainer.data import reading
 from finetune_trainer.data.loading import Files
 from finetune_trainer.exits import JsonObject
 
 OF_RUN = ("report.json", "report.html")  # what is written anew for each revision
+LATER = {"max_tokens", "on_too_long", "max_invalid_percent"}  # settings that look at tokens, or at all of the rows
 TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "vocab", "merges", "config.json", "spiece")
 
 
 def key(config: RunConfig, files: Files) -> str:
     """sha256 (hex) of all that decides the prepared content."""
     data = need(config.data, "data")
-    facts = {
-        "files": {use: [[file.name, layout.sha256_file(file.path)] for _, file in found] for use, found in files.items()},
-        "data": data.model_dump(mode="json", exclude={"path"}),
-        "longest": need(config.training, "training").max_sequence_length,
-        "objective": need(config.method, "method").objective,
-        "tokenizer": _tokenizer(config.model.path),
-        "code": _code(),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return _digest(
+        files=_contents(files),
+        data=data.model_dump(mode="json", exclude={"path"}),
+        longest=need(config.training, "training").max_sequence_length,
+        tokens=tokens_key(config),
+    )
+
+
+def rows_key(config: RunConfig, files: Files) -> str:
+    """sha256 (hex) of all that decides which rows are left before they are split."""
+    quality = need(config.data, "data").quality.model_dump(mode="json", exclude=LATER)
+    objective = need(config.method, "method").objective
+    formats = {use: [source.format for source, _ in found] for use, found in files.items()}
+    return _digest(files=_contents(files), formats=formats, quality=quality, objective=objective)
+
+
+def tokens_key(config: RunConfig) -> str:
+    """sha256 (hex) of all that decides what a row's tokens are, but the row."""
+    return _digest(objective=need(config.method, "method").objective, tokenizer=_tokenizer(config.model.path))
+
+
+def _digest(**facts: object) -> str:
+    return hashlib.sha256(json.dumps({**facts, "code": _code()}, sort_keys=True).encode()).hexdigest()
+
+
+def _contents(files: Files) -> JsonObject:
+    return {use: [[file.name, reading.sha256(file)] for _, file in found] for use, found in files.items()}
 
 
 def _tokenizer(model: Path) -> dict[str, str]:
@@ -78,8 +98,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def remove(folder: Path) -> None:
-    """Remove a folder of downloads whose rows are committed."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -1,27 +1,28 @@
 """Where data lie → files on this machine.
 
-`configmap://` and `pvc://` are mounted, `image://` is in the image; `https://`, `s3://` and `hf://` are downloaded into a
-scratch folder, from which a download that broke off goes on. A folder (of a volume, under a prefix ending in `/`, or a
-hub's data set) stands for all data files in it, in the order of their names.
+`configmap://` and `pvc://` are mounted, `image://` is in the image; `https://`, `s3://` and `hf://` are downloaded where
+it is not known what they hold (`remote`). A folder (of a volume, under a prefix ending in `/`, or a hub's data set)
+stands for all data files in it, in the order of their names.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from finetune_trainer.config import SourceConfig
 from finetune_trainer.data.reading import DataFile
+from finetune_trainer.data.remote import Downloads, Remote
 from finetune_trainer.exits import Infrastructure, UserError, raise_volume_failure
-from finetune_trainer.transfer import Answer, Broken, Open, over_http, transfer
+from finetune_trainer.transfer import Answer, Broken, Open, Unchanged, Version, over_http, transfer, unchanged_over_http
 
 if TYPE_CHECKING:
-    from obstore import GetResult
+    from obstore import GetResult, ObjectMeta
     from obstore.store import S3Store
 
 Use = str  # train, validation, test or mix
@@ -31,15 +32,15 @@ MORE_TIME = {"timeout": "120s", "connect_timeout": "15s"}
 CHECK = "Check the name and the path."
 
 
-def files(source: SourceConfig, use: Use, scratch: Path) -> list[DataFile]:
-    """The files of a source, downloaded into `scratch` where they are elsewhere. Raises UserError where there is none,
+def files(source: SourceConfig, use: Use, downloads: Downloads) -> list[DataFile]:
+    """The files of a source; one that is elsewhere is here, or its content is known. Raises UserError where there is none,
     Infrastructure where it cannot be reached, OSError where a volume fails."""
     scheme, _, rest = source.source.partition("://")
     if source.mount is not None or scheme == "image":
         return local(source.source, source.mount or Path("/", rest))
     if scheme not in _REMOTE:
         raise UserError("SourceNotSupported", f"data source {source.source}: {scheme}:// is not supported yet", "Use pvc:// or s3://.")
-    return _REMOTE[scheme](source, rest, use, scratch)
+    return _REMOTE[scheme](source, rest, use, downloads)
 
 
 def credentials(source: SourceConfig) -> dict[str, str]:
@@ -68,24 +69,30 @@ def _hidden(path: Path | PurePosixPath) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _https(source: SourceConfig, _rest: str, _use: Use, scratch: Path) -> list[DataFile]:
-    return [_downloaded(source.source, over_http(source.source, credentials(source).get("token", "")), scratch)]
+def _https(source: SourceConfig, _rest: str, _use: Use, downloads: Downloads) -> list[DataFile]:
+    address, token = source.source, credentials(source).get("token", "")
+    return downloads.files(_single(address, unchanged_over_http(address, token), over_http(address, token), downloads))
 
 
-def _downloaded(name: str, ask: Open, scratch: Path) -> DataFile:
-    target = scratch / hashlib.sha256(name.encode()).hexdigest()[:16]
-    if not target.exists():
-        transfer(name, ask, target)
-    return DataFile(name, target)
+def _single(name: str, unchanged: Unchanged, ask: Open, downloads: Downloads) -> Remote:
+    """A file that `transfer` brings."""
+    target = downloads.target(name)
+    return Remote(name, unchanged, lambda: (transfer(name, ask, target), [DataFile(name, target)]))
 
 
-def _s3(source: SourceConfig, rest: str, _use: Use, scratch: Path) -> list[DataFile]:
+def _s3(source: SourceConfig, rest: str, _use: Use, downloads: Downloads) -> list[DataFile]:
     bucket, _, key = rest.partition("/")
     store = s3_store(bucket, credentials(source))
-    keys = sorted(_listed(source.source, store, key)) if key.endswith("/") or not key else [key]
-    if not keys:
+    if key and not key.endswith("/"):
+        name = f"s3://{bucket}/{key}"
+        return downloads.files(_single(name, _unchanged_in_s3(name, store, key), _over_s3(name, store, key), downloads))
+    listed = sorted(_listed(source.source, store, key))
+    if not listed:
         raise UserError("SourceMissing", f"data source {source.source}: no data file is there", CHECK)
-    return [_downloaded(f"s3://{bucket}/{name}", _over_s3(source.source, store, name), scratch) for name in keys]
+    remotes = [
+        _single(f"s3://{bucket}/{name}", version.__eq__, _over_s3(source.source, store, name), downloads) for name, version in listed
+    ]
+    return [file for remote in remotes for file in downloads.files(remote)]
 
 
 def s3_store(bucket: str, keys: Mapping[str, str]) -> S3Store:
@@ -102,15 +109,30 @@ def s3_store(bucket: str, keys: Mapping[str, str]) -> S3Store:
         raise UserError("SecretInvalid", reason, "Name keys as AWS does: AWS_ACCESS_KEY_ID, …") from error
 
 
-def _listed(name: str, store: S3Store, prefix: str) -> Iterator[str]:
+def _listed(name: str, store: S3Store, prefix: str) -> Iterator[tuple[str, Version]]:
     import obstore
 
     try:
         with _s3_errors(name):
             for page in obstore.list(store, prefix or None):
-                yield from (item["path"] for item in page if DATA_FILE.search(item["path"]) and not _hidden(PurePosixPath(item["path"])))
+                chosen = (item for item in page if DATA_FILE.search(item["path"]) and not _hidden(PurePosixPath(item["path"])))
+                yield from ((item["path"], _s3_version(item)) for item in chosen)
     except Broken as error:
         raise Infrastructure("DownloadFailed", f"data source {name}: {error}") from error
+
+
+def _s3_version(item: ObjectMeta) -> Version:
+    return Version(item["e_tag"] or "", item["size"])
+
+
+def _unchanged_in_s3(name: str, store: S3Store, key: str) -> Unchanged:
+    import obstore
+
+    def unchanged(version: Version) -> bool:
+        with _s3_errors(name):
+            return _s3_version(obstore.head(store, key)) == version
+
+    return unchanged
 
 
 def _over_s3(name: str, store: S3Store, key: str) -> Open:
@@ -155,32 +177,74 @@ def _told(error: Exception) -> str:
     return said.group(1) if said else text[:300]
 
 
-def _hf(source: SourceConfig, rest: str, use: Use, scratch: Path) -> list[DataFile]:
+def _hf(source: SourceConfig, rest: str, use: Use, downloads: Downloads) -> list[DataFile]:
     """Files of a data set of the hub: `owner/name[@revision][/path]`. Without a path those of the use's split, by their names.
 
     HF_ENDPOINT names another hub, HF_HUB_CACHE a folder with data sets in the hub's cache layout, HF_HUB_OFFLINE=1 that alone."""
-    from httpx2 import HTTPError as HubError
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-
     owner, _, tail = rest.removeprefix("datasets/").partition("/")
     name, _, path = tail.partition("/")
     name, _, revision = name.partition("@")
-    try:
-        folder = snapshot_download(
-            f"{owner}/{name}",
-            repo_type="dataset",
-            revision=revision or None,
-            token=credentials(source).get("token"),
-            cache_dir=os.environ.get("HF_HUB_CACHE") or scratch / "hub",
-            allow_patterns=[path, f"{path.rstrip('/')}/*"] if path else None,
-        )
-    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise UserError("SourceMissing", f"data source {source.source}: {error}", "Check name, revision and secretName.") from error
-    except (LocalEntryNotFoundError, HubError, ConnectionError, TimeoutError) as error:
-        raise Infrastructure("DownloadFailed", f"data source {source.source}: {error}") from error
-    found = local(source.source, Path(folder, path))
-    return found if path else of_split(found, use)
+    data_set = DataSet(source, f"{owner}/{name}", revision or None, path)
+    mirror = os.environ.get("HF_HUB_CACHE")
+    if mirror:
+        return data_set.files(use, Path(mirror))[1]
+    return downloads.files(Remote(f"{source.source} {use}", data_set.is_at, lambda: data_set.files(use, downloads.folder / "hub")))
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of the hub, at a revision (None: the newest), of which `path` is wanted ('': the files of a split)."""
+
+    source: SourceConfig
+    repository: str
+    revision: str | None
+    path: str
+
+    def is_at(self, version: Version) -> bool:
+        """Whether the revision still is this commit."""
+        from huggingface_hub import HfApi
+
+        with self._errors():
+            return HfApi(endpoint=_hub(), token=self._token).dataset_info(self.repository, revision=self.revision).sha == version.tag
+
+    def files(self, use: Use, cache: Path) -> tuple[Version, list[DataFile]]:
+        """The commit (as a Version of no size) and the files of a use, downloaded into `cache` in the hub's layout."""
+        from huggingface_hub import snapshot_download
+
+        wanted = [self.path, f"{self.path.rstrip('/')}/*"] if self.path else None
+        with self._errors():
+            folder = snapshot_download(
+                self.repository,
+                repo_type="dataset",
+                revision=self.revision,
+                endpoint=_hub(),
+                token=self._token,
+                cache_dir=cache,
+                allow_patterns=wanted,
+            )
+        found = local(self.source.source, Path(folder, self.path))
+        return Version(Path(folder).name, 0), found if self.path else of_split(found, use)
+
+    @property
+    def _token(self) -> str | None:
+        return credentials(self.source).get("token")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        from httpx2 import HTTPError as HubError
+        from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+        name = f"data source {self.source.source}"
+        try:
+            yield
+        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+            raise UserError("SourceMissing", f"{name}: {error}", "Check name, revision and secretName.") from error
+        except (LocalEntryNotFoundError, HubError, ConnectionError, TimeoutError) as error:
+            raise Infrastructure("DownloadFailed", f"{name}: {error}") from error
+
+
+def _hub() -> str | None:
+    return os.environ.get("HF_ENDPOINT")
 
 
 def of_split(found: list[DataFile], use: Use) -> list[DataFile]:
@@ -195,4 +259,4 @@ def _says(name: str, words: tuple[str, ...]) -> bool:
     return any(re.search(rf"(^|[/_.-]){word}([/_.-]|$)", name.lower()) for word in words)
 
 
-_REMOTE: Mapping[str, Callable[[SourceConfig, str, Use, Path], list[DataFile]]] = {"https": _https, "s3": _s3, "hf": _hf}
+_REMOTE: Mapping[str, Callable[[SourceConfig, str, Use, Downloads], list[DataFile]]] = {"https": _https, "s3": _s3, "hf": _hf}

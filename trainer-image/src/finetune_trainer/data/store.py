@@ -32,8 +32,8 @@ class RowStore:
     """An append-only file of conversations, read back by record in any order."""
 
     def __init__(self, path: Path) -> None:
-        self._stream = path.open("w+b")
-        self._end = 0
+        self._stream = path.open("a+b")
+        self._end = self._stream.seek(0, os.SEEK_END)
 
     def add(self, row: Row) -> Record:
         """Keep `row`; OSError where the volume fails."""
@@ -47,11 +47,21 @@ class RowStore:
 
     def rows(self, records: Iterable[Record]) -> Iterator[Row]:
         """The rows of `records`, in their order."""
+        for row, _ in self.contents(records):
+            yield row
+
+    def contents(self, records: Iterable[Record]) -> Iterator[tuple[Row, bytes]]:
+        """The rows of `records`, in their order, each with what is kept of it."""
         self._stream.flush()
         descriptor = self._stream.fileno()
         for record in records:
-            messages, rejected = json.loads(os.pread(descriptor, record.size, record.offset))
-            yield Row(record.source, record.row, tuple(messages), record.digest, tuple(rejected))
+            content = os.pread(descriptor, record.size, record.offset)
+            messages, rejected = json.loads(content)
+            yield Row(record.source, record.row, tuple(messages), record.digest, tuple(rejected)), content
+
+    def flush(self) -> None:
+        """Give what was added to the file system."""
+        self._stream.flush()
 
     def close(self) -> None:
         """Close the file; its folder's owner removes it."""

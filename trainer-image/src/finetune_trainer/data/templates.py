@@ -53,8 +53,12 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: Any) -> None:
         if not getattr(tokenizer, "chat_template", None):
-            raise UserError("NoChatTemplate", "the model's tokenizer has no chat template", "Use the instruct variant of the model.")
-        self._tokenizer = tokenizer
+            raise UserError(
+                "NoChatTemplate",
+                "the model's tokenizer has no chat template (neither chat_template.jinja nor tokenizer_config.json has one)",
+                "Use the instruct variant of the model.",
+            )
+        self.tokenizer = tokenizer
         self._ends = end_tokens(tokenizer)
 
     def encode(self, row: Row) -> Encoded:
@@ -118,16 +122,16 @@ class ChatEncoder:
         ids = list(tokens)
         ends = [index for index, token in enumerate(ids) if token in self._ends]
         if not ends:
-            if self._tokenizer.eos_token_id is None:
+            if self.tokenizer.eos_token_id is None:
                 raise RowError("neither the chat template nor the tokenizer has an end-of-turn token")
-            ids.append(self._tokenizer.eos_token_id)
+            ids.append(self.tokenizer.eos_token_id)
             ends = [len(ids) - 1]
         return ids, [index <= ends[-1] for index in range(len(ids))]
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         try:
             return str(
-                self._tokenizer.apply_chat_template(
+                self.tokenizer.apply_chat_template(
                     list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **RENDERING
                 )
             )  # fmt: skip
@@ -137,7 +141,7 @@ class ChatEncoder:
             raise RowError(f"the chat template refuses it: {' '.join(str(error).split())[:160]}") from error
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        return list(self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]) if texts else []
+        return list(self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]) if texts else []
 
 
 def _said(prompt: str, answered: str, question: str, answer: str) -> str:

@@ -21,7 +21,10 @@ from peft import (
     get_peft_model,
 )
 from peft.tuners.prompt_tuning import PromptTuningInit
-from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN, _MOE_TARGET_MODULE_MAPPING
+from peft.utils.transformers_weight_conversion import (  # type: ignore[attr-defined]
+    _MODEL_TO_CONVERSION_PATTERN,
+    _MOE_TARGET_MODULE_MAPPING,
+)
 
 from finetune_trainer.config import LoraConfig, MethodConfig, PromptConfig
 from finetune_trainer.exits import UserError

@@ -124,7 +124,7 @@ def _is_echo(outcome: dict[str, object]) -> bool:
     """Whether an outcome only reports that another rank is gone."""
     message = outcome["message"]
     assert isinstance(message, dict)
-    return message["error"]["reason"] == "PeerLost"
+    return bool(message["error"]["reason"] == "PeerLost")
 
 
 def _stop_once(outcomes: Path) -> None:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -162,7 +163,7 @@ def _stalled(silent: float, limit: float) -> exits.Stalled:
     )
 
 
-def _on_stop(context: Context) -> object:
+def _on_stop(context: Context) -> Callable[[int, FrameType | None], None]:
     def handler(_signal: int, _frame: FrameType | None) -> None:
         context.stop_requested = True
         if context.run is not None:

@@ -1,0 +1,351 @@
+"""Remote data are brought once: what a server's name for a version stood for is known, and a change is noticed.
+
+Servers here count the bytes that they really send.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import obstore
+import pytest
+from finetune_trainer.config import RunConfig, SourceConfig
+from finetune_trainer.data import loading, prepare, sources
+from finetune_trainer.data.reading import DataFile
+from finetune_trainer.data.remote import Downloads
+from finetune_trainer.exits import Infrastructure, Interrupted
+
+from tests.trainer.s3server import serving
+from tests.trainer.support import make_config, rows, write_rows
+
+OLD = 1_700_000_000.0
+
+
+class Server(BaseHTTPRequestHandler):
+    """Serves one file. `names` says which headers name its version."""
+
+    protocol_version = "HTTP/1.1"
+    body: bytes
+    names: tuple[str, ...]
+    changed: float
+    conditions: bool
+    sent: int
+
+    def do_GET(self) -> None:
+        named = {"ETag": f'"{hashlib.sha256(self.body).hexdigest()}"', "Last-Modified": formatdate(self.changed, usegmt=True)}
+        named = {name: value for name, value in named.items() if name in self.names}
+        asked = {"ETag": self.headers["If-None-Match"], "Last-Modified": self.headers["If-Modified-Since"]}
+        same = self.conditions and any(asked[name] == value for name, value in named.items())
+        self.send_response(304 if same else 200)
+        for name, value in named.items():
+            self.send_header(name, value)
+        if not same:
+            self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        if not same:
+            with suppress(ConnectionError):
+                self._send()
+
+    def _send(self) -> None:
+        for start in range(0, len(self.body), 65536):
+            self.wfile.write(self.body[start : start + 65536])
+            type(self).sent += len(self.body[start : start + 65536])
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def http(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Server]]]:
+    monkeypatch.setitem(sources._REMOTE, "http", sources._https)  # type: ignore[index]
+    body = write_rows(tmp_path / "served", rows()).read_bytes()
+    handler = type("Handler", (Server,), {"body": body, "names": ("ETag",), "changed": OLD, "conditions": True, "sent": 0})
+    with http(handler) as address:
+        yield f"{address}/rows.jsonl", handler
+
+
+def configuration(work: Path, folder: Path, model: Path, source: dict[str, Any], revision: str = "1f2e3d4c", **more: Any) -> RunConfig:
+    document = make_config("prepare", folder, model, **{"model__path": str(work / "models" / "tiny"), "data__train": source, **more})
+    document["data"]["path"] = str(folder / "data" / revision)
+    return RunConfig.model_validate(document)
+
+
+@pytest.fixture
+def run(work: Path, tmp_path: Path, tiny_model: Path) -> Any:
+    """Prepare a revision of these data; its result."""
+
+    def prepared(source: str, revision: str, secret: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
+        config = configuration(work, tmp_path, tiny_model, {"source": source, "mount": None, **(secret or {})}, revision, **more)
+        return dict(prepare.main(config))
+
+    return prepared
+
+
+def downloads(folder: Path) -> Downloads:
+    return Downloads(folder / "downloads", folder / "records")
+
+
+def test_a_second_revision_of_the_same_data_brings_nothing(run: Any, web: tuple[str, type[Server]], tmp_path: Path) -> None:
+    address, server = web
+    first = run(address, "1f2e3d4c")
+    assert server.sent == len(server.body)
+    assert run(address, "2b2b2b2b", training__epochs=7)["digest"] == first["digest"]
+    assert server.sent == len(server.body)
+    assert list((tmp_path / "data" / "cache" / "downloads").iterdir()) == []
+
+
+KEPT = {
+    "a strong ETag": {"names": ("ETag",)},
+    "a date that is old enough": {"names": ("Last-Modified",)},
+}
+
+
+@pytest.mark.parametrize("given", KEPT.values(), ids=KEPT)
+def test_what_names_a_version_is(given: dict[str, Any], run: Any, web: tuple[str, type[Server]]) -> None:
+    address, server = web
+    for name, value in given.items():
+        setattr(server, name, value)
+    run(address, "1f2e3d4c")
+    run(address, "2b2b2b2b")
+    assert server.sent == len(server.body)
+
+
+FORGOTTEN = {
+    "the server names no version": {"names": ()},
+    "the date is so young that the file may have changed within its second": {"names": ("Last-Modified",), "changed": None},
+}
+
+
+@pytest.mark.parametrize("given", FORGOTTEN.values(), ids=FORGOTTEN)
+def test_a_file_is_downloaded_again_where(given: dict[str, Any], run: Any, web: tuple[str, type[Server]]) -> None:
+    address, server = web
+    for name, value in given.items():
+        setattr(server, name, value)
+    if server.changed is None:
+        import time
+
+        server.changed = time.time()
+    first = run(address, "1f2e3d4c")
+    assert run(address, "2b2b2b2b")["digest"] == first["digest"]
+    assert server.sent == 2 * len(server.body)
+
+
+def test_a_server_without_conditions_is_asked_and_hardly_read(web: tuple[str, type[Server]], tmp_path: Path) -> None:
+    address, server = web
+    server.conditions, server.body = False, b"x" * (64 << 20)
+    for _ in range(2):
+        (found,) = sources.files(SourceConfig(source=address), "train", downloads(tmp_path))
+    assert found.sha256 == hashlib.sha256(server.body).hexdigest()
+    assert server.sent < 1.5 * len(server.body)
+
+
+def test_a_changed_file_is_noticed(run: Any, web: tuple[str, type[Server]], tmp_path: Path) -> None:
+    address, server = web
+    run(address, "1f2e3d4c")
+    server.body = write_rows(tmp_path / "other", rows(60)).read_bytes()
+    assert run(address, "2b2b2b2b")["rows"]["read"] == 60
+
+
+def test_a_pod_that_died_while_it_prepared_leaves_what_it_downloaded(
+    run: Any, web: tuple[str, type[Server]], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    address, server = web
+
+    def stop(*_: Any) -> None:
+        raise Interrupted("Interrupted", "stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "load", stop)
+        with pytest.raises(Interrupted):
+            run(address, "1f2e3d4c")
+    assert run(address, "1f2e3d4c")["rows"]["read"] == 64
+    assert server.sent == len(server.body)
+
+
+def test_what_a_pod_downloaded_before_the_file_changed_is_not_used(web: tuple[str, type[Server]], tmp_path: Path) -> None:
+    address, server = web
+    sources.files(SourceConfig(source=address), "train", downloads(tmp_path))
+    server.body = b"other rows"
+    (found,) = sources.files(SourceConfig(source=address), "train", downloads(tmp_path))
+    assert found.path.read_bytes() == b"other rows"
+
+
+def brought(address: str, folder: Path) -> DataFile:
+    """A file that is known and not here."""
+    (first,) = sources.files(SourceConfig(source=address), "train", downloads(folder))
+    first.path.unlink()
+    (known,) = sources.files(SourceConfig(source=address), "train", downloads(folder))
+    assert not known.path.exists()
+    return known
+
+
+def test_a_known_file_comes_when_it_is_read(web: tuple[str, type[Server]], tmp_path: Path) -> None:
+    address, server = web
+    known = brought(address, tmp_path)
+    known.bring()
+    assert known.path.read_bytes() == server.body
+
+
+def test_a_file_that_changes_before_it_is_read_is_prepared_again(web: tuple[str, type[Server]], tmp_path: Path) -> None:
+    address, server = web
+    known = brought(address, tmp_path)
+    server.body = b"other rows"
+    with pytest.raises(Infrastructure, match="changed while it was prepared"):
+        known.bring()
+    (again,) = sources.files(SourceConfig(source=address), "train", downloads(tmp_path))
+    again.bring()
+    assert again.path.read_bytes() == b"other rows"
+
+
+def test_a_download_that_was_damaged_comes_again(web: tuple[str, type[Server]], tmp_path: Path) -> None:
+    address, server = web
+    (found,) = sources.files(SourceConfig(source=address), "train", downloads(tmp_path))
+    found.path.write_bytes(b"\0" * len(server.body))  # as a machine that lost its power leaves it
+    (again,) = sources.files(SourceConfig(source=address), "train", downloads(tmp_path))
+    again.bring()
+    assert again.path.read_bytes() == server.body
+
+
+@pytest.mark.parametrize("record", ["", "{}", "[1]", '{"files": 7}'])
+def test_a_record_that_is_broken_is_as_none(record: str, web: tuple[str, type[Server]], tmp_path: Path) -> None:
+    address, server = web
+    sources.files(SourceConfig(source=address), "train", downloads(tmp_path))
+    (path,) = (tmp_path / "records").iterdir()
+    path.write_text(record)
+    (found,) = sources.files(SourceConfig(source=address), "train", downloads(tmp_path))
+    assert found.sha256
+    assert server.sent == 2 * len(server.body)
+
+
+def test_what_was_downloaded_for_other_data_is_removed(web: tuple[str, type[Server]], tmp_path: Path) -> None:
+    address, _ = web
+    store = downloads(tmp_path)
+    (found,) = sources.files(SourceConfig(source=address), "train", store)
+    (store.folder / "another.part").touch()
+    (store.folder / f"{found.path.name}.part").touch()
+    (store.folder / "hub" / "datasets--a--b").mkdir(parents=True)
+    store.keep_only([found])
+    assert sorted(path.name for path in store.folder.iterdir()) == [found.path.name, f"{found.path.name}.part"]
+
+
+class Counter:
+    """Passes connections on to a port, and counts the bytes that come back."""
+
+    def __init__(self, port: int) -> None:
+        self.received = 0
+        self._port = port
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._socket.accept()
+                far = socket.create_connection(("127.0.0.1", self._port))
+                threading.Thread(target=self._pass, args=(near, far, 0), daemon=True).start()
+                threading.Thread(target=self._pass, args=(far, near, 1), daemon=True).start()
+
+    def _pass(self, source: socket.socket, target: socket.socket, counted: int) -> None:
+        with suppress(OSError), source, target:
+            while block := source.recv(65536):
+                self.received += counted * len(block)
+                target.sendall(block)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Iterator[tuple[Counter, dict[str, str], Any]]:
+    (tmp_path / "buckets" / "rows").mkdir(parents=True)
+    with serving(tmp_path / "buckets") as server:
+        counter = Counter(int(server.address.rpartition(":")[2]))
+        keys = {**server.keys, "AWS_ENDPOINT_URL": counter.address}
+        (tmp_path / "keys").mkdir()
+        for name, value in keys.items():
+            (tmp_path / "keys" / name).write_text(value)
+        yield counter, {"secretMount": str(tmp_path / "keys")}, sources.s3_store("rows", {k.lower(): v for k, v in server.keys.items()})
+        counter.close()
+
+
+BIG = [{**row, "notes": "x" * 5000} for row in rows()]
+
+
+@pytest.mark.parametrize("source", ["s3://rows/train/a.jsonl", "s3://rows/train/"], ids=["an object", "a prefix"])
+def test_a_bucket_is_asked_for_versions_and_read_where_they_changed(
+    source: str, run: Any, bucket: tuple[Counter, dict[str, str], Any], tmp_path: Path
+) -> None:  # fmt: skip
+    counter, secret, store = bucket
+    body = write_rows(tmp_path / "big", BIG).read_bytes()
+    obstore.put(store, "train/a.jsonl", body)
+    first = run(source, "1f2e3d4c", secret)
+    assert counter.received > len(body)
+    once = counter.received
+    assert run(source, "2b2b2b2b", secret)["digest"] == first["digest"]
+    assert counter.received - once < 3000
+    obstore.put(store, "train/a.jsonl", write_rows(tmp_path / "big", BIG[:60]).read_bytes())
+    assert run(source, "2c2c2c2c", secret)["rows"]["read"] == 60
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub with one data set of one file, as huggingface_hub asks for it."""
+
+    commit = "1" * 40
+    body: bytes
+    sent: int
+
+    def do_HEAD(self) -> None:
+        self._answer(b"")
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/api/"):
+            files = [{"type": "file", "path": "data/train.jsonl", "size": len(self.body), "oid": "0" * 40}]
+            data_set = {"id": "owner/name", "sha": self.commit, "siblings": [{"rfilename": "data/train.jsonl"}], "tags": [], "downloads": 0}
+            self._answer(json.dumps(files if "/tree/" in self.path else data_set).encode())
+            return
+        type(self).sent += len(self.body)
+        self._answer(self.body)
+
+    def _answer(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", self.commit)
+        self.send_header("ETag", f'"{hashlib.sha256(self.body).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content) if self.path.startswith("/api/") else len(self.body)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_data_set_of_the_hub_is_brought_once_a_commit(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = type("OneHub", (Hub,), {"body": write_rows(tmp_path / "served", rows()).read_bytes(), "sent": 0})
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    with http(hub) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        first = run("hf://owner/name", "1f2e3d4c")
+        assert hub.sent == len(hub.body)
+        assert run("hf://owner/name", "2b2b2b2b")["digest"] == first["digest"]
+        assert hub.sent == len(hub.body)
+        hub.commit, hub.body = "2" * 40, write_rows(tmp_path / "served", rows(60)).read_bytes()
+        assert run("hf://owner/name", "2c2c2c2c")["rows"]["read"] == 60
