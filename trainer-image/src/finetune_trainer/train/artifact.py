@@ -38,8 +38,9 @@ def _save_adapter(folder: Path, model: PeftModel) -> None:
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "adapter_model.safetensors")
     settings = model.peft_config["default"]
-    if isinstance(getattr(settings, "target_modules", None), set):
-        settings.target_modules = sorted(settings.target_modules)  # else the same training has another digest each time
+    targets = getattr(settings, "target_modules", None)
+    if isinstance(targets, set):
+        settings.target_modules = sorted(targets)  # type: ignore[attr-defined]  # else the same training has another digest each time
     was, settings.inference_mode = settings.inference_mode, True
     settings.save_pretrained(str(folder))
     settings.inference_mode = was

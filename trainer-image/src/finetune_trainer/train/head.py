@@ -39,11 +39,11 @@ def is_whole(head: torch.nn.Linear) -> bool:
 @contextmanager
 def hidden_instead(head: torch.nn.Linear) -> Iterator[None]:
     """While open, the model gives hidden states where it gives logits."""
-    head.forward = _same  # type: ignore[method-assign]
+    head.forward = _same  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
-        del head.forward  # type: ignore[method-assign]
+        del head.forward
 
 
 def _same(hidden: torch.Tensor) -> torch.Tensor:
@@ -53,7 +53,7 @@ def _same(hidden: torch.Tensor) -> torch.Tensor:
 def token_losses(hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
     """Cross-entropy (nats, float32) of each token from hidden states (tokens, hidden) and target ids (tokens)."""
     learns = torch.is_grad_enabled() and hidden.requires_grad
-    losses: torch.Tensor = _Losses.apply(hidden, head.weight, targets, learns)  # type: ignore[no-untyped-call]
+    losses: torch.Tensor = _Losses.apply(hidden, head.weight, targets, learns)
     return losses
 
 

@@ -52,8 +52,8 @@ def attend(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    rows = zip(*(tensor.split(packed_rows.lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    said = [functional.scaled_dot_product_attention(*row, dropout_p=dropout, is_causal=True, scale=scaling) for row in rows]
+    rows = zip(*(torch.split(tensor, list(packed_rows.lengths), dim=2) for tensor in (query, key, value)), strict=True)
+    said = [functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling) for q, k, v in rows]
     return torch.cat(said, dim=2).transpose(1, 2).contiguous(), None
 
 

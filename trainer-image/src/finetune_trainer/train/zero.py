@@ -148,7 +148,7 @@ class Sharded:
             if value.shape != getattr(parameter, "ds_shape", parameter.shape):
                 raise RuntimeError(f"{name} has another shape: {tuple(value.shape)}")
             if self._stage == 3:
-                share = _share(value, parameter.partition_numel(), self._ranks.rank)
+                share = _share(value, parameter.partition_numel(), self._ranks.rank)  # type: ignore[attr-defined]
                 utils.safe_set_local_optimizer_state(parameter, share, kind) if kind else utils.safe_set_local_fp32_param(parameter, share)
             elif kind:
                 utils.safe_set_full_optimizer_state(parameter, value, kind)
