@@ -204,7 +204,8 @@ ALWAYS: Final = (
     ),
     Rule(
         "spec.compute", "offload",
-        "self.offload in ['Auto', 'None'] || self.sharding in ['Auto', 'ZeRO3'] || (self.offload == 'Optimizer' && self.sharding != 'DDP')",
+        "!has(self.offload) || self.offload in ['Auto', 'None'] || self.sharding in ['Auto', 'ZeRO3'] || "  # a default is judged bare
+        "(self.offload == 'Optimizer' && self.sharding != 'DDP')",
         "Optimizer belongs to sharding ZeRO1, ZeRO2 or ZeRO3, and All to ZeRO3; use Auto, or another sharding",
         _offload_fits,
     ),
