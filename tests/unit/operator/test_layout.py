@@ -157,8 +157,8 @@ def test_without_an_accelerator_it_is_what_is_asked_for() -> None:
 
 def test_a_refusal_names_another_sharding_and_the_fewest_pods_that_would_do() -> None:
     profiles = {"a10": PROFILES["a10"]}
-    whole = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes={"compute": {"accelerator": "a10", "nodes": 2, "sharding": "DDP"}},
-        profiles=profiles)  # fmt: skip
+    whole_compute = {"accelerator": "a10", "nodes": 2, "sharding": "DDP"}
+    whole = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes={"compute": whole_compute}, profiles=profiles)
     assert layout.memory(whole, draft(whole)).message.endswith("What would fit: compute.sharding Auto with compute.offload Auto")
     compute = {"accelerator": "a10", "nodes": 2, "sharding": "ZeRO3", "offload": "None"}
     divided = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes={"compute": compute}, profiles=profiles)
