@@ -52,7 +52,7 @@ def test_defaults_land(plane: ControlPlane) -> None:
     kept = apply(plane, make_finetune("smallest", serving={}))["spec"]
     assert kept == {
         **make_finetune()["spec"],
-        "compute": {"nodes": 1, "sharding": "Auto"},
+        "compute": {"nodes": 1, "sharding": "Auto", "offload": "Auto"},
         "storage": {"size": "50Gi", "accessMode": "ReadWriteOnce", "retain": True},
         "retries": {"error": 2, "outOfMemory": 2, "infrastructure": 10},
         "retention": {"jobs": "24h", "checkpoints": 0, "revisions": 5},
