@@ -211,7 +211,7 @@ def _holds(config: dict[str, Any], attempt: str) -> dict[str, int]:
     engine: Any = run.engine
     parameters = [value.ds_tensor if hasattr(value, "ds_tensor") else value for value in run.model.module.parameters()]
     own = list(engine._own)
-    moments = [value for tensor in own for value in engine._zero.optimizer.state[tensor].values() if value.dim()]
+    moments = [value for state in engine._zero.optimizer.state.values() for value in state.values() if value.dim()]
     return {name: sum(value.numel() * value.element_size() for value in found)
             for name, found in (("parameters", parameters), ("masters", own), ("optimizer", moments))}  # fmt: skip
 
