@@ -146,13 +146,12 @@ class Sharded:
             value = values[name]
             if value.shape != getattr(parameter, "ds_shape", parameter.shape):
                 raise RuntimeError(f"{name} has another shape: {tuple(value.shape)}")
-            if self._stage == 3:
-                share = _share(value, parameter.partition_numel(), self._ranks.rank)
-                utils.safe_set_local_optimizer_state(parameter, share, kind) if kind else utils.safe_set_local_fp32_param(parameter, share)
-            elif kind:
-                utils.safe_set_full_optimizer_state(parameter, value, kind)
+            if self._stage < 3:
+                where: Any = utils.safe_set_full_optimizer_state if kind else utils.safe_set_full_fp32_param
             else:
-                utils.safe_set_full_fp32_param(parameter, value)
+                where = utils.safe_set_local_optimizer_state if kind else utils.safe_set_local_fp32_param
+                value = _share(value, parameter.partition_numel(), self._ranks.rank)
+            where(parameter, value, *([kind] if kind else []))
 
     def _refresh(self) -> None:
         """Make the parameters what their masters are, on all ranks."""
