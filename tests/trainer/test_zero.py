@@ -44,15 +44,16 @@ def attempt(work: Path, tiny_model: Path, tmp_path: Path) -> Attempt:
 
 
 @pytest.fixture(scope="module")
-def alone(work: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], lives.Trained]:
+def alone(work: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., lives.Trained]:
     """A rank that has everything, by method and precision: made once each."""
-    made: dict[tuple[str, str], lives.Trained] = {}
+    made: dict[tuple[str, str, int], lives.Trained] = {}
 
-    def find(kind: str, precision: str = "FP32") -> lives.Trained:
-        if (kind, precision) not in made:
-            config = configured(work, tiny_model, kind, training__precision=precision)
-            made[kind, precision] = lives.train(config, tmp_path_factory.mktemp("alone"))
-        return made[kind, precision]
+    def find(kind: str, precision: str = "FP32", epochs: int = 1) -> lives.Trained:
+        key = (kind, precision, epochs)
+        if key not in made:
+            config = configured(work, tiny_model, kind, training__precision=precision, training__epochs=epochs)
+            made[key] = lives.train(config, tmp_path_factory.mktemp("alone"))
+        return made[key]
 
     return find
 
@@ -119,7 +120,7 @@ def test_each_attempt_may_divide_it_otherwise(kind: str, attempt: Attempt, alone
     losses: dict[int, float] = {}
     gangs = [("DDP", 2, 1), ("ZeRO3", 2, 3), ("ZeRO2", 2, 5)]
     for number, (sharding, nodes, until) in enumerate(gangs):
-        with training(tmp_path / f"pods-{number}", attempt(kind, number, sharding, nodes, folders)) as pods:
+        with training(tmp_path / f"pods-{number}", attempt(kind, number, sharding, nodes, folders, training__epochs=4)) as pods:
             pods[0].reaches(until)
             pods[-1].signal(signal.SIGTERM)
             pods[0].signal(signal.SIGTERM)
@@ -127,10 +128,10 @@ def test_each_attempt_may_divide_it_otherwise(kind: str, attempt: Attempt, alone
                 pod.ends(25)
         losses |= pods[0].losses
         folders = (pods[0].message["folder"], *folders)
-    with training(tmp_path / "last", attempt(kind, len(gangs), "DDP", 1, folders)) as [pod]:
+    with training(tmp_path / "last", attempt(kind, len(gangs), "DDP", 1, folders, training__epochs=4)) as [pod]:
         pod.ends(0)
         assert pod.message["resumedFromStep"] == max(losses)
-        expected = alone(kind)
+        expected = alone(kind, epochs=4)
         ends_like(pod, expected, FP32)
     assert losses | pod.losses == pytest.approx(expected.losses, rel=FP32)
 
@@ -211,7 +212,7 @@ def _holds(config: dict[str, Any], attempt: str) -> dict[str, int]:
     engine: Any = run.engine
     parameters = [value.ds_tensor if hasattr(value, "ds_tensor") else value for value in run.model.module.parameters()]
     own = list(engine._own)
-    moments = [value for tensor in own for value in engine._zero.optimizer.state[tensor].values() if value.dim()]
+    moments = [value for state in engine._zero.optimizer.state.values() for value in state.values() if value.dim()]
     return {name: sum(value.numel() * value.element_size() for value in found)
             for name, found in (("parameters", parameters), ("masters", own), ("optimizer", moments))}  # fmt: skip
 

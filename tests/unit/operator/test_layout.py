@@ -148,6 +148,11 @@ def test_a_method_that_does_not_go_with_a_stage_is_not_divided_so(method: dict[s
     assert [found.title for found in layout.allowed(o.spec)] == expected
 
 
+def test_an_estimate_that_tells_nothing_of_zero_counts_as_whole_whatever_is_asked_for() -> None:
+    silent = Estimate.model_validate({**ESTIMATE, **FULL, "sharded": {}})
+    assert {layout.needed(silent, 8000, 2, found) for found in layout.LAYOUTS} == {50 * GIB}
+
+
 def test_without_an_accelerator_it_is_what_is_asked_for() -> None:
     for asked_for, title in (("Auto", "DDP"), ("ZeRO2", "ZeRO2")):
         choice = layout.chosen(make_observed(changes={"compute": {"sharding": asked_for}}), None)

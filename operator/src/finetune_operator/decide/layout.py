@@ -128,9 +128,14 @@ def needed(estimate: Estimate, tokens: int, ranks: int, layout: Layout = WHOLE) 
 
 
 def _components(estimate: Estimate, tokens: int, ranks: int, layout: Layout) -> dict[str, int]:
-    """Bytes in the accelerator. An estimate of a trainer that knew no sharding says the same of all layouts."""
-    parts = estimate.memory if layout is WHOLE else estimate.sharded or estimate.memory
-    there = {name: size for name, size in parts.items() if name not in layout.hosted | (ONCE - layout.once)}
+    """Bytes in the accelerator. Of an estimate that tells nothing of ZeRO, from another trainer, all layouts need the same."""
+    if not estimate.sharded:
+        layout = WHOLE
+    there = {
+        name: size
+        for name, size in (estimate.memory if layout is WHOLE else estimate.sharded).items()
+        if name not in layout.hosted | (ONCE - layout.once)
+    }
     share = {name: ranks if name in layout.divided else 1 for name in there}
     passes = {name: tokens / estimate.pass_tokens if name in BY_PASS else 1 for name in there}
     return {name: round(size * passes[name] / share[name]) for name, size in there.items()}

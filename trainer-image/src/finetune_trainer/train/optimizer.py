@@ -12,15 +12,19 @@ from finetune_trainer.train.model import Parameters
 Tensors = dict[str, torch.Tensor]
 
 
-def make(parameters: Parameters, training: TrainingConfig, fused: bool = False) -> torch.optim.AdamW:
-    """The optimizer, its state already there (zeros), so that loading and saving need no first step. `fused` is torch's one pass over
-    all of it, which on CPUs is several times as fast."""
-    optimizer = torch.optim.AdamW(
-        list(parameters.values()), lr=training.learning_rate, betas=(0.9, 0.999), weight_decay=training.weight_decay, fused=fused or None
-    )
+def make(parameters: Parameters, training: TrainingConfig) -> torch.optim.AdamW:
+    """The optimizer, its state already there (zeros), so that loading and saving need no first step."""
+    optimizer = stateless(parameters, training)
     for parameter in parameters.values():
         optimizer.state[parameter] = empty_state(parameter)
     return optimizer
+
+
+def stateless(parameters: Parameters, training: TrainingConfig, fused: bool = False) -> torch.optim.AdamW:
+    """The optimizer alone. `fused` is torch's one pass over everything, which on CPUs is several times as fast."""
+    return torch.optim.AdamW(
+        list(parameters.values()), lr=training.learning_rate, betas=(0.9, 0.999), weight_decay=training.weight_decay, fused=fused or None
+    )
 
 
 def empty_state(parameter: torch.Tensor) -> Tensors:

@@ -40,7 +40,7 @@ class Sharded:
         if self._stage == 3:
             deepspeed.zero.Init(module=model, config_dict_or_path=config)
             _move_buffers(model, ranks.device)
-        made = optimizer.make(self.parameters, training, fused=offload != "None")
+        made = optimizer.stateless(self.parameters, training, fused=offload != "None")
         self.model, *_ = deepspeed.initialize(model=model, optimizer=made, config=config, dist_init_required=False)
         self._zero = self.model.optimizer
         self._own = self._zero.fp32_partitioned_groups_flat if self._stage == 3 else self._zero.single_partition_of_fp32_groups
@@ -147,13 +147,12 @@ class Sharded:
             value = values[name]
             if value.shape != getattr(parameter, "ds_shape", parameter.shape):
                 raise RuntimeError(f"{name} has another shape: {tuple(value.shape)}")
-            if self._stage == 3:
-                share = _share(value, parameter.partition_numel(), self._ranks.rank)  # type: ignore[attr-defined]
-                utils.safe_set_local_optimizer_state(parameter, share, kind) if kind else utils.safe_set_local_fp32_param(parameter, share)
-            elif kind:
-                utils.safe_set_full_optimizer_state(parameter, value, kind)
+            if self._stage < 3:
+                where: Any = utils.safe_set_full_optimizer_state if kind else utils.safe_set_full_fp32_param
             else:
-                utils.safe_set_full_fp32_param(parameter, value)
+                where = utils.safe_set_local_optimizer_state if kind else utils.safe_set_local_fp32_param
+                value = _share(value, parameter.partition_numel(), self._ranks.rank)  # type: ignore[attr-defined]
+            where(parameter, value, *([kind] if kind else []))
 
     def _refresh(self) -> None:
         """Make the parameters what their masters are, on all ranks."""
