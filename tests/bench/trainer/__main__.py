@@ -57,7 +57,7 @@ def cases(options: argparse.Namespace, folder: Path) -> list[Case]:
     model = tool(folder / "model", options.model)
     wanted = [kind == "bf16" for kind in options.precision]
     name = {"smollm2": "SmolLM2-135M", "tiny_model": "the tiny model"}[options.model]
-    longest = rows.LONGEST if options.model == "smollm2" else 60  # its tokens are bytes
+    longest = options.words if options.model == "smollm2" else 60  # its tokens are bytes
     return [
         Case(f"{name} LoRA {'bf16' if bf16 else 'fp32'}", model, LORA, bf16, "cpu", options.rows, True, options.threads, longest)
         for bf16 in wanted
@@ -134,6 +134,7 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.trainer", description=__doc__)
     parser.add_argument("--rows", type=int, default=48, help="training rows of each case")
+    parser.add_argument("--words", type=int, default=rows.LONGEST, help="of the longest answer")
     parser.add_argument("--model", default="smollm2", choices=("smollm2", "tiny_model"), help="the model of the CPU's cases")
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp32"], choices=("bf16", "fp32"), help="of the CPU's cases")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each process in the CPU's cases")
