@@ -1,6 +1,7 @@
 """How fast the trainer is beside TRL's defaults, each in a process of its own on the same rows: `make bench-trainer`; last line JSON.
 
-Speeds are real tokens a second, padding never counted, of all steps but the first. MFU is the share of the device's peak that 6
+Speeds are real tokens a second, padding never counted, of all steps but the first; by the clock, and by the processor's time, which says
+something on a machine that is not quiet if there is one thread. MFU is the share of the device's peak that 6
 operations a parameter and token would take (4 where the base is frozen, 6 for what trains), attention left out; the peak is the maker's
 figure of a GPU, and of a CPU what a product of 2048 × 2048 matrices reaches in the same precision.
 """
@@ -42,6 +43,7 @@ class Case:
     device: str
     rows: int
     theirs: bool = True
+    threads: int = 1
     longest: int = rows.LONGEST
 
 
@@ -55,8 +57,11 @@ def cases(options: argparse.Namespace, folder: Path) -> list[Case]:
     model = tool(folder / "model", options.model)
     wanted = [kind == "bf16" for kind in options.precision]
     name = {"smollm2": "SmolLM2-135M", "tiny_model": "the tiny model"}[options.model]
-    longest = rows.LONGEST if options.model == "smollm2" else 60  # its tokens are bytes
-    return [Case(f"{name} LoRA {'bf16' if bf16 else 'fp32'}", model, LORA, bf16, "cpu", options.rows, longest=longest) for bf16 in wanted]
+    longest = options.words if options.model == "smollm2" else 60  # its tokens are bytes
+    return [
+        Case(f"{name} LoRA {'bf16' if bf16 else 'fp32'}", model, LORA, bf16, "cpu", options.rows, True, options.threads, longest)
+        for bf16 in wanted
+    ]
 
 
 def prepared(case: Case, folder: Path) -> dict[str, Any]:
@@ -71,7 +76,7 @@ def prepared(case: Case, folder: Path) -> dict[str, Any]:
         "data__train": sources["train"], "data__validation": sources["validation"],
         "data__split": {"train": 100, "validation": 0, "test": 0},
         "data__quality": {"minResponseCharacters": 1, "nearDuplicates": "Keep", "maxRepetitionPercent": 100},
-        "compute__threads": len(os.sched_getaffinity(0)), "compute__gpusPerNode": int(case.device == "cuda"),
+        "compute__threads": case.threads, "compute__gpusPerNode": int(case.device == "cuda"),
     }  # fmt: skip
     training: dict[str, Any] = {
         "epochs": 1, "learningRate": 2e-4, "maxSequenceLength": 1024, "precision": "BF16" if case.bf16 else "FP32", "warmupPercent": 0,
@@ -112,10 +117,14 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     print(f"{case.name}: {case.rows} rows of {spec['tokens'] / case.rows:.0f} tokens on average", flush=True)
     ours = side("ours", spec, folder)
     theirs = side("theirs", spec, folder) if case.theirs else {}
-    figures = {"case": case.name, **{key: ours[key] for key in ("tokens_per_s", "supervised_tokens_per_s", "mfu", "peak_mib")}}
+    figures = {
+        "case": case.name,
+        **{key: ours[key] for key in ("tokens_per_s", "supervised_tokens_per_s", "tokens_per_cpu_s", "mfu", "peak_mib")},
+    }
     if theirs:
         figures.update(
             trl_tokens_per_s=theirs["tokens_per_s"], ratio=round(ours["tokens_per_s"] / theirs["tokens_per_s"], 2),
+            trl_tokens_per_cpu_s=theirs["tokens_per_cpu_s"], cpu_ratio=round(ours["tokens_per_cpu_s"] / theirs["tokens_per_cpu_s"], 2),
             trl_peak_mib=theirs["peak_mib"], trl_validation_loss=theirs["validation_loss"],
         )  # fmt: skip
     parts = ("validation_loss", "step_parts_percent", "checkpoint_stall_s", "resume_s")
@@ -125,8 +134,10 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.trainer", description=__doc__)
     parser.add_argument("--rows", type=int, default=48, help="training rows of each case")
+    parser.add_argument("--words", type=int, default=rows.LONGEST, help="of the longest answer")
     parser.add_argument("--model", default="smollm2", choices=("smollm2", "tiny_model"), help="the model of the CPU's cases")
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp32"], choices=("bf16", "fp32"), help="of the CPU's cases")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each process in the CPU's cases")
     parser.add_argument("--gpu", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(), help="the large shapes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="finetune-bench-") as scratch:
@@ -134,7 +145,7 @@ def main() -> None:
         found = [run(case, folder / str(index)) for index, case in enumerate(cases(options, folder))]
     if not options.gpu:
         print(f"not measured, there is no GPU: {', '.join(shape.name for shape in shapes.SHAPES)}")
-    device = torch.cuda.get_device_name() if options.gpu else f"CPU, {len(os.sched_getaffinity(0))} cores"
+    device = torch.cuda.get_device_name() if options.gpu else f"CPU, {options.threads} threads"
     print(json.dumps({"device": device, **found[0], "cases": found}))
 
 

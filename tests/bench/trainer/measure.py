@@ -51,9 +51,30 @@ class Stopwatch:
             torch.cuda.synchronize(self._device)
 
 
-def tokens_per_second(ends: list[float], tokens: list[int]) -> float:
-    """Of the steps after the first, from the times at which steps ended and their tokens."""
-    return sum(tokens[WARM_UP_STEPS:]) / (ends[-1] - ends[WARM_UP_STEPS - 1])
+class Ends:
+    """When steps ended, by the clock and by the processor's time."""
+
+    def __init__(self) -> None:
+        self._clock: list[float] = []
+        self._processor: list[float] = []
+
+    def mark(self) -> None:
+        """A step has ended."""
+        self._clock.append(time.perf_counter())
+        self._processor.append(time.process_time())
+
+    def __len__(self) -> int:
+        return len(self._clock)
+
+    def speeds(self, tokens: list[int], supervised: list[int]) -> dict[str, float]:
+        """Tokens a second of the steps after the first, whose tokens are given by step."""
+        clock, processor = (times[-1] - times[WARM_UP_STEPS - 1] for times in (self._clock, self._processor))
+        every, learnt = (sum(counts[WARM_UP_STEPS:]) for counts in (tokens, supervised))
+        return {
+            "tokens_per_s": round(every / clock, 1),
+            "supervised_tokens_per_s": round(learnt / clock, 1),
+            "tokens_per_cpu_s": round(every / processor, 1),
+        }
 
 
 def peak_mib(device: torch.device) -> int:

@@ -43,12 +43,12 @@ def main(spec: dict[str, Any]) -> dict[str, Any]:
     stopwatch = measure.Stopwatch(device)
     watch(stopwatch)
     run = build(config, ranks, Path(spec["folder"]) / "a0-one")
-    ends: list[float] = []
+    ends = measure.Ends()
     losses: list[float] = []
     report = loop.Loop._report
 
     def reported(self: Loop, loss: float, rate: float) -> None:
-        ends.append(time.perf_counter())
+        ends.mark()
         losses.append(loss)
         report(self, loss, rate)
 
@@ -59,7 +59,7 @@ def main(spec: dict[str, Any]) -> dict[str, Any]:
     steps = [list(run.steps.rows(step)) for step in range(len(ends))]
     tokens = [int(run.train.lengths[rows].sum()) for rows in steps]
     supervised = [objective.supervised_count(run.train, rows) for rows in steps]
-    speed = measure.tokens_per_second(ends, tokens)
+    speeds = ends.speeds(tokens, supervised)
     method = need(config.method, "method")
     each = estimate.operations(outline.count(config.model, method), method)
     most = measure.peak_flops(device, run.bf16)
@@ -68,9 +68,8 @@ def main(spec: dict[str, Any]) -> dict[str, Any]:
     before = time.perf_counter()
     Loop(build(config, ranks, Path(spec["folder"]) / "a0-one"))
     return {
-        "tokens_per_s": round(speed, 1),
-        "supervised_tokens_per_s": round(measure.tokens_per_second(ends, supervised), 1),
-        "mfu": round(speed * each / most, 3) if most else None,
+        **speeds,
+        "mfu": round(speeds["tokens_per_s"] * each / most, 3) if most else None,
         "peak_mib": peak,
         "steps": len(ends),
         "passes": sum(len(run.steps.micro_batches(step, 0, 1)) for step in range(len(ends))),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,17 @@ from trl import SFTConfig, SFTTrainer
 from tests.bench.trainer import measure
 
 
-class Ends(TrainerCallback):
-    """When steps ended."""
+class Marks(TrainerCallback):
+    """Marks the ends of steps."""
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
+    def __init__(self, ends: measure.Ends) -> None:
+        self._ends = ends
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """A step's gradients are applied."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
+        self._ends.mark()
 
 
 class Counted(SFTTrainer):  # type: ignore[misc]
@@ -68,17 +67,18 @@ def main(spec: dict[str, Any]) -> dict[str, Any]:
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
-    ends = Ends()
-    trainer = Counted(model=spec["model"], args=settings, train_dataset=Dataset.from_list(spec["rows"]), peft_config=lora, callbacks=[ends])
+    ends = measure.Ends()
+    trainer = Counted(
+        model=spec["model"], args=settings, train_dataset=Dataset.from_list(spec["rows"]), peft_config=lora, callbacks=[Marks(ends)]
+    )
     trainer.tokens, trainer.supervised, trainer.losses = [], [], []
     trainer.train()
     peak = measure.peak_mib(device)
     kept = measure.kept_apart(trainer.model, arrays.load(Path(spec["config"]["data"]["path"]), "validation"), bf16, device)
     return {
-        "tokens_per_s": round(measure.tokens_per_second(ends.times, trainer.tokens), 1),
-        "supervised_tokens_per_s": round(measure.tokens_per_second(ends.times, trainer.supervised), 1),
+        **ends.speeds(trainer.tokens, trainer.supervised),
         "peak_mib": peak,
-        "steps": len(ends.times),
+        "steps": len(ends),
         "first_loss": round(trainer.losses[0], 4),
         "last_losses": [round(loss, 4) for loss in trainer.losses[-3:]],
         "validation_loss": round(kept, 4),
