@@ -1,10 +1,10 @@
 """`make chaos-training`: the same FineTune trained twice over two pods, once left alone and once with its pods killed again and again.
 
-A kill deletes a rank's pod, now with its grace, now at once (SIGKILL): at a random step of the training, or while an attempt
-starts. The killed FineTune must end with the loss of the other one (relative difference at most `TOLERANCE`; resuming is exact), with the
-same rows in the same order of steps (`order` in the trainer's result: a digest of what was passed through the model, carried on by
-each checkpoint), and no kill may cost more steps than lie between two checkpoints. Each kill is a disruption, none is charged.
-The last line is JSON.
+A kill deletes a rank's pod, in turns with its grace and at once (SIGKILL to its frozen processes, so that nothing is saved), at a
+random step of the training, or while an attempt starts. The killed FineTune must end with the loss of the other one (relative
+difference at most `TOLERANCE`; resuming is exact), with the same rows in the same order of steps (`order` in the trainer's result: a
+digest of what was passed through the model, carried on by each checkpoint), and no kill may cost more steps than lie between two
+checkpoints. Each kill is a disruption, none is charged. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from demo.kube import child, reader
@@ -269,7 +270,8 @@ async def _kill(ranks: Ranks, wanted: Sequence[Target], done: list[Kill]) -> Non
         attempt, names = await ranks.at(target.share, last)
         await asyncio.sleep(target.wait)
         finetune, pod = ranks.finetune, names[target.rank]
-        done.append(await asyncio.to_thread(pods.delete, finetune.kubectl, finetune.space.name, pod, KIND, at_once=target.at_once))
+        kill = pods.crash if target.at_once else partial(pods.delete, at_once=False)
+        done.append(await asyncio.to_thread(kill, finetune.kubectl, finetune.space.name, pod, KIND))
         print(f"  kill {len(done)}: {pod}{' at once' if target.at_once else ''} after step {ranks.told(attempt)}", flush=True)
         last = attempt
 
