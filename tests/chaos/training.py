@@ -1,10 +1,10 @@
 """`make chaos-training`: the same FineTune trained twice over two pods, once left alone and once with its pods killed again and again.
 
-A kill deletes a rank's pod, now with its grace, now at once (SIGKILL): at a random step of the training, or while an attempt
-starts. The killed FineTune must end with the loss of the other one (relative difference at most `TOLERANCE`; resuming is exact), with the
-same rows in the same order of steps (`order` in the trainer's result: a digest of what was passed through the model, carried on by
-each checkpoint), and no kill may cost more steps than lie between two checkpoints. Each kill is a disruption, none is charged.
-The last line is JSON.
+A kill deletes a rank's pod, in turns with its grace and at once (SIGKILL to its frozen processes, so that nothing is saved), at a
+random step of the training, or while an attempt starts. The killed FineTune must end with the loss of the other one (relative
+difference at most `TOLERANCE`; resuming is exact), with the same rows in the same order of steps (`order` in the trainer's result: a
+digest of what was passed through the model, carried on by each checkpoint), and no kill may cost more steps than lie between two
+checkpoints. Each kill is a disruption, none is charged. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from demo.kube import child, reader
@@ -30,6 +31,7 @@ NAMESPACE: Final = "chaos-training"
 KILLS: Final = 30
 EPOCHS_A_KILL: Final = 1
 CHECKPOINT_STEPS: Final = 10
+LAST_STEPS: Final = 30
 TOLERANCE: Final = 1e-6
 LIFE_SECONDS: Final = 3600.0
 LOOK_SECONDS: Final = 2.0
@@ -39,7 +41,7 @@ STEP_SECONDS: Final = 0.5
 NODES: Final = 2
 KIND: Final = "training rank"
 INDEX: Final = "batch.kubernetes.io/job-completion-index"
-STEP: Final = re.compile(r"step (\d+)/\d+ loss (\S+) ")
+STEP: Final = re.compile(r"step (\d+)/(\d+) loss (\S+) ")
 ATTEMPT: Final = re.compile(r"-a(\d+)-\d+-[a-z0-9]+$")
 
 Losses = dict[int, dict[int, float]]
@@ -145,19 +147,22 @@ def rows(count: int = 160) -> str:
     return "".join(json.dumps({"prompt": prompt, "completion": completion}) + "\n" for prompt, completion in pairs)
 
 
-async def train(finetune: FineTune, manifest: Object, kills: int = 0, steps: int = 0, dice: random.Random | None = None) -> Outcome:
-    """Apply it and wait for its end, killing its pods so often in a training of so many steps."""
-    finetune.apply(manifest)
+async def train(finetune: FineTune, manifest: Object, wanted: Sequence[Target] = ()) -> Outcome:
+    """Apply it and wait for its end, killing its pods where it is wanted."""
+    begun = time.monotonic()
+    await asyncio.to_thread(finetune.apply, manifest)
     ranks, done = Ranks(finetune), list[Kill]()
-    wanted = targets(kills, steps, dice or random.Random(0))
     async with asyncio.TaskGroup() as group:
         beside = [group.create_task(work) for work in (ranks.watch(), _kill(ranks, wanted, done))]
         status = await finetune.until("training that ended", _ended, seconds=LIFE_SECONDS, every=LOOK_SECONDS)
         for task in beside:
             task.cancel()
     assert _outcomes(status)[-1:] == ["Succeeded"], finetune.describe()
-    assert len(done) == kills, f"it ended after {len(done)} of {kills} kills"
-    return Outcome(await asyncio.to_thread(result, finetune), status.get("totals") or {}, ranks.losses, done)
+    assert len(done) == len(wanted), f"it ended after {len(done)} of {len(wanted)} kills"
+    said = await asyncio.to_thread(result, finetune)
+    seconds = time.monotonic() - begun
+    print(f"{finetune.name}, {len(done)} kills: {said['step']} steps, loss {said['loss']:.6f}, {seconds:.0f} s", flush=True)
+    return Outcome(said, status.get("totals") or {}, ranks.losses, done)
 
 
 def _outcomes(status: Object) -> list[str]:
@@ -170,21 +175,22 @@ def _ended(status: Object) -> bool:
 
 @dataclass(frozen=True)
 class Target:
-    """When to kill: once a step is done (0: while the attempt starts), and so many seconds later; which rank, and how."""
+    """When to kill: once this share of the training is done (0: while the attempt starts), and so many seconds later; which rank,
+    and how."""
 
-    step: int
+    share: float
     wait: float
     rank: int
     at_once: bool
 
 
-def targets(kills: int, steps: int, dice: random.Random) -> list[Target]:
-    """As many, in the order of the steps, the last well before the end."""
-    moments = sorted(dice.randint(1, max(1, steps - 3 * CHECKPOINT_STEPS)) for _ in range(kills))
+def targets(kills: int, dice: random.Random) -> list[Target]:
+    """As many, in the order of the training."""
+    moments = sorted(dice.random() for _ in range(kills))
     return [_target(moment, place % 2 == 1, dice) for place, moment in enumerate(moments)]
 
 
-def _target(moment: int, at_once: bool, dice: random.Random) -> Target:
+def _target(moment: float, at_once: bool, dice: random.Random) -> Target:
     starting = dice.random() < STARTING_SHARE
     wait = dice.uniform(0, STARTING_SECONDS if starting else STEP_SECONDS)
     return Target(0 if starting else moment, wait, dice.randrange(NODES), at_once)
@@ -196,6 +202,7 @@ class Ranks:
     def __init__(self, finetune: FineTune) -> None:
         self.finetune = finetune
         self.losses: Losses = {}
+        self.steps = 0  # of the whole training, once an attempt has told
         self._running: dict[str, Object] = {}
 
     async def watch(self) -> None:
@@ -221,11 +228,12 @@ class Ranks:
                 return newest, sorted(name for name in self._running if _attempt(name) == newest)
             await asyncio.sleep(0.05)
 
-    async def at(self, step: int, after: int) -> tuple[int, list[str]]:
-        """The gang that came after another, once it has told `step`; the next one where it was lost to something else before."""
+    async def at(self, share: float, after: int) -> tuple[int, list[str]]:
+        """The gang that came after another, once it has told this share of the training (of all but the last steps, so that there is
+        something left to kill); the next one where it was lost to something else before."""
         while True:
             attempt, names = await self.gang(after)
-            if self.told(attempt) >= step:
+            if not share or (self.steps and self.told(attempt) > share * (self.steps - LAST_STEPS)):
                 return attempt, names
             await asyncio.sleep(0.05)
 
@@ -238,7 +246,8 @@ class Ranks:
         async with child([*kubectl.command, "-n", self.finetune.space.name, "logs", "-f", pod], kubectl.env) as process:
             while line := await reader(process).readline():
                 if said := STEP.match(line.decode(errors="replace")):
-                    losses[int(said[1])] = float(said[2])
+                    losses[int(said[1])] = float(said[3])
+                    self.steps = int(said[2])
 
 
 def _runs(pod: Object) -> bool:
@@ -258,10 +267,11 @@ def _attempt(pod: str) -> int:
 async def _kill(ranks: Ranks, wanted: Sequence[Target], done: list[Kill]) -> None:
     last = 0
     for target in wanted:
-        attempt, names = await ranks.at(target.step, last)
+        attempt, names = await ranks.at(target.share, last)
         await asyncio.sleep(target.wait)
         finetune, pod = ranks.finetune, names[target.rank]
-        done.append(await asyncio.to_thread(pods.delete, finetune.kubectl, finetune.space.name, pod, KIND, at_once=target.at_once))
+        kill = pods.crash if target.at_once else partial(pods.delete, at_once=False)
+        done.append(await asyncio.to_thread(kill, finetune.kubectl, finetune.space.name, pod, KIND))
         print(f"  kill {len(done)}: {pod}{' at once' if target.at_once else ''} after step {ranks.told(attempt)}", flush=True)
         last = attempt
 
@@ -277,15 +287,11 @@ def result(finetune: FineTune) -> Object:
 
 
 async def twins(space: Space, sharding: str, kills: int, epochs: int, seed: int) -> Comparison:
-    """The same training, left alone and killed so often."""
+    """The same training, left alone and killed so often; both at the same time."""
     space.config_map("rows", {"train.jsonl": rows()})
-    manifest, begun = training_spec(sharding, epochs), time.monotonic()
-    calm = await train(space.finetune("calm"), manifest)
-    print(f"left alone: {calm.result['step']} steps, loss {calm.result['loss']:.6f}, {time.monotonic() - begun:.0f} s", flush=True)
-    begun = time.monotonic()
-    killed = await train(space.finetune("killed"), manifest, kills, int(calm.result["step"]), random.Random(seed))
-    print(f"killed {len(killed.kills)} times: loss {killed.result['loss']:.6f}, {time.monotonic() - begun:.0f} s", flush=True)
-    return compare(calm, killed)
+    manifest = training_spec(sharding, epochs)
+    killed = train(space.finetune("killed"), manifest, targets(kills, random.Random(seed)))
+    return compare(*await asyncio.gather(train(space.finetune("calm"), manifest), killed))
 
 
 async def run(sharding: str, kills: int, seed: int) -> Comparison:

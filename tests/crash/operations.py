@@ -140,12 +140,15 @@ def apart(work: Callable[[], Any]) -> Any:
 
 
 def _live(work: Callable[[], Any], channel: socket.socket) -> None:
-    listener = _listener()
-    socket.send_fds(channel, [b"."], [listener] if listener >= 0 else [])
-    if listener >= 0:
-        os.close(listener)
-        _report(work, channel)
-    os._exit(1)
+    """Be the traced child: hand the notifications to the parent, and work; it ends here whatever happens."""
+    try:
+        listener = _listener()
+        socket.send_fds(channel, [b"."], [listener] if listener >= 0 else [])
+        if listener >= 0:
+            os.close(listener)
+            _report(work, channel)
+    finally:
+        os._exit(1)
 
 
 def _report(work: Callable[[], Any], channel: socket.socket) -> None:

@@ -57,11 +57,11 @@ def test_losses_are_compared_to_the_last_decimal_that_is_told() -> None:
     assert other_losses({1: {1: 1.0, 2: 2.0}}, {1: {1: 1.000001}, 2: {2: 2.00001, 3: 9.0}}) == 1
 
 
-def test_kills_come_in_the_order_of_steps_and_before_the_end() -> None:
-    found = targets(30, 100, random.Random(3))
-    steps = [target.step for target in found if target.step]
+def test_kills_come_in_the_order_of_the_training_some_while_an_attempt_starts() -> None:
+    found = targets(30, random.Random(3))
+    shares = [target.share for target in found if target.share]
     assert len(found) == 30
-    assert steps == sorted(steps)
-    assert max(steps) <= 100 - CHECKPOINT_STEPS
-    assert {target.at_once for target in found} == {True, False}
-    assert any(target.step == 0 for target in found)
+    assert shares == sorted(shares)
+    assert max(shares) < 1
+    assert {target.at_once for target in found} == {target.rank == 0 for target in found} == {True, False}
+    assert any(target.share == 0 for target in found)

@@ -163,7 +163,7 @@ def copy_model(source: Path, target: Path, allow_remote_code: bool, progress: Pr
     chosen = {name: (source / name).stat().st_size for name in names if keeps(name, allow_remote_code)}
     total = sum(chosen.values())
     if total > (free := shutil.disk_usage(target).free):
-        raise Infrastructure("DiskFull", f"the model has {total:,} bytes, the volume {free:,} free", "Raise spec.storage.size.")
+        raise Infrastructure("DiskFull", f"the model has {total:,} bytes, the volume of {target} {free:,} free", "Raise spec.storage.size.")
     done = 0
     for name, size in chosen.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
