@@ -190,14 +190,14 @@ def test_one_stage_of_each_kind_is_kept(volume: Any) -> None:
 def dies(document: Config, fsyncs: int, folder: str) -> None:
     """Prepare in this process, which ends before it flushes a file for the `fsyncs`th time."""
     os.environ.update(FINETUNE_PROGRESS_PORT="0", FINETUNE_TERMINATION_LOG=f"{folder}/termination")
-    real, left = layout._fsync, iter(range(fsyncs - 1))
+    real, left = layout.flush, iter(range(fsyncs - 1))
 
     def flush(path: Path) -> None:
         if next(left, None) is None:
             os._exit(7)
         real(path)
 
-    layout._fsync = flush
+    layout.flush = flush
     prepare.main(RunConfig.model_validate(document))
 
 

@@ -152,8 +152,8 @@ def _skips(config: dict[str, Any], attempt: str) -> dict[str, Any]:
     def poisoned(self: Any, loss: torch.Tensor) -> None:
         backward(self, loss * (float("nan") if run.step + 1 in (2, 4, 5, 6) else 1.0))
 
-    def summed(self: Any, values: Any) -> list[float]:
-        found = total(self, values)
+    def summed(self: Any, loss: torch.Tensor, values: Any) -> list[float]:
+        found = total(self, loss, values)
         return [float("inf"), *found[1:]] if run.step + 1 == 8 else found
 
     type(engine).backward, type(engine).sum = poisoned, summed  # type: ignore[method-assign]
