@@ -11,7 +11,7 @@ EPOCHS = 6
 
 async def test_three_kills_cost_a_training_nothing_but_time(world: World) -> None:
     with world.namespace("e2e-training-kills") as space:
-        found = await twins(space, "DDP", KILLS, EPOCHS, seed=17)
+        found = await twins(space, "ZeRO2", KILLS, EPOCHS, seed=17)
     print(found.line())
     assert found.kills == KILLS
     assert found.problems == []
