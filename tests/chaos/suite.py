@@ -99,7 +99,11 @@ async def everything(suite: Suite, sample: int | None, only: str | None) -> None
 def table(verdicts: Sequence[Verdict]) -> str:
     """The single kills in one line, every other scenario in one of its own."""
     kills = [v for v in verdicts if v.name.startswith("killed after write")]
-    rows = [("killed once, after one write", sum(v.disturbed for v in kills), sum(v.converged for v in kills), kills)] if kills else []
+    rows = (
+        [("killed once, after one write", sum(v.disturbed for v in kills), sum(v.disturbed * v.converged for v in kills), kills)]
+        if kills
+        else []
+    )
     rows += [(v.name, v.disturbed, v.disturbed * v.converged, [v]) for v in verdicts if v not in kills]
     lines = [f"  {name[:55]:<55} {tried:6} {right:12} {max(v.seconds for v in of):8.0f}" for name, tried, right, of in rows]
     return "\n".join([f"  {'scenario':<55} {'tried':>6} {'ended right':>12} {'seconds':>8}", *lines])

@@ -25,7 +25,8 @@ def rows(count: int, longest: int = LONGEST, seed: int = 17) -> list[dict[str, s
     said: dict[str, str] = {}
     for name in MODULES:
         module = importlib.import_module(name)
-        for member, value in sorted(vars(module).items()):
+        for member in sorted(getattr(module, "__all__", vars(module))):
+            value = getattr(module, member)
             text = inspect.getdoc(value) if callable(value) and not member.startswith("_") else None
             if text and text not in said and len(text.split()) <= longest:
                 said[text] = f"What does {name}.{member} do in Python?"
