@@ -183,7 +183,8 @@ def _served(c: Context, name: str) -> Served:
 def _job(c: Context, job: JobWanted, stage: Stage) -> Manifest:
     o, d, devices = c.observed, c.draft, c.devices()
     scoring = _scoring(c, job.stage) if job.stage in ("baseline", "evaluate") else None
-    choice = layout.chosen(o, d.revision.estimate)
+    attempt = next((a for a in d.status.attempts if (a.revision, a.number) == (job.revision, job.number)), None)
+    choice = layout.begun(o, d.revision.estimate, attempt.layout) if attempt and job.stage == "train" else None
     config = runconfig.build(
         o.namespace, o.name, o.uid, c.spec, stage, c.kept(job.revision)["resolved"],
         gpus=devices.count, micro_batch_tokens=choice.micro_batch_tokens if choice else None,

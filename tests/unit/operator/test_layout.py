@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from finetune_operator import conditions
+from finetune_operator import conditions, names
 from finetune_operator.api.status import Attempt, Estimate
 from finetune_operator.build.pods import Accelerator
 from finetune_operator.decide import layout
 from finetune_operator.decide.draft import Draft
+from finetune_operator.kinds import JOB
 from finetune_operator.observed import Observed
 
 from tests.unit.operator.helpers import REV, STAMP, draft, make_observed, make_revision
+from tests.unit.operator.walks import manifests
 
 GIB = 2**30
 # 20 GiB however long the rows are, and 5 GiB for each thousand tokens of a pass.
@@ -151,6 +154,66 @@ def test_a_method_that_does_not_go_with_a_stage_is_not_divided_so(method: dict[s
 def test_an_estimate_that_tells_nothing_of_zero_counts_as_whole_whatever_is_asked_for() -> None:
     silent = Estimate.model_validate({**ESTIMATE, **FULL, "sharded": {}})
     assert {layout.needed(silent, 8000, 2, found) for found in layout.LAYOUTS} == {50 * GIB}
+
+
+@pytest.mark.parametrize(("sharding", "expected"), [("ZeRO3", "ZeRO3"), ("Auto", None)])
+def test_an_estimate_that_tells_nothing_of_zero_refuses_no_sharding_that_is_asked_for(sharding: str, expected: str | None) -> None:
+    silent = {**ESTIMATE, **FULL, "sharded": {}}
+    o = make_observed(make_revision(estimate=silent), changes={"compute": {"accelerator": "a10", "sharding": sharding}}, profiles=PROFILES)
+    choice = layout.chosen(o, o.status.revisions[0].estimate)
+    assert (choice.layout.title if choice else None) == expected
+
+
+HOSTED = {
+    "the machine's is not known": (None, "ZeRO1, offload Optimizer"),
+    "masters and optimizer of both ranks": ("30Gi", "ZeRO1, offload Optimizer"),
+    "a byte less": ("32212254719", None),
+}
+
+
+@pytest.mark.parametrize(("memory", "expected"), HOSTED.values(), ids=HOSTED)
+def test_what_is_offloaded_must_fit_into_the_pods_memory(memory: str | None, expected: str | None) -> None:
+    profiles = {"some": Accelerator("some", "nvidia.com/gpu", memory_bytes=29 * GIB, per_machine=8)}
+    compute = {"accelerator": "some", "nodes": 1, "gpusPerNode": 2, **({"memory": memory} if memory else {})}
+    o = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes={"compute": compute}, profiles=profiles)
+    choice = layout.chosen(o, o.status.revisions[0].estimate)
+    assert (choice.layout.title if choice else None) == expected
+    if expected is None:
+        message = layout.memory(o, draft(o)).message
+        assert message.startswith("under ZeRO1, offload Optimizer a pod's ranks need 30.0 GiB of its memory")
+        assert "What would fit: compute.memory 38Gi" in message
+
+
+def test_a_model_that_every_rank_loads_before_it_is_divided_counts_too() -> None:
+    profiles = {"some": Accelerator("some", "nvidia.com/gpu", memory_bytes=30 * GIB, per_machine=8)}
+    compute = {"accelerator": "some", "gpusPerNode": 2, "sharding": "ZeRO3", "offload": "None", "memory": "9Gi"}
+    o = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes={"compute": compute}, profiles=profiles)
+    assert "need 10.0 GiB of its memory" in layout.memory(o, draft(o)).message
+    assert "compute.memory 18Gi" in layout.memory(o, draft(o)).message
+
+
+@pytest.mark.parametrize(
+    ("title", "expected"), [("ZeRO3, offload All", ("ZeRO3", "All")), ("ZeRO2", ("ZeRO2", "None")), (None, ("DDP", "None"))]
+)
+def test_an_attempts_job_is_made_from_what_it_began_with(title: str | None, expected: tuple[str, str]) -> None:
+    """Not from what an edit of `compute` asks for by then, which may fit nowhere."""
+    o = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes={"compute": {"accelerator": "a10"}}, profiles=PROFILES)
+    attempt = Attempt(revision=REV, number=1, started=STAMP, layout=title)
+    o = replace(o, revisions={}, status=o.status.model_copy(update={"attempts": [attempt]}))
+    (job,) = [made for kind, made in manifests(o, draft(o).want("train", 1)) if kind is JOB]
+    compute = json.loads(job["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG])["compute"]
+    assert (compute["sharding"], compute["offload"]) == expected
+
+
+def test_no_more_pods_are_named_than_the_volumes_machine_holds() -> None:
+    profiles = {"a10": PROFILES["a10"]}
+    for each, mode, named in ((2, "ReadWriteOnce", False), (2, "ReadWriteMany", True), (1, "ReadWriteOnce", True)):
+        compute = {"accelerator": "a10", "nodes": 2 // each, "gpusPerNode": each, "sharding": "ZeRO3", "offload": "None"}
+        changes = {"compute": compute, "storage": {"accessMode": mode}}
+        o = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes=changes, profiles=profiles)
+        per = replace(profiles["a10"], per_machine=3)
+        message = layout.memory(replace(o, profiles={"a10": per}), draft(o)).message
+        assert ("compute.nodes" in message) is named
 
 
 def test_without_an_accelerator_it_is_what_is_asked_for() -> None:

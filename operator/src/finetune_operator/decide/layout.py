@@ -6,10 +6,11 @@ Both are asked again in every cycle and remembered nowhere: an edit of `compute`
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from finetune_operator import conditions
+from finetune_operator.api.quantities import quantity
 from finetune_operator.api.rules import shardable
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Estimate
@@ -53,6 +54,7 @@ LAYOUTS: Final = (
 ONCE: Final = frozenset().union(*(layout.once for layout in LAYOUTS))
 BY_PASS: Final = ("activations", "logits")  # components that grow with the tokens of a forward pass
 MOST_NODES: Final = 64  # pods: no larger gang is named
+SPARE_GIB: Final = 8  # of a pod's memory, for the program itself
 SHORTEST: Final = 64  # tokens: no shorter maxSequenceLength is worth naming
 GIB: Final = 2**30
 
@@ -95,14 +97,43 @@ class Choice:
 
 def chosen(o: Observed, estimate: Estimate | None) -> Choice | None:
     """The first layout allowed that fits, passes halved where need be; the first one allowed where nothing is known; None: none fits."""
-    profile, layouts = _profile(o), allowed(o.spec)
-    if profile is None or estimate is None:
+    layouts = allowed(o.spec)
+    if _profile(o) is None or estimate is None or (WHOLE not in layouts and not estimate.sharded):
         return Choice(layouts[0])
-    for layout in layouts:
-        tokens = pass_tokens(estimate, profile.memory_bytes, _ranks(o), layout)
-        if tokens is not None:
-            return Choice(layout, None if tokens == estimate.pass_tokens else tokens)
-    return None
+    fitting = (layout for layout in layouts if _fits(o, estimate, layout) and _host_has_room(o, estimate, layout))
+    return next((_choice(o, estimate, layout) for layout in fitting), None)
+
+
+def begun(o: Observed, estimate: Estimate | None, title: str | None) -> Choice:
+    """What an attempt began with, by the title in its status: its Job is made from that, whatever `compute` says by then."""
+    return _choice(o, estimate, next((layout for layout in LAYOUTS if layout.title == title), WHOLE))
+
+
+def _choice(o: Observed, estimate: Estimate | None, layout: Layout) -> Choice:
+    profile = _profile(o)
+    tokens = pass_tokens(estimate, profile.memory_bytes, _ranks(o), layout) if profile and estimate else None
+    return Choice(layout, None if estimate is None or tokens == estimate.pass_tokens else tokens)
+
+
+def _fits(o: Observed, estimate: Estimate, layout: Layout, nodes: int | None = None) -> bool:
+    """Does a rank of so many pods (by default those that are asked for) fit into the accelerator's memory?"""
+    profile, each = _profile(o), max(1, o.spec.compute.gpus_each)
+    room = profile.memory_bytes if profile else None
+    return pass_tokens(estimate, room, (nodes or o.spec.compute.nodes) * each, layout) is not None
+
+
+def _host_has_room(o: Observed, estimate: Estimate, layout: Layout) -> bool:
+    """Does what lies in the host's memory fit into the pod's? Where no `compute.memory` is named, the machine's is not known."""
+    room = quantity(o.spec.compute.memory) if o.spec.compute.memory else None
+    return room is None or _hosted(o, estimate, layout) <= room
+
+
+def _hosted(o: Observed, estimate: Estimate, layout: Layout) -> int:
+    """Bytes of a pod's memory: what is offloaded, and for ZeRO3 the model, which each rank loads there before it is divided."""
+    whole = estimate.sharded
+    rank = sum(whole.get(name, 0) / (_ranks(o) if name in layout.divided else 1) for name in layout.hosted)
+    loads = whole.get("parameters", 0) if "parameters" in layout.divided else 0
+    return round(max(1, o.spec.compute.gpus_each) * (rank + loads))
 
 
 def allowed(spec: Spec) -> list[Layout]:
@@ -153,6 +184,14 @@ def _ranks(o: Observed) -> int:
 
 def _refusal(o: Observed, estimate: Estimate, profile: Accelerator) -> str:
     ranks, room = _ranks(o), profile.memory_bytes or 0
+    if fitting := [layout for layout in allowed(o.spec) if _fits(o, estimate, layout)]:
+        least = min(fitting, key=lambda layout: _hosted(o, estimate, layout))
+        need = _hosted(o, estimate, least)
+        return (
+            f"under {least.title} a pod's ranks need {need / GIB:.1f} GiB of its memory for what is offloaded or loaded there, and "
+            f"compute.memory is {o.spec.compute.memory}. What would fit: compute.memory {-(-need // GIB) + SPARE_GIB}Gi; "
+            f"or more memory of accelerators ({'; or '.join(_mends(o, estimate, room)) or 'a smaller model'})"
+        )
     layout = _smallest(o.spec, estimate, ranks)
     parts = _components(estimate, estimate.longest, ranks, layout)
     told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
@@ -164,6 +203,14 @@ def _refusal(o: Observed, estimate: Estimate, profile: Accelerator) -> str:
     )
 
 
+def _most_nodes(o: Observed) -> int:
+    """The widest gang worth naming: on one machine where the volume is."""
+    profile = _profile(o)
+    if o.spec.storage.access_mode != "ReadWriteOnce" or profile is None:
+        return MOST_NODES
+    return profile.per_machine // max(1, o.spec.compute.gpus_each)
+
+
 def _smallest(spec: Spec, estimate: Estimate, ranks: int) -> Layout:
     return min(allowed(spec), key=lambda layout: needed(estimate, estimate.longest, ranks, layout))
 
@@ -171,17 +218,16 @@ def _smallest(spec: Spec, estimate: Estimate, ranks: int) -> Layout:
 def _mends(o: Observed, estimate: Estimate, room: int) -> Iterator[str]:
     """Another sharding; the smallest accelerator that has room; the fewest pods; and the longest rows that there is room for."""
     ranks, spec = _ranks(o), o.spec
-    free = spec.model_copy(update={"compute": spec.compute.model_copy(update={"sharding": "Auto", "offload": "Auto"})})
-    if any(pass_tokens(estimate, room, ranks, layout) is not None for layout in allowed(free)):
+    free = replace(o, spec=spec.model_copy(update={"compute": spec.compute.model_copy(update={"sharding": "Auto", "offload": "Auto"})}))
+    if chosen(free, estimate) is not None:
         yield "compute.sharding Auto with compute.offload Auto"
     layout = _smallest(spec, estimate, ranks)
     larger = [p for p in o.profiles.values() if p.memory_bytes and pass_tokens(estimate, p.memory_bytes, ranks, layout) is not None]
     if larger:
         best = min(larger, key=lambda p: (p.memory_bytes or 0, p.name))
         yield f"compute.accelerator {best.name} ({(best.memory_bytes or 0) / GIB:.1f} GiB)"
-    each = ranks // spec.compute.nodes
-    wider = (nodes for nodes in range(spec.compute.nodes + 1, MOST_NODES + 1) if layout.divided)
-    enough = next((nodes for nodes in wider if pass_tokens(estimate, room, nodes * each, layout) is not None), None)
+    wider = range(spec.compute.nodes + 1, _most_nodes(o) + 1)
+    enough = next((nodes for nodes in wider if any(_fits(o, estimate, layout, nodes) for layout in allowed(spec))), None)
     if enough is not None:
         yield f"compute.nodes {enough}"
     fixed = needed(estimate, 0, ranks, layout)
