@@ -192,6 +192,33 @@ def test_a_model_that_every_rank_loads_before_it_is_divided_counts_too() -> None
     assert "compute.memory 18Gi" in layout.memory(o, draft(o)).message
 
 
+# (layout, divisor, failure) of the attempts so far, passes of 8,000 tokens with a longest row of 2,000 → what the next begins with
+AFTER = {
+    "none so far": ([], "DDP"),
+    "passes can be smaller": ([("DDP", None, "outOfMemory")], "DDP"),
+    "passes of the longest row": ([("DDP", 4, "outOfMemory")], "ZeRO1"),
+    "another failure": ([("DDP", 4, "error")], "DDP"),
+    "another failure since": ([("DDP", 4, "outOfMemory"), ("ZeRO1", 8, "infrastructure")], "ZeRO1"),
+    "again": ([("DDP", 4, "outOfMemory"), ("ZeRO2", 8, "outOfMemory")], "ZeRO3"),
+    "nothing is left": ([("ZeRO3, offload All", 8, "outOfMemory")], "DDP"),
+}
+
+
+@pytest.mark.parametrize(("before", "expected"), AFTER.values(), ids=AFTER)
+def test_where_memory_ran_out_with_the_smallest_passes_the_next_attempt_divides_more(before: list[Any], expected: str) -> None:
+    profiles = {"some": Accelerator("some", "nvidia.com/gpu", memory_bytes=60 * GIB, per_machine=8)}
+    compute = {"accelerator": "some", "nodes": 2}
+    o = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes={"compute": compute}, profiles=profiles)
+    attempts = [
+        Attempt(revision=REV, number=n, started=STAMP, outcome="Failed", layout=title, micro_batch_divisor=divisor, failure_class=failure)
+        for n, (title, divisor, failure) in enumerate(before, 1)
+    ]
+    o = replace(o, status=o.status.model_copy(update={"attempts": attempts}))
+    choice = layout.next_choice(o, draft(o))
+    assert choice
+    assert choice.layout.title == expected
+
+
 @pytest.mark.parametrize(
     ("title", "expected"), [("ZeRO3, offload All", ("ZeRO3", "All")), ("ZeRO2", ("ZeRO2", "None")), (None, ("DDP", "None"))]
 )

@@ -13,7 +13,7 @@ from finetune_operator import conditions
 from finetune_operator.api.quantities import quantity
 from finetune_operator.api.rules import shardable
 from finetune_operator.api.spec import Spec
-from finetune_operator.api.status import Estimate
+from finetune_operator.api.status import Attempt, Estimate
 from finetune_operator.build.pods import ANY_GPU, Accelerator
 from finetune_operator.decide.attempts import running
 from finetune_operator.decide.draft import Draft
@@ -102,6 +102,24 @@ def chosen(o: Observed, estimate: Estimate | None) -> Choice | None:
         return Choice(layouts[0])
     fitting = (layout for layout in layouts if _fits(o, estimate, layout) and _host_has_room(o, estimate, layout))
     return next((_choice(o, estimate, layout) for layout in fitting), None)
+
+
+def next_choice(o: Observed, d: Draft) -> Choice | None:
+    """What the next attempt begins with: what is chosen, but behind any layout under which memory ran out with passes as small as rows
+    allow (a larger divisor would change nothing there), where one that fits is behind it."""
+    estimate, mine = d.revision.estimate, [a for a in d.status.attempts if a.revision == d.revision.name]
+    first = chosen(o, estimate)
+    if first is None or estimate is None or not estimate.sharded:
+        return first
+    spent = [begun(o, estimate, a.layout).layout for a in mine if a.failure_class == "outOfMemory" and _at_its_smallest(o, estimate, a)]
+    behind = LAYOUTS[max((LAYOUTS.index(layout) + 1 for layout in spent), default=0) :]
+    fitting = (layout for layout in allowed(o.spec) if _fits(o, estimate, layout) and _host_has_room(o, estimate, layout))
+    return next((_choice(o, estimate, layout) for layout in fitting if layout in behind), first)
+
+
+def _at_its_smallest(o: Observed, estimate: Estimate, attempt: Attempt) -> bool:
+    tokens = begun(o, estimate, attempt.layout).micro_batch_tokens or estimate.pass_tokens
+    return tokens // (attempt.micro_batch_divisor or 1) <= estimate.longest
 
 
 def begun(o: Observed, estimate: Estimate | None, title: str | None) -> Choice:

@@ -9,7 +9,7 @@ from finetune_operator import conditions, names
 from finetune_operator.api.status import Attempt, Checkpoint, Training
 from finetune_operator.decide.attempts import bounded, change, counted, folder, gpus, job, last, next_divisor, price, running, settled
 from finetune_operator.decide.draft import Draft, finite, stamp
-from finetune_operator.decide.layout import chosen
+from finetune_operator.decide.layout import next_choice
 from finetune_operator.decide.patience import held, stalled
 from finetune_operator.decide.retry import BUDGETS, after_failure, place, trouble, wait
 from finetune_operator.observed import Observed
@@ -59,7 +59,7 @@ def _next_attempt(o: Observed, d: Draft) -> Draft:
         return d.block(conditions.TRAINING, text, requeue=POLL_SECONDS)
     number = d.revision.attempts + 1
     divisor = next_divisor(last(d))
-    choice = chosen(o, d.revision.estimate)
+    choice = next_choice(o, d)
     layout = choice.layout.title if choice else None
     attempt = Attempt(
         revision=d.revision.name, number=number, started=stamp(o.now), micro_batch_divisor=divisor, layout=layout
