@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from finetune_trainer.config import ModelConfig
-from finetune_trainer.train import head, objective, packing, plan
+from finetune_trainer.config import MethodConfig, ModelConfig
+from finetune_trainer.data.arrays import TokenArrays
+from finetune_trainer.train import assemble, head, objective, packing, plan
 from finetune_trainer.train.model import load_base
 from torch.nn import functional
 
 from tests.trainer import lives
 from tests.trainer.support import make_config
-from tests.trainer.test_families import FAMILIES, models
+from tests.trainer.test_families import FAMILIES, configured, models
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers for it
 __all__ = ["models"]
@@ -73,6 +74,18 @@ def test_a_row_longer_than_a_window_of_the_models_attention_is_not_packed(base: 
     base.config.sliding_window = 8
     assert not packing.enable(base, ONE, OTHER, 9)
     assert packing.enable(base, ONE, OTHER, 8)
+
+
+@pytest.mark.parametrize(("train", "validation", "packs"), [(8, 8, True), (8, 9, False), (9, 8, False), (8, None, True)])
+def test_the_longest_row_of_any_split_is_held_against_the_window(train: int, validation: int | None, packs: bool, base: Any) -> None:
+    base.config.sliding_window = 8
+    data = {"train": filled([5, train]), "validation": filled([validation] if validation else [])}
+    assert assemble.shortcuts(base, MethodConfig(), data, bf16=False)[0] is packs
+
+
+def filled(lengths: list[int]) -> TokenArrays:
+    ids = np.arange(sum(lengths), dtype=np.uint32) + 5
+    return TokenArrays(ids, np.ones(len(ids), dtype=np.bool_), np.cumsum([0, *lengths]))
 
 
 @pytest.mark.parametrize("asked", ["softcap", "s_aux", "position_bias"])
@@ -135,6 +148,13 @@ def test_what_trains_a_prompt_is_padded_all_else_packed(method: str, packs: bool
     assert run.steps.packed is packs
     reader = run.objective.reader  # type: ignore[attr-defined]
     assert (reader.packs, reader.head is not None) == (packs, True)
+
+
+def test_a_head_that_got_an_adapter_gives_the_logits_itself(work: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    found = lives.train(configured(work, models["Llama"], targetModules=["lm_head"]), tmp_path)
+    assert found.run.objective.reader.head is None  # type: ignore[attr-defined]
+    assert all("lm_head" in name for name in found.run.engine.parameters)  # type: ignore[attr-defined]
+    assert found.losses[len(found.losses)] < found.losses[1]
 
 
 def test_packed_batches_hold_all_rows_within_the_limit_and_fewer_passes() -> None:
