@@ -11,11 +11,12 @@ import torch
 from finetune_trainer.config import MethodConfig, ModelConfig
 from finetune_trainer.data.arrays import TokenArrays
 from finetune_trainer.train import assemble, head, objective, packing, plan
+from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.model import load_base
 from torch.nn import functional
 
 from tests.trainer import lives
-from tests.trainer.support import make_config
+from tests.trainer.support import make_config, on_ranks
 from tests.trainer.test_families import FAMILIES, configured, models
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers for it
@@ -70,6 +71,37 @@ def test_a_model_whose_rows_would_see_each_other_is_padded(
     assert torch.equal(base(torch.tensor([ONE])).logits, before), "its own attention is back"
 
 
+def test_memory_that_ran_out_is_no_finding(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "attend", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        packing.enable(base, ONE, OTHER, 9)
+
+
+def out_of_memory(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("fails", [None, "packing", "head"])
+def test_ranks_pack_and_take_the_head_apart_together_or_not_at_all(fails: str | None, work: Path) -> None:
+    found = on_ranks(2, shortcuts_where_one_fails, fails, work / "models" / "tiny")
+    packs, has_head = fails != "packing", fails != "head"
+    assert found == [(packs, has_head, packing.ATTENTION if packs else "sdpa")] * 2
+
+
+def shortcuts_where_one_fails(fails: str | None, model: Path) -> tuple[bool, bool, str]:
+    """What a rank decides, and the attention that its model is left with, where the proof fails on rank 1 alone."""
+    ranks = Ranks.join(60, gpus=False)
+    base = load_base(ModelConfig(source="image:///x", path=model), False, CPU).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        if not ranks.first and fails == "packing":
+            patch.setattr(packing, "attend", asks_more)
+        if not ranks.first and fails == "head":
+            patch.setattr(head, "TOLERANCE", -1.0)
+        packs, output = assemble.shortcuts(base, MethodConfig(), {"train": filled([7, 5])}, False, ranks)
+    ranks.leave()
+    return packs, output is not None, base.config._attn_implementation
+
+
 def test_a_row_longer_than_a_window_of_the_models_attention_is_not_packed(base: Any) -> None:
     base.config.sliding_window = 8
     assert not packing.enable(base, ONE, OTHER, 9)
@@ -80,7 +112,7 @@ def test_a_row_longer_than_a_window_of_the_models_attention_is_not_packed(base: 
 def test_the_longest_row_of_any_split_is_held_against_the_window(train: int, validation: int | None, packs: bool, base: Any) -> None:
     base.config.sliding_window = 8
     data = {"train": filled([5, train]), "validation": filled([validation] if validation else [])}
-    assert assemble.shortcuts(base, MethodConfig(), data, bf16=False)[0] is packs
+    assert assemble.shortcuts(base, MethodConfig(), data, False, lives.ALONE)[0] is packs
 
 
 def filled(lengths: list[int]) -> TokenArrays:

@@ -45,6 +45,10 @@ class Ranks:
             distributed.all_reduce(values)
         return values
 
+    def all(self, holds: bool) -> bool:
+        """Whether it holds on every rank."""
+        return int(self.sum(torch.tensor(int(holds), device=self.device))) == self.world_size
+
     def tell(self, value: Any) -> Any:
         """Rank 0's `value` on every rank (plain data: the ranks of one gang trust each other)."""
         if self.world_size == 1:
