@@ -185,11 +185,13 @@ def engine_of(wrapped: Any, training: TrainingConfig, ranks: Ranks, compute: Com
 
 def exportable(config: RunConfig, run: Run, weights: Tensors) -> Any:
     """A model that can be saved with the `weights` of a finished run: the one that trained, or where ranks divided it, another that
-    has these alone."""
+    has these alone, and the buffers of the one that trained, which no rank divides."""
     if not need(config.compute, "compute").sharded:
         return run.model
     made = adapters.wrap(model.outline(config.model), need(config.method, "method"), config.model.path, run.training.seed)
-    made.load_state_dict(weights, strict=False, assign=True)
+    saved = made.state_dict().keys()
+    buffers = {name: value.cpu() for name, value in run.model.module.named_buffers() if name in saved}
+    made.load_state_dict({**buffers, **weights}, strict=False, assign=True)
     made.tie_weights()
     return made
 
