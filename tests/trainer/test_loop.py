@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from finetune_trainer.config import LoraConfig, MethodConfig, ModelConfig, RunCo
 from finetune_trainer.data import arrays
 from finetune_trainer.exits import Interrupted, NonFinite
 from finetune_trainer.progress import Progress
-from finetune_trainer.train import adapters, assemble, checkpoint, model, objective, plan
+from finetune_trainer.train import adapters, assemble, checkpoint, distributed, model, objective, plan
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.engine import VALUES, Replicated
 from finetune_trainer.train.loop import Loop, Run
@@ -21,7 +23,7 @@ from finetune_trainer.train.model import trained
 from torch.nn import functional
 
 from tests.trainer import lives
-from tests.trainer.support import make_config
+from tests.trainer.support import make_config, on_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers for it
 ALONE = Ranks(0, 0, 1, torch.device("cpu"))
@@ -196,3 +198,54 @@ def test_progress_tells_both_speeds(work: Path, tmp_path: Path) -> None:
     told = run.progress.snapshot()
     assert 0 < told["supervisedTokensPerSecond"] < told["tokensPerSecond"]  # type: ignore[operator]
     assert told["mfu"] is None, "the peak of a CPU is not known"
+
+
+@pytest.mark.parametrize(("size", "beats"), [(distributed.SLOWEST, True), (0, False)])
+def test_who_waits_for_what_rank_0_writes_beats_as_long_as_that_may_take(size: int, beats: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "TICK_SECONDS", 0.02)
+    found: list[str] = []
+
+    def write() -> str:
+        time.sleep(0.3)
+        found.append("written")
+        return "path"
+
+    assert ALONE.first_does(write, lambda: found.append("beat"), size) == "path"
+    assert found[-2:] == ["written", "beat"]
+    assert ("beat" in found[:-2]) is beats
+
+
+def test_what_rank_0_cannot_write_is_raised_there() -> None:
+    def write() -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(OSError, match="full"):
+        ALONE.first_does(write, lambda: None, 1)
+
+
+def test_all_ranks_beat_while_rank_0_saves_and_go_on_when_it_has(work: Path, tmp_path: Path) -> None:
+    config = make_config("train", work, work / "models" / "tiny", compute__nodes=2)
+    for beats, is_committed in on_ranks(2, saves_slowly, config, str(tmp_path / "a0-x")):
+        assert beats >= 5
+        assert is_committed
+
+
+def saves_slowly(config: dict[str, Any], attempt: str) -> tuple[int, bool]:
+    """How often a rank beats in a save of a second, and whether the checkpoint is there afterwards."""
+    run = lives.build_on(config, Path(attempt))
+    beats: list[float] = []
+    run.beat = lambda: beats.append(time.monotonic())
+    save = checkpoint.save
+
+    def slowly(*arguments: Any) -> Path:
+        time.sleep(1)
+        return save(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "TICK_SECONDS", 0.1)
+        patch.setattr(distributed, "SLOWEST", 1)
+        patch.setattr(checkpoint, "save", slowly)
+        Loop(run)._save()
+        is_committed = bool(checkpoint.found([Path(attempt)]))
+    run.ranks.leave()
+    return len(beats), is_committed

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from finetune_trainer.config import ModelConfig
-from finetune_trainer.train import head, objective, packing, plan
+from finetune_trainer.config import MethodConfig, ModelConfig
+from finetune_trainer.data.arrays import TokenArrays
+from finetune_trainer.train import assemble, head, objective, packing, plan
+from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.model import load_base
 from torch.nn import functional
 
 from tests.trainer import lives
-from tests.trainer.support import make_config
-from tests.trainer.test_families import FAMILIES, models
+from tests.trainer.support import make_config, on_ranks
+from tests.trainer.test_families import FAMILIES, configured, models
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers for it
 __all__ = ["models"]
@@ -69,10 +71,53 @@ def test_a_model_whose_rows_would_see_each_other_is_padded(
     assert torch.equal(base(torch.tensor([ONE])).logits, before), "its own attention is back"
 
 
+def test_memory_that_ran_out_is_no_finding(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "attend", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        packing.enable(base, ONE, OTHER, 9)
+
+
+def out_of_memory(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("fails", [None, "packing", "head"])
+def test_ranks_pack_and_take_the_head_apart_together_or_not_at_all(fails: str | None, work: Path) -> None:
+    found = on_ranks(2, shortcuts_where_one_fails, fails, work / "models" / "tiny")
+    packs, has_head = fails != "packing", fails != "head"
+    assert found == [(packs, has_head, packing.ATTENTION if packs else "sdpa")] * 2
+
+
+def shortcuts_where_one_fails(fails: str | None, model: Path) -> tuple[bool, bool, str]:
+    """What a rank decides, and the attention that its model is left with, where the proof fails on rank 1 alone."""
+    ranks = Ranks.join(60, gpus=False)
+    base = load_base(ModelConfig(source="image:///x", path=model), False, CPU).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        if not ranks.first and fails == "packing":
+            patch.setattr(packing, "attend", asks_more)
+        if not ranks.first and fails == "head":
+            patch.setattr(head, "TOLERANCE", -1.0)
+        packs, output = assemble.shortcuts(base, MethodConfig(), {"train": filled([7, 5])}, False, ranks)
+    ranks.leave()
+    return packs, output is not None, base.config._attn_implementation
+
+
 def test_a_row_longer_than_a_window_of_the_models_attention_is_not_packed(base: Any) -> None:
     base.config.sliding_window = 8
     assert not packing.enable(base, ONE, OTHER, 9)
     assert packing.enable(base, ONE, OTHER, 8)
+
+
+@pytest.mark.parametrize(("train", "validation", "packs"), [(8, 8, True), (8, 9, False), (9, 8, False), (8, None, True)])
+def test_the_longest_row_of_any_split_is_held_against_the_window(train: int, validation: int | None, packs: bool, base: Any) -> None:
+    base.config.sliding_window = 8
+    data = {"train": filled([5, train]), "validation": filled([validation] if validation else [])}
+    assert assemble.shortcuts(base, MethodConfig(), data, False, lives.ALONE)[0] is packs
+
+
+def filled(lengths: list[int]) -> TokenArrays:
+    ids = np.arange(sum(lengths), dtype=np.uint32) + 5
+    return TokenArrays(ids, np.ones(len(ids), dtype=np.bool_), np.cumsum([0, *lengths]))
 
 
 @pytest.mark.parametrize("asked", ["softcap", "s_aux", "position_bias"])
@@ -135,6 +180,13 @@ def test_what_trains_a_prompt_is_padded_all_else_packed(method: str, packs: bool
     assert run.steps.packed is packs
     reader = run.objective.reader  # type: ignore[attr-defined]
     assert (reader.packs, reader.head is not None) == (packs, True)
+
+
+def test_a_head_that_got_an_adapter_gives_the_logits_itself(work: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    found = lives.train(configured(work, models["Llama"], targetModules=["lm_head"]), tmp_path)
+    assert found.run.objective.reader.head is None  # type: ignore[attr-defined]
+    assert all("lm_head" in name for name in found.run.engine.parameters)  # type: ignore[attr-defined]
+    assert found.losses[len(found.losses)] < found.losses[1]
 
 
 def test_packed_batches_hold_all_rows_within_the_limit_and_fewer_passes() -> None:

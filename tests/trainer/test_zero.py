@@ -20,13 +20,15 @@ from finetune_trainer import estimate
 from finetune_trainer.config import ComputeConfig, MethodConfig, RunConfig, need
 from finetune_trainer.exits import UserError
 from finetune_trainer.methods import require_divisible
-from finetune_trainer.train import outline
+from finetune_trainer.train import artifact, assemble, outline
 from finetune_trainer.train.loop import Loop, Run
 from safetensors.torch import load_file
 
 from tests.trainer import lives
 from tests.trainer.support import Stage, make_config, on_ranks, training
+from tests.trainer.test_families import models
 
+__all__ = ["models"]
 FP32, BF16 = 1e-5, 2e-3
 RATES = {"Full": 1e-3, "LoRA": 3e-3}
 Attempt = Callable[..., dict[str, Any]]
@@ -204,6 +206,31 @@ def test_what_is_taken_in_is_given_out_whole(sharding: str, ranks: int, attempt:
     first, *others = on_ranks(ranks, _takes_in, attempt("Full", 0, sharding, ranks), str(tmp_path / "a0-x"))
     assert first[0] == first[1]
     assert all(other == ({}, {}) for other in others), "rank 0 alone holds it whole"
+
+
+def _exports(config: dict[str, Any], attempt: str) -> None:
+    """One step, and the artifact of what it left, with buffers that no outline has."""
+    run = lives.build_on(config, Path(attempt))
+    for buffer in run.model.module.buffers():
+        buffer.fill_(0.25)
+    loop = Loop(run)
+    loop._step(0)
+    weights = loop.engine.weights()
+    if run.ranks.first:
+        loaded = RunConfig.model_validate(config)
+        artifact.save(Path(attempt), assemble.exportable(loaded, run, weights), weights, {}, loaded.model.path)
+
+
+@pytest.mark.parametrize("sharding", ["ZeRO2", "ZeRO3"])
+def test_what_is_exported_has_the_buffers_of_what_trained(sharding: str, work: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    base = models["DeepSeek V3 MoE"]
+    config = make_config("train", work, base, model__path=str(base), method__type="Full", compute__nodes=2, compute__sharding=sharding)
+    on_ranks(2, _exports, config, str(tmp_path / "a0-x"))
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "a0-x" / "artifact"))
+    assert before.keys() == after.keys()
+    [bias] = [name for name in before if name.endswith("e_score_correction_bias")]
+    assert set(before[bias].tolist()) == {0.0}
+    assert set(after[bias].tolist()) == {0.25}
 
 
 def _holds(config: dict[str, Any], attempt: str) -> dict[str, int]:

@@ -103,7 +103,7 @@ def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progres
         torch.device("cpu") if compute.sharding == "ZeRO3" else ranks.device,
         method.quantized_as,
     )
-    packs, output = shortcuts(base, method, rows["train"], bf16)
+    packs, output = shortcuts(base, method, rows, bf16, ranks)
     if compute.sharding == "ZeRO3":  # no rank will have the whole head
         output = None
     beat()
@@ -159,14 +159,19 @@ def token_share(config: RunConfig, ranks: Ranks) -> float | None:
     return estimate.operations(outline.count(config.model, method), method) / (peak * ranks.world_size)
 
 
-def shortcuts(base: Any, method: MethodConfig, data: Any, bf16: bool) -> tuple[bool, torch.nn.Linear | None]:
-    """Whether rows can be packed, and the head if losses can be read from hidden states: each as tried on the first rows."""
-    tokens = tokens_of(data)
+def shortcuts(
+    base: Any, method: MethodConfig, data: dict[str, Any], bf16: bool, ranks: Ranks
+) -> tuple[bool, torch.nn.Linear | None]:  # fmt: skip
+    """Whether the rows of all splits can be packed, and the head if losses can be read from hidden states: each as every rank tried it on
+    the first rows that train."""
+    tokens = tokens_of(data["train"])
+    longest = max(int(split.lengths.max(initial=0)) for split in data.values())
     one, other = (tokens.row(index % len(tokens))[0][:PROOF_TOKENS].tolist() for index in (0, 1))
     base.eval()
     with objective.precision(bf16, base.device):
         output = head.usable(base, torch.tensor([one], device=base.device))
-        return method.type not in PROMPT_METHODS and packing.enable(base, one, other, int(data.lengths.max())), output
+        packs = method.type not in PROMPT_METHODS and packing.enable(base, one, other, longest, ranks.all)
+    return packs, output if ranks.all(output is not None) else None
 
 
 def engine_of(wrapped: Any, training: TrainingConfig, ranks: Ranks, compute: ComputeConfig, bf16: bool) -> Engine:
@@ -180,11 +185,13 @@ def engine_of(wrapped: Any, training: TrainingConfig, ranks: Ranks, compute: Com
 
 def exportable(config: RunConfig, run: Run, weights: Tensors) -> Any:
     """A model that can be saved with the `weights` of a finished run: the one that trained, or where ranks divided it, another that
-    has these alone."""
+    has these alone, and the buffers of the one that trained, which no rank divides."""
     if not need(config.compute, "compute").sharded:
         return run.model
     made = adapters.wrap(model.outline(config.model), need(config.method, "method"), config.model.path, run.training.seed)
-    made.load_state_dict(weights, strict=False, assign=True)
+    saved = made.state_dict().keys()
+    buffers = {name: value.cpu() for name, value in run.model.module.named_buffers() if name in saved}
+    made.load_state_dict({**buffers, **weights}, strict=False, assign=True)
     made.tie_weights()
     return made
 

@@ -55,6 +55,16 @@ class Checkpoint:
     best: Tensors | None
     reference: Tensors = field(default_factory=dict)
 
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(size_of(tensors) for tensors in (self.weights, self.optimizer, self.best or {}, self.reference))
+
+
+def size_of(tensors: Tensors) -> int:
+    """Bytes."""
+    return sum(value.nbytes for value in tensors.values())
+
 
 def save(attempt: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Commit a checkpoint and drop all but the `keep` newest of this attempt; returns its folder."""

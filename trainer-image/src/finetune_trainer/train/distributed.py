@@ -7,12 +7,19 @@ acts on a signal that another has not seen.
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
+from concurrent import futures
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import distributed
+
+TICK_SECONDS = 1.0
+SLOWEST = 2**22  # bytes a second, written, read again for their digest, and flushed
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,10 @@ class Ranks:
             distributed.all_reduce(values)
         return values
 
+    def all(self, holds: bool) -> bool:
+        """Whether it holds on every rank."""
+        return int(self.sum(torch.tensor(int(holds), device=self.device))) == self.world_size
+
     def tell(self, value: Any) -> Any:
         """Rank 0's `value` on every rank (plain data: the ranks of one gang trust each other)."""
         if self.world_size == 1:
@@ -52,6 +63,25 @@ class Ranks:
         box = [value if self.first else None]
         distributed.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def first_does(self, work: Callable[[], T], beat: Callable[[], None], size: int) -> T | None:
+        """What `work`, which writes `size` bytes, returns on rank 0, where a thread does it; None elsewhere. Meanwhile all ranks wait, and
+        `beat` for as long as the slowest volume may take. Raises on rank 0 what `work` raises."""
+        if not self.first:
+            while self.tell(None):
+                beat()
+            return None
+        until = time.monotonic() + size / SLOWEST
+        with futures.ThreadPoolExecutor(1) as pool:
+            doing = pool.submit(work)
+            while not futures.wait([doing], TICK_SECONDS).done:
+                if time.monotonic() < until:
+                    self.tell(True)
+                    beat()
+            found = doing.result()
+        self.tell(False)
+        beat()
+        return found
 
     def leave(self) -> None:
         """Leave the group in an orderly way."""

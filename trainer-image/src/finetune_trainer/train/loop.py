@@ -132,7 +132,6 @@ class Loop:
             if save or stop:
                 self._save()
             if stop:
-                run.ranks.tell(str(run.last_checkpoint))
                 raise Interrupted("Interrupted", f"stopped on request after step {self.state.step}; a checkpoint is saved")
         weights = self.best if self.best is not None else self.engine.weights()
         return Outcome(weights, self._now(), early, self.speed.rates()[0])
@@ -242,16 +241,18 @@ class Loop:
         return by_step or (settings.every_seconds is not None and time.monotonic() - self.saved_at >= settings.every_seconds)
 
     def _save(self) -> None:
+        """All ranks go on when the checkpoint is committed."""
         run = self.run_
         self.engine.remember()
         weights, moments = self.engine.state()
         self.saved_at = time.monotonic()
-        if not run.ranks.first:
-            return
+        run.progress.update(state="saving")
         content = Checkpoint(self._now(), weights, moments, self.best, run.reference)
-        run.last_checkpoint = checkpoint.save(run.attempt, content, run.training.checkpoint.keep)
-        run.progress.update(checkpoint={"step": self.state.step, "time": timestamp(), "path": str(run.last_checkpoint)})
-        run.beat()
+        saved = run.ranks.first_does(lambda: checkpoint.save(run.attempt, content, run.training.checkpoint.keep), run.beat, content.size)
+        if saved is not None:
+            run.last_checkpoint = saved
+            run.progress.update(checkpoint={"step": self.state.step, "time": timestamp(), "path": str(saved)})
+        run.progress.update(state="training")
 
     def _restore(self, saved: Checkpoint) -> None:
         self.engine.restore(saved.weights, saved.optimizer)

@@ -83,9 +83,11 @@ class Sft:
 
 
 def reader(model: Any, base: Any, pad: int, head: torch.nn.Linear | None = None, packs: bool = False) -> Reader:
-    """How to read the losses of `model`, whose base is `base`; a trained prompt is never packed."""
+    """How to read the losses of `model`, whose base is `base`; a trained prompt is never packed, and a head that got an adapter is no
+    longer all there is to logits."""
     virtual, offset = adapters.virtual_tokens(model)
-    return Reader(pad, can_keep_logits(base), virtual, offset, head, packs and not virtual)
+    bare = head if base.get_output_embeddings() is head else None
+    return Reader(pad, can_keep_logits(base), virtual, offset, bare, packs and not virtual)
 
 
 def supervised_count(data: TokenArrays, rows: Sequence[int]) -> int:

@@ -7,13 +7,15 @@ Invariant: rows are packed only where it was shown that a row's logits are those
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface
+
+from finetune_trainer import exits
 
 ATTENTION = "finetune_rows"
 MOVED, DIFFERENT = 1e-3, {torch.float32: 1e-3, torch.bfloat16: 0.2}  # of the logits' spread
@@ -74,9 +76,10 @@ def _varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: B
     return said[None]
 
 
-def enable(base: Any, one: Sequence[int], other: Sequence[int], longest: int) -> bool:
+def enable(base: Any, one: Sequence[int], other: Sequence[int], longest: int, agreed: Callable[[bool], bool] = bool) -> bool:
     """Give `base` the attention of packed rows, if it is shown on two rows of ids to be right there, and no row is longer than a window of
-    its attention. Says whether it was done."""
+    its attention. Says whether it was done: by what is `agreed` among ranks on each one's finding, since rows are dealt out by it. Raises
+    what says that memory ran out, which is no finding."""
     settings = base.config.get_text_config()
     if any(getattr(settings, name, None) and getattr(settings, name) < longest for name in WINDOWS):
         return False
@@ -84,14 +87,18 @@ def enable(base: Any, one: Sequence[int], other: Sequence[int], longest: int) ->
     before = base.config._attn_implementation
     alone = _logits(base, [other], packed=False)
     base.set_attn_implementation(ATTENTION)
+    why = ""
     try:
-        if _is_right(base, one, other, alone):
-            return True
-        why = "a row's logits are not those that it has alone"
+        if not _is_right(base, one, other, alone):
+            why = "a row's logits are not those that it has alone"
     except (ValueError, TypeError, RuntimeError) as error:
+        if isinstance(exits.classify(error), exits.OutOfMemory):
+            raise
         why = f"{type(error).__name__}: {error}"
+    if agreed(not why):
+        return True
     base.set_attn_implementation(before)
-    print(f"rows are padded, not packed: {why}", flush=True)
+    print(f"rows are padded, not packed: {why or 'another rank found that they cannot be'}", flush=True)
     return False
 
 

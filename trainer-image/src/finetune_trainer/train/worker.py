@@ -83,7 +83,7 @@ def run_rank(config: RunConfig, context: Context, watchdog: Watchdog) -> exits.J
 
 
 def _train(config: RunConfig, context: Context, watchdog: Watchdog, progress: Progress, ranks: object) -> exits.JsonObject:
-    from finetune_trainer.train import artifact, assemble, loop
+    from finetune_trainer.train import artifact, assemble, checkpoint, loop
     from finetune_trainer.train.distributed import Ranks
 
     assert isinstance(ranks, Ranks)
@@ -118,12 +118,15 @@ def _train(config: RunConfig, context: Context, watchdog: Watchdog, progress: Pr
         "bestStep": outcome.state.best_step,
         "stoppedEarly": outcome.stopped_early,
     }
-    if ranks.first:
+
+    def export() -> exits.JsonObject:
         facts = artifact.provenance(config, inputs.fingerprint, inputs.model, inputs.data)
         model = assemble.exportable(config, run, outcome.weights)
-        saved = artifact.save(folder, model, outcome.weights, {**facts, "result": result, "time": timestamp()}, config.model.path)
+        return artifact.save(folder, model, outcome.weights, {**facts, "result": result, "time": timestamp()}, config.model.path)
+
+    saved = ranks.first_does(export, watchdog.beat, checkpoint.size_of(outcome.weights))
+    if saved is not None:
         result.update(artifact=str(layout.artifact(folder)), digest=saved["digest"])
-    ranks.tell(None)
     progress.update(state="done", note=f"{time.monotonic() - started:.0f} s in this attempt")
     ranks.leave()
     return result
