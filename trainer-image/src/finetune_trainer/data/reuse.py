@@ -1,7 +1,7 @@
 """What another revision of the FineTune prepared from the same data is taken over, not made again.
 
 A key is of the files' content, of the settings that decide what is made of them, of the tokenizer, and of the code that
-does it; fields of training that only use the result are no part of it. What is prepared altogether has one; so have the
+does it, the libraries' by their versions; fields of training that only use the result are no part of it. What is prepared altogether has one; so have the
 rows before they are split, and rows as tokens. Files are linked, so that they cost no space and outlive the other folder.
 """
 
@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 from finetune_trainer import layout
@@ -22,6 +24,7 @@ from finetune_trainer.exits import JsonObject
 
 OF_RUN = ("report.json", "report.html")  # what is written anew for each revision
 LATER = {"max_tokens", "on_too_long", "max_invalid_percent"}  # settings that look at tokens, or at all of the rows
+LIBRARIES = ("transformers", "tokenizers", "jinja2", "rensa", "py3langid", "pyarrow", "numpy")
 TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "vocab", "merges", "config.json", "spiece")
 
 
@@ -50,7 +53,7 @@ def tokens_key(config: RunConfig) -> str:
 
 
 def _digest(**facts: object) -> str:
-    return hashlib.sha256(json.dumps({**facts, "code": _code()}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps({**facts, "code": _code(), "libraries": _libraries()}, sort_keys=True).encode()).hexdigest()
 
 
 def _contents(files: Files) -> JsonObject:
@@ -67,6 +70,12 @@ def _code() -> str:
     """Digest of this package's own modules."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    """The versions of what reads rows, compares them, and makes tokens of them."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 def take_over(wanted: str, own: Path, folder: Path) -> JsonObject | None:
