@@ -154,6 +154,22 @@ def test_another_version_of_a_library_does_all_of_it_again(upgraded: Callable[[s
     assert (used.done.read, used.done.encoded) == (1, 64)
 
 
+DECIDE = ("tokenizer/spiece.model", "tekken.json", "qwen.tiktoken", "sentencepiece.bpe.model", "chat_template.jinja", "tokenization.py")
+INDIFFERENT = ("model.safetensors", "model.safetensors.index.json", "vision/model.safetensors", "README.md", "LICENSE", layout.MANIFEST)
+
+
+@pytest.mark.parametrize("name", [*DECIDE, *INDIFFERENT])
+def test_tokens_are_kept_for_the_files_of_the_model_that_may_decide_them(name: str, volume: Any, tmp_path: Path) -> None:
+    used = volume("used", rows(1))
+    path = tmp_path / "model" / name
+    path.parent.mkdir(parents=True)
+    keys = set()
+    for content in ("one", "other"):
+        path.write_text(content)
+        keys.add(reuse.tokens_key(used.config("00000001", model__path=str(tmp_path / "model"))))
+    assert len(keys) == (2 if name in DECIDE else 1)
+
+
 def test_only_new_rows_are_encoded(volume: Any) -> None:
     used = volume("used", rows(60))
     used.prepare()

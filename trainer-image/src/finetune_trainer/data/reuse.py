@@ -1,8 +1,9 @@
 """What another revision of the FineTune prepared from the same data is taken over, not made again.
 
-A key is of the files' content, of the settings that decide what is made of them, of the tokenizer, and of the code that
-does it, the libraries' by their versions; fields of training that only use the result are no part of it. What is prepared altogether has one; so have the
-rows before they are split, and rows as tokens. Files are linked, so that they cost no space and outlive the other folder.
+A key is of the files' content, of the settings that decide what is made of them, of the model's files that may decide its
+tokens, and of the code that does it, that of libraries by their versions; fields of training that only use the result
+are no part of it. What is prepared altogether has one; so have the rows before they are split, and rows as tokens. Files
+are linked, so that they cost no space and outlive the other folder.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from finetune_trainer.config import RunConfig, need
 from finetune_trainer.data import reading
 from finetune_trainer.data.loading import Files
 from finetune_trainer.exits import JsonObject
+from finetune_trainer.fetch import KEPT_NAMES
 
 OF_RUN = ("report.json", "report.html")  # what is written anew for each revision
 LATER = {"max_tokens", "on_too_long", "max_invalid_percent"}  # settings that look at tokens, or at all of the rows
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "rensa", "py3langid", "pyarrow", "numpy")
-TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "vocab", "merges", "config.json", "spiece")
+NO_TOKENIZER = (".safetensors", ".safetensors.index.json", ".md", *KEPT_NAMES, layout.COMMIT, layout.MANIFEST)  # how names end
 
 
 def key(config: RunConfig, files: Files) -> str:
@@ -61,8 +63,9 @@ def _contents(files: Files) -> JsonObject:
 
 
 def _tokenizer(model: Path) -> dict[str, str]:
-    """Digests of the model's files that decide how text becomes tokens."""
-    return {path.name: layout.sha256_file(path) for path in sorted(model.iterdir()) if path.name.startswith(TOKENIZER)}
+    """Digests of the model's files that may decide how text becomes tokens: all but weights and words for people."""
+    files = sorted(path for path in model.rglob("*") if path.is_file() and not path.name.endswith(NO_TOKENIZER))
+    return {str(path.relative_to(model)): layout.sha256_file(path) for path in files}
 
 
 @cache
