@@ -369,14 +369,37 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_data_set_of_the_hub_is_brought_once_a_commit(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = type("OneHub", (Hub,), {"body": write_rows(tmp_path / "served", rows()).read_bytes(), "sent": 0})
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    found = type("OneHub", (Hub,), {"body": write_rows(tmp_path / "served", rows()).read_bytes(), "sent": 0})
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    with http(hub) as address:
+    with http(found) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
-        first = run("hf://owner/name", "1f2e3d4c")
-        assert hub.sent == len(hub.body)
-        assert run("hf://owner/name", "2b2b2b2b")["digest"] == first["digest"]
-        assert hub.sent == len(hub.body)
-        hub.commit, hub.body = "2" * 40, write_rows(tmp_path / "served", rows(60)).read_bytes()
-        assert run("hf://owner/name", "2c2c2c2c")["rows"]["read"] == 60
+        yield found
+
+
+def test_a_data_set_of_the_hub_is_brought_once_a_commit(run: Any, hub: type[Hub], tmp_path: Path) -> None:
+    first = run("hf://owner/name", "1f2e3d4c")
+    assert hub.sent == len(hub.body)
+    assert run("hf://owner/name", "2b2b2b2b")["digest"] == first["digest"]
+    assert hub.sent == len(hub.body)
+    hub.commit, hub.body = "2" * 40, write_rows(tmp_path / "served", rows(60)).read_bytes()
+    assert run("hf://owner/name", "2c2c2c2c")["rows"]["read"] == 60
+
+
+def test_a_data_set_that_is_brought_leaves_those_that_just_came(hub: type[Hub], tmp_path: Path) -> None:
+    store = downloads(tmp_path)
+    sources.files(SourceConfig(source="hf://owner/name"), "train", store)
+    store.keep_only(())
+    (known,) = sources.files(SourceConfig(source="hf://owner/name"), "train", store)
+    (fresh,) = sources.files(SourceConfig(source="hf://owner/other"), "mix", store)
+    assert (known.path.exists(), fresh.path.exists()) == (False, True)
+    for file in (known, fresh):
+        file.bring()
+    assert known.path.read_bytes() == fresh.path.read_bytes() == hub.body
+
+
+def test_every_use_of_a_data_set_comes_at_once(hub: type[Hub], tmp_path: Path) -> None:
+    for use in ("train", "mix"):
+        assert sources.files(SourceConfig(source="hf://owner/name"), use, downloads(tmp_path))
+    assert hub.sent == len(hub.body)

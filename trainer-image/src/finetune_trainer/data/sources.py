@@ -188,7 +188,8 @@ def _hf(source: SourceConfig, rest: str, use: Use, downloads: Downloads) -> list
     mirror = os.environ.get("HF_HUB_CACHE")
     if mirror:
         return data_set.files(use, Path(mirror))[1]
-    return downloads.files(Remote(f"{source.source} {use}", data_set.is_at, lambda: data_set.files(use, downloads.folder / "hub")))
+    folder = downloads.target(source.source)  # every use of it comes at once
+    return downloads.files(Remote(f"{source.source} {use}", data_set.is_at, lambda: data_set.files(use, folder)))
 
 
 @dataclass(frozen=True)
