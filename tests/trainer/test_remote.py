@@ -220,6 +220,38 @@ def test_what_a_pod_downloaded_before_the_file_changed_is_not_used(web: tuple[st
     assert found.path.read_bytes() == b"other rows"
 
 
+def texts(folder: Path) -> bytes:
+    """All that a folder's files hold, and their names."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return b"".join(str(path).encode() + path.read_bytes() for path in found)
+
+
+def test_a_signature_is_told_to_nobody_and_another_one_brings_nothing(
+    run: Any, web: tuple[str, type[Server]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    address, server = web
+    server.body += b"{broken\n"
+    results = [
+        run(f"{address}?X-Amz-Signature=sesame{n}&token=sesame", f"{n}f2e3d4c", data__quality={"maxInvalidPercent": 5}) for n in (1, 2)
+    ]
+    assert results[0] == results[1]
+    assert server.sent == len(server.body)
+    said = capsys.readouterr().out
+    assert "taken over" in said
+    assert "sesame" not in said
+    assert address.encode() in texts(tmp_path / "data" / "cache" / "records")
+    assert b"sesame" not in texts(tmp_path / "data") + json.dumps(results).encode()
+
+
+def test_files_that_the_query_names_are_several(web: tuple[str, type[Server]], tmp_path: Path) -> None:
+    address, _ = web
+    store = downloads(tmp_path)
+    found = [sources.files(SourceConfig(source=f"{address}?file={name}&sig=x"), "train", store)[0] for name in ("aaaa", "bbbb", "aaaa")]
+    assert found[0].path == found[2].path != found[1].path
+    assert {file.name for file in found} == {address}
+    assert b"aaaa" not in texts(store.folder.parent)
+
+
 def brought(address: str, folder: Path) -> DataFile:
     """A file that is known and not here."""
     (first,) = sources.files(SourceConfig(source=address), "train", downloads(folder))

@@ -122,6 +122,24 @@ def test_a_token_is_sent_and_its_absence_is_the_users(server: tuple[str, type[An
     assert (tmp_path / "rows").read_bytes() == handler.body
 
 
+SECRETS = {"a signature": "?sig=sesame", "one with blanks": "? sig=sesame"}
+
+
+@pytest.mark.parametrize("query", SECRETS.values(), ids=SECRETS)
+def test_what_an_address_is_opened_by_is_not_told(query: str, server: tuple[str, type[Answers]], tmp_path: Path) -> None:
+    address, handler = server
+    handler.token = "t"
+    with pytest.raises(UserError) as found:
+        transfer.download(address + query, tmp_path / "rows")
+    assert address in found.value.message
+    assert "sesame" not in found.value.message
+
+
+def test_a_password_in_an_address_is_not_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"https://h\.example/rows is no address"):
+        transfer.download("https://me:sesame@h.example/rows", tmp_path / "rows")
+
+
 class Redirects(BaseHTTPRequestHandler):
     """Sends on what is asked of `/`; elsewhere it has rows. `seen` is who asked with which token."""
 

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPMessage, HTTPResponse
+from http.client import HTTPException, HTTPMessage, HTTPResponse, InvalidURL
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request
 
-from finetune_trainer import layout
+from finetune_trainer import addresses, layout
 from finetune_trainer.exits import Infrastructure, UserError, about
 
 TRIES = 5
@@ -165,6 +165,9 @@ def _response(address: str, token: str, headers: dict[str, str]) -> HTTPResponse
             if error.code in (NOT_MODIFIED, BEYOND_END):
                 return None
             raise _refusal(address, error.code) from error
+    except InvalidURL:  # its words have all of the address
+        reason = f"{addresses.shown(address)} is no address"
+        raise UserError("AddressInvalid", reason, "Write blanks as %20, and no password: a Secret gives a token.") from None
     except (URLError, OSError, HTTPException) as error:
         raise Broken(str(error)) from error
     return response
@@ -191,7 +194,7 @@ def _origin(request: Request) -> tuple[str, str]:
 def _refusal(address: str, code: int) -> Exception:
     host = urlsplit(address).hostname
     if code in USERS_CODES:
-        return UserError("DownloadFailed", f"{address}: HTTP {code} from {host}", "Check the address and its access.")
+        return UserError("DownloadFailed", f"{addresses.shown(address)}: HTTP {code} from {host}", "Check the address and its access.")
     return Broken(f"HTTP {code} from {host}")
 
 
@@ -221,4 +224,4 @@ def _blocks(response: HTTPResponse) -> Iterator[bytes]:
 
 def download(address: str, target: Path, tries: int = TRIES) -> None:
     """Fetch `address` to `target`. Client errors are the user's, everything else is infrastructure."""
-    transfer(address, over_http(address), target, tries)
+    transfer(addresses.shown(address), over_http(address), target, tries)

@@ -17,8 +17,8 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from finetune_trainer import layout
-from finetune_trainer.config import RunConfig, need
+from finetune_trainer import addresses, layout
+from finetune_trainer.config import DataConfig, RunConfig, SourceConfig, need
 from finetune_trainer.data import reading
 from finetune_trainer.data.loading import Files
 from finetune_trainer.exits import JsonObject
@@ -35,7 +35,7 @@ def key(config: RunConfig, files: Files) -> str:
     data = need(config.data, "data")
     return _digest(
         files=_contents(files),
-        data=data.model_dump(mode="json", exclude={"path"}),
+        data=_settings(data),
         longest=need(config.training, "training").max_sequence_length,
         tokens=tokens_key(config),
     )
@@ -47,6 +47,19 @@ def rows_key(config: RunConfig, files: Files) -> str:
     objective = need(config.method, "method").objective
     formats = {use: [source.format for source, _ in found] for use, found in files.items()}
     return _digest(files=_contents(files), formats=formats, quality=quality, objective=objective)
+
+
+def _settings(data: DataConfig) -> JsonObject:
+    """What is set of the data, each source by what tells it from others."""
+    named = {
+        use: _source(source) for use, source in (("train", data.train), ("validation", data.validation), ("test", data.test)) if source
+    }
+    rest = data.model_dump(mode="json", exclude={"path", "train", "validation", "test", "mix"})
+    return {**rest, **named, "mix": [_source(mix) for mix in data.mix]}
+
+
+def _source(source: SourceConfig) -> JsonObject:
+    return {**source.model_dump(mode="json"), "source": addresses.identity(source.source)}
 
 
 def tokens_key(config: RunConfig) -> str:
