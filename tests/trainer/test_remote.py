@@ -11,7 +11,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from email.utils import formatdate
+from email.utils import formatdate, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,7 @@ class Server(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         named = {"ETag": f'"{hashlib.sha256(self.body).hexdigest()}"', "Last-Modified": formatdate(self.changed, usegmt=True)}
         named = {name: value for name, value in named.items() if name in self.names}
-        asked = {"ETag": self.headers["If-None-Match"], "Last-Modified": self.headers["If-Modified-Since"]}
-        same = self.conditions and any(asked[name] == value for name, value in named.items())
+        same = self.conditions and self._same(named)
         self.send_response(304 if same else 200)
         for name, value in named.items():
             self.send_header(name, value)
@@ -54,6 +53,13 @@ class Server(BaseHTTPRequestHandler):
         if not same:
             with suppress(ConnectionError):
                 self._send()
+
+    def _same(self, named: dict[str, str]) -> bool:
+        """What RFC 9110 makes of the conditions: a tag goes before a date, and every date that is not later will do."""
+        if tag := self.headers["If-None-Match"]:
+            return tag == named.get("ETag")
+        since = self.headers["If-Modified-Since"]
+        return bool(since and "Last-Modified" in named and self.changed <= parsedate_to_datetime(since).timestamp())
 
     def _send(self) -> None:
         for start in range(0, len(self.body), 65536):
@@ -113,20 +119,47 @@ def test_a_second_revision_of_the_same_data_brings_nothing(run: Any, web: tuple[
     assert list((tmp_path / "data" / "cache" / "downloads").iterdir()) == []
 
 
-KEPT = {
-    "a strong ETag": {"names": ("ETag",)},
-    "a date that is old enough": {"names": ("Last-Modified",)},
-}
-
-
-@pytest.mark.parametrize("given", KEPT.values(), ids=KEPT)
-def test_what_names_a_version_is(given: dict[str, Any], run: Any, web: tuple[str, type[Server]]) -> None:
+def test_what_has_an_etag_is_not_sent_again(run: Any, web: tuple[str, type[Server]]) -> None:
     address, server = web
-    for name, value in given.items():
-        setattr(server, name, value)
     run(address, "1f2e3d4c")
     run(address, "2b2b2b2b")
     assert server.sent == len(server.body)
+
+
+BIG_BODY = b"x" * (64 << 20)
+
+
+def twice(address: str, folder: Path) -> str:
+    """The sha256 of a file that is asked for twice."""
+    for _ in range(2):
+        (found,) = sources.files(SourceConfig(source=address), "train", downloads(folder))
+    return found.sha256
+
+
+def test_a_date_that_is_old_enough_is_asked_for_and_the_file_hardly_read(web: tuple[str, type[Server]], tmp_path: Path) -> None:
+    address, server = web
+    server.names, server.body = ("Last-Modified",), BIG_BODY
+    assert twice(address, tmp_path) == hashlib.sha256(BIG_BODY).hexdigest()
+    assert server.sent < 1.5 * len(BIG_BODY)
+
+
+REPLACED = {
+    "an older": (OLD - 7_000_000, b"other rows"),
+    "a newer": (OLD + 7, b"other rows"),
+    "the same, but longer": (OLD, b"other rows."),
+}
+
+
+@pytest.mark.parametrize(("changed", "body"), REPLACED.values(), ids=REPLACED)
+def test_a_file_that_is_replaced_is_noticed_by_its_date(
+    changed: float, body: bytes, web: tuple[str, type[Server]], tmp_path: Path
+) -> None:  # fmt: skip
+    address, server = web
+    server.names, server.body = ("Last-Modified",), b"first rows"
+    sources.files(SourceConfig(source=address), "train", downloads(tmp_path))
+    server.changed, server.body = changed, body
+    (found,) = sources.files(SourceConfig(source=address), "train", downloads(tmp_path))
+    assert found.path.read_bytes() == body
 
 
 FORGOTTEN = {
@@ -151,11 +184,9 @@ def test_a_file_is_downloaded_again_where(given: dict[str, Any], run: Any, web: 
 
 def test_a_server_without_conditions_is_asked_and_hardly_read(web: tuple[str, type[Server]], tmp_path: Path) -> None:
     address, server = web
-    server.conditions, server.body = False, b"x" * (64 << 20)
-    for _ in range(2):
-        (found,) = sources.files(SourceConfig(source=address), "train", downloads(tmp_path))
-    assert found.sha256 == hashlib.sha256(server.body).hexdigest()
-    assert server.sent < 1.5 * len(server.body)
+    server.conditions, server.body = False, BIG_BODY
+    assert twice(address, tmp_path) == hashlib.sha256(BIG_BODY).hexdigest()
+    assert server.sent < 1.5 * len(BIG_BODY)
 
 
 def test_a_changed_file_is_noticed(run: Any, web: tuple[str, type[Server]], tmp_path: Path) -> None:
@@ -187,6 +218,38 @@ def test_what_a_pod_downloaded_before_the_file_changed_is_not_used(web: tuple[st
     server.body = b"other rows"
     (found,) = sources.files(SourceConfig(source=address), "train", downloads(tmp_path))
     assert found.path.read_bytes() == b"other rows"
+
+
+def texts(folder: Path) -> bytes:
+    """All that a folder's files hold, and their names."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return b"".join(str(path).encode() + path.read_bytes() for path in found)
+
+
+def test_a_signature_is_told_to_nobody_and_another_one_brings_nothing(
+    run: Any, web: tuple[str, type[Server]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    address, server = web
+    server.body += b"{broken\n"
+    results = [
+        run(f"{address}?X-Amz-Signature=sesame{n}&token=sesame", f"{n}f2e3d4c", data__quality={"maxInvalidPercent": 5}) for n in (1, 2)
+    ]
+    assert results[0] == results[1]
+    assert server.sent == len(server.body)
+    said = capsys.readouterr().out
+    assert "taken over" in said
+    assert "sesame" not in said
+    assert address.encode() in texts(tmp_path / "data" / "cache" / "records")
+    assert b"sesame" not in texts(tmp_path / "data") + json.dumps(results).encode()
+
+
+def test_files_that_the_query_names_are_several(web: tuple[str, type[Server]], tmp_path: Path) -> None:
+    address, _ = web
+    store = downloads(tmp_path)
+    found = [sources.files(SourceConfig(source=f"{address}?file={name}&sig=x"), "train", store)[0] for name in ("aaaa", "bbbb", "aaaa")]
+    assert found[0].path == found[2].path != found[1].path
+    assert {file.name for file in found} == {address}
+    assert b"aaaa" not in texts(store.folder.parent)
 
 
 def brought(address: str, folder: Path) -> DataFile:
@@ -338,14 +401,37 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_data_set_of_the_hub_is_brought_once_a_commit(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = type("OneHub", (Hub,), {"body": write_rows(tmp_path / "served", rows()).read_bytes(), "sent": 0})
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    found = type("OneHub", (Hub,), {"body": write_rows(tmp_path / "served", rows()).read_bytes(), "sent": 0})
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    with http(hub) as address:
+    with http(found) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
-        first = run("hf://owner/name", "1f2e3d4c")
-        assert hub.sent == len(hub.body)
-        assert run("hf://owner/name", "2b2b2b2b")["digest"] == first["digest"]
-        assert hub.sent == len(hub.body)
-        hub.commit, hub.body = "2" * 40, write_rows(tmp_path / "served", rows(60)).read_bytes()
-        assert run("hf://owner/name", "2c2c2c2c")["rows"]["read"] == 60
+        yield found
+
+
+def test_a_data_set_of_the_hub_is_brought_once_a_commit(run: Any, hub: type[Hub], tmp_path: Path) -> None:
+    first = run("hf://owner/name", "1f2e3d4c")
+    assert hub.sent == len(hub.body)
+    assert run("hf://owner/name", "2b2b2b2b")["digest"] == first["digest"]
+    assert hub.sent == len(hub.body)
+    hub.commit, hub.body = "2" * 40, write_rows(tmp_path / "served", rows(60)).read_bytes()
+    assert run("hf://owner/name", "2c2c2c2c")["rows"]["read"] == 60
+
+
+def test_a_data_set_that_is_brought_leaves_those_that_just_came(hub: type[Hub], tmp_path: Path) -> None:
+    store = downloads(tmp_path)
+    sources.files(SourceConfig(source="hf://owner/name"), "train", store)
+    store.keep_only(())
+    (known,) = sources.files(SourceConfig(source="hf://owner/name"), "train", store)
+    (fresh,) = sources.files(SourceConfig(source="hf://owner/other"), "mix", store)
+    assert (known.path.exists(), fresh.path.exists()) == (False, True)
+    for file in (known, fresh):
+        file.bring()
+    assert known.path.read_bytes() == fresh.path.read_bytes() == hub.body
+
+
+def test_every_use_of_a_data_set_comes_at_once(hub: type[Hub], tmp_path: Path) -> None:
+    for use in ("train", "mix"):
+        assert sources.files(SourceConfig(source="hf://owner/name"), use, downloads(tmp_path))
+    assert hub.sent == len(hub.body)

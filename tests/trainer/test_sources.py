@@ -122,6 +122,60 @@ def test_a_token_is_sent_and_its_absence_is_the_users(server: tuple[str, type[An
     assert (tmp_path / "rows").read_bytes() == handler.body
 
 
+SECRETS = {"a signature": "?sig=sesame", "one with blanks": "? sig=sesame"}
+
+
+@pytest.mark.parametrize("query", SECRETS.values(), ids=SECRETS)
+def test_what_an_address_is_opened_by_is_not_told(query: str, server: tuple[str, type[Answers]], tmp_path: Path) -> None:
+    address, handler = server
+    handler.token = "t"
+    with pytest.raises(UserError) as found:
+        transfer.download(address + query, tmp_path / "rows")
+    assert address in found.value.message
+    assert "sesame" not in found.value.message
+
+
+def test_a_password_in_an_address_is_not_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"https://h\.example/rows is no address"):
+        transfer.download("https://me:sesame@h.example/rows", tmp_path / "rows")
+
+
+class Redirects(BaseHTTPRequestHandler):
+    """Sends on what is asked of `/`; elsewhere it has rows. `seen` is who asked with which token."""
+
+    target: str
+    seen: list[tuple[str, str | None]]
+
+    def do_GET(self) -> None:
+        self.seen.append((f"http://{self.headers['Host']}{self.path}", self.headers["Authorization"]))
+        self.send_response(302 if self.path == "/" else 200)
+        if self.path == "/":
+            self.send_header("Location", self.target)
+        self.send_header("Content-Length", "0" if self.path == "/" else str(len(ROWS)))
+        self.end_headers()
+        if self.path != "/":
+            self.wfile.write(ROWS)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("host", "token"), [("127.0.0.1", "Bearer t"), ("localhost", None)], ids=["its own host", "another host"])
+def test_a_token_is_sent_on_to_no_other_host(host: str, token: str | None, tmp_path: Path) -> None:
+    handler = type("Handler", (Redirects,), {"seen": []})
+    with HTTPServer(("127.0.0.1", 0), handler) as found:
+        thread = threading.Thread(target=found.serve_forever)
+        thread.start()
+        address, handler.target = f"http://127.0.0.1:{found.server_port}/", f"http://{host}:{found.server_port}/rows"
+        try:
+            transfer.transfer("x", transfer.over_http(address, "t"), tmp_path / "rows")
+        finally:
+            found.shutdown()
+            thread.join()
+    assert handler.seen == [(address, "Bearer t"), (handler.target, token)]
+    assert (tmp_path / "rows").read_bytes() == ROWS
+
+
 def test_it_gives_up_after_so_many_tries_without_a_new_byte(tmp_path: Path) -> None:
     waited: list[float] = []
 

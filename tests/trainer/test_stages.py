@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from finetune_trainer import layout
 from finetune_trainer.config import RunConfig
-from finetune_trainer.data import loading, prepare
+from finetune_trainer.data import loading, prepare, reuse
+from finetune_trainer.data.reading import DataFile
 from finetune_trainer.data.templates import ChatEncoder
 from finetune_trainer.exits import Interrupted
 
@@ -119,6 +120,54 @@ def another_tokenizer(work: Path, tmp_path: Path) -> Path:
         template = target.folder / "chat_template.jinja"
         template.write_text(template.read_text() + "\n")
     return folder
+
+
+@pytest.fixture
+def upgraded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Makes a library one of another version."""
+    installed = reuse.version
+
+    def upgrade(library: str) -> None:
+        monkeypatch.setattr(reuse, "version", lambda name: "0.0.1" if name == library else installed(name))
+        reuse._libraries.cache_clear()
+
+    yield upgrade
+    reuse._libraries.cache_clear()
+
+
+@pytest.mark.parametrize("library", reuse.LIBRARIES)
+def test_every_key_is_of_the_version_of(library: str, upgraded: Callable[[str], None], volume: Any) -> None:
+    used = volume("used", rows())
+    config = used.config("00000001")
+    files = {"train": [(config.data.train, DataFile("rows.jsonl", used.folder / "rows.jsonl"))]}
+    before = (reuse.key(config, files), reuse.rows_key(config, files), reuse.tokens_key(config))
+    upgraded(library)
+    after = (reuse.key(config, files), reuse.rows_key(config, files), reuse.tokens_key(config))
+    assert not set(before) & set(after)
+
+
+def test_another_version_of_a_library_does_all_of_it_again(upgraded: Callable[[str], None], volume: Any) -> None:
+    used = volume("used", rows())
+    used.prepare()
+    upgraded("tokenizers")
+    used.prepare()
+    assert (used.done.read, used.done.encoded) == (1, 64)
+
+
+DECIDE = ("tokenizer/spiece.model", "tekken.json", "qwen.tiktoken", "sentencepiece.bpe.model", "chat_template.jinja", "tokenization.py")
+INDIFFERENT = ("model.safetensors", "model.safetensors.index.json", "vision/model.safetensors", "README.md", "LICENSE", layout.MANIFEST)
+
+
+@pytest.mark.parametrize("name", [*DECIDE, *INDIFFERENT])
+def test_tokens_are_kept_for_the_files_of_the_model_that_may_decide_them(name: str, volume: Any, tmp_path: Path) -> None:
+    used = volume("used", rows(1))
+    path = tmp_path / "model" / name
+    path.parent.mkdir(parents=True)
+    keys = set()
+    for content in ("one", "other"):
+        path.write_text(content)
+        keys.add(reuse.tokens_key(used.config("00000001", model__path=str(tmp_path / "model"))))
+    assert len(keys) == (2 if name in DECIDE else 1)
 
 
 def test_only_new_rows_are_encoded(volume: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
+from finetune_trainer import addresses
 from finetune_trainer.exits import UserError
 
 T = TypeVar("T")
@@ -45,6 +46,11 @@ class ModelConfig(Model):
     mount: Path | None = None
     allow_remote_code: bool = False
 
+    @property
+    def name(self) -> str:
+        """The source as it may be told."""
+        return addresses.shown(self.source)
+
 
 class SourceConfig(Model):
     """Data files; `mount` is set for configmap:// and pvc:// sources, `secretMount` where a Secret opens the source."""
@@ -53,6 +59,11 @@ class SourceConfig(Model):
     mount: Path | None = None
     secret_mount: Path | None = None
     format: Format = "Auto"
+
+    @property
+    def name(self) -> str:
+        """The source as it may be told."""
+        return addresses.shown(self.source)
 
 
 class MixConfig(SourceConfig):

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from finetune_trainer import layout
+from finetune_trainer.addresses import shown_in
 from finetune_trainer.config import ModelConfig, RunConfig
 from finetune_trainer.exits import Infrastructure, JsonObject, UserError
 from finetune_trainer.progress import Progress, serving
@@ -33,7 +34,7 @@ def main(config: RunConfig) -> JsonObject:
     with serving(progress):
         found = fetched(model.path)
         if found is None:
-            progress.update(state="fetching", note=model.source)
+            progress.update(state="fetching", note=model.name)
             with layout.locked(model.path):
                 found = fetched(model.path) or _fetch(model, progress)
         progress.update(state="done", percent=100)
@@ -56,9 +57,9 @@ def _fetch(model: ModelConfig, progress: Progress) -> JsonObject:
     try:
         with opened(model) as source, layout.transaction(model.path, has_lock=True) as work:
             work.expected = copy_model(source, work.folder, model.allow_remote_code, progress)
-            work.facts.update(source=model.source, revision=model.revision)
+            work.facts.update(source=model.name, revision=model.revision)
     except layout.Corrupt as error:
-        raise Infrastructure("CopyIncomplete", f"model.source {model.source} changed while it was copied: {error}") from error
+        raise Infrastructure("CopyIncomplete", f"model.source {model.name} changed while it was copied: {error}") from error
     return summary(model.path, layout.read_manifest(model.path))
 
 
@@ -87,7 +88,7 @@ def opened(model: ModelConfig) -> Iterator[Path]:
     if scheme not in ("hf", "https"):
         raise UserError(
             "SourceNotSupported",
-            f"model.source {model.source}: {scheme}:// is not supported yet",
+            f"model.source {model.name}: {scheme}:// is not supported yet",
             "Use image://, pvc://, hf:// or https://.",
         )
     with scratch_folder(model.path.parent / f".{model.path.name}.download") as scratch:
@@ -117,7 +118,7 @@ def local_folder(model: ModelConfig, rest: str) -> Path:
     """The folder of an image:// or mounted pvc:// source."""
     folder = model.mount or Path("/", rest)
     if not folder.is_dir():
-        raise UserError("SourceMissing", f"model.source {model.source}: there is no folder {folder}", "Correct the path.")
+        raise UserError("SourceMissing", f"model.source {model.name}: there is no folder {folder}", "Correct the path.")
     return folder
 
 
@@ -131,27 +132,29 @@ def download_hub(name: str, model: ModelConfig, scratch: Path) -> Path:
     try:
         return Path(snapshot_download(name, revision=model.revision or None, local_dir=scratch, allow_patterns=[*patterns, *KEPT_NAMES]))
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise UserError("SourceMissing", f"model.source {model.source}: {error}", "Check name, revision and secretName.") from error
+        raise UserError(
+            "SourceMissing", f"model.source {model.name}: {shown_in(str(error))}", "Check name, revision and secretName."
+        ) from error
     except (LocalEntryNotFoundError, HubError, ConnectionError, TimeoutError) as error:  # the first where the hub does not answer
-        raise Infrastructure("DownloadFailed", f"model.source {model.source}: {error}") from error
+        raise Infrastructure("DownloadFailed", f"model.source {model.name}: {shown_in(str(error))}") from error
 
 
 def download_archive(model: ModelConfig, scratch: Path) -> Path:
     """Download a .tar(.gz) whose sha256 is `model.revision`, and unpack it (plain files only)."""
     expected = model.revision.removeprefix("sha256:")
     if len(expected) != 64:
-        raise UserError("RevisionMissing", f"{model.source} needs model.revision: the archive's sha256", "Set model.revision.")
+        raise UserError("RevisionMissing", f"{model.name} needs model.revision: the archive's sha256", "Set model.revision.")
     archive = scratch / "archive"
     download(model.source, archive)
     found = layout.sha256_file(archive)
     if found != expected.lower():
-        raise UserError("DigestMismatch", f"{model.source} has sha256 {found}, not {expected}", "Correct model.revision.")
+        raise UserError("DigestMismatch", f"{model.name} has sha256 {found}, not {expected}", "Correct model.revision.")
     target = scratch / "files"
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(target, filter="data")
     except tarfile.TarError as error:
-        raise UserError("SourceInvalid", f"{model.source} is not a safe tar archive: {error}", "Pack the folder with tar.") from error
+        raise UserError("SourceInvalid", f"{model.name} is not a safe tar archive: {error}", "Pack the folder with tar.") from error
     found_configs = sorted(target.rglob("config.json"), key=lambda path: len(path.parts))
     return found_configs[0].parent if found_configs else target
 

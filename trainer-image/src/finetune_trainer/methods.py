@@ -17,7 +17,7 @@ def require_supported(config: RunConfig) -> None:
         _refuse("training.gradientCheckpointing with method.type", method.type, "Switch it off.")
     for source in (data.train, data.validation, data.test, *data.mix):
         if source is not None:
-            require_fitting(method, source.source, source.format)
+            require_fitting(method, source.name, source.format)
 
 
 def require_divisible(method: MethodConfig, compute: ComputeConfig) -> None:

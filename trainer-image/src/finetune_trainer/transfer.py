@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPMessage, HTTPResponse
+from http.client import HTTPException, HTTPMessage, HTTPResponse, InvalidURL
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
+from urllib.request import Request
 
-from finetune_trainer import layout
+from finetune_trainer import addresses, layout
 from finetune_trainer.exits import Infrastructure, UserError, about
 
 TRIES = 5
@@ -137,14 +138,15 @@ def over_http(address: str, token: str = "") -> Open:
 
 
 def unchanged_over_http(address: str, token: str = "") -> Unchanged:
-    """Whether a file still is of a version. It is asked for under that condition and not read: links that are signed for GET allow
-    no HEAD, and a server that knows no conditions still names the version."""
+    """Whether a file still is of a version. It is asked for, under the condition that its ETag is another, and not read: links that are
+    signed for GET allow no HEAD, and a server that knows no conditions still names the version. A date is no condition: servers take
+    every older one for no change."""
 
     def unchanged(version: Version) -> bool:
-        condition = "If-None-Match" if version.tag.startswith('"') else "If-Modified-Since"
-        response = _response(address, token, {condition: version.tag})
+        condition = {"If-None-Match": version.tag} if version.tag.startswith('"') else {}
+        response = _response(address, token, condition)
         if response is None:
-            return True
+            return bool(condition)
         with response:
             return (_validator(response.headers), response.headers.get("Content-Length")) == (version.tag, str(version.size))
 
@@ -153,24 +155,46 @@ def unchanged_over_http(address: str, token: str = "") -> Unchanged:
 
 def _response(address: str, token: str, headers: dict[str, str]) -> HTTPResponse | None:
     """The answer to a GET; None where its condition or its range leaves nothing to send."""
-    headers |= {"Authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(address, headers=headers)  # noqa: S310 - https alone gets here
+    request = Request(address, headers=headers)  # noqa: S310 - https alone gets here
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
-        response: HTTPResponse = urllib.request.urlopen(request, timeout=60)  # noqa: S310
+        response: HTTPResponse = urllib.request.build_opener(_Redirects).open(request, timeout=60)
     except HTTPError as error:
         with error:
             if error.code in (NOT_MODIFIED, BEYOND_END):
                 return None
             raise _refusal(address, error.code) from error
+    except InvalidURL:  # its words have all of the address
+        reason = f"{addresses.shown(address)} is no address"
+        raise UserError("AddressInvalid", reason, "Write blanks as %20, and no password: a Secret gives a token.") from None
     except (URLError, OSError, HTTPException) as error:
         raise Broken(str(error)) from error
     return response
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, with the token only to where it was given for."""
+
+    def redirect_request(self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str) -> Request | None:
+        """The request that follows `req`."""
+        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+        token = req.unredirected_hdrs.get("Authorization")
+        if following is not None and token and _origin(following) == _origin(req):
+            following.add_unredirected_header("Authorization", token)
+        return following
+
+
+def _origin(request: Request) -> tuple[str, str]:
+    """Scheme, and host with port; those of the request itself, not of a proxy."""
+    address = urlsplit(request.full_url)
+    return address.scheme, address.netloc
+
+
 def _refusal(address: str, code: int) -> Exception:
     host = urlsplit(address).hostname
     if code in USERS_CODES:
-        return UserError("DownloadFailed", f"{address}: HTTP {code} from {host}", "Check the address and its access.")
+        return UserError("DownloadFailed", f"{addresses.shown(address)}: HTTP {code} from {host}", "Check the address and its access.")
     return Broken(f"HTTP {code} from {host}")
 
 
@@ -200,4 +224,4 @@ def _blocks(response: HTTPResponse) -> Iterator[bytes]:
 
 def download(address: str, target: Path, tries: int = TRIES) -> None:
     """Fetch `address` to `target`. Client errors are the user's, everything else is infrastructure."""
-    transfer(address, over_http(address), target, tries)
+    transfer(addresses.shown(address), over_http(address), target, tries)

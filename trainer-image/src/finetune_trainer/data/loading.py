@@ -74,7 +74,7 @@ def load(data: DataConfig, method: MethodConfig, files: Files, store: RowStore) 
             rows[use] += _rows(loaded, raws, form, checked, counted)
             loaded.sources.append({"source": file.name, "use": use, "format": form or "–", "rows": loaded.read - before})
     if not loaded.read:
-        raise UserError("DataEmpty", f"{data.train.source} has no rows", reading.ONE_A_LINE)
+        raise UserError("DataEmpty", f"{data.train.name} has no rows", reading.ONE_A_LINE)
     loaded.warnings += scan.warnings()
     loaded.labels = answers.closed
     minimum = data.quality.min_response_characters
@@ -175,7 +175,7 @@ def split(loaded: Loaded, data: DataConfig) -> None:
         wanted, found = round(own * mix.percent / 100), rows[f"mix-{index}"]
         rows["train"] = rows["train"] + quality.sample(found, wanted, data.split.seed)
         if len(found) < wanted:
-            loaded.warnings.append(f"data.mix: {mix.source} has {len(found):,} rows that can be used, {wanted:,} were asked for")
+            loaded.warnings.append(f"data.mix: {mix.name} has {len(found):,} rows that can be used, {wanted:,} were asked for")
     loaded.splits = {name: rows[name] for name in ("train", "validation", "test")}
 
 
@@ -186,7 +186,7 @@ def require_test(loaded: Loaded, data: DataConfig) -> None:
         return
     counts = loaded.ledger.counts
     repeated = counts["Duplicate"] + counts["NearDuplicate"]
-    where = data.test.source if data.test else f"data.split.test {data.split.test:g} of {data.train.source}"
+    where = data.test.name if data.test else f"data.split.test {data.split.test:g} of {data.train.name}"
     kept = sum(map(len, splits.values()))
     why = (
         f"of {loaded.read:,} rows read {counts['Invalid']:,} are invalid, {repeated:,} repeat another and {kept:,} are left; "

@@ -25,8 +25,10 @@ from finetune_trainer.transfer import Broken, Unchanged, Version
 
 @dataclass(frozen=True)
 class Remote:
-    """Something elsewhere: a name of its own, whether it still is of a version, and how it is downloaded."""
+    """Something elsewhere: what it is known by, the name that complaints call it by, whether it still is of a version, and how it is
+    downloaded."""
 
+    key: str
     name: str
     unchanged: Unchanged
     download: Callable[[], tuple[Version, list[DataFile]]]
@@ -47,13 +49,13 @@ class Downloads:
         for needed in (folder, records):
             needed.mkdir(parents=True, exist_ok=True)
 
-    def target(self, name: str) -> Path:
-        """Where the file of this name is downloaded to."""
-        return self.folder / _id(name)
+    def target(self, key: str) -> Path:
+        """Where what is known by this key is downloaded to."""
+        return self.folder / _id(key)
 
     def files(self, remote: Remote) -> list[DataFile]:
         """The files of `remote`, each with its sha256; downloaded where their content is not known."""
-        known = self._recall(remote.name)
+        known = self._recall(remote.key)
         if known is None or not _unchanged(remote, known.version):
             return self._download(remote)
         return [replace(file, bring=partial(self._bring, remote, known, file)) for file in known.files]
@@ -69,7 +71,7 @@ class Downloads:
         version, found = remote.download()
         files = [replace(file, sha256=sha256(file)) for file in found]
         if version.tag:
-            self._remember(remote.name, _Known(version, tuple(files)))
+            self._remember(remote, _Known(version, tuple(files)))
         return files
 
     def _bring(self, remote: Remote, known: _Known, file: DataFile) -> None:
@@ -83,26 +85,27 @@ class Downloads:
         """The name in the folder under which the file is."""
         return file.path.relative_to(self.folder).parts[0]
 
-    def _recall(self, name: str) -> _Known | None:
+    def _recall(self, key: str) -> _Known | None:
         try:
-            record = json.loads(self._record(name).read_text())
+            record = json.loads(self._record(key).read_text())
             files = tuple(DataFile(file["name"], self.folder / file["path"], file["sha256"]) for file in record["files"])
             return _Known(Version(record["tag"], record["size"]), files)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _remember(self, name: str, known: _Known) -> None:
+    def _remember(self, remote: Remote, known: _Known) -> None:
         files = [{"name": file.name, "path": os.path.relpath(file.path, self.folder), "sha256": file.sha256} for file in known.files]
-        temporary = self._record(name).with_suffix(".tmp")
-        layout.write_json(temporary, {"name": name, **known.version._asdict(), "files": files})
-        temporary.replace(self._record(name))
+        record = self._record(remote.key)
+        temporary = record.with_suffix(".tmp")
+        layout.write_json(temporary, {"name": remote.name, **known.version._asdict(), "files": files})
+        temporary.replace(record)
 
-    def _record(self, name: str) -> Path:
-        return self._records / f"{_id(name)}.json"
+    def _record(self, key: str) -> Path:
+        return self._records / f"{_id(key)}.json"
 
 
-def _id(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
+def _id(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _unchanged(remote: Remote, version: Version) -> bool:

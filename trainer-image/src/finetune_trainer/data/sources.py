@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from finetune_trainer import addresses
 from finetune_trainer.config import SourceConfig
 from finetune_trainer.data.reading import DataFile
 from finetune_trainer.data.remote import Downloads, Remote
@@ -37,9 +38,9 @@ def files(source: SourceConfig, use: Use, downloads: Downloads) -> list[DataFile
     Infrastructure where it cannot be reached, OSError where a volume fails."""
     scheme, _, rest = source.source.partition("://")
     if source.mount is not None or scheme == "image":
-        return local(source.source, source.mount or Path("/", rest))
+        return local(source.name, source.mount or Path("/", rest))
     if scheme not in _REMOTE:
-        raise UserError("SourceNotSupported", f"data source {source.source}: {scheme}:// is not supported yet", "Use pvc:// or s3://.")
+        raise UserError("SourceNotSupported", f"data source {source.name}: {scheme}:// is not supported yet", "Use pvc:// or s3://.")
     return _REMOTE[scheme](source, rest, use, downloads)
 
 
@@ -71,13 +72,14 @@ def _hidden(path: Path | PurePosixPath) -> bool:
 
 def _https(source: SourceConfig, _rest: str, _use: Use, downloads: Downloads) -> list[DataFile]:
     address, token = source.source, credentials(source).get("token", "")
-    return downloads.files(_single(address, unchanged_over_http(address, token), over_http(address, token), downloads))
+    key, unchanged = addresses.identity(address), unchanged_over_http(address, token)
+    return downloads.files(_single(key, source.name, unchanged, over_http(address, token), downloads))
 
 
-def _single(name: str, unchanged: Unchanged, ask: Open, downloads: Downloads) -> Remote:
+def _single(key: str, name: str, unchanged: Unchanged, ask: Open, downloads: Downloads) -> Remote:
     """A file that `transfer` brings."""
-    target = downloads.target(name)
-    return Remote(name, unchanged, lambda: (transfer(name, ask, target), [DataFile(name, target)]))
+    target = downloads.target(key)
+    return Remote(key, name, unchanged, lambda: (transfer(name, ask, target), [DataFile(name, target)]))
 
 
 def _s3(source: SourceConfig, rest: str, _use: Use, downloads: Downloads) -> list[DataFile]:
@@ -85,13 +87,12 @@ def _s3(source: SourceConfig, rest: str, _use: Use, downloads: Downloads) -> lis
     store = s3_store(bucket, credentials(source))
     if key and not key.endswith("/"):
         name = f"s3://{bucket}/{key}"
-        return downloads.files(_single(name, _unchanged_in_s3(name, store, key), _over_s3(name, store, key), downloads))
+        return downloads.files(_single(name, name, _unchanged_in_s3(name, store, key), _over_s3(name, store, key), downloads))
     listed = sorted(_listed(source.source, store, key))
     if not listed:
         raise UserError("SourceMissing", f"data source {source.source}: no data file is there", CHECK)
-    remotes = [
-        _single(f"s3://{bucket}/{name}", version.__eq__, _over_s3(source.source, store, name), downloads) for name, version in listed
-    ]
+    named = [(f"s3://{bucket}/{key}", version, _over_s3(source.source, store, key)) for key, version in listed]
+    remotes = [_single(name, name, version.__eq__, ask, downloads) for name, version, ask in named]
     return [file for remote in remotes for file in downloads.files(remote)]
 
 
@@ -188,7 +189,9 @@ def _hf(source: SourceConfig, rest: str, use: Use, downloads: Downloads) -> list
     mirror = os.environ.get("HF_HUB_CACHE")
     if mirror:
         return data_set.files(use, Path(mirror))[1]
-    return downloads.files(Remote(f"{source.source} {use}", data_set.is_at, lambda: data_set.files(use, downloads.folder / "hub")))
+    folder = downloads.target(source.source)  # every use of it comes at once
+    name = f"{source.source} {use}"
+    return downloads.files(Remote(name, name, data_set.is_at, lambda: data_set.files(use, folder)))
 
 
 @dataclass(frozen=True)
@@ -238,9 +241,9 @@ class DataSet:
         try:
             yield
         except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-            raise UserError("SourceMissing", f"{name}: {error}", "Check name, revision and secretName.") from error
+            raise UserError("SourceMissing", f"{name}: {addresses.shown_in(str(error))}", "Check name, revision and secretName.") from error
         except (LocalEntryNotFoundError, HubError, ConnectionError, TimeoutError) as error:
-            raise Infrastructure("DownloadFailed", f"{name}: {error}") from error
+            raise Infrastructure("DownloadFailed", f"{name}: {addresses.shown_in(str(error))}") from error
 
 
 def _hub() -> str | None:

@@ -6,7 +6,7 @@ Invariant: a folder of tokens is of one tokenizer, objective and code (its key);
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -44,11 +44,12 @@ class Tokens:
         self._added: list[Contents] = []
         self._writer: arrays.Writer | None = None
         self._known = np.empty(0, _CONTENT)
+        self._encoded: Callable[[Row, int], Encoded] = _none
         if layout.is_of(folder, key):
             self._known = np.load(folder / CONTENTS)
             self._order = np.argsort(self._known["high"], kind="stable")
             self._sorted = self._known["high"][self._order]
-            self._rows = self._kind.load(folder, SPLIT)
+            self._encoded = self._kind.load(folder, SPLIT).encoded
         else:
             layout.remove(folder)
 
@@ -56,7 +57,7 @@ class Tokens:
         """The tokens of each row whose content is known."""
         places = self._places(_digests(contents))
         self._found += [place for place in places if place != UNKNOWN]
-        return [None if place == UNKNOWN else self._rows.encoded(row, place) for row, place in zip(rows, places, strict=True)]
+        return [None if place == UNKNOWN else self._encoded(row, place) for row, place in zip(rows, places, strict=True)]
 
     def add(self, items: Sequence[Encoded], contents: Sequence[bytes]) -> None:
         """Keep the tokens of rows that were not known."""
@@ -74,7 +75,8 @@ class Tokens:
         if self._writer is None:
             return
         for place in self._found:
-            self._writer.add(self._rows.encoded(_NO_ROW, place))
+            self._writer.add(self._encoded(_NO_ROW, place))
+        self._encoded = _none  # its files are closed: this folder is removed, and on NFS none is that has an open file
         np.save(self._work.folder / CONTENTS, np.concatenate([*self._added, self._known[self._found]]))
         self._work.facts["key"] = self._key
 
@@ -84,6 +86,10 @@ class Tokens:
         places = self._order[np.searchsorted(self._sorted, wanted["high"]) % len(self._order)]
         found: list[int] = np.where(self._known[places] == wanted, places, UNKNOWN).tolist()
         return found
+
+
+def _none(_row: Row, place: int) -> Encoded:
+    raise KeyError(place)
 
 
 def _digests(contents: Sequence[bytes]) -> Contents:

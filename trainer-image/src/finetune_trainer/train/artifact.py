@@ -77,7 +77,7 @@ def provenance(config: RunConfig, fingerprint: str, model: JsonObject, data: Jso
     return {
         "finetune": config.finetune.model_dump(by_alias=True),
         "fingerprint": fingerprint,
-        "model": {"source": config.model.source, "path": str(config.model.path), "digest": model.get("digest")},
+        "model": {"source": config.model.name, "path": str(config.model.path), "digest": model.get("digest")},
         "data": {"path": str(config.data.path) if config.data else None, "digest": data.get("digest")},
         "training": config.training.model_dump(by_alias=True) if config.training else None,
         "method": config.method.model_dump(by_alias=True) if config.method else None,
