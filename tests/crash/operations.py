@@ -100,12 +100,7 @@ def traced(folder: Path, work: Callable[[], Any], decide: Decide = never) -> Tra
     """Run `work` in a child and ask `decide` before each change below `folder`: 0 lets it happen, an errno refuses it, KILL ends
     the child by SIGKILL. What `work` returns must be JSON. Raises RuntimeError where the kernel has no notifications."""
     trace, report = Trace(), bytearray()
-    ours, theirs = socket.socketpair()
-    child = os.fork()
-    if child == 0:
-        ours.close()
-        _live(work, theirs)
-    theirs.close()
+    child, ours = _forked(_live, work)
     with closing(ours):
         _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
         if not descriptors:
@@ -124,12 +119,7 @@ def traced(folder: Path, work: Callable[[], Any], decide: Decide = never) -> Tra
 
 def apart(work: Callable[[], Any]) -> Any:
     """What `work` returns (JSON) in a new process; raises AssertionError with what it raised there."""
-    ours, theirs = socket.socketpair()
-    child = os.fork()
-    if child == 0:
-        ours.close()
-        _report(work, theirs)
-    theirs.close()
+    child, ours = _forked(_report, work)
     with closing(ours), ours.makefile("rb") as stream:
         report = stream.read()
     os.waitpid(child, 0)
@@ -137,6 +127,17 @@ def apart(work: Callable[[], Any]) -> Any:
     if said["error"] is not None:
         raise AssertionError(said["error"]["message"])
     return said["result"]
+
+
+def _forked(life: Callable[[Callable[[], Any], socket.socket], Any], work: Callable[[], Any]) -> tuple[int, socket.socket]:
+    """A child that lives `life(work, channel)` and never returns; its pid, and our end of the channel."""
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        life(work, theirs)
+    theirs.close()
+    return child, ours
 
 
 def _live(work: Callable[[], Any], channel: socket.socket) -> None:

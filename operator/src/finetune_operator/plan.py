@@ -20,7 +20,7 @@ from finetune_operator.build.arm import Served
 from finetune_operator.build.jobs import Stage
 from finetune_operator.build.pods import Devices, Images, Manifest, Owner
 from finetune_operator.decide import layout
-from finetune_operator.decide.attempts import avoided, divisor, folders
+from finetune_operator.decide.attempts import avoided, divisor, folders, numbered
 from finetune_operator.decide.draft import ArmWanted, Draft, JobWanted
 from finetune_operator.decide.stages import BASE, evaluation_key, reference
 from finetune_operator.errors import SpecError
@@ -183,8 +183,8 @@ def _served(c: Context, name: str) -> Served:
 def _job(c: Context, job: JobWanted, stage: Stage) -> Manifest:
     o, d, devices = c.observed, c.draft, c.devices()
     scoring = _scoring(c, job.stage) if job.stage in ("baseline", "evaluate") else None
-    attempt = next((a for a in d.status.attempts if (a.revision, a.number) == (job.revision, job.number)), None)
-    choice = layout.begun(o, d.revision.estimate, attempt.layout) if attempt and job.stage == "train" else None
+    attempt = numbered(d.status.attempts, job.revision, job.number) if job.stage == "train" else None
+    choice = layout.begun(o, d.revision.estimate, attempt.layout) if attempt else None
     config = runconfig.build(
         o.namespace, o.name, o.uid, c.spec, stage, c.kept(job.revision)["resolved"],
         gpus=devices.count, micro_batch_tokens=choice.micro_batch_tokens if choice else None,

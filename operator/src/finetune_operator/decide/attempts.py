@@ -82,9 +82,15 @@ def next_divisor(before: Attempt | None) -> int | None:
     return min(SMALLEST_DIVISOR, 2 * (before.micro_batch_divisor or 1))
 
 
+def numbered(attempts: list[Attempt], revision: str, number: int) -> Attempt | None:
+    """That attempt."""
+    return next((a for a in attempts if (a.revision, a.number) == (revision, number)), None)
+
+
 def divisor(attempts: list[Attempt], revision: str, number: int) -> int:
     """By what that attempt's micro-batch is divided."""
-    return next((a.micro_batch_divisor or 1 for a in attempts if (a.revision, a.number) == (revision, number)), 1)
+    attempt = numbered(attempts, revision, number)
+    return (attempt.micro_batch_divisor if attempt else None) or 1
 
 
 def avoided(attempts: list[Attempt]) -> list[str]:

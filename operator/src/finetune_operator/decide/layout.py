@@ -1,6 +1,6 @@
 """Does the run fit where it is asked to go? Of the volume it is asked at once, of memory as soon as prepare has estimated it.
 
-Both are asked again in every cycle and remembered nowhere: an edit of `compute` goes on by itself.
+Both are asked again in every cycle: an edit of `compute` goes on by itself. Only the layout that an attempt began with is remembered.
 """
 
 from __future__ import annotations
@@ -100,8 +100,7 @@ def chosen(o: Observed, estimate: Estimate | None) -> Choice | None:
     layouts = allowed(o.spec)
     if _profile(o) is None or estimate is None or (WHOLE not in layouts and not estimate.sharded):
         return Choice(layouts[0])
-    fitting = (layout for layout in layouts if _fits(o, estimate, layout) and _host_has_room(o, estimate, layout))
-    return next((_choice(o, estimate, layout) for layout in fitting), None)
+    return next((_choice(o, estimate, layout) for layout in _fitting(o, estimate)), None)
 
 
 def next_choice(o: Observed, d: Draft) -> Choice | None:
@@ -113,8 +112,7 @@ def next_choice(o: Observed, d: Draft) -> Choice | None:
         return first
     spent = [begun(o, estimate, a.layout).layout for a in mine if a.failure_class == "outOfMemory" and _at_its_smallest(o, estimate, a)]
     behind = LAYOUTS[max((LAYOUTS.index(layout) + 1 for layout in spent), default=0) :]
-    fitting = (layout for layout in allowed(o.spec) if _fits(o, estimate, layout) and _host_has_room(o, estimate, layout))
-    return next((_choice(o, estimate, layout) for layout in fitting if layout in behind), first)
+    return next((_choice(o, estimate, layout) for layout in _fitting(o, estimate) if layout in behind), first)
 
 
 def _at_its_smallest(o: Observed, estimate: Estimate, attempt: Attempt) -> bool:
@@ -133,11 +131,16 @@ def _choice(o: Observed, estimate: Estimate | None, layout: Layout) -> Choice:
     return Choice(layout, None if estimate is None or tokens == estimate.pass_tokens else tokens)
 
 
+def _fitting(o: Observed, estimate: Estimate) -> Iterator[Layout]:
+    """The layouts allowed that fit, into the accelerator's memory and the host's."""
+    return (layout for layout in allowed(o.spec) if _fits(o, estimate, layout) and _host_has_room(o, estimate, layout))
+
+
 def _fits(o: Observed, estimate: Estimate, layout: Layout, nodes: int | None = None) -> bool:
     """Does a rank of so many pods (by default those that are asked for) fit into the accelerator's memory?"""
-    profile, each = _profile(o), max(1, o.spec.compute.gpus_each)
+    profile = _profile(o)
     room = profile.memory_bytes if profile else None
-    return pass_tokens(estimate, room, (nodes or o.spec.compute.nodes) * each, layout) is not None
+    return pass_tokens(estimate, room, (nodes or o.spec.compute.nodes) * _each(o), layout) is not None
 
 
 def _host_has_room(o: Observed, estimate: Estimate, layout: Layout) -> bool:
@@ -151,7 +154,7 @@ def _hosted(o: Observed, estimate: Estimate, layout: Layout) -> int:
     whole = estimate.sharded
     rank = sum(whole.get(name, 0) / (_ranks(o) if name in layout.divided else 1) for name in layout.hosted)
     loads = whole.get("parameters", 0) if "parameters" in layout.divided else 0
-    return round(max(1, o.spec.compute.gpus_each) * (rank + loads))
+    return round(_each(o) * (rank + loads))
 
 
 def allowed(spec: Spec) -> list[Layout]:
@@ -197,7 +200,12 @@ def _profile(o: Observed) -> Accelerator | None:
 
 
 def _ranks(o: Observed) -> int:
-    return o.spec.compute.nodes * max(1, o.spec.compute.gpus_each)
+    return o.spec.compute.nodes * _each(o)
+
+
+def _each(o: Observed) -> int:
+    """Ranks of a pod."""
+    return max(1, o.spec.compute.gpus_each)
 
 
 def _refusal(o: Observed, estimate: Estimate, profile: Accelerator) -> str:
@@ -226,7 +234,7 @@ def _most_nodes(o: Observed) -> int:
     profile = _profile(o)
     if o.spec.storage.access_mode != "ReadWriteOnce" or profile is None:
         return MOST_NODES
-    return profile.per_machine // max(1, o.spec.compute.gpus_each)
+    return profile.per_machine // _each(o)
 
 
 def _smallest(spec: Spec, estimate: Estimate, ranks: int) -> Layout:

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from finetune_trainer.config import PROMPT_METHODS, DataConfig, MethodConfig, Pr
 from finetune_trainer.data import loading, pool, quality, report, reuse, sources, tokens
 from finetune_trainer.data.encoding import Encoding
 from finetune_trainer.data.loading import Files, Loaded, Splits
+from finetune_trainer.data.reading import sha256
 from finetune_trainer.data.remote import Downloads
 from finetune_trainer.data.templates import ChatEncoder
 from finetune_trainer.estimate import Outline
@@ -107,11 +108,12 @@ def _title(config: RunConfig) -> str:
 
 
 def find_files(data: DataConfig, downloads: Downloads) -> Files:
-    """The files of every source by use: train, validation, test, mix-0 …; what was downloaded for other data is removed."""
+    """The files of every source by use: train, validation, test, mix-0 …, each with its sha256; what was downloaded for other data is
+    removed."""
     named: list[tuple[str, SourceConfig | None]] = [("train", data.train), ("validation", data.validation), ("test", data.test)]
     named += [(f"mix-{index}", mix) for index, mix in enumerate(data.mix)]
     found = {
-        use: [(source, file) for file in sources.files(source, use.partition("-")[0], downloads)]
+        use: [(source, replace(file, sha256=sha256(file))) for file in sources.files(source, use.partition("-")[0], downloads)]
         for use, source in named
         if source is not None
     }

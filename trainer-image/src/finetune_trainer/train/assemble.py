@@ -104,8 +104,6 @@ def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progres
         method.quantized_as,
     )
     packs, output = shortcuts(base, method, rows, bf16, ranks)
-    if compute.sharding == "ZeRO3":  # no rank will have the whole head
-        output = None
     beat()
     reference = resume.reference if resume else {}
     if preferences and not reference:
