@@ -396,9 +396,18 @@ class Identity(SpecModel):
 class Guards(SpecModel):
     """What traffic must show while users move."""
 
-    max_error_rate_percent: Annotated[int, LIVE] = Field(default=2, ge=0, le=100)
-    max_latency_regression_percent: Annotated[int, LIVE] = Field(default=25, ge=0, le=10000)
-    min_requests: Annotated[int, LIVE] = Field(default=200, ge=0, le=10000000)
+    max_error_rate_percent: Annotated[int, LIVE] = Field(
+        default=2, ge=0, le=100, description="Of inference requests. Rolled back: above it, and above what stable has."
+    )
+    max_error_regression_percent: Annotated[int | None, LIVE] = Field(
+        default=None, ge=0, le=10000, description="Over stable's error rate, however low that is; absent: not asked."
+    )
+    max_latency_regression_percent: Annotated[int, LIVE] = Field(
+        default=25, ge=0, le=10000, description="Over stable's median and 95th percentile of the time to the end of an answer, both."
+    )
+    min_requests: Annotated[int, LIVE] = Field(
+        default=200, ge=0, le=10000000, description="Of the canary in each step: before that many no guard passes."
+    )
 
 
 class Rollout(SpecModel):

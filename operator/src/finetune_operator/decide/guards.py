@@ -1,6 +1,7 @@
 """What traffic shows while users move: Pass, Fail, Insufficient or Error, each with its evidence in words.
 
-Fail means worse than the limit and worse than stable, beyond chance. No data is never a pass and never a failure.
+Fail means worse than the limit and worse than stable, beyond chance: by tests that may be asked at every look (`sequential`).
+No data is never a pass and never a failure.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from finetune_operator.api.spec import Guards
+from finetune_operator.decide.sequential import fewest_above, surely_above
 from finetune_operator.traffic import ArmTotals, Buckets
 
 Verdict = Literal["Pass", "Fail", "Insufficient", "Error"]
-# One-sided 99.9 % at each look. A guard looks every few seconds: in simulations a canary with half the errors that are allowed
-# was rolled back in 1 of 100 rollouts, at 99 % in 3, and by the plain share in 16.
-Z: Final = 3.09
 COMPARABLE: Final = 10  # requests from which a share or a quantile says anything: an overwhelming failure is seen so early
 
 
@@ -30,8 +29,10 @@ class Finding:
 
 
 def judge(guards: Guards, canary: ArmTotals, stable: ArmTotals) -> list[Finding]:
-    """All guards, from the sums since the step began."""
-    return [errors(guards, canary, stable), latency(guards, canary, stable)]
+    """All guards that are asked for, from the sums since the step began."""
+    percent = guards.max_error_regression_percent
+    regression = [] if percent is None else [error_regression(percent, guards.min_requests, canary, stable)]
+    return [errors(guards, canary, stable), *regression, latency(guards, canary, stable)]
 
 
 def overall(findings: list[Finding]) -> Verdict:
@@ -47,10 +48,10 @@ def errors(guards: Guards, canary: ArmTotals, stable: ArmTotals) -> Finding:
         f"errors: canary {_share(canary)} of {canary.requests} requests, stable {_share(stable)} of {stable.requests}, "
         f"limit {guards.max_error_rate_percent} %"
     )
-    if _surely_above(limit, canary):
+    if _above(limit, canary):
         if stable.requests < COMPARABLE or _worse(canary, stable):
             return Finding("errors", "Fail", text)
-        if _surely_above(limit, stable):
+        if _above(limit, stable):
             return Finding("errors", "Error", f"{text}: both arms fail")
         return Finding("errors", "Insufficient", f"{text}: above the limit, not yet surely worse than stable")
     if canary.requests < guards.min_requests:
@@ -60,8 +61,28 @@ def errors(guards: Guards, canary: ArmTotals, stable: ArmTotals) -> Finding:
     return Finding("errors", "Pass", text)
 
 
+def error_regression(percent: int, min_requests: int, canary: ArmTotals, stable: ArmTotals) -> Finding:
+    """The share of failed inference requests against stable's, however low both are: `percent` more of it are allowed."""
+    guard, factor = "error regression", 1 + percent / 100
+    text = (
+        f"{guard}: canary {_share(canary)} of {canary.requests} requests, stable {_share(stable)} of {stable.requests}, limit +{percent} %"
+    )
+    if canary.requests < min_requests:
+        return Finding(guard, "Insufficient", f"{text}, at least {min_requests} canary requests are wanted")
+    if min(canary.requests, stable.requests) < COMPARABLE:
+        return Finding(guard, "Insufficient" if min_requests else "Pass", f"{text}: {COMPARABLE} of each are compared")
+    if _worse(canary, stable, factor):
+        return Finding(guard, "Fail", text)
+    if canary.errors * stable.requests > factor * stable.errors * canary.requests:
+        return Finding(guard, "Insufficient", f"{text}: above the limit, not yet beyond chance")
+    return Finding(guard, "Pass", text)
+
+
 def latency(guards: Guards, canary: ArmTotals, stable: ArmTotals) -> Finding:
-    """The median and the 95th percentile of the time to the end of an answer, against stable's."""
+    """The median and the 95th percentile of the time to the end of an answer, against stable's.
+
+    Fail needs both: that the median is slower beyond chance, and that the 95th percentile as it was counted is slower as well.
+    """
     seen, known = _count(canary.latency), _count(stable.latency)
     if canary.requests < guards.min_requests:
         return Finding("latency", "Insufficient", f"latency: {canary.requests} of {guards.min_requests} canary requests seen")
@@ -71,19 +92,9 @@ def latency(guards: Guards, canary: ArmTotals, stable: ArmTotals) -> Finding:
     factor = 1 + guards.max_latency_regression_percent / 100
     figures = {q: (quantile(canary.latency, q), quantile(stable.latency, q)) for q in (0.5, 0.95)}
     text = "latency: " + ", ".join(f"p{q * 100:.0f} canary {c:.0f} ms, stable {s:.0f} ms" for q, (c, s) in figures.items())
-    worse = all(_at_least(canary.latency, q) > factor * _at_most(stable.latency, q) for q in figures)
+    worse = all(c > factor * s for c, s in figures.values()) and _median_at_least(canary.latency) > factor * _median_at_most(stable.latency)
     limit = f", limit +{guards.max_latency_regression_percent} % on both"
     return Finding("latency", "Fail" if worse else "Pass", text + limit)
-
-
-def wilson(successes: int, n: int, z: float = Z) -> tuple[float, float]:
-    """Wilson's score interval for a share. (0, 1) without data. Source: E. B. Wilson, JASA 22 (1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    p, z2 = successes / n, z * z
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def quantile(buckets: Buckets, q: float) -> float:
@@ -119,25 +130,26 @@ def add(a: ArmTotals, b: ArmTotals) -> ArmTotals:
     return ArmTotals(a.requests + b.requests, a.errors + b.errors, latency, a.healthy + b.healthy)
 
 
-def _surely_above(limit: float, totals: ArmTotals) -> bool:
-    low, _ = wilson(totals.errors, totals.requests)
-    return totals.requests >= COMPARABLE and low > limit
+def _above(limit: float, totals: ArmTotals) -> bool:
+    return totals.requests >= COMPARABLE and surely_above(totals.errors, totals.requests, limit)
 
 
-def _worse(canary: ArmTotals, stable: ArmTotals) -> bool:
-    """Is the canary's error share above stable's beyond chance? Two-proportion z-test with pooled variance."""
-    p = (canary.errors + stable.errors) / (canary.requests + stable.requests)
-    spread = math.sqrt(p * (1 - p) * (1 / canary.requests + 1 / stable.requests))
-    return canary.errors / canary.requests - stable.errors / stable.requests > Z * spread
+def _worse(canary: ArmTotals, stable: ArmTotals, factor: float = 1.0) -> bool:
+    """Is the canary's error share above `factor` times stable's beyond chance? Of all errors it then has more than its part."""
+    part = factor * canary.requests / (factor * canary.requests + stable.requests)
+    return surely_above(canary.errors, canary.errors + stable.errors, part)
 
 
-def _at_least(buckets: Buckets, q: float) -> float:
-    """What the q-quantile surely is at least: a lower one, by the spread of the share below it."""
-    return quantile(buckets, max(0.0, q - Z * math.sqrt(q * (1 - q) / _count(buckets))))
+def _median_at_least(buckets: Buckets) -> float:
+    """What the median surely is at least; 0 where too few were timed to say."""
+    n = int(_count(buckets))
+    return quantile(buckets, max(0.0, 1 - fewest_above(n, 0.5) / n))
 
 
-def _at_most(buckets: Buckets, q: float) -> float:
-    return quantile(buckets, min(1.0, q + Z * math.sqrt(q * (1 - q) / _count(buckets))))
+def _median_at_most(buckets: Buckets) -> float:
+    """What the median surely is at most; of too few to say the slowest."""
+    n = int(_count(buckets))
+    return quantile(buckets, min(1.0, fewest_above(n, 0.5) / n))
 
 
 def _share(totals: ArmTotals) -> str:
