@@ -92,7 +92,9 @@ def figures(cases: Sequence[Case], found: dict[str, dict[str, float]]) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.guards", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.guards", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--canaries", type=int, default=2000, help="of each case (a tenth of them for each effect of the last table)")
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")

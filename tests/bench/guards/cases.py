@@ -85,21 +85,21 @@ def _effect(guard: str, name: str, canary: Arm, most: int, guards: Guards, stabl
 LIMIT = Guards(max_latency_regression_percent=10_000)
 REGRESSION = LIMIT.model_copy(update={"max_error_rate_percent": 100, "max_error_regression_percent": 25})
 SLOWER = {percent: Guards(max_error_rate_percent=100, max_latency_regression_percent=percent) for percent in (10, 25)}
+# Percent of errors (stable, canary) or how much slower; canary requests that are surely enough.
+ABOVE = ((1, 3, 16_000), (1, 4, 5_000), (1, 6, 1_500), (1, 10, 600), (1, 50, 300))
+MORE = ((1, 1.5, 100_000), (1, 2, 20_000), (1, 3, 6_000), (0.1, 0.2, 200_000), (0.1, 1, 6_000))
+LATER = ((10, 20, 9_000), (10, 30, 2_500), (10, 50, 900), (25, 30, 60_000), (25, 50, 2_500), (25, 100, 600))
 EFFECTS = (
     *(
-        _effect("maxErrorRatePercent: 2", f"1 % → {100 * errors:.3g} %", Arm(errors=errors), most, LIMIT)
-        for errors, most in ((0.03, 16_000), (0.04, 5_000), (0.06, 1_500), (0.1, 600), (0.5, 300))
+        _effect("maxErrorRatePercent: 2", f"{was} % → {now} %", Arm(errors=now / 100), most, LIMIT, Arm(errors=was / 100))
+        for was, now, most in ABOVE
     ),
     *(
-        _effect("maxErrorRegressionPercent: 25", f"{100 * was:.3g} % → {100 * errors:.3g} %", Arm(errors=errors), most, REGRESSION, Arm(was))
-        for was, errors, most in (
-            (0.01, 0.015, 100_000), (0.01, 0.02, 20_000), (0.01, 0.03, 6_000), (0.001, 0.002, 200_000), (0.001, 0.01, 6_000),
-        )
+        _effect("maxErrorRegressionPercent: 25", f"{was} % → {now} %", Arm(errors=now / 100), most, REGRESSION, Arm(errors=was / 100))
+        for was, now, most in MORE
     ),
     *(
-        _effect(f"maxLatencyRegressionPercent: {percent}", f"+{100 * slower - 100:.0f} %", Arm(slower=slower), most, SLOWER[percent])
-        for percent, slower, most in (
-            (10, 1.2, 9_000), (10, 1.3, 2_500), (10, 1.5, 900), (25, 1.3, 60_000), (25, 1.5, 2_500), (25, 2.0, 600),
-        )
+        _effect(f"maxLatencyRegressionPercent: {limit}", f"+{slower} %", Arm(slower=1 + slower / 100), most, SLOWER[limit])
+        for limit, slower, most in LATER
     ),
-)  # fmt: skip
+)

@@ -7,7 +7,6 @@ No data is never a pass and never a failure.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -30,9 +29,24 @@ class Finding:
 
 def judge(guards: Guards, canary: ArmTotals, stable: ArmTotals) -> list[Finding]:
     """All guards that are asked for, from the sums since the step began."""
-    percent = guards.max_error_regression_percent
-    regression = [] if percent is None else [error_regression(percent, guards.min_requests, canary, stable)]
-    return [errors(guards, canary, stable), *regression, latency(guards, canary, stable)]
+    asked = (
+        (guards.max_error_regression_percent, error_regression),
+        (guards.max_time_to_first_token_regression_percent, first_token),
+        (guards.max_time_per_output_token_regression_percent, output_token),
+        (guards.max_unusable_regression_percent, unusable),
+    )
+    regressions = [guard(percent, guards.min_requests, canary, stable) for percent, guard in asked if percent is not None]
+    return [errors(guards, canary, stable), latency(guards, canary, stable), *regressions]
+
+
+def asks_servers(guards: Guards) -> bool:
+    """Is any guard asked for that the arms' servers tell about?"""
+    theirs = (
+        guards.max_time_to_first_token_regression_percent,
+        guards.max_time_per_output_token_regression_percent,
+        guards.max_unusable_regression_percent,
+    )
+    return any(percent is not None for percent in theirs)
 
 
 def overall(findings: list[Finding]) -> Verdict:
@@ -43,13 +57,10 @@ def overall(findings: list[Finding]) -> Verdict:
 
 def errors(guards: Guards, canary: ArmTotals, stable: ArmTotals) -> Finding:
     """The share of failed inference requests, against the limit and against stable."""
-    limit = guards.max_error_rate_percent / 100
-    text = (
-        f"errors: canary {_share(canary)} of {canary.requests} requests, stable {_share(stable)} of {stable.requests}, "
-        f"limit {guards.max_error_rate_percent} %"
-    )
+    limit, failed, known = guards.max_error_rate_percent / 100, *(_Share(arm.errors, arm.requests) for arm in (canary, stable))
+    text = f"errors: canary {failed} requests, stable {known}, limit {guards.max_error_rate_percent} %"
     if _above(limit, canary):
-        if stable.requests < COMPARABLE or _worse(canary, stable):
+        if stable.requests < COMPARABLE or _surely_more(failed, known, 1.0):
             return Finding("errors", "Fail", text)
         if _above(limit, stable):
             return Finding("errors", "Error", f"{text}: both arms fail")
@@ -61,40 +72,39 @@ def errors(guards: Guards, canary: ArmTotals, stable: ArmTotals) -> Finding:
     return Finding("errors", "Pass", text)
 
 
-def error_regression(percent: int, min_requests: int, canary: ArmTotals, stable: ArmTotals) -> Finding:
-    """The share of failed inference requests against stable's, however low both are: `percent` more of it are allowed."""
-    guard, factor = "error regression", 1 + percent / 100
-    text = (
-        f"{guard}: canary {_share(canary)} of {canary.requests} requests, stable {_share(stable)} of {stable.requests}, limit +{percent} %"
-    )
-    if canary.requests < min_requests:
-        return Finding(guard, "Insufficient", f"{text}, at least {min_requests} canary requests are wanted")
-    if min(canary.requests, stable.requests) < COMPARABLE:
-        return Finding(guard, "Insufficient" if min_requests else "Pass", f"{text}: {COMPARABLE} of each are compared")
-    if _worse(canary, stable, factor):
-        return Finding(guard, "Fail", text)
-    if canary.errors * stable.requests > factor * stable.errors * canary.requests:
-        return Finding(guard, "Insufficient", f"{text}: above the limit, not yet beyond chance")
-    return Finding(guard, "Pass", text)
-
-
 def latency(guards: Guards, canary: ArmTotals, stable: ArmTotals) -> Finding:
-    """The median and the 95th percentile of the time to the end of an answer, against stable's.
+    """The time to the end of an answer, by the routers."""
+    return _slower("latency", guards.max_latency_regression_percent, guards.min_requests, canary, canary.latency, stable.latency)
 
-    Fail needs both: that the median is slower beyond chance, and that the 95th percentile as it was counted is slower as well.
-    """
-    seen, known = _count(canary.latency), _count(stable.latency)
-    if canary.requests < guards.min_requests:
-        return Finding("latency", "Insufficient", f"latency: {canary.requests} of {guards.min_requests} canary requests seen")
-    if min(seen, known) < COMPARABLE:
-        text = f"latency: canary {seen:.0f}, stable {known:.0f} answers timed, {COMPARABLE} of each are compared"
-        return Finding("latency", "Insufficient" if guards.min_requests else "Pass", text)
-    factor = 1 + guards.max_latency_regression_percent / 100
-    figures = {q: (quantile(canary.latency, q), quantile(stable.latency, q)) for q in (0.5, 0.95)}
-    text = "latency: " + ", ".join(f"p{q * 100:.0f} canary {c:.0f} ms, stable {s:.0f} ms" for q, (c, s) in figures.items())
-    worse = all(c > factor * s for c, s in figures.values()) and _median_at_least(canary.latency) > factor * _median_at_most(stable.latency)
-    limit = f", limit +{guards.max_latency_regression_percent} % on both"
-    return Finding("latency", "Fail" if worse else "Pass", text + limit)
+
+def error_regression(percent: int, wanted: int, canary: ArmTotals, stable: ArmTotals) -> Finding:
+    """The share of failed inference requests against stable's, however low both are: `percent` more of it are allowed."""
+    failed, known = (_Share(arm.errors, arm.requests) for arm in (canary, stable))
+    return _more("error regression", "requests", percent, wanted, failed, known)
+
+
+def first_token(percent: int, wanted: int, canary: ArmTotals, stable: ArmTotals) -> Finding:
+    """The time to the first token, by the arms' servers."""
+    name = "time to first token"
+    if not (canary.first_token and stable.first_token):
+        return _untold(name, canary.first_token)
+    return _slower(name, percent, wanted, canary, canary.first_token, stable.first_token)
+
+
+def output_token(percent: int, wanted: int, canary: ArmTotals, stable: ArmTotals) -> Finding:
+    """The time per output token, by the arms' servers."""
+    name = "time per output token"
+    if not (canary.output_token and stable.output_token):
+        return _untold(name, canary.output_token)
+    return _slower(name, percent, wanted, canary, canary.output_token, stable.output_token)
+
+
+def unusable(percent: int, wanted: int, canary: ArmTotals, stable: ArmTotals) -> Finding:
+    """The share of answers that are empty or cut off at their longest, by the arms' servers, against stable's."""
+    if not (canary.first_token and stable.first_token):
+        return _untold("unusable answers", canary.first_token)
+    bad, known = (_Share(arm.unusable, arm.answers) for arm in (canary, stable))
+    return _more("unusable answers", "answers", percent, wanted, bad, known)
 
 
 def quantile(buckets: Buckets, q: float) -> float:
@@ -117,27 +127,89 @@ def subtract(now: ArmTotals, before: ArmTotals) -> ArmTotals:
     """
     if now.requests < before.requests or now.errors < before.errors:
         return now
-    old: Mapping[float, float] = dict(before.latency)
-    latency = tuple((bound, max(0.0, count - old.get(bound, 0.0))) for bound, count in now.latency)
     errors = now.errors - before.errors
-    return ArmTotals(max(errors, now.requests - before.requests), errors, latency, now.healthy)
+    return ArmTotals(
+        max(errors, now.requests - before.requests),
+        errors,
+        _fewer(now.latency, before.latency),
+        now.healthy,
+        _fewer(now.first_token, before.first_token),
+        _fewer(now.output_token, before.output_token),
+        now.answers - before.answers,
+        now.unusable - before.unusable,
+    )
 
 
 def add(a: ArmTotals, b: ArmTotals) -> ArmTotals:
-    """The sum over two routers."""
-    left, right = dict(a.latency), dict(b.latency)
-    latency = tuple((bound, left.get(bound, 0.0) + right.get(bound, 0.0)) for bound in sorted({*left, *right}))
-    return ArmTotals(a.requests + b.requests, a.errors + b.errors, latency, a.healthy + b.healthy)
+    """The sum over two routers, or two servers."""
+    return ArmTotals(
+        a.requests + b.requests,
+        a.errors + b.errors,
+        _together(a.latency, b.latency),
+        a.healthy + b.healthy,
+        _together(a.first_token, b.first_token),
+        _together(a.output_token, b.output_token),
+        a.answers + b.answers,
+        a.unusable + b.unusable,
+    )
+
+
+@dataclass(frozen=True)
+class _Share:
+    """`hits` of `n`."""
+
+    hits: int
+    n: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.hits / self.n:.1f} % of {self.n}" if self.n else "none of 0"
+
+
+def _more(guard: str, what: str, percent: int, wanted: int, canary: _Share, stable: _Share) -> Finding:
+    """Is the canary's share more than `percent` above stable's, beyond chance?"""
+    text, factor = f"{guard}: canary {canary} {what}, stable {stable}, limit +{percent} %", 1 + percent / 100
+    if canary.n < wanted:
+        return Finding(guard, "Insufficient", f"{text}, at least {wanted} of the canary are wanted")
+    if min(canary.n, stable.n) < COMPARABLE:
+        return Finding(guard, "Insufficient" if wanted else "Pass", f"{text}: {COMPARABLE} of each are compared")
+    if _surely_more(canary, stable, factor):
+        return Finding(guard, "Fail", text)
+    if canary.hits * stable.n > factor * stable.hits * canary.n:
+        return Finding(guard, "Insufficient", f"{text}: above the limit, not yet beyond chance")
+    return Finding(guard, "Pass", text)
+
+
+def _slower(guard: str, percent: int, wanted: int, arm: ArmTotals, canary: Buckets, stable: Buckets) -> Finding:
+    """Are the canary's median and 95th percentile more than `percent` above stable's?
+
+    Fail needs both: that the median is beyond chance, and that the 95th percentile as it was counted is as well.
+    """
+    seen, known = _count(canary), _count(stable)
+    if arm.requests < wanted:
+        return Finding(guard, "Insufficient", f"{guard}: {arm.requests} of {wanted} canary requests seen")
+    if min(seen, known) < COMPARABLE:
+        text = f"{guard}: canary {seen:.0f}, stable {known:.0f} answers timed, {COMPARABLE} of each are compared"
+        return Finding(guard, "Insufficient" if wanted else "Pass", text)
+    factor = 1 + percent / 100
+    figures = {q: (quantile(canary, q), quantile(stable, q)) for q in (0.5, 0.95)}
+    text = f"{guard}: " + ", ".join(f"p{q * 100:.0f} canary {c:.0f} ms, stable {s:.0f} ms" for q, (c, s) in figures.items())
+    worse = all(c > factor * s for c, s in figures.values()) and _median_at_least(canary) > factor * _median_at_most(stable)
+    return Finding(guard, "Fail" if worse else "Pass", f"{text}, limit +{percent} % on both")
+
+
+def _untold(guard: str, canary: Buckets) -> Finding:
+    arm = "stable" if canary else "the canary"
+    return Finding(guard, "Error", f"{guard}: no server of {arm} tells it")
+
+
+def _surely_more(canary: _Share, stable: _Share, factor: float) -> bool:
+    """Is the canary's share above `factor` times stable's beyond chance? Of all hits it then has more than its part."""
+    part = factor * canary.n / (factor * canary.n + stable.n)
+    return surely_above(canary.hits, canary.hits + stable.hits, part)
 
 
 def _above(limit: float, totals: ArmTotals) -> bool:
     return totals.requests >= COMPARABLE and surely_above(totals.errors, totals.requests, limit)
-
-
-def _worse(canary: ArmTotals, stable: ArmTotals, factor: float = 1.0) -> bool:
-    """Is the canary's error share above `factor` times stable's beyond chance? Of all errors it then has more than its part."""
-    part = factor * canary.requests / (factor * canary.requests + stable.requests)
-    return surely_above(canary.errors, canary.errors + stable.errors, part)
 
 
 def _median_at_least(buckets: Buckets) -> float:
@@ -152,8 +224,14 @@ def _median_at_most(buckets: Buckets) -> float:
     return quantile(buckets, min(1.0, fewest_above(n, 0.5) / n))
 
 
-def _share(totals: ArmTotals) -> str:
-    return f"{100 * totals.errors / totals.requests:.1f} %" if totals.requests else "none"
+def _fewer(now: Buckets, before: Buckets) -> Buckets:
+    old = dict(before)
+    return tuple((bound, max(0.0, count - old.get(bound, 0.0))) for bound, count in now)
+
+
+def _together(a: Buckets, b: Buckets) -> Buckets:
+    left, right = dict(a), dict(b)
+    return tuple((bound, left.get(bound, 0.0) + right.get(bound, 0.0)) for bound in sorted({*left, *right}))
 
 
 def _count(buckets: Buckets) -> float:
