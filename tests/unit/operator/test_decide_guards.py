@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from finetune_operator.api.spec import Guards
@@ -165,6 +166,61 @@ def test_an_error_regression_is_looked_at_only_when_it_is_asked_for() -> None:
     hasty = guards.error_regression(25, 0, ArmTotals(), ArmTotals())
     text = "error regression: canary none of 0 requests, stable none of 0, limit +25 %: 10 of each are compared"
     assert hasty == Finding("error regression", "Pass", text)
+
+
+def server(answers: int, factor: float = 1.0, unusable: int = 0) -> ArmTotals:
+    """An arm of which the servers tell their times as well, the same as the routers'."""
+    told = even(answers, factor)
+    return replace(told, first_token=told.latency, output_token=told.latency, answers=answers, unusable=unusable)
+
+
+THEIRS = {"time to first token": guards.first_token, "time per output token": guards.output_token, "unusable answers": guards.unusable}
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_what_no_server_tells_is_an_error_and_holds(name: str) -> None:
+    guard = THEIRS[name]
+    assert guard(25, 100, even(1000), server(1000)) == Finding(name, "Error", f"{name}: no server of the canary tells it")
+    assert guard(25, 100, server(1000), even(1000)) == Finding(name, "Error", f"{name}: no server of stable tells it")
+    assert guard(25, 100, server(1000), server(1000)).verdict == "Pass"
+    assert guard(25, 1001, server(1000), server(1000)).verdict == "Insufficient"
+
+
+@pytest.mark.parametrize("name", ["time to first token", "time per output token"])
+def test_slower_tokens_fail(name: str) -> None:
+    guard = THEIRS[name]
+    assert [guard(25, 100, server(1000, factor), server(1000)).verdict for factor in (1.2, 1.8)] == ["Pass", "Fail"]
+    evidence = guard(25, 100, server(1000, 1.8), server(1000)).evidence
+    assert evidence == f"{name}: p50 canary 900 ms, stable 500 ms, p95 canary 1710 ms, stable 950 ms, limit +25 % on both"
+
+
+def test_more_empty_or_cut_off_answers_fail() -> None:
+    found = [guards.unusable(25, 100, server(2000, unusable=bad), server(18_000, unusable=900)) for bad in (100, 130, 400)]
+    assert [f.verdict for f in found] == ["Pass", "Insufficient", "Fail"]
+    assert found[-1].evidence == "unusable answers: canary 20.0 % of 2000 answers, stable 5.0 % of 18000, limit +25 %"
+
+
+# the field that asks for it → the guard's name; whether the arms' servers are asked
+ASKED = {
+    "max_error_regression_percent": ("error regression", False),
+    "max_time_to_first_token_regression_percent": ("time to first token", True),
+    "max_time_per_output_token_regression_percent": ("time per output token", True),
+    "max_unusable_regression_percent": ("unusable answers", True),
+}
+
+
+@pytest.mark.parametrize("field", ASKED)
+def test_a_guard_with_a_limit_is_asked(field: str) -> None:
+    name, of_servers = ASKED[field]
+    asked = GUARDS.model_copy(update={field: 0})
+    assert [f.guard for f in guards.judge(asked, server(1000), server(9000))] == ["errors", "latency", name]
+    assert (guards.asks_servers(asked), guards.asks_servers(GUARDS)) == (of_servers, False)
+
+
+def test_sums_and_differences_of_what_servers_tell() -> None:
+    one, two = server(100, unusable=3), server(300, unusable=5)
+    assert guards.add(one, two) == replace(server(400, unusable=8), healthy=2)
+    assert subtract(two, one) == server(200, unusable=2)
 
 
 def test_quantiles_lie_on_the_line_between_bounds() -> None:

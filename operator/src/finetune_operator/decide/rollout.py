@@ -196,7 +196,8 @@ def _holding(plan: Plan, scene: Scene, r: Rollout) -> Step:
 
 def _unjudged(plan: Plan, scene: Scene, r: Rollout, where: str) -> Step:
     """A step whose time is over and which the guards cannot judge: it is extended, and then what the user asked for is done."""
-    extended = -seconds_until(r.next_step_at, scene.now) <= plan.extension
+    over = time(r.next_step_at)
+    extended = over is not None and (scene.now - over).total_seconds() <= plan.extension
     lacking = _first(r, "Insufficient")
     wait = Step(r, _unheard(scene, r.weight), f"{where}: goes on once there is enough traffic to judge ({lacking})")
     match "Extend" if extended else plan.guards.on_insufficient:

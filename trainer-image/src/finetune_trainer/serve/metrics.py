@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from finetune_trainer.serve.generation import Finished
+if TYPE_CHECKING:
+    from finetune_trainer.serve.generation import Finished
 
 
 def _bounds(first: float, decades: float) -> tuple[float, ...]:
