@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 
 from tests.bench.control_plane.statistics import quantile
-from tests.bench.guards.cases import CASES, EFFECTS, Case, Effect
+from tests.bench.guards.cases import CASES, EFFECTS, FIXED, STRICT, Case, Effect
 from tests.bench.guards.rules import Ours, Outcome, Rule
 from tests.bench.guards.traffic import Traffic, spans
 
@@ -113,6 +113,8 @@ def main() -> None:
             rows = simulate(pool, name, effect.traffic, [Ours(effect.guards)], [options.seed, len(CASES) + number], count)
             effects.append(effect_row(effect, [row[0] for row in rows]))
     print(f"{options.canaries} canaries of each case, seed {options.seed}\n")
+    print(f"guards: {STRICT.model_dump(exclude_none=True, exclude_defaults=True, by_alias=True)}, the rest by default")
+    print("\n".join(str(rule) for rule in FIXED), end="\n\n")
     print(table("rolled back, percent", cases))
     print(f"\n{table('seconds until half of those were', seconds)}")
     if effects:

@@ -75,6 +75,9 @@ class Threshold:
     success: float
     p99: float
 
+    def __str__(self) -> str:
+        return f"each minute at least {100 * self.success:.3g} % succeed and the 99th percentile is at most {self.p99:,.0f} ms"
+
     def passes(self, window: ArmTotals) -> bool:
         """Does a minute with answers fulfil it?"""
         return 1 - window.errors / window.requests >= self.success and quantile(window.latency, 0.99) <= self.p99
@@ -87,6 +90,9 @@ class Flagger:
     threshold: Threshold
     name: str
     budget: int = 5
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.threshold}; {self.budget} failed checks or minutes without data roll back"
 
     def judge(self, spans: list[Span]) -> Outcome:
         failed = 0
@@ -105,6 +111,9 @@ class Argo:
     name: str
     limit: int = 3
     errors: int = 4
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.threshold}; more than {self.limit} failures, or {self.errors} minutes without data in a row, roll back"
 
     def judge(self, spans: list[Span]) -> Outcome:
         failed = empty = 0

@@ -48,6 +48,22 @@ def test_above_the_limit_begins_where_the_sequential_test_says(requests: int, fi
     assert (verdict(first - 1), verdict(first)) == ("Insufficient", "Fail")
 
 
+# The same where stable is compared, which fails not once, or always: the limit may be less sure then.
+COMPARED = [(10, 8, 6), (50, 8, 8), (200, 14, 14), (1000, 39, 39)]
+
+
+@pytest.mark.parametrize(("requests", "worse", "both"), COMPARED)
+def test_above_the_limit_beside_a_stable_arm(requests: int, worse: int, both: int) -> None:
+    asked = Guards(max_error_rate_percent=2, min_requests=0)
+    good, bad = ArmTotals(9 * requests), ArmTotals(requests, requests)
+
+    def verdict(errors: int, stable: ArmTotals) -> str:
+        return guards.errors(asked, ArmTotals(requests, errors), stable).verdict
+
+    assert [verdict(worse - 1, good), verdict(worse, good)] == ["Insufficient", "Fail"]
+    assert [verdict(both - 1, bad), verdict(both, bad)] == ["Insufficient", "Error"]
+
+
 GUARDS = Guards(max_error_rate_percent=5, min_requests=100)
 FINDINGS: dict[str, tuple[ArmTotals, ArmTotals, str, str]] = {
     "nothing was seen": (

@@ -167,6 +167,19 @@ def test_latencies_just_beside_a_bound_are_not_told_apart_by_a_whole_limit() -> 
     assert (LATENCY_BOUNDS[0], LATENCY_BOUNDS[-1]) == (10, 560_000), "from the fastest answer to the longest a request may take"
 
 
+@pytest.mark.parametrize(("limit", "fails"), [(25, False), (10, True)])
+def test_what_a_bucket_hides_is_below_the_default_limit_and_above_a_strict_one(limit: int, fails: bool) -> None:
+    """Answers that all take the same time, in one arm a hair below a bound and in the other a hair above it: no figure lies between."""
+    asked = GUARDS.model_copy(update={"max_latency_regression_percent": limit})
+    found = set()
+    for bound in LATENCY_BOUNDS[1:-1]:
+        stable, canary = (
+            ArmTotals(9000, 0, tuple((b, 9000.0 * (b >= m)) for b in (*LATENCY_BOUNDS, math.inf))) for m in (bound, 1.01 * bound)
+        )
+        found.add(guards.latency(asked, canary, stable).verdict)
+    assert ("Fail" in found) is fails
+
+
 def test_what_was_counted_in_between() -> None:
     assert subtract(made(30, 3), made(10, 1)).requests == 20
     assert subtract(made(30, 3), made(10, 1)).errors == 2

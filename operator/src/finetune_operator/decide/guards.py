@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from finetune_operator.api.spec import Guards
-from finetune_operator.decide.sequential import fewest_above, surely_above
+from finetune_operator.decide.sequential import ALPHA, fewest_above, surely_above
 from finetune_operator.traffic import ArmTotals, Buckets
 
 Verdict = Literal["Pass", "Fail", "Insufficient", "Error"]
+# That a canary is above the limit may be less sure where it is surely worse than stable as well: that alone keeps equal arms from harm.
+LIMIT_ALPHA: Final = 0.01
 COMPARABLE: Final = 10  # requests from which a share or a quantile says anything: an overwhelming failure is seen so early
 
 
@@ -59,10 +61,11 @@ def errors(guards: Guards, canary: ArmTotals, stable: ArmTotals) -> Finding:
     """The share of failed inference requests, against the limit and against stable."""
     limit, failed, known = guards.max_error_rate_percent / 100, *(_Share(arm.errors, arm.requests) for arm in (canary, stable))
     text = f"errors: canary {failed} requests, stable {known}, limit {guards.max_error_rate_percent} %"
-    if _above(limit, canary):
-        if stable.requests < COMPARABLE or _surely_more(failed, known, 1.0):
+    compared = stable.requests >= COMPARABLE
+    if _above(limit, failed, LIMIT_ALPHA if compared else ALPHA):
+        if not compared or _surely_more(failed, known, 1.0):
             return Finding("errors", "Fail", text)
-        if _above(limit, stable):
+        if _above(limit, known, LIMIT_ALPHA):
             return Finding("errors", "Error", f"{text}: both arms fail")
         return Finding("errors", "Insufficient", f"{text}: above the limit, not yet surely worse than stable")
     if canary.requests < guards.min_requests:
@@ -208,8 +211,8 @@ def _surely_more(canary: _Share, stable: _Share, factor: float) -> bool:
     return surely_above(canary.hits, canary.hits + stable.hits, part)
 
 
-def _above(limit: float, totals: ArmTotals) -> bool:
-    return totals.requests >= COMPARABLE and surely_above(totals.errors, totals.requests, limit)
+def _above(limit: float, share: _Share, alpha: float) -> bool:
+    return share.n >= COMPARABLE and surely_above(share.hits, share.n, limit, alpha)
 
 
 def _median_at_least(buckets: Buckets) -> float:

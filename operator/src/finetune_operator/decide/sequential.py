@@ -1,7 +1,7 @@
-"""A test that may be looked at after every request: it errs with probability ALPHA at most over all looks together.
+"""A test that may be looked at after every request: it errs with probability alpha at most over all looks together.
 
 The likelihood ratio of a Beta mixture against one share is a martingale where that share holds (a supermartingale, on its upper
-side, where the truth lies below), so it ever reaches 1/ALPHA with probability ALPHA at most (Ville's inequality). Sources: H. Robbins,
+side, where the truth lies below), so it ever reaches 1/alpha with probability alpha at most (Ville's inequality). Sources: H. Robbins,
 Annals of Mathematical Statistics 41 (1970); for errors counted in two arms, M. Lindon and A. Malek, NeurIPS (2022), arXiv:2011.03567;
 for quantiles, S. R. Howard and A. Ramdas, Bernoulli 28 (2022), arXiv:1906.09712.
 """
@@ -16,11 +16,11 @@ from typing import Final
 ALPHA: Final = 0.001
 
 
-def surely_above(hits: float, n: float, share: float) -> bool:
+def surely_above(hits: float, n: float, share: float, alpha: float = ALPHA) -> bool:
     """Are `hits` of `n` more than `share` (0…1) explains, however often this was asked before?"""
     if hits <= share * n:
         return False
-    return share <= 0.0 or _log_ratio(hits, n, share) >= -math.log(ALPHA)
+    return share <= 0.0 or _log_ratio(hits, n, share) >= -math.log(alpha)
 
 
 def fewest_above(n: int, share: float) -> int:
