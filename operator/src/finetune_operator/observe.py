@@ -43,7 +43,7 @@ from finetune_operator.workloads import (
 
 MOUNT_PATIENCE = 60.0  # seconds that a scheduled pod may wait before its Events are read
 SCALE_UPS = ("TriggeredScaleUp", "Nominated")  # what the Cluster Autoscaler and Karpenter say of a pod that they make room for
-SERVERS_ASKED = 16  # of an arm: their counters are kept in the status while a step lasts
+SERVERS_ASKED = 8  # of an arm: their counters are kept in the status while a step lasts
 PODS_PATIENCE = 10.0  # seconds that a Job may be without pods before its Events are read
 
 Object = Mapping[str, Any]

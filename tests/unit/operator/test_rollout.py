@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from datetime import timedelta
@@ -11,10 +12,12 @@ import pytest
 from finetune_operator import conditions as c
 from finetune_operator.api.spec import Guards
 from finetune_operator.api.status import Arm, Rollout, Stopped
+from finetune_operator.build.router import LATENCY_BOUNDS
 from finetune_operator.decide import rollout as m
 from finetune_operator.decide.arms import rollout as arms
 from finetune_operator.decide.arms import router_moves
 from finetune_operator.decide.draft import ArmWanted, Draft, stamp
+from finetune_operator.observe import SERVERS_ASKED
 from finetune_operator.observed import ArmHealth
 from finetune_operator.traffic import ArmTotals, Backend, RouterState, ServerState, Structure
 from finetune_operator.workloads import Waiting
@@ -301,6 +304,19 @@ def test_servers_count_from_the_beginning_of_the_step() -> None:
     late = served("new", "new-1", 300, started="2026-01-01T12:00:10Z")
     mixed = (served("old", "old-0", 5900), served("new", "new-0", 3000, 900.0), late)
     assert m.advance(TOKENS, replace(seen, servers=mixed), began).rollout.state == m.HOLDING, "a server that started since counts from zero"
+
+
+def test_counters_of_large_arms_leave_room_in_the_status() -> None:
+    """Of 64 KiB: both arms' servers that are asked, with forty bounds of each of their histograms in use, and three routers."""
+    times, latency = (tuple((round(10.0 * 1.3**i, 1), 1e6 + i) for i in range(40)), tuple((bound, 1e6) for bound in LATENCY_BOUNDS))
+    full = ArmTotals(first_token=times, output_token=times, answers=10**6, unusable=10**5)
+    pods = [(arm, f"support-bot-{arm}-6f7d8c9b4-abc{i:02}") for arm in ("old", "new") for i in range(SERVERS_ASKED)]
+    both = {arm: ArmTotals(10**6, 10**4, latency, 2) for arm in ("old", "new")}
+    routers = tuple(router(f"support-bot-router-6f7d8c9b4-abc{i}", weight=10, totals=both) for i in range(3))
+    servers = tuple(ServerState(pod, "2026-01-01T11:00:00Z", arm, full) for arm, pod in pods)
+    held = m.advance(TOKENS, scene(*routers, servers=servers), at(m.SHIFTING, 10, 1)).rollout
+    assert len(held.memory["counted"]) == 3 + 2 * SERVERS_ASKED
+    assert len(json.dumps(held.to_dict())) < 40 * 1024
 
 
 def test_a_server_that_cannot_be_asked_holds_the_step_when_its_time_is_over() -> None:
