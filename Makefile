@@ -11,7 +11,7 @@ TIER ?= all
 N ?= 1000
 ARGS ?=
 
-.PHONY: help demo demo-down test check format e2e-kills chaos crash-loop chaos-training bench-control-plane bench-trainer cluster-up cluster-down cluster-status images mutation crds lock
+.PHONY: help demo demo-down test check format e2e-kills chaos crash-loop chaos-training bench-control-plane bench-trainer bench-guards cluster-up cluster-down cluster-status images mutation crds lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,7 @@ help: ## List the targets
 	@echo "  IMAGES='{\"operator\":\"…\",\"trainer\":\"…\"}'   for demo with CLUSTER=current: images that it can pull"
 	@echo "  TIER=all|unit|trainer|numerics|integration|e2e   for test"
 	@echo "  ARGS='--rows 48 --precision bf16'       for bench-trainer (ARGS=--help lists the rest)"
+	@echo "  ARGS='--canaries 200 --no-effects'      for bench-guards (ARGS=--help lists the rest)"
 	@echo "  N=1000 ARGS='--out FOLDER'              for bench-control-plane (ARGS=--help lists the rest)"
 
 demo: ## From a bare machine to a tuned model behind a 10, 50, 100 % split; leaves it up
@@ -52,6 +53,9 @@ bench-control-plane: ## What N FineTunes cost a control plane, beside N bare Job
 
 bench-trainer: ## The trainer's speed and memory beside TRL's defaults, on the GPU if there is one; last line JSON
 	@$(ORACLE) python -m tests.bench.trainer $(ARGS)
+
+bench-guards: ## How often a rollout's guards err and what they see in how many requests, beside fixed thresholds; last line JSON
+	@$(DEV) python -m tests.bench.guards $(ARGS)
 
 chaos: ## Disturb a full life in every way, kill the operator after each of its writes; up to 25 min, ends with JSON (SAMPLE=N kills)
 	@$(DEV) python -m tests.chaos.suite $(if $(SAMPLE),--sample $(SAMPLE))

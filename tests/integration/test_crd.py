@@ -58,7 +58,13 @@ def test_defaults_land(plane: ControlPlane) -> None:
         "retention": {"jobs": "24h", "checkpoints": 0, "revisions": 5},
         "serving": {"runtime": "Auto", "replicas": 1},
         "rollout": {
-            "guards": {"maxErrorRatePercent": 2, "maxLatencyRegressionPercent": 25, "minRequests": 200},
+            "guards": {
+                "maxErrorRatePercent": 2,
+                "maxLatencyRegressionPercent": 25,
+                "minRequests": 200,
+                "onInsufficient": "Extend",
+                "maxExtension": "1h",
+            },
             "bake": "1h",
             "progressDeadline": "20m",
         },

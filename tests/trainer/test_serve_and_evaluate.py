@@ -124,6 +124,7 @@ def test_models_health_and_metrics(api: Api) -> None:
     metrics = api.get("/metrics")[1]
     assert 'finetune_server_requests_total{code="200",path="/v1/chat/completions"}' in metrics
     assert "finetune_server_ready 1.0" in metrics
+    assert 'finetune_server_answers_total{end="length"}' in metrics, "the answer was cut off"
 
 
 CHAT, ASKED = "/v1/chat/completions", {"model": "bot", "messages": QUESTION}

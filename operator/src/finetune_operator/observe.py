@@ -21,10 +21,12 @@ from finetune_operator.build.pods import Accelerator
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.decide.arms import router_moves
+from finetune_operator.decide.guards import asks_servers
+from finetune_operator.decide.rollout import ACTIVE
 from finetune_operator.observed import ArmHealth, Observed
 from finetune_operator.pods import PodClient
 from finetune_operator.tokens import sign
-from finetune_operator.traffic import RouterState
+from finetune_operator.traffic import RouterState, ServerState
 from finetune_operator.workloads import (
     GANG_SECONDS,
     Run,
@@ -41,6 +43,7 @@ from finetune_operator.workloads import (
 
 MOUNT_PATIENCE = 60.0  # seconds that a scheduled pod may wait before its Events are read
 SCALE_UPS = ("TriggeredScaleUp", "Nominated")  # what the Cluster Autoscaler and Karpenter say of a pod that they make room for
+SERVERS_ASKED = 8  # of an arm: their counters are kept in the status while a step lasts
 PODS_PATIENCE = 10.0  # seconds that a Job may be without pods before its Events are read
 
 Object = Mapping[str, Any]
@@ -71,6 +74,7 @@ class Observer:
         retrain = extract(finetune["spec"], Spec, RETRAIN)
         revisions, templates = self._kept(key)
         routers = await self._routers(router_pods, meta["uid"], now) if router_moves(status) else ()
+        servers = await self._servers(pods.values(), status) if asks_servers(spec.rollout.guards) else ()
         return Observed(
             namespace=key[0],
             name=key[1],
@@ -91,6 +95,7 @@ class Observer:
             progress=await self._progress(stages),
             arms=self._arms(key, pods, now),
             routers=routers,
+            servers=servers,
             routers_wanted=_replicas(self.cache.children(kinds.DEPLOYMENT, key).get(names.router(key[1]))),
             router_waiting=next((w for w in (waiting(p, now) for p in router_pods) if w), None),
         )
@@ -122,12 +127,19 @@ class Observer:
         states = await asyncio.gather(*(self.pods.router_state(p, token) for p in asked))
         return tuple(sorted(states, key=lambda s: s.pod))
 
+    async def _servers(self, pods: Iterable[Object], status: Status) -> tuple[ServerState, ...]:
+        """Both arms' servers while users move; of a large arm some, which stand for the others."""
+        r = status.rollout
+        moving = (r.arm, r.stable) if r and r.state in ACTIVE else ()
+        arms = {arm: sorted((p for p in pods if _arm(p) == arm and _asked(p)), key=_name)[:SERVERS_ASKED] for arm in moving}
+        return tuple(await asyncio.gather(*(self.pods.server_state(p, arm) for arm, mine in arms.items() for p in mine)))
+
     def _arms(self, key: tuple[str, str], pods: Mapping[str, Object], now: datetime) -> dict[str, ArmHealth]:
         found = {}
         for obj in self.cache.children(kinds.DEPLOYMENT, key).values():
             arm = obj["metadata"]["labels"].get(names.ARM)
             if arm:
-                mine = [p for p in pods.values() if p["metadata"]["labels"].get(names.ARM) == arm]
+                mine = [p for p in pods.values() if _arm(p) == arm]
                 found[arm] = _health(obj, mine, now)
         return found
 
@@ -179,12 +191,20 @@ def _component(obj: Object) -> str:
     return str(obj["metadata"]["labels"].get(names.COMPONENT, ""))
 
 
+def _arm(obj: Object) -> str:
+    return str(obj["metadata"]["labels"].get(names.ARM, ""))
+
+
+def _name(obj: Object) -> str:
+    return str(obj["metadata"]["name"])
+
+
 def _replicas(deployment: Object | None) -> int:
     return int(deployment["spec"].get("replicas", 1)) if deployment else 0
 
 
 def _asked(pod: Object) -> bool:
-    """A router that can answer: it runs and nobody deletes it."""
+    """A router or server that can answer: it runs and nobody deletes it."""
     status = pod.get("status", {})
     return status.get("phase") == "Running" and bool(status.get("podIP")) and "deletionTimestamp" not in pod["metadata"]
 

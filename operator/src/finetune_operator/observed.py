@@ -10,7 +10,7 @@ from typing import Any
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Status
 from finetune_operator.build.pods import Accelerator
-from finetune_operator.traffic import RouterState
+from finetune_operator.traffic import RouterState, ServerState
 from finetune_operator.workloads import ABSENT, Run, Waiting
 
 
@@ -54,6 +54,7 @@ class Observed:
     progress: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     arms: Mapping[str, ArmHealth] = field(default_factory=dict)
     routers: tuple[RouterState, ...] = ()
+    servers: tuple[ServerState, ...] = ()
     routers_wanted: int = 0
     router_waiting: Waiting | None = None
 

@@ -14,11 +14,17 @@ import aiohttp
 
 from finetune_operator import names
 from finetune_operator.build.router import INFERENCE, STRUCTURE_PATH, runtime_prefix, runtime_values
-from finetune_operator.traffic import ArmTotals, Buckets, RouterState, Structure
+from finetune_operator.traffic import ArmTotals, Buckets, RouterState, ServerState, Structure
 from finetune_operator.workloads import ready
 
 TIMEOUT: Final = aiohttp.ClientTimeout(total=3.0)
 _METRIC = re.compile(r"^envoy_cluster_(?P<name>\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
+_SERVER_METRIC = re.compile(
+    r"^(?P<name>(?:finetune_server_(?:time_\w+_bucket|answers_total))"
+    r"|vllm:(?:time_to_first_token_seconds_bucket|request_time_per_output_token_seconds_bucket|request_success_total"
+    r"|request_generation_tokens_bucket))\{(?P<labels>[^}]*)\} (?P<value>\S+)$",
+    re.MULTILINE,
+)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 STATISTICS: Final = "/stats/prometheus?" + urlencode(
     {"filter": rf"^cluster\.{INFERENCE}_[^.]+\.(upstream_rq_[0-9]xx|upstream_cx_protocol_error|upstream_rq_time|membership_healthy)$"}
@@ -71,6 +77,15 @@ class PodClient:
             return RouterState(**known, error=f"{type(error).__name__}: {error}")
         return RouterState(**known, version=served["version"], weight=weight, totals=totals(statistics))
 
+    async def server_state(self, pod: Object, arm: str) -> ServerState:
+        """What a model server counted since it started; without totals when it does not answer."""
+        name, status = pod["metadata"]["name"], pod["status"]
+        try:
+            told = served(await self._get(status["podIP"], names.MODEL_PORT, "/metrics"))
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            told = None
+        return ServerState(name, _started(status), arm, told)
+
     async def push(self, ip: str, token: str, structure: Structure, weight: int) -> None:
         """Set both weights in one call; raises aiohttp.ClientError or TimeoutError."""
         values = runtime_values(structure, weight)
@@ -120,6 +135,31 @@ def totals(statistics: str) -> dict[str, ArmTotals]:
                 buckets[arm].append((float(labels["le"]), value))
     arms = sorted({*requests, *errors, *healthy})
     return {a: ArmTotals(requests[a], min(errors[a], requests[a]), _sorted(buckets[a]), healthy.get(a, 0)) for a in arms}
+
+
+def served(exposition: str) -> ArmTotals:
+    """A model server's counters from its Prometheus text: that of our own server, or vLLM's. Seconds become milliseconds."""
+    first, output = defaultdict[float, float](float), defaultdict[float, float](float)
+    answers = unusable = 0.0
+    for found in _SERVER_METRIC.finditer(exposition):
+        labels, value = dict(_LABEL.findall(found["labels"])), float(found["value"])
+        match found["name"]:
+            case "finetune_server_time_to_first_token_seconds_bucket" | "vllm:time_to_first_token_seconds_bucket":
+                first[1000 * float(labels["le"])] += value
+            case "finetune_server_time_per_output_token_seconds_bucket" | "vllm:request_time_per_output_token_seconds_bucket":
+                output[1000 * float(labels["le"])] += value
+            case "finetune_server_answers_total":
+                answers += value
+                unusable += value if labels.get("end") in ("empty", "length") else 0
+            case "vllm:request_success_total":
+                answers += value
+                unusable += value if labels.get("finished_reason") == "length" else 0
+            case "vllm:request_generation_tokens_bucket" if float(labels["le"]) == 1.0:  # nothing but the end of the turn
+                unusable += value
+    return ArmTotals(
+        first_token=_sorted([*first.items()]), output_token=_sorted([*output.items()]),
+        answers=int(answers), unusable=int(min(unusable, answers)),
+    )  # fmt: skip
 
 
 def _sorted(buckets: list[tuple[float, float]]) -> Buckets:

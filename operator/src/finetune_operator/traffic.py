@@ -41,12 +41,27 @@ class Structure:
 
 @dataclass(frozen=True)
 class ArmTotals:
-    """Counters of one arm in one router since that router started: inference requests of users with an identity."""
+    """Counters of one arm: in one router, of the inference requests of users with an identity, since that router started; in one of
+    its model servers, of all answers since that server started (from `first_token` on; without bounds the server does not tell it)."""
 
     requests: int = 0
     errors: int = 0
     latency: Buckets = ()
     healthy: int = 0  # members of its cluster that pass the health check
+    first_token: Buckets = ()
+    output_token: Buckets = ()  # time per output token, the mean of each answer
+    answers: int = 0
+    unusable: int = 0  # of the answers: empty, or cut off at their longest
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """A model server's own word; without totals it could not be asked."""
+
+    pod: str
+    started: str
+    arm: str
+    totals: ArmTotals | None = None
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,11 @@ def full_finetune() -> Manifest:
         rollout={
             "steps": [{"weight": 10, "hold": "30m"}, {"weight": 50, "hold": "1h"}, {"weight": 100}],
             "identity": [{"header": "x-user-id"}],
-            "guards": {"maxErrorRatePercent": 2, "maxLatencyRegressionPercent": 25, "minRequests": 200},
+            "guards": {
+                "maxErrorRatePercent": 2, "maxLatencyRegressionPercent": 25, "minRequests": 200, "onInsufficient": "Extend", "maxExtension": "1h",
+                "maxErrorRegressionPercent": 25, "maxTimeToFirstTokenRegressionPercent": 25, "maxTimePerOutputTokenRegressionPercent": 25,
+                "maxUnusableRegressionPercent": 25,
+            },
             "bake": "1h",
         },
         pods={

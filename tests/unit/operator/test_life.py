@@ -200,6 +200,22 @@ async def failing_canary_is_rolled_back_and_remembered(kill: str) -> World:
     return world
 
 
+async def canary_whose_answers_begin_late_is_rolled_back(kill: str) -> World:
+    world = await to_live(kill)
+    before = status_of(world)["liveArm"]
+    assert not world.servers_asked, "nobody asked for what they tell"
+    world.first_token = lambda arm: 90.0 if arm == before else 400.0
+    rollout = {**SPEC["rollout"], "guards": {"minRequests": 50, "maxTimeToFirstTokenRegressionPercent": 25}}
+    edit(world, serving={"replicas": 2, "image": "slow:1"}, rollout=rollout)
+    await run(world, phase("Rejected"), kill=kill)
+    await run(world, kill=kill)
+    status = status_of(world)
+    assert (status["liveArm"], status["rollout"]["state"], arms(world)) == (before, "RolledBack", [before])
+    assert "guard time to first token failed at 10 %" in status["rollout"]["lastDecision"]
+    assert len(world.servers_asked) == 4, "two of each arm"
+    return world
+
+
 async def rejected_arm_is_tried_again_on_request(kill: str) -> World:
     world = await failing_canary_is_rolled_back_and_remembered(kill)
     world.failing = lambda arm: 0.0
@@ -601,6 +617,7 @@ LIVES: dict[str, Life] = {
         first_life, edited_rate_is_trained_and_rolled_out_against_what_is_live, reverted_edit_is_live_again_without_training,
         reverted_revert_does_not_meet_old_weights, failed_gate_rejects_and_what_is_live_stays,
         failed_gate_passes_when_the_gate_is_edited, failing_canary_is_rolled_back_and_remembered,
+        canary_whose_answers_begin_late_is_rolled_back,
         rejected_arm_is_tried_again_on_request, server_image_goes_through_the_canary, image_that_never_gets_ready_has_no_user,
         suspended_training_goes_on_from_its_checkpoints, failed_attempts_are_tried_again_within_their_budget,
         out_of_memory_is_tried_again_with_smaller_micro_batches, spent_budget_stops_training_and_a_larger_one_resumes,

@@ -11,9 +11,9 @@ from urllib.parse import parse_qs, urlsplit
 import aiohttp
 import pytest
 from aiohttp import web
-from finetune_operator.names import CONTROL_PORT, PROGRESS_PORT, ROUTER_METRICS_PORT, TRAFFIC_PORT
-from finetune_operator.pods import STATISTICS, PodClient, pod_address, totals
-from finetune_operator.traffic import ArmTotals, Backend, Structure
+from finetune_operator.names import CONTROL_PORT, MODEL_PORT, PROGRESS_PORT, ROUTER_METRICS_PORT, TRAFFIC_PORT
+from finetune_operator.pods import STATISTICS, PodClient, pod_address, served, totals
+from finetune_operator.traffic import ArmTotals, Backend, ServerState, Structure
 
 SAMPLE = """\
 # TYPE envoy_cluster_external_upstream_rq_xx counter
@@ -177,6 +177,55 @@ async def test_a_push_that_is_refused_raises(pod: tuple[Fake, PodClient]) -> Non
     fake.answers = {(CONTROL_PORT, "/runtime_modify"): (401, "")}
     with pytest.raises(aiohttp.ClientResponseError):
         await client.push("10.0.0.7", "token", STRUCTURE, 10)
+
+
+# vLLM's own names and labels (its docs/design/metrics.md); the other server's are in tests/contract.
+VLLM = """\
+# TYPE vllm:time_to_first_token_seconds histogram
+vllm:time_to_first_token_seconds_bucket{engine="0",le="0.25",model_name="bot"} 6.0
+vllm:time_to_first_token_seconds_bucket{engine="0",le="+Inf",model_name="bot"} 10.0
+vllm:time_to_first_token_seconds_bucket{engine="0",le="0.25",model_name="bot-base"} 1.0
+vllm:time_to_first_token_seconds_bucket{engine="0",le="+Inf",model_name="bot-base"} 2.0
+vllm:time_to_first_token_seconds_sum{engine="0",model_name="bot"} 3.25
+vllm:request_time_per_output_token_seconds_bucket{engine="0",le="0.025",model_name="bot"} 8.0
+vllm:request_time_per_output_token_seconds_bucket{engine="0",le="+Inf",model_name="bot"} 9.0
+vllm:inter_token_latency_seconds_bucket{engine="0",le="0.025",model_name="bot"} 800.0
+vllm:request_generation_tokens_bucket{engine="0",le="1.0",model_name="bot"} 2.0
+vllm:request_generation_tokens_bucket{engine="0",le="2.0",model_name="bot"} 5.0
+vllm:request_success_total{engine="0",finished_reason="stop",model_name="bot"} 7.0
+vllm:request_success_total{engine="0",finished_reason="length",model_name="bot"} 2.0
+vllm:request_success_total{engine="0",finished_reason="abort",model_name="bot"} 1.0
+"""
+
+
+def test_what_vllm_counts() -> None:
+    assert served(VLLM) == ArmTotals(
+        first_token=((250.0, 7.0), (math.inf, 12.0)), output_token=((25.0, 8.0), (math.inf, 9.0)), answers=10, unusable=4
+    )
+
+
+def test_no_more_answers_are_unusable_than_were_given() -> None:
+    """An answer of one token that may have no more is in both of vLLM's counts."""
+    one = "\n".join(
+        f"vllm:{n}" for n in ('request_generation_tokens_bucket{le="1.0"} 3.0', 'request_success_total{finished_reason="length"} 3.0')
+    )
+    assert (served(one).answers, served(one).unusable) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("what", "answer", "expected"),
+    [
+        ("tells it", (200, VLLM), served(VLLM)),
+        ("has other metrics", (200, "http_requests_total 7\n"), ArmTotals()),
+        ("has none", (404, ""), None),
+        ("tells nonsense", (200, 'vllm:request_success_total{a="b"} many'), None),
+    ],
+)
+async def test_what_a_server_counts(what: str, answer: tuple[int, str], expected: ArmTotals | None, pod: tuple[Fake, PodClient]) -> None:
+    fake, client = pod
+    fake.answers = {(MODEL_PORT, "/metrics"): answer}
+    assert await client.server_state(POD, "bbb22222") == ServerState("router-0", "t0", "bbb22222", expected)
+    assert fake.seen == [("GET", "/metrics", {}, "")]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from datetime import timedelta
@@ -11,12 +12,14 @@ import pytest
 from finetune_operator import conditions as c
 from finetune_operator.api.spec import Guards
 from finetune_operator.api.status import Arm, Rollout, Stopped
+from finetune_operator.build.router import LATENCY_BOUNDS
 from finetune_operator.decide import rollout as m
 from finetune_operator.decide.arms import rollout as arms
 from finetune_operator.decide.arms import router_moves
-from finetune_operator.decide.draft import ArmWanted, Draft
+from finetune_operator.decide.draft import ArmWanted, Draft, stamp
+from finetune_operator.observe import SERVERS_ASKED
 from finetune_operator.observed import ArmHealth
-from finetune_operator.traffic import ArmTotals, Backend, RouterState, Structure
+from finetune_operator.traffic import ArmTotals, Backend, RouterState, ServerState, Structure
 from finetune_operator.workloads import Waiting
 
 from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision
@@ -237,6 +240,90 @@ def test_evidence_is_written_at_ten_looks_and_then_when_the_verdict_changes() ->
         written, rollout = written + (new.rollout != rollout), new.rollout
         assert new.rollout.state == m.HOLDING
     assert written <= m.LOOKS + 1 + 5 + 1
+
+
+UNJUDGED = scene(router(**counted(totals(5), totals(45))))
+# what is asked for, seconds after the step's time → (state, weight, words, reason)
+INSUFFICIENT: dict[str, tuple[str, int, tuple[str, int, str, str]]] = {
+    "extended": ("Rollback", 300, (m.HOLDING, 10, "goes on once there is enough traffic", "")),
+    "extended for ever": ("Extend", 301, (m.HOLDING, 10, "goes on once there is enough traffic", "")),
+    "held, which is told": ("Hold", 301, (m.HOLDING, 10, "goes on once there is enough traffic", c.PAUSED)),
+    "the next step all the same": ("Promote", 301, (m.SHIFTING, 50, "moving 50 %", "")),
+    "everybody back": (
+        "Rollback",
+        301,
+        (m.ROLLING_BACK, 0, "not enough to judge within guards.maxExtension (errors: canary", c.GUARD_FAILED),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", INSUFFICIENT)
+def test_a_step_that_cannot_be_judged(case: str) -> None:
+    choice, late, (state, weight, words, reason) = INSUFFICIENT[case]
+    plan = replace(PLAN, extension=300.0, guards=PLAN.guards.model_copy(update={"on_insufficient": choice}))
+    rollout = holding(next_step_at=stamp(NOW - timedelta(seconds=late)))
+    step = m.advance(plan, UNJUDGED, rollout)
+    assert (step.rollout.state, step.rollout.weight, step.reason) == (state, weight, reason)
+    assert words in step.message
+
+
+def test_nobody_is_taken_back_to_an_arm_without_a_pod_for_want_of_evidence() -> None:
+    plan = replace(PLAN, guards=PLAN.guards.model_copy(update={"on_insufficient": "Rollback"}))
+    rollout = holding(next_step_at=stamp(NOW - timedelta(seconds=1)))
+    assert m.advance(plan, replace(UNJUDGED, stable=EMPTY), rollout).rollout.state == m.HOLDING
+
+
+def test_evidence_that_comes_late_counts_whatever_was_chosen() -> None:
+    plan = replace(PLAN, guards=PLAN.guards.model_copy(update={"on_insufficient": "Rollback"}))
+    rollout = holding(next_step_at=stamp(NOW - timedelta(seconds=999)))
+    assert m.advance(plan, scene(router(**FINE)), rollout).rollout.state == m.SHIFTING
+
+
+def served(
+    arm: str, pod: str, answers: int, milliseconds: float = 90.0, unusable: int = 0, started: str = "2026-01-01T11:00:00Z"
+) -> ServerState:
+    bounds = ((50.0, 0.0), (milliseconds, float(answers)), (math.inf, float(answers)))
+    return ServerState(pod, started, arm, ArmTotals(first_token=bounds, output_token=bounds, answers=answers, unusable=unusable))
+
+
+TOKENS = replace(PLAN, guards=PLAN.guards.model_copy(update={"max_time_to_first_token_regression_percent": 25}))
+
+
+def test_servers_count_from_the_beginning_of_the_step() -> None:
+    old, new = served("old", "old-0", 5000), served("new", "new-0", 3000, 900.0)
+    began = m.advance(TOKENS, replace(scene(router(weight=10)), servers=(old, new)), at(m.SHIFTING, 10, 1)).rollout
+    assert set(began.memory["counted"]) == {"router-0@2026-01-01T11:00:00Z", "old-0@2026-01-01T11:00:00Z", "new-0@2026-01-01T11:00:00Z"}
+    assert began.memory["counted"]["new-0@2026-01-01T11:00:00Z"] == {
+        "new": [0, 0, [], [[900.0, 3000.0], ["Inf", 3000.0]], [[900.0, 3000.0], ["Inf", 3000.0]], 3000, 0]
+    }
+    seen = scene(router(**FINE), now=NOW + timedelta(seconds=30))
+    slow = (served("old", "old-0", 5900), served("new", "new-0", 3200, 900.0))
+    step = m.advance(TOKENS, replace(seen, servers=slow), began)
+    assert step.rollout.state == m.ROLLING_BACK
+    assert "guard time to first token failed at 10 %: time to first token: p50 canary 475 ms" in step.message, "of 200 answers, not 3,200"
+    late = served("new", "new-1", 300, started="2026-01-01T12:00:10Z")
+    mixed = (served("old", "old-0", 5900), served("new", "new-0", 3000, 900.0), late)
+    assert m.advance(TOKENS, replace(seen, servers=mixed), began).rollout.state == m.HOLDING, "a server that started since counts from zero"
+
+
+def test_counters_of_large_arms_leave_room_in_the_status() -> None:
+    """Of 64 KiB: both arms' servers that are asked, with forty bounds of each of their histograms in use, and three routers."""
+    times, latency = (tuple((round(10.0 * 1.3**i, 1), 1e6 + i) for i in range(40)), tuple((bound, 1e6) for bound in LATENCY_BOUNDS))
+    full = ArmTotals(first_token=times, output_token=times, answers=10**6, unusable=10**5)
+    pods = [(arm, f"support-bot-{arm}-6f7d8c9b4-abc{i:02}") for arm in ("old", "new") for i in range(SERVERS_ASKED)]
+    both = {arm: ArmTotals(10**6, 10**4, latency, 2) for arm in ("old", "new")}
+    routers = tuple(router(f"support-bot-router-6f7d8c9b4-abc{i}", weight=10, totals=both) for i in range(3))
+    servers = tuple(ServerState(pod, "2026-01-01T11:00:00Z", arm, full) for arm, pod in pods)
+    held = m.advance(TOKENS, scene(*routers, servers=servers), at(m.SHIFTING, 10, 1)).rollout
+    assert len(held.memory["counted"]) == 3 + 2 * SERVERS_ASKED
+    assert len(json.dumps(held.to_dict())) < 40 * 1024
+
+
+def test_a_server_that_cannot_be_asked_holds_the_step_when_its_time_is_over() -> None:
+    mute = (ServerState("old-0", "2026-01-01T11:00:00Z", "old"), ServerState("new-0", "2026-01-01T11:00:00Z", "new"))
+    step = m.advance(TOKENS, replace(scene(router(**FINE)), servers=mute), holding())
+    assert (step.rollout.state, step.reason) == (m.HOLDING, c.PAUSED)
+    assert step.message == "step 1 of 3, 10 %: held, time to first token: no server of the canary tells it"
 
 
 # ---- which arm

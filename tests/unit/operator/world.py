@@ -33,7 +33,7 @@ from finetune_operator.pods import PodClient
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
 from finetune_operator.tokens import generate_key
-from finetune_operator.traffic import ArmTotals, RouterState, Structure
+from finetune_operator.traffic import ArmTotals, RouterState, ServerState, Structure
 
 Object = dict[str, Any]
 Id = tuple[Kind, str, str]
@@ -229,6 +229,8 @@ class World:
     outcomes: dict[str, list[Outcome]] = field(default_factory=lambda: defaultdict(list))  # by stage; the last one stays
     broken: set[str] = field(default_factory=set)  # images of model servers that never get ready
     failing: Callable[[str], float] = lambda arm: 0.0  # share of requests that an arm fails
+    first_token: Callable[[str], float] = lambda arm: 90.0  # milliseconds until an arm's answers begin
+    servers_asked: set[str] = field(default_factory=set)
     progress: dict[str, Any] = field(default_factory=dict)
     per_turn: int = 300  # requests to each router
     runtime: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))  # router → version → pushed weight
@@ -247,7 +249,9 @@ class World:
 
     def clone(self) -> World:
         """Another world in the same state (stored objects are never changed in place)."""
-        other = World(HandClock(), defaultdict(list, {k: list(v) for k, v in self.outcomes.items()}), set(self.broken), self.failing)
+        other = World(
+            HandClock(), defaultdict(list, {k: list(v) for k, v in self.outcomes.items()}), set(self.broken), self.failing, self.first_token
+        )
         other.clock.seconds, other.api.store, other.api.version = self.clock.seconds, dict(self.api.store), self.api.version
         other.api.births, other.api.writes = defaultdict(int, self.api.births), list(self.api.writes)
         other.api.deaths = defaultdict(int, self.api.deaths)
@@ -427,6 +431,13 @@ class World:
     async def push(self, ip: str, token: str, structure: Structure, weight: int) -> None:
         self.runtime[ip][structure.version] = weight
 
+    async def server_state(self, pod: Mapping[str, Any], arm: str) -> ServerState:
+        """One of two servers, with its half of the arm's answers."""
+        name, answers = pod["metadata"]["name"], sum(totals[arm].requests for totals in self.totals.values() if arm in totals) // 2
+        self.servers_asked.add(name)
+        times = ((self.first_token(arm) / 2, 0.0), (self.first_token(arm), float(answers)), (math.inf, float(answers)))
+        return ServerState(name, pod["status"]["startTime"], arm, ArmTotals(first_token=times, output_token=times, answers=answers))
+
     async def training_progress(self, ip: str) -> dict[str, Any] | None:
         return self.progress or None
 
@@ -444,6 +455,7 @@ class _Pods:
 
     def __init__(self, world: World) -> None:
         self.progress, self.router_state, self.push = world.training_progress, world.router_state, world.push
+        self.server_state = world.server_state
 
 
 class Operator:

@@ -396,9 +396,36 @@ class Identity(SpecModel):
 class Guards(SpecModel):
     """What traffic must show while users move."""
 
-    max_error_rate_percent: Annotated[int, LIVE] = Field(default=2, ge=0, le=100)
-    max_latency_regression_percent: Annotated[int, LIVE] = Field(default=25, ge=0, le=10000)
-    min_requests: Annotated[int, LIVE] = Field(default=200, ge=0, le=10000000)
+    max_error_rate_percent: Annotated[int, LIVE] = Field(
+        default=2, ge=0, le=100, description="Of inference requests. Rolled back: above it, and above what stable has."
+    )
+    max_error_regression_percent: Annotated[int | None, LIVE] = Field(
+        default=None, ge=0, le=10000, description="Over stable's error rate, however low that is; absent: not asked."
+    )
+    max_latency_regression_percent: Annotated[int, LIVE] = Field(
+        default=25, ge=0, le=10000, description="Over stable's median and 95th percentile of the time to the end of an answer, both."
+    )
+    max_time_to_first_token_regression_percent: Annotated[int | None, LIVE] = Field(
+        default=None, ge=0, le=10000, description="The same of the time to the first token, by the arms' own metrics; absent: not asked."
+    )
+    max_time_per_output_token_regression_percent: Annotated[int | None, LIVE] = Field(
+        default=None, ge=0, le=10000, description="The same of the time per token after the first; absent: not asked."
+    )
+    max_unusable_regression_percent: Annotated[int | None, LIVE] = Field(
+        default=None,
+        ge=0,
+        le=10000,
+        description="Over stable's share of answers that are empty or cut off at their longest, by the arms' own metrics; absent: not asked.",
+    )
+    min_requests: Annotated[int, LIVE] = Field(
+        default=200, ge=0, le=10000000, description="Of the canary in each step: before that many no guard passes."
+    )
+    on_insufficient: Annotated[Literal["Extend", "Hold", "Promote", "Rollback"], LIVE] = Field(
+        default="Extend",
+        description="What becomes of a step that cannot be judged `maxExtension` after its time: it waits on; it is held and says so (Paused); "
+        "the next step begins; everybody goes back.",
+    )
+    max_extension: Annotated[Duration, LIVE] = Field(default="1h", description="For so long a step that cannot be judged yet is extended.")
 
 
 class Rollout(SpecModel):

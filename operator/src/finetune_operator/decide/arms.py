@@ -111,6 +111,7 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
         routers=o.routers,
         routers_wanted=o.routers_wanted,
         structure=structure,
+        servers=o.servers,
         router_waiting=o.router_waiting,
         hold=o.spec.suspend,
         abort=_otherwise(wanted, running) if superseded and wanted else _refused(d, running),
@@ -254,7 +255,8 @@ def _plan(o: Observed, d: Draft, arm: str) -> machine.Plan:
     steps = tuple((s.weight, seconds(s.hold)) for s in spec.rollout.steps or DEFAULT_STEPS)
     if known and known.promoted:
         steps = ((100, 0.0),)
-    return machine.Plan(steps, seconds(spec.rollout.bake), seconds(spec.rollout.progress_deadline), spec.rollout.guards)
+    bake, deadline, guards = seconds(spec.rollout.bake), seconds(spec.rollout.progress_deadline), spec.rollout.guards
+    return machine.Plan(steps, bake, deadline, guards, seconds(guards.max_extension))
 
 
 def _remember(d: Draft, wanted: ArmWanted) -> Draft:

@@ -10,8 +10,8 @@ in force. Weights grow only on evidence; a rollback needs none from the routers 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from finetune_operator.api.status import Rollout
 from finetune_operator.decide.draft import later, seconds_until, stamp
 from finetune_operator.decide.guards import Finding, add, judge, overall, subtract
 from finetune_operator.observed import ArmHealth
-from finetune_operator.traffic import ArmTotals, RouterState, Structure
+from finetune_operator.traffic import ArmTotals, Buckets, RouterState, ServerState, Structure
 from finetune_operator.workloads import Waiting, time
 
 DEPLOYING: Final = "Deploying"
@@ -47,12 +47,14 @@ class Plan:
     bake: float
     deadline: float
     guards: Guards
+    extension: float = 0.0  # seconds that a step which cannot be judged is extended before `guards.on_insufficient` is asked
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is seen of both arms and of the routers. `abort` says why the canary is wanted no longer; `stable_patience` is how many
-    seconds the present arm may be without a ready pod before the new one takes all its users."""
+    """What is seen of both arms, of the routers, and of the arms' servers where a guard asks them. `abort` says why the canary is wanted
+    no longer; `stable_patience` is how many seconds the present arm may be without a ready pod before the new one takes all its users.
+    """
 
     now: datetime
     stable: ArmHealth
@@ -60,6 +62,7 @@ class Scene:
     routers: tuple[RouterState, ...]
     routers_wanted: int
     structure: Structure
+    servers: tuple[ServerState, ...] = ()
     router_waiting: Waiting | None = None
     stable_patience: float = OUTAGE_SECONDS
     hold: bool = False
@@ -151,7 +154,7 @@ def _shift(plan: Plan, scene: Scene, r: Rollout) -> Step:
     step, weight = next(((n, w) for n, (w, _) in enumerate(plan.steps, 1) if w > r.weight and not r.memory.get("outage")), last)
     decision = f"{stamp(scene.now)}: step {step} of {len(plan.steps)}: {weight} %"
     memory = {k: v for k, v in r.memory.items() if k in ("since", "created")}
-    memory |= {"began": stamp(scene.now), "counted": _counters(scene.routers)}
+    memory |= {"began": stamp(scene.now), "counted": _counters(scene)}
     shifted = _with(
         r, state=SHIFTING, step=step, steps=len(plan.steps), weight=weight, next_step_at=None, last_decision=decision, memory=memory
     )
@@ -172,7 +175,7 @@ def _shifting(plan: Plan, scene: Scene, r: Rollout) -> Step:
         return Step(r, _unheard(scene, r.weight), message)
     last = r.weight >= 100
     seconds = plan.bake if last else next((hold for weight, hold in plan.steps if weight >= r.weight), 0.0)
-    memory = {**r.memory, "began": stamp(scene.now), "seconds": seconds, "counted": _counters(scene.routers)}
+    memory = {**r.memory, "began": stamp(scene.now), "seconds": seconds, "counted": _counters(scene)}
     held = _with(r, state=BAKING if last else HOLDING, next_step_at=later(scene.now, seconds), memory=memory, evidence=[])
     return Step(held, {}, _waiting_message(held))
 
@@ -186,10 +189,26 @@ def _holding(plan: Plan, scene: Scene, r: Rollout) -> Step:
         case "Pass":
             return _shift(plan, scene, r if scene.hold else _with(r, evidence=_evidence(findings)))
         case "Insufficient":
-            message = f"{where}: goes on once there is enough traffic to judge ({_first(r, 'Insufficient')})"
-            return Step(r, _unheard(scene, r.weight), message)
+            return _unjudged(plan, scene, r, where)
         case _:
             return Step(r, _unheard(scene, r.weight), f"{where}: held, {_first(r, 'Error')}", conditions.PAUSED)
+
+
+def _unjudged(plan: Plan, scene: Scene, r: Rollout, where: str) -> Step:
+    """A step whose time is over and which the guards cannot judge: it is extended, and then what the user asked for is done."""
+    over = time(r.next_step_at)
+    extended = over is not None and (scene.now - over).total_seconds() <= plan.extension
+    lacking = _first(r, "Insufficient")
+    wait = Step(r, _unheard(scene, r.weight), f"{where}: goes on once there is enough traffic to judge ({lacking})")
+    match "Extend" if extended else plan.guards.on_insufficient:
+        case "Promote":
+            return _shift(plan, scene, r)
+        case "Rollback" if _can_go_back(scene, r):
+            return roll_back(scene, r, conditions.GUARD_FAILED, f"{where}: not enough to judge within guards.maxExtension ({lacking})")
+        case "Hold":
+            return replace(wait, reason=conditions.PAUSED)
+        case _:
+            return wait
 
 
 def _baking(plan: Plan, scene: Scene, r: Rollout) -> Step:
@@ -328,32 +347,36 @@ def _first_error(routers: Iterable[RouterState]) -> str:
     return next((f"; router {s.pod} cannot be asked: {s.error}" for s in routers if s.error), "")
 
 
-def _counters(routers: tuple[RouterState, ...]) -> dict[str, Any]:
-    """Counters now, per router and its start, in a form that the status can hold."""
-    return {
-        f"{s.pod}@{s.started}": {
-            arm: [t.requests, t.errors, [[_wire(bound), count] for bound, count in t.latency if count]] for arm, t in s.totals.items()
-        }
-        for s in routers
-        if not s.error
-    }
+def _sources(scene: Scene) -> Iterator[tuple[str, str, Mapping[str, ArmTotals]]]:
+    """(name, start, counters by arm) of every router and server that could be asked."""
+    for router in scene.routers:
+        if not router.error:
+            yield router.pod, router.started, router.totals
+    for server in scene.servers:
+        if server.totals is not None:
+            yield server.pod, server.started, {server.arm: server.totals}
+
+
+def _counters(scene: Scene) -> dict[str, Any]:
+    """Counters now, per router or server and its start, in a form that the status can hold."""
+    return {f"{pod}@{started}": {arm: _wire(counted) for arm, counted in totals.items()} for pod, started, totals in _sources(scene)}
 
 
 def _counted(scene: Scene, r: Rollout) -> tuple[ArmTotals, ArmTotals]:
-    """(canary, stable) sums since the step began; a router that started since then counts from zero.
+    """(canary, stable) sums since the step began; a router or server that started since then counts from zero.
 
     One that is older and could not be asked when the step began is left out: what it counts belongs to other steps as well.
     """
     before, began = r.memory.get("counted") or {}, time(r.memory.get("began"))
     structure = scene.structure
     canary, stable = ArmTotals(), ArmTotals()
-    for state in scene.routers:
-        old = before.get(f"{state.pod}@{state.started}")
-        started = time(state.started)
+    for pod, since, counters in _sources(scene):
+        old = before.get(f"{pod}@{since}")
+        started = time(since)
         if old is None and began and started and started <= began:
             continue
         old = old or {}
-        for arm, totals in state.totals.items():
+        for arm, totals in counters.items():
             part = subtract(totals, _read(old.get(arm)))
             if structure.canary and arm == structure.canary.arm:
                 canary = add(canary, part)
@@ -362,15 +385,31 @@ def _counted(scene: Scene, r: Rollout) -> tuple[ArmTotals, ArmTotals]:
     return canary, stable
 
 
+def _wire(totals: ArmTotals) -> list[Any]:
+    """What `_read` reads: the servers' counters only where there are any, of a histogram only bounds with something below them."""
+    routers = [totals.requests, totals.errors, _bounds(totals.latency)]
+    if not totals.first_token:
+        return routers
+    return [*routers, _bounds(totals.first_token), _bounds(totals.output_token), totals.answers, totals.unusable]
+
+
 def _read(stored: list[Any] | None) -> ArmTotals:
     if not stored:
         return ArmTotals()
-    requests, errors, latency = stored
-    return ArmTotals(int(requests), int(errors), tuple((math.inf if b == "Inf" else float(b), float(c)) for b, c in latency))
+    requests, errors, latency, *servers = stored
+    first, output, answers, unusable = servers or ([], [], 0, 0)
+    return ArmTotals(
+        int(requests), int(errors), _buckets(latency),
+        first_token=_buckets(first), output_token=_buckets(output), answers=int(answers), unusable=int(unusable),
+    )  # fmt: skip
 
 
-def _wire(bound: float) -> float | str:
-    return "Inf" if math.isinf(bound) else bound
+def _bounds(buckets: Buckets) -> list[Any]:
+    return [["Inf" if math.isinf(bound) else bound, count] for bound, count in buckets if count]
+
+
+def _buckets(stored: list[Any]) -> Buckets:
+    return tuple((math.inf if bound == "Inf" else float(bound), float(count)) for bound, count in stored)
 
 
 def _with(rollout: Rollout, **changes: Any) -> Rollout:
