@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ KEY = tokens.generate_key()
 SALT = "5d41402abc4b2a76"
 PORTS = (names.TRAFFIC_PORT, names.CONTROL_PORT, names.ROUTER_METRICS_PORT, router.ADMIN_PORT)
 CHAT = "/v1/chat/completions"
+DOMAIN = "ml.svc.cluster.local"
 
 
 def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
@@ -47,16 +48,54 @@ def structure(stable: Arm, canary: Arm | None = None, headers: tuple[str, ...] =
     return Structure(stable, canary, salt, headers)
 
 
-class Router:
-    """One Envoy. Its folder is written like kubelet writes a ConfigMap: a dated folder, `..data` renamed over, symlinks."""
+def name_of(arm: Arm) -> str:
+    """What the cluster's name server calls the arm's headless Service."""
+    return f"{arm.host}.{DOMAIN}"
+
+
+class Envoy:
+    """A process of Envoy and what it logs."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def run(self, command: Sequence[str], ready: Callable[[], Awaitable[bool]]) -> None:
+        """Start it and wait until `ready` says so."""
+
+        async def is_ready() -> bool:
+            assert self._process is not None
+            assert self._process.returncode is None, self.log()
+            return await ready()
+
+        # c-ares reads its search list from here, as it does from a pod's resolv.conf
+        environment = {**os.environ, "LOCALDOMAIN": DOMAIN, "RES_OPTIONS": "ndots:5"}
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, env=environment)
+        await until(is_ready, "Envoy is ready", 15, self.log)
+
+    async def kill(self) -> None:
+        """SIGKILL, as the kubelet's last word."""
+        if self._process is not None:
+            if self._process.returncode is None:
+                self._process.kill()
+            await self._process.wait()
+            self._process = None
+
+    def log(self) -> str:
+        """The end of what Envoy said."""
+        return self._log.read_text()[-3000:]
+
+
+class Router(Envoy):
+    """A router. Its folder is written like kubelet writes a ConfigMap: a dated folder, `..data` renamed over, symlinks."""
 
     def __init__(self, folder: Path, model_port: int, dns_port: int) -> None:
+        super().__init__(folder.with_suffix(".log"))
         self.folder = folder
-        self._log = folder.with_suffix(".log")
         self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         self._replaced = {**self.ports, names.MODEL_PORT: model_port}
         self._dns_port = dns_port
-        self._process: asyncio.subprocess.Process | None = None
         self._writes = 0
         self.connection_seconds: int | None = None
         self._first: Structure | None = None
@@ -117,37 +156,15 @@ class Router:
         return [*container["command"], *arguments]
 
     async def start(self) -> Router:
-        with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command(),
-                stdout=log,
-                stderr=log,
-                # c-ares reads its search list from here, as it does from a pod's resolv.conf
-                env={**os.environ, "LOCALDOMAIN": "ml.svc.cluster.local", "RES_OPTIONS": "ndots:5"},
-            )
         self.started = datetime.now(UTC).isoformat()
-        await until(self._is_ready, "Envoy is ready", 15, self.log)
+        await self.run(self._command(), self._is_ready)
         return self
 
     async def _is_ready(self) -> bool:
-        assert self._process is not None
-        assert self._process.returncode is None, self.log()
         try:
             return await self.status("/ready", names.ROUTER_METRICS_PORT) == 200
         except aiohttp.ClientError:
             return False
-
-    async def kill(self) -> None:
-        """SIGKILL, as the kubelet's last word."""
-        if self._process is not None:
-            if self._process.returncode is None:
-                self._process.kill()
-            await self._process.wait()
-            self._process = None
-
-    def log(self) -> str:
-        """The end of what Envoy said."""
-        return self._log.read_text()[-3000:]
 
     async def close(self) -> None:
         await self.kill()
@@ -200,9 +217,7 @@ class Router:
             state = await self.state()
             return (state.version, state.weight) == (wanted.version, weight)
 
-        await until(
-            said, f"the router serves {wanted.version} at {weight} %", 10, lambda: self.folder.with_suffix(".log").read_text()[-2000:]
-        )
+        await until(said, f"the router serves {wanted.version} at {weight} %", 10, self.log)
 
 
 def token(key: str = KEY, audience: str = UID, now: datetime | None = None) -> str:
