@@ -74,6 +74,11 @@ class Envoy:
             self._process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, env=environment)
         await until(is_ready, "Envoy is ready", 15, self.log)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     async def kill(self) -> None:
         """SIGKILL, as the kubelet's last word."""
         if self._process is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from typing import Final
 from finetune_operator.api.fields import digest
 from finetune_operator.traffic import Structure
 
+from tests.bench.control_plane.processes import machine_seconds
 from tests.bench.control_plane.progress import Progress
 from tests.bench.router.caller import COLD, side_by_side
 from tests.bench.router.client import Answer, Connection, request_of
@@ -86,12 +88,18 @@ class Bench:
         """Direct calls and calls through a router in turn, at 50 %, by one caller and by several at once."""
         await self._push(structure, 50)
         direct, routers = self.servers.pod(STABLE.arm), [self.servers.traffic(router) for router in self.servers.routers]
+        before = self._others(), time.perf_counter()
         for callers in CALLERS:
             self.told.step(f"latency, {callers} at once")
             made, failed = await asyncio.to_thread(side_by_side, direct, routers, self.users, pairs, callers)
             self.found.pairs[callers] = made
             self.found.failed += failed
             self.found.requests += 2 * (len(made) + COLD * callers)
+        self.found.others_cores = (self._others() - before[0]) / (time.perf_counter() - before[1])
+
+    def _others(self) -> float:
+        """CPU seconds that the machine has been busy with what is not this run; callers count once they have ended."""
+        return machine_seconds() - self.servers.cpu_seconds() - sum(os.times()[:4])
 
     async def _serve(self, structure: Structure) -> None:
         """The document, as the kubelet writes it, until every router says so; the routers are started with the first."""

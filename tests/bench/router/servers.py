@@ -18,6 +18,7 @@ from finetune_operator import names
 from finetune_operator.build.router import REPLICAS
 from finetune_operator.traffic import Backend as Arm
 
+from tests.bench.control_plane import processes
 from tests.router import dns
 from tests.router.harness import Envoy, Router, free_ports, name_of
 
@@ -36,7 +37,12 @@ class Servers:
     """Running routers, and where the arms' pods listen."""
 
     routers: tuple[Router, ...]
+    models: Envoy
     port: int
+
+    def cpu_seconds(self) -> float:
+        """What the running servers have used so far."""
+        return sum(processes.cpu_seconds(envoy.pid) for envoy in (*self.routers, self.models))
 
     def pod(self, arm: str) -> tuple[str, int]:
         return PODS[arm], self.port
@@ -57,7 +63,7 @@ async def running(folder: Path) -> AsyncIterator[Servers]:
     try:
         await models.run(["envoy", "--config-yaml", json.dumps(_models(port)), "--disable-hot-restart", "--concurrency", "1", "--log-level",
                           "warning"], lambda: _listens(port))  # fmt: skip
-        yield Servers(routers, port)
+        yield Servers(routers, models, port)
     finally:
         for router in routers:
             await router.close()
