@@ -19,7 +19,7 @@ from finetune_operator.build import router
 from finetune_operator.build.pods import Owner
 from finetune_operator.pods import PodClient
 from finetune_operator.traffic import Backend as Arm
-from finetune_operator.traffic import RouterState, Structure
+from finetune_operator.traffic import RouterState, Source, Structure
 from yarl import URL
 
 SPEC = Spec.model_validate({"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}})
@@ -44,8 +44,11 @@ def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
             s.close()
 
 
-def structure(stable: Arm, canary: Arm | None = None, headers: tuple[str, ...] = ("x-user-id",), salt: str = SALT) -> Structure:
-    return Structure(stable, canary, salt, headers)
+BY_HEADER = (Source(header="x-user-id"),)
+
+
+def structure(stable: Arm, canary: Arm | None = None, identity: tuple[Source, ...] = BY_HEADER, salt: str = SALT) -> Structure:
+    return Structure(stable, canary, salt, identity)
 
 
 def name_of(arm: Arm) -> str:

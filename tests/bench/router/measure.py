@@ -19,7 +19,7 @@ from tests.bench.router.caller import COLD, side_by_side
 from tests.bench.router.client import Answer, Connection, request_of
 from tests.bench.router.figures import Found, Push, Rollback, Visit, elsewhere, reshuffled
 from tests.bench.router.servers import CANARY, PODS, STABLE, Servers
-from tests.router.harness import UID, Router, token
+from tests.router.harness import BY_HEADER, UID, Router, token
 
 STEPS: Final = (10, 50, 100)
 SWEEPS: Final = len(STEPS) + 2  # of a rollout: before it, at each step, after it was taken back
@@ -173,4 +173,4 @@ class Bench:
 
     def _structure(self, live: str, rollout: str, salt: str = "") -> Structure:
         """Salted as the operator salts: by the FineTune's uid and the live arm."""
-        return Structure(STABLE, CANARY, salt or digest({"uid": UID, "live": live}, 16), ("x-user-id",), rollout)
+        return Structure(STABLE, CANARY, salt or digest({"uid": UID, "live": live}, 16), BY_HEADER, rollout)

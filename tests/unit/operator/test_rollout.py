@@ -19,9 +19,9 @@ from finetune_operator.observed import ArmHealth
 from finetune_operator.traffic import ArmTotals, Backend, RouterState, Structure
 from finetune_operator.workloads import Waiting
 
-from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision
+from tests.unit.operator.helpers import BY_HEADER, NOW, STAMP, draft, make_observed, make_revision
 
-STRUCTURE = Structure(Backend("old", "old.ml.svc", "r0"), Backend("new", "new.ml.svc", "r1"), "salt", ("x-user-id",))
+STRUCTURE = Structure(Backend("old", "old.ml.svc", "r0"), Backend("new", "new.ml.svc", "r1"), "salt", BY_HEADER)
 PLAN = m.Plan(((10, 60.0), (50, 60.0), (100, 0.0)), bake=60.0, deadline=600.0, guards=Guards(minRequests=100))
 READY, EMPTY = ArmHealth(wanted=2, ready=2, pods=2), ArmHealth(wanted=2)
 

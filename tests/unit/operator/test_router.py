@@ -9,13 +9,13 @@ from finetune_operator import names, tokens
 from finetune_operator.api.spec import Spec
 from finetune_operator.build import router
 from finetune_operator.build.pods import Owner
-from finetune_operator.traffic import Backend, Structure
+from finetune_operator.traffic import Backend, Source, Structure
 
-from tests.unit.operator.helpers import make_spec
+from tests.unit.operator.helpers import BY_HEADER, make_spec
 
 OWNER = Owner("ml", "bot", "uid-bot")
 OLD, NEW = Backend("aaa11111", "bot-aaa11111", "r1"), Backend("bbb22222", "bot-bbb22222", "r2", "/health")
-SPLIT = Structure(OLD, NEW, "salt", ("x-user-id",))
+SPLIT = Structure(OLD, NEW, "salt", BY_HEADER)
 SPEC = Spec.model_validate(make_spec())
 JWKS = tokens.jwks(tokens.generate_key())
 
@@ -41,7 +41,7 @@ def test_a_weight_changes_the_routes_alone_and_never_the_pods() -> None:
 
 
 def test_a_new_structure_restarts_no_router() -> None:
-    assert built()["Deployment"] == built(Structure(NEW, None, "salt-2", ("x-user-id",)), 0)["Deployment"]
+    assert built()["Deployment"] == built(Structure(NEW, None, "salt-2", BY_HEADER), 0)["Deployment"]
 
 
 def test_everything_belongs_to_the_finetune() -> None:
@@ -82,7 +82,7 @@ def test_the_canary_comes_first_and_the_shares_sum_to_100() -> None:
 
 
 def test_every_cluster_that_a_route_names_is_in_the_document() -> None:
-    for structure in (SPLIT, Structure(OLD, None, "s", ("x-user-id", "x-tenant"))):
+    for structure in (SPLIT, Structure(OLD, None, "s", (*BY_HEADER, Source(header="x-tenant")))):
         known = {c["name"] for c in document("cds.json", structure)}
         text = json.dumps(document("rds.json", structure))
         named = {f"{kind}_{b.arm}" for kind in ("infer", "other") for b in (OLD, NEW) if f'"{kind}_{b.arm}"' in text} | {"anonymous"}
@@ -110,18 +110,21 @@ def test_every_change_of_a_structure_changes_its_version() -> None:
         s.version
         for s in (
             SPLIT,
-            Structure(OLD, None, "salt", ("x-user-id",)),
-            Structure(NEW, OLD, "salt", ("x-user-id",)),
-            Structure(OLD, NEW, "salt-2", ("x-user-id",)),
-            Structure(OLD, NEW, "salt", ("x-tenant",)),
-            Structure(OLD, NEW, "salt", ("x-user-id",), rollout="2"),
+            Structure(OLD, None, "salt", BY_HEADER),
+            Structure(NEW, OLD, "salt", BY_HEADER),
+            Structure(OLD, NEW, "salt-2", BY_HEADER),
+            Structure(OLD, NEW, "salt", (Source(header="x-tenant"),)),
+            Structure(OLD, NEW, "salt", BY_HEADER, rollout="2"),
+            Structure(OLD, NEW, "salt", (Source(body_field="x-user-id"),)),
+            Structure(OLD, NEW, "salt", (*BY_HEADER, Source(body_field="user"))),
+            Structure(OLD, NEW, "salt", (Source(body_field="user"), *BY_HEADER)),
         )
     }
-    assert len(versions) == 6
+    assert len(versions) == 9
 
 
 def test_the_documents_are_far_smaller_than_a_config_map_may_be() -> None:
-    large = Structure(OLD, NEW, "s" * 64, tuple(f"x-identity-header-number-{i}-{'n' * 200}" for i in range(8)))
+    large = Structure(OLD, NEW, "s" * 64, tuple(Source(header=f"x-identity-header-number-{i}-{'n' * 200}") for i in range(8)))
     assert sum(len(t) for t in built(large)["ConfigMap"]["data"].values()) < 200_000
 
 

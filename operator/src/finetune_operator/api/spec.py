@@ -74,6 +74,7 @@ Percent = Annotated[int, Field(ge=0, le=100)]
 Quantity = Annotated[
     str, BeforeValidator(_written), Field(max_length=32, pattern=QUANTITY_PATTERN, json_schema_extra={"x-kubernetes-int-or-string": True})
 ]
+FieldName = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
 HeaderName = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$")]
 Free = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 
@@ -387,10 +388,14 @@ class Step(SpecModel):
 
 
 class Identity(SpecModel):
-    """Where a request's user is read from."""
+    """Where a request's user is read from; the first of the list that names one counts."""
 
-    header: Annotated[HeaderName | None, LIVE] = Field(default=None, description="A request header.")
-    body_field: Annotated[Word | None, LIVE] = Field(default=None, description="A field of the request's JSON body.")
+    header: Annotated[HeaderName | None, LIVE] = Field(
+        default=None, description="A request header: one that your gateway sets, or Authorization, which stands for who has the API key."
+    )
+    body_field: Annotated[FieldName | None, LIVE] = Field(
+        default=None, description="A text at the top of a JSON body of up to 1 MiB with a Content-Length: user, safety_identifier."
+    )
 
 
 class Guards(SpecModel):

@@ -3,7 +3,7 @@
 The ConfigMap is the durable document (file xDS, a watched directory). Weights are pushed through Envoy's runtime, under a
 key prefix of the structure's version, so that a late push to another structure is inert. Of each arm there is one cluster
 for inference by users with an identity (what the guards count), one for their other calls; requests without an identity
-have a route and a cluster of their own, to stable.
+have a route and a cluster of their own, to stable. Where identities come from: identity.py.
 
 Invariant: routes and clusters may be read in either order. Between two documents a route names only clusters that both have
 (the anonymous one has the same name in all and is warmed before it is replaced) or clusters that have no users.
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from finetune_operator import kinds, names
 from finetune_operator.api.spec import Spec
-from finetune_operator.build import pods
+from finetune_operator.build import identity, pods
 from finetune_operator.build.pods import Manifest, Owner
 from finetune_operator.kinds import Kind
 from finetune_operator.tokens import ISSUER
@@ -276,8 +276,10 @@ def _traffic_listener() -> Manifest:
             "common_http_protocol_options": {"max_connection_duration": f"{CONNECTION_SECONDS}s"},
             "http1_safe_max_connection_duration": True,
             "stream_idle_timeout": REQUEST_TIMEOUT,
-            "http_filters": [_router_filter()],
+            "early_header_mutation_extensions": identity.without_forgery(),
+            "http_filters": [identity.body_filter(), _router_filter()],
         },
+        per_connection_buffer_limit_bytes=identity.BODY_BYTES,
     )
 
 
@@ -326,7 +328,7 @@ def _routes(structure: Structure, weight: int) -> Manifest:
         "direct_response": {"status": 200, "body": {"inline_string": json.dumps(document, sort_keys=True)}},
     }
     routes = [says]
-    for header in structure.headers:
+    for header in identity.headers(structure):
         for path in INFERENCE_PATHS:
             routes.append(_hashed(structure, weight, INFERENCE, {"path": path}, header))
         routes.append(_hashed(structure, weight, OTHER, {"prefix": "/"}, header))
@@ -335,7 +337,15 @@ def _routes(structure: Structure, weight: int) -> Manifest:
     return {
         "@type": f"{_TYPE}.config.route.v3.RouteConfiguration",
         "name": "traffic",
-        "virtual_hosts": [{"name": "users", "domains": ["*"], "routes": routes}],
+        "virtual_hosts": [
+            {
+                "name": "users",
+                "domains": ["*"],
+                "routes": routes,
+                "request_headers_to_remove": [identity.USER_HEADER],
+                "typed_per_filter_config": identity.body_options(structure),
+            }
+        ],
     }
 
 
