@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from finetune_operator.build.identity import BODY_BYTES, SCRIPT, USER_HEADER, body_options, headers
+from finetune_operator.build.identity import BODY_BYTES, SCRIPT, USER_HEADER, context, headers
 from finetune_operator.traffic import Backend, Source, Structure
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -53,8 +53,7 @@ def asked(
     length = {} if text is None else {"content-length": str(len(text))}
     given = {":method": method, **length, **(sent or {})}
     table = {k.encode(): v.encode() for k, v in given.items()}
-    context = body_options(structure(*sources))["envoy.filters.http.lua"]["filter_context"]
-    added, buffered = HANDLE(_lua(context), LUA.table_from(table), text)
+    added, buffered = HANDLE(_lua(context(structure(*sources))), LUA.table_from(table), text)
     pairs = [(pair[1].decode(), pair[2].decode("utf-8", "surrogateescape")) for pair in added.values()]
     assert all(name == USER_HEADER for name, _ in pairs)
     assert len(pairs) <= 1
@@ -190,6 +189,6 @@ def test_a_long_prompt_is_no_hostile_body() -> None:
 
 
 def test_what_is_not_asked_of_bodies_holds_none() -> None:
-    assert body_options(structure(TENANT))["envoy.filters.http.lua"]["disabled"] is True
+    assert context(structure(TENANT)) is None
     assert headers(structure(TENANT)) == ("x-tenant",)
     assert headers(structure(TENANT, USER)) == (USER_HEADER, "x-tenant")

@@ -349,6 +349,11 @@ def test_a_changed_identity_is_settled_anew() -> None:
     assert router_moves(edited.status)
 
 
+def test_a_live_finetune_says_what_a_new_router_waits_for() -> None:
+    d = decided(make_observed(PROMOTED, status={**LIVE, **SETTLED}, router_waiting=GONE, **HEALTHY))
+    assert (d.phase, d.message) == (c.LIVE, "revision r1 serves all users at Service bot; image x cannot be pulled")
+
+
 def test_a_rejected_arm_says_how_it_is_tried_again() -> None:
     back = at(m.ROLLING_BACK, memory={"reason": c.GUARD_FAILED, "cause": "errors"}).model_copy(update={"arm": OTHER})
     listed = [*LIVE["arms"], Arm(name=OTHER, revision="r1")]

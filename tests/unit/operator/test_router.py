@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 from finetune_operator import names, tokens
+from finetune_operator.api.fields import REDEPLOY, extract
 from finetune_operator.api.spec import Spec
-from finetune_operator.build import router
+from finetune_operator.build import access, identity, router
 from finetune_operator.build.pods import Owner
 from finetune_operator.traffic import Backend, Source, Structure
 
@@ -20,8 +21,8 @@ SPEC = Spec.model_validate(make_spec())
 JWKS = tokens.jwks(tokens.generate_key())
 
 
-def built(structure: Structure = SPLIT, weight: int = 10) -> dict[str, Any]:
-    return {kind.kind: manifest for kind, manifest in router.children(OWNER, SPEC, "envoy:1", structure, weight, JWKS)}
+def built(structure: Structure = SPLIT, weight: int = 10, spec: Spec = SPEC) -> dict[str, Any]:
+    return {kind.kind: manifest for kind, manifest in router.children(OWNER, spec, "envoy:1", structure, weight, JWKS)}
 
 
 def document(name: str, structure: Structure = SPLIT, weight: int = 10) -> list[dict[str, Any]]:
@@ -138,3 +139,63 @@ def test_the_users_service_sends_to_routers_alone() -> None:
     ):
         assert selector.items() <= labels.items()
         assert selector[names.COMPONENT] == "router"
+
+
+def serving(**blocks: Any) -> Spec:
+    return Spec.model_validate(make_spec(serving=blocks))
+
+
+KEYED, ENCRYPTED = serving(apiKeys={"secretName": "bot-keys"}), serving(tls={"secretName": "bot-tls"})
+
+
+def test_a_secret_is_mounted_and_a_pod_without_it_does_not_start() -> None:
+    for spec, name, entry, folder in (
+        (KEYED, "bot-keys", "keys", access.KEYS_FOLDER),
+        (ENCRYPTED, "bot-tls", "tls.crt", access.TLS_FOLDER),
+    ):
+        pod = built(spec=spec)["Deployment"]["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        refs = [v["valueFrom"]["secretKeyRef"] for v in container["env"] if "secretKeyRef" in v["valueFrom"]]
+        assert refs == [{"name": name, "key": entry}], "the kubelet says of a variable at once what is not there"
+        volume = next(v for v in pod["volumes"] if "secret" in v)
+        assert volume["secret"] == {"secretName": name, "optional": True}
+        assert {"name": volume["name"], "mountPath": folder, "readOnly": True} in container["volumeMounts"]
+    assert [v for v in built()["Deployment"]["spec"]["template"]["spec"]["volumes"] if "secret" in v] == []
+
+
+def test_tls_has_a_port_of_its_own_and_the_service_no_other() -> None:
+    made = built(spec=ENCRYPTED)
+    assert made["Service"]["spec"]["ports"] == [{"name": "https", "port": 443, "targetPort": "traffic-tls"}]
+    assert {"name": "traffic-tls", "containerPort": names.TLS_PORT} in made["Deployment"]["spec"]["template"]["spec"]["containers"][0][
+        "ports"
+    ]
+    assert built()["Service"]["spec"]["ports"] == [{"name": "http", "port": 80, "targetPort": "traffic"}]
+    assert set(made["ConfigMap"]["data"]) - set(built()["ConfigMap"]["data"]) == {"sds.json"}
+
+
+def test_users_meet_the_same_filters_and_routes_with_tls_and_without() -> None:
+    listeners = {r["name"]: r for r in json.loads(built(spec=ENCRYPTED)["ConfigMap"]["data"]["lds.json"])["resources"]}
+    plain, encrypted = (listeners[name]["filter_chains"][0] for name in ("traffic", "traffic-tls"))
+    assert "transport_socket" not in plain
+    del encrypted["transport_socket"]
+    manager = encrypted["filters"][0]["typed_config"]
+    assert manager.pop("stat_prefix") == "traffic-tls"
+    assert {**manager, "stat_prefix": "traffic"} == plain["filters"][0]["typed_config"]
+
+
+def test_filters_run_only_where_they_are_asked_for() -> None:
+    def disabled(spec: Spec, structure: Structure) -> dict[str, bool]:
+        (routes,) = json.loads(built(structure, spec=spec)["ConfigMap"]["data"]["rds.json"])["resources"]
+        return {name: options.get("disabled", False) for name, options in routes["virtual_hosts"][0]["typed_per_filter_config"].items()}
+
+    reads = Structure(OLD, NEW, "salt", (Source(body_field="user"),))
+    assert disabled(SPEC, SPLIT) == {access.FILTER: True, identity.FILTER: True}
+    assert disabled(KEYED, SPLIT) == {access.FILTER: False, identity.FILTER: True}
+    assert disabled(SPEC, reads) == {access.FILTER: True, identity.FILTER: False}
+
+
+def test_neither_keys_nor_tls_are_part_of_what_an_arm_is() -> None:
+    fields = [
+        extract(make_spec(serving=blocks), Spec, REDEPLOY) for blocks in ({}, {"apiKeys": {"secretName": "a"}, "tls": {"secretName": "b"}})
+    ]
+    assert fields[0] == fields[1]

@@ -364,6 +364,22 @@ class Resources(SpecModel):
     limits: dict[Word, Quantity] | None = Field(default=None, max_length=16, description="What may be used, by resource.")
 
 
+class ApiKeys(SpecModel):
+    """The routers admit only who sends one of these as `Authorization: Bearer KEY`."""
+
+    secret_name: Annotated[Name, LIVE] = Field(
+        description="Secret whose entry `keys` has lines of a name and a key. A changed one counts within a minute or two."
+    )
+
+
+class Tls(SpecModel):
+    """Users are served over TLS, at port 443 alone."""
+
+    secret_name: Annotated[Name, LIVE] = Field(
+        description="Secret of type kubernetes.io/tls, as cert-manager makes it; a renewed certificate is used without a restart."
+    )
+
+
 class Serving(SpecModel):
     """How the model serves; absent: train only."""
 
@@ -378,6 +394,8 @@ class Serving(SpecModel):
     )
     resources: Annotated[Resources | None, REDEPLOY] = None
     model_name: Annotated[ServedName | None, REDEPLOY] = Field(default=None, description="Default: the FineTune's name.")
+    api_keys: ApiKeys | None = None
+    tls: Tls | None = None
 
 
 class Step(SpecModel):

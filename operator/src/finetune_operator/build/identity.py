@@ -7,15 +7,15 @@ servers do not see it. What the filter looks for is part of the route configurat
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any, Final
 
+from finetune_operator.build import lua
 from finetune_operator.traffic import Structure
 
 USER_HEADER: Final = "x-finetune-user"
 BODY_BYTES: Final = 1024 * 1024  # of a body that is read for an identity: it is held until it is complete
-FILTER: Final = "envoy.filters.http.lua"
-SCRIPT: Final = resources.files(__package__).joinpath("identity.lua").read_text("utf-8")
+FILTER: Final = "finetune.identity"
+SCRIPT: Final = lua.script("identity.lua")
 _TYPE: Final = "type.googleapis.com/envoy"
 
 
@@ -25,26 +25,12 @@ def headers(structure: Structure) -> tuple[str, ...]:
     return (*own, *(source.header for source in structure.identity if source.header))
 
 
-def body_filter() -> dict[str, Any]:
-    """The HTTP filter."""
-    return {
-        "name": FILTER,
-        "typed_config": {
-            "@type": f"{_TYPE}.extensions.filters.http.lua.v3.Lua",
-            "default_source_code": {"inline_string": SCRIPT},
-        },
-    }
-
-
-def body_options(structure: Structure) -> dict[str, Any]:
-    """What the filter does for these routes: nothing, unless a body field is among the sources."""
-    options: dict[str, Any] = {"@type": f"{_TYPE}.extensions.filters.http.lua.v3.LuaPerRoute"}
-    if _reads_bodies(structure):
-        sources = [{"header": s.header} if s.header else {"bodyField": s.body_field} for s in structure.identity]
-        options["filter_context"] = {"sources": sources, "bytes": BODY_BYTES, "to": USER_HEADER}
-    else:
-        options["disabled"] = True
-    return {FILTER: options}
+def context(structure: Structure) -> dict[str, Any] | None:
+    """What the filter is to look for; None, and nothing is done, unless a body field is among the sources."""
+    if not _reads_bodies(structure):
+        return None
+    sources = [{"header": s.header} if s.header else {"bodyField": s.body_field} for s in structure.identity]
+    return {"sources": sources, "bytes": BODY_BYTES, "to": USER_HEADER}
 
 
 def without_forgery() -> list[dict[str, Any]]:

@@ -174,7 +174,8 @@ def _steady(o: Observed, d: Draft, wanted: ArmWanted | None) -> Draft:
         waiting = o.router_waiting
         text = waiting.message if waiting else f"revision {d.status.live_revision} is ready; the routers are starting"
         return d.block(c.DEPLOYING, text, reason=waiting.reason if waiting else "")
-    return d if d.blocked else d.block(c.LIVE, f"revision {d.status.live_revision} serves all users at Service {o.name}")
+    waits = f"; {o.router_waiting.message}" if o.router_waiting else ""
+    return d if d.blocked else d.block(c.LIVE, f"revision {d.status.live_revision} serves all users at Service {o.name}{waits}")
 
 
 def _acknowledged(o: Observed, structure: Structure) -> bool:
