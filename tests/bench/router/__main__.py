@@ -13,12 +13,16 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Final
 
 from finetune_operator.build.router import REPLICAS
+from finetune_operator.traffic import Source
 
 from tests.bench.control_plane.progress import Progress, Step
 from tests.bench.router import figures, servers
 from tests.bench.router.measure import CALLERS, SWEEPS, Bench
+
+SOURCES: Final = {"header": Source(header="x-user-id"), "body": Source(body_field="user")}
 
 
 def arguments() -> argparse.Namespace:
@@ -31,6 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--pairs", type=int, default=5_000, help="of a direct call and one through a router, for each number of callers (5,000)"
     )
+    parser.add_argument("--identity", choices=list(SOURCES), default="header", help="where users are named (header)")
     return parser.parse_args()
 
 
@@ -44,7 +49,7 @@ def steps(options: argparse.Namespace) -> list[Step]:
 async def run(options: argparse.Namespace, folder: Path) -> figures.Figures:
     told = Progress(steps(options))
     async with servers.running(folder) as running:
-        bench = Bench(running, options.users, told)
+        bench = Bench(running, options.users, SOURCES[options.identity], told)
         told.step("rollouts")
         structure, of_weight = await bench.lives(options.rollouts)
         told.step("pushes")

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Final
 
-from tests.bench.router.client import parsed, request_of
+from tests.bench.router.client import parsed
 
 Address = tuple[str, int]
 Pair = tuple[float, float]  # seconds of a direct call, and of the call through a router that followed
@@ -51,14 +51,14 @@ class Caller:
             self._socket = None
 
 
-def call_in_turn(direct: Address, routers: Sequence[Address], users: Sequence[str], count: int, seed: int) -> tuple[list[Pair], int]:
+def call_in_turn(direct: Address, routers: Sequence[Address], requests: Sequence[bytes], count: int, seed: int) -> tuple[list[Pair], int]:
     """`count` pairs, by the routers in turn, and how many failed besides."""
     pauses = random.Random(seed)
     callers = [Caller(address) for address in (direct, *routers)]
     pairs: list[Pair] = []
     failed = 0
     for turn in range(count + COLD):
-        request, router = request_of(users[turn % len(users)]), callers[1 + turn % len(routers)]
+        request, router = requests[turn % len(requests)], callers[1 + turn % len(routers)]
         times = []
         for caller in (callers[0], router):
             time.sleep(pauses.uniform(0, 2 * PAUSE_SECONDS))
@@ -74,10 +74,12 @@ def call_in_turn(direct: Address, routers: Sequence[Address], users: Sequence[st
     return pairs, failed
 
 
-def side_by_side(direct: Address, routers: Sequence[Address], users: Sequence[str], count: int, callers: int) -> tuple[list[Pair], int]:
+def side_by_side(
+    direct: Address, routers: Sequence[Address], requests: Sequence[bytes], count: int, callers: int
+) -> tuple[list[Pair], int]:
     """The same by several callers at once, `count` pairs in all."""
     each = -(-count // callers)
     with ProcessPoolExecutor(callers, mp_context=get_context("spawn")) as pool:
-        going = [pool.submit(call_in_turn, direct, routers, users[n::callers], each, n) for n in range(callers)]
+        going = [pool.submit(call_in_turn, direct, routers, requests[n::callers], each, n) for n in range(callers)]
         done = [job.result() for job in going]
     return [pair for pairs, _ in done for pair in pairs], sum(failed for _, failed in done)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from typing import Any, Final, NamedTuple
 
 from finetune_operator.build.router import ARM_HEADER
+from finetune_operator.traffic import Source
 
 from tests.router.harness import CHAT
 
-BODY: Final = b'{"model": "bot", "messages": [{"role": "user", "content": "How many orders came in today?"}], "max_tokens": 64}'
+COMPLETION: Final = {"model": "bot", "messages": [{"role": "user", "content": "How many orders came in today?"}], "max_tokens": 64}
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: (\d+)\r\n")
 _POD: Final = re.compile(rb"\r\nx-pod: ([^\r]*)\r\n")
 _ARM: Final = re.compile(rb"\r\n" + ARM_HEADER.encode() + rb": ([^\r]*)\r\n")
@@ -37,12 +39,12 @@ class Answer(NamedTuple):
 NONE: Final = Head(0, "", "", goes_on=False)
 
 
-def request_of(user: str) -> bytes:
-    """A chat completion that this user asks for."""
-    head = (
-        f"POST {CHAT} HTTP/1.1\r\nhost: bot\r\nx-user-id: {user}\r\ncontent-type: application/json\r\ncontent-length: {len(BODY)}\r\n\r\n"
-    )
-    return head.encode() + BODY
+def request_of(user: str, source: Source) -> bytes:
+    """A chat completion that this user asks for, who is named where the source says."""
+    body = json.dumps(COMPLETION | ({source.body_field: user} if source.body_field else {}))
+    named = f"{source.header}: {user}\r\n" if source.header else ""
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: bot\r\n{named}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    return (head + body).encode()
 
 
 def parsed(received: bytes) -> Head | None:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from finetune_operator.api.fields import digest
-from finetune_operator.traffic import Structure
+from finetune_operator.traffic import Source, Structure
 
 from tests.bench.control_plane.processes import machine_seconds
 from tests.bench.control_plane.progress import Progress
@@ -19,7 +19,7 @@ from tests.bench.router.caller import COLD, side_by_side
 from tests.bench.router.client import Answer, Connection, request_of
 from tests.bench.router.figures import Found, Push, Rollback, Visit, elsewhere, reshuffled
 from tests.bench.router.servers import CANARY, PODS, STABLE, Servers
-from tests.router.harness import BY_HEADER, UID, Router, token
+from tests.router.harness import UID, Router, token
 
 STEPS: Final = (10, 50, 100)
 SWEEPS: Final = len(STEPS) + 2  # of a rollout: before it, at each step, after it was taken back
@@ -33,8 +33,8 @@ PATIENCE: Final = 10.0  # seconds until a push that no router confirms ends the 
 class Bench:
     """One run; what it sees is in `found`."""
 
-    def __init__(self, servers: Servers, users: int, told: Progress) -> None:
-        self.servers, self.told = servers, told
+    def __init__(self, servers: Servers, users: int, source: Source, told: Progress) -> None:
+        self.servers, self.told, self.source = servers, told, source
         self.users = [f"user-{n}" for n in range(users)]
         self.found = Found(users)
 
@@ -87,11 +87,12 @@ class Bench:
     async def latency(self, structure: Structure, pairs: int) -> None:
         """Direct calls and calls through a router in turn, at 50 %, by one caller and by several at once."""
         await self._push(structure, 50)
+        requests = [request_of(user, self.source) for user in self.users]
         direct, routers = self.servers.pod(STABLE.arm), [self.servers.traffic(router) for router in self.servers.routers]
         before = self._others(), time.perf_counter()
         for callers in CALLERS:
             self.told.step(f"latency, {callers} at once")
-            made, failed = await asyncio.to_thread(side_by_side, direct, routers, self.users, pairs, callers)
+            made, failed = await asyncio.to_thread(side_by_side, direct, routers, requests, pairs, callers)
             self.found.pairs[callers] = made
             self.found.failed += failed
             self.found.requests += 2 * (len(made) + COLD * callers)
@@ -135,7 +136,7 @@ class Bench:
         async def ask() -> None:
             connections = [Connection(self.servers.traffic(router)) for router in self.servers.routers]
             for turn, (user, router) in turns:
-                visits.append(self._visit(user, await connections[router].ask(request_of(user))))
+                visits.append(self._visit(user, await connections[router].ask(request_of(user, self.source))))
                 self.told.tell(number * size + turn, of * size)
             for connection in connections:
                 connection.close()
@@ -153,7 +154,7 @@ class Bench:
             for number, user in enumerate(itertools.cycle(users)):
                 if ended.is_set():
                     return
-                visits.append(self._visit(user, await connection.ask(request_of(user))))
+                visits.append(self._visit(user, await connection.ask(request_of(user, self.source))))
                 await asyncio.sleep(max(0.0, began + (number + 1) * len(connections) / PER_SECOND - time.perf_counter()))
 
         going = [asyncio.create_task(go_on(c, self.users[n :: len(connections)])) for n, c in enumerate(connections)]
@@ -173,4 +174,4 @@ class Bench:
 
     def _structure(self, live: str, rollout: str, salt: str = "") -> Structure:
         """Salted as the operator salts: by the FineTune's uid and the live arm."""
-        return Structure(STABLE, CANARY, salt or digest({"uid": UID, "live": live}, 16), BY_HEADER, rollout)
+        return Structure(STABLE, CANARY, salt or digest({"uid": UID, "live": live}, 16), (self.source,), rollout)

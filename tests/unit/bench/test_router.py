@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
+from finetune_operator.traffic import Source
 
 from tests.bench.router import figures
 from tests.bench.router.client import Head, parsed, request_of
@@ -97,4 +99,11 @@ def test_an_answer_is_read_once_it_is_complete() -> None:
     assert parsed(answer) == Head(200, "aaa", "127.0.1.1", goes_on=True)
     last = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
     assert parsed(last) == Head(503, "", "", goes_on=False)
-    assert request_of("ada").count(b"\r\nx-user-id: ada\r\n") == 1
+
+
+def test_a_request_names_its_user_where_the_router_looks() -> None:
+    by_header, by_body = request_of("ada", Source(header="x-user-id")), request_of("ada", Source(body_field="user"))
+    assert b"\r\nx-user-id: ada\r\n" in by_header
+    head, _, body = by_body.partition(b"\r\n\r\n")
+    assert (b"x-user-id" in head, json.loads(body)["user"]) == (False, "ada")
+    assert f"content-length: {len(body)}".encode() in head
