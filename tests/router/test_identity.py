@@ -173,6 +173,18 @@ async def test_a_body_that_comes_slowly_is_waited_for_and_one_that_does_not_come
     await no_errors(router)
 
 
+async def test_a_client_that_waits_for_leave_to_send_its_body_gets_it(world: World) -> None:
+    router = await world.started(SPLIT, 100)
+    body = b'{"user": "ada"}'
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.ports[names.TRAFFIC_PORT])
+    writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {len(body)}\r\n\r\n".encode())
+    assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).startswith(b"HTTP/1.1 100 ")
+    writer.write(body)
+    answer = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).decode().lower()
+    writer.close()
+    assert f"{documents.ARM_HEADER}: {NEW.arm}\r\n" in answer
+
+
 async def test_an_answer_is_passed_on_event_by_event_to_who_is_named_by_a_body(world: World) -> None:
     router = await world.started(SPLIT, 100)
     async with router.request("POST", CHAT, json={"stream": True, "user": "ada"}) as answer:
