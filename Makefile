@@ -11,7 +11,7 @@ TIER ?= all
 N ?= 1000
 ARGS ?=
 
-.PHONY: help demo demo-down test check format e2e-kills chaos crash-loop chaos-training bench-control-plane bench-trainer bench-guards cluster-up cluster-down cluster-status images mutation crds lock
+.PHONY: help demo demo-down test check format e2e-kills chaos crash-loop chaos-training bench-control-plane bench-trainer bench-guards bench-router cluster-up cluster-down cluster-status images mutation crds lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ e2e-kills: ## Delete every kind of pod at random moments of a whole run; prints 
 
 bench-control-plane: ## What N FineTunes cost a control plane, beside N bare Jobs; last line JSON
 	@$(DEV) python -m tests.bench.control_plane --objects $(N) $(ARGS)
+
+bench-router: ## 10,000 users through a rollout on real routers, pushes and latency timed; last line JSON (ARGS=--help)
+	@$(DEV) python -m tests.bench.router $(ARGS)
 
 bench-trainer: ## The trainer's speed and memory beside TRL's defaults, on the GPU if there is one; last line JSON
 	@$(ORACLE) python -m tests.bench.trainer $(ARGS)

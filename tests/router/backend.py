@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 
 from aiohttp import web
@@ -22,6 +23,7 @@ class Backend:
         self.gate = asyncio.Event()  # a stream waits here between its first and its second event
         self.paths: Counter[str] = Counter()
         self.largest = 0
+        self.last: tuple[Mapping[str, str], bytes] = ({}, b"")  # headers and body of the last request of a user
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> Backend:
@@ -50,7 +52,7 @@ class Backend:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.paths[request.path] += 1
         body = await request.read()
-        self.largest = max(self.largest, len(body))
+        self.largest, self.last = max(self.largest, len(body)), (request.headers, body)
         if self.abort:
             assert request.transport is not None
             request.transport.abort()

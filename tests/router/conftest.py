@@ -24,7 +24,7 @@ class World:
 
     def resolve(self, arm: Arm, pods: list[Backend] | None) -> None:
         """What the arm's name means from now on; None: it does not exist."""
-        name = f"{arm.host}.ml.svc.cluster.local"
+        name = harness.name_of(arm)
         self.zone.records.pop(name, None)
         if pods is not None:
             self.zone.records[name] = [p.address for p in pods]

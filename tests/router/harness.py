@@ -7,19 +7,20 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from finetune_operator import kinds, names, tokens
-from finetune_operator.api.spec import Spec
+from finetune_operator.api.spec import Serving, Spec
 from finetune_operator.build import router
 from finetune_operator.build.pods import Owner
 from finetune_operator.pods import PodClient
 from finetune_operator.traffic import Backend as Arm
-from finetune_operator.traffic import RouterState, Structure
+from finetune_operator.traffic import RouterState, Source, Structure
 from yarl import URL
 
 SPEC = Spec.model_validate({"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}})
@@ -27,8 +28,9 @@ UID = "0b6c1d2e-aaaa-bbbb-cccc-000000000001"
 OWNER = Owner("ml", "bot", UID)
 KEY = tokens.generate_key()
 SALT = "5d41402abc4b2a76"
-PORTS = (names.TRAFFIC_PORT, names.CONTROL_PORT, names.ROUTER_METRICS_PORT, router.ADMIN_PORT)
+PORTS = (names.TRAFFIC_PORT, names.TLS_PORT, names.CONTROL_PORT, names.ROUTER_METRICS_PORT, router.ADMIN_PORT)
 CHAT = "/v1/chat/completions"
+DOMAIN = "ml.svc.cluster.local"
 
 
 def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
@@ -43,45 +45,100 @@ def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
             s.close()
 
 
-def structure(stable: Arm, canary: Arm | None = None, headers: tuple[str, ...] = ("x-user-id",), salt: str = SALT) -> Structure:
-    return Structure(stable, canary, salt, headers)
+BY_HEADER = (Source(header="x-user-id"),)
 
 
-class Router:
-    """One Envoy. Its folder is written like kubelet writes a ConfigMap: a dated folder, `..data` renamed over, symlinks."""
+def structure(stable: Arm, canary: Arm | None = None, identity: tuple[Source, ...] = BY_HEADER, salt: str = SALT) -> Structure:
+    return Structure(stable, canary, salt, identity)
+
+
+def name_of(arm: Arm) -> str:
+    """What the cluster's name server calls the arm's headless Service."""
+    return f"{arm.host}.{DOMAIN}"
+
+
+class Envoy:
+    """A process of Envoy and what it logs."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def run(self, command: Sequence[str], ready: Callable[[], Awaitable[bool]], environment: Mapping[str, str] | None = None) -> None:
+        """Start it and wait until `ready` says so."""
+
+        async def is_ready() -> bool:
+            assert self._process is not None
+            assert self._process.returncode is None, self.log()
+            return await ready()
+
+        # c-ares reads its search list from here, as it does from a pod's resolv.conf
+        variables = {**os.environ, "LOCALDOMAIN": DOMAIN, "RES_OPTIONS": "ndots:5", **(environment or {})}
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, env=variables)
+        await until(is_ready, "Envoy is ready", 15, self.log)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    async def kill(self) -> None:
+        """SIGKILL, as the kubelet's last word."""
+        if self._process is not None:
+            if self._process.returncode is None:
+                self._process.kill()
+            await self._process.wait()
+            self._process = None
+
+    def log(self) -> str:
+        """The end of what Envoy said."""
+        return self._log.read_text()[-3000:]
+
+
+def sync(folder: Path, files: Mapping[str, str]) -> None:
+    """Write them as the kubelet writes a ConfigMap or Secret: a dated folder, `..data` renamed over, symlinks."""
+    previous = (folder / "..data").resolve() if (folder / "..data").exists() else None
+    dated = folder / f"..{time.monotonic_ns()}"
+    dated.mkdir(parents=True)
+    for name, text in files.items():
+        (dated / name).write_text(text)
+    fresh = folder / "..data_tmp"
+    fresh.symlink_to(dated.name)
+    fresh.rename(folder / "..data")
+    for name in files:
+        link = folder / name
+        if not link.is_symlink():
+            link.symlink_to(f"..data/{name}")
+    if previous is not None:
+        shutil.rmtree(previous)
+
+
+class Router(Envoy):
+    """A router. Its folder stands for the mount of its ConfigMap; those of its Secrets are beside it."""
 
     def __init__(self, folder: Path, model_port: int, dns_port: int) -> None:
+        super().__init__(folder.with_suffix(".log"))
         self.folder = folder
-        self._log = folder.with_suffix(".log")
         self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         self._replaced = {**self.ports, names.MODEL_PORT: model_port}
         self._dns_port = dns_port
-        self._process: asyncio.subprocess.Process | None = None
-        self._writes = 0
         self.connection_seconds: int | None = None
         self._first: Structure | None = None
+        self.serving: Serving | None = None
         self.started = ""
         self.client = PodClient(lambda ip, port: f"http://127.0.0.1:{self.ports[port]}")
         self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
     def write(self, wanted: Structure, weight: int) -> None:
         """Sync the ConfigMap's volume."""
-        self._writes += 1
         self._first = self._first or wanted
-        dated = self.folder / f"..2026_{self._writes}"
-        dated.mkdir(parents=True)
-        for name, text in router.documents(wanted, weight, tokens.jwks(KEY), UID).items():
-            (dated / name).write_text(json.dumps(self._local(json.loads(self._sooner(text)))))
-        fresh = self.folder / "..data_tmp"
-        fresh.symlink_to(dated.name)
-        previous = (self.folder / "..data").resolve() if (self.folder / "..data").exists() else None
-        fresh.rename(self.folder / "..data")
-        for file in dated.iterdir():
-            link = self.folder / file.name
-            if not link.is_symlink():
-                link.symlink_to(f"..data/{file.name}")
-        if previous is not None:
-            shutil.rmtree(previous)
+        made = router.documents(self.serving, wanted, weight, tokens.jwks(KEY), UID)
+        sync(self.folder, {name: json.dumps(self._local(json.loads(self._sooner(text)))) for name, text in made.items()})
+
+    def secret(self, mounted: str, files: Mapping[str, str]) -> None:
+        """Sync a Secret's volume that is mounted there."""
+        sync(Path(self._local(mounted)), files)
 
     def _sooner(self, text: str) -> str:
         """A test does not wait as long as a connection lives."""
@@ -98,11 +155,15 @@ class Router:
             return [self._local(v) for v in value]
         return value.replace(router.CONFIG, str(self.folder)) if isinstance(value, str) else value
 
-    def _command(self) -> list[str]:
-        """The container's command line, with the test's name server in place of the cluster's."""
-        made = router.children(OWNER, SPEC, "envoy", self._first, 0, tokens.jwks(KEY))
+    def _container(self) -> dict[str, Any]:
+        spec = SPEC.model_copy(update={"serving": self.serving})
+        made = router.children(OWNER, spec, "envoy", self._first, 0, tokens.jwks(KEY))
         deployment = next(manifest for kind, manifest in made if kind == kinds.DEPLOYMENT)
-        container = deployment["spec"]["template"]["spec"]["containers"][0]
+        container: dict[str, Any] = deployment["spec"]["template"]["spec"]["containers"][0]
+        return container
+
+    def _command(self, container: Mapping[str, Any]) -> list[str]:
+        """The container's command line, with the test's name server in place of the cluster's."""
         arguments = [a.replace("$(POD_NAME)", "router-0") for a in container["args"]]
         at = arguments.index("--config-yaml") + 1
         bootstrap = self._local(json.loads(arguments[at]))
@@ -117,37 +178,17 @@ class Router:
         return [*container["command"], *arguments]
 
     async def start(self) -> Router:
-        with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command(),
-                stdout=log,
-                stderr=log,
-                # c-ares reads its search list from here, as it does from a pod's resolv.conf
-                env={**os.environ, "LOCALDOMAIN": "ml.svc.cluster.local", "RES_OPTIONS": "ndots:5"},
-            )
+        container = self._container()
+        secrets = {variable["name"]: "from a Secret" for variable in container["env"] if "secretKeyRef" in variable["valueFrom"]}
         self.started = datetime.now(UTC).isoformat()
-        await until(self._is_ready, "Envoy is ready", 15, self.log)
+        await self.run(self._command(container), self._is_ready, secrets)
         return self
 
     async def _is_ready(self) -> bool:
-        assert self._process is not None
-        assert self._process.returncode is None, self.log()
         try:
             return await self.status("/ready", names.ROUTER_METRICS_PORT) == 200
         except aiohttp.ClientError:
             return False
-
-    async def kill(self) -> None:
-        """SIGKILL, as the kubelet's last word."""
-        if self._process is not None:
-            if self._process.returncode is None:
-                self._process.kill()
-            await self._process.wait()
-            self._process = None
-
-    def log(self) -> str:
-        """The end of what Envoy said."""
-        return self._log.read_text()[-3000:]
 
     async def close(self) -> None:
         await self.kill()
@@ -200,9 +241,7 @@ class Router:
             state = await self.state()
             return (state.version, state.weight) == (wanted.version, weight)
 
-        await until(
-            said, f"the router serves {wanted.version} at {weight} %", 10, lambda: self.folder.with_suffix(".log").read_text()[-2000:]
-        )
+        await until(said, f"the router serves {wanted.version} at {weight} %", 10, self.log)
 
 
 def token(key: str = KEY, audience: str = UID, now: datetime | None = None) -> str:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from finetune_operator.build import router as documents
+from finetune_operator.traffic import Source
 
 from tests.router.conftest import NEW, OLD, World
 from tests.router.harness import CHAT, Router, structure, until
@@ -93,7 +94,7 @@ async def test_the_answer_names_arm_and_revision_and_the_client_cannot_choose_th
 
 
 async def test_the_first_identity_header_that_a_request_has_decides(world: World) -> None:
-    router = await world.started(structure(OLD, NEW, headers=("x-user-id", "x-tenant")), 50)
+    router = await world.started(structure(OLD, NEW, identity=(Source(header="x-user-id"), Source(header="x-tenant"))), 50)
     by_user = await router.assignment(USERS[:60])
     assert set(by_user.values()) == {OLD.arm, NEW.arm}
     for user, arm in by_user.items():

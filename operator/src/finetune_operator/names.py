@@ -41,10 +41,12 @@ SELECTOR: Final = f"{MANAGED_BY}={FIELD_MANAGER}"
 PROGRESS_PORT: Final = 8080  # trainer: /progress, /metrics, /healthz
 MODEL_PORT: Final = 8000  # model server: OpenAI API, /readyz
 TRAFFIC_PORT: Final = 10000  # router: users
+TLS_PORT: Final = 10443  # router: users, over TLS
 CONTROL_PORT: Final = 10001  # router: signed pushes
 ROUTER_METRICS_PORT: Final = 10002  # router: /ready, /stats/prometheus
 MASTER_PORT: Final = 29500  # torchrun's rendezvous
 SERVICE_PORT: Final = 80  # the users' address
+SERVICE_TLS_PORT: Final = 443  # the same over TLS
 
 # Paths inside the pods (docs/contracts.md).
 WORK: Final = "/work"

@@ -175,6 +175,7 @@ def _columns(o: Observed, d: Draft, reason: str) -> dict[str, str | None]:
     scored, tuned = d.revision.baseline, d.revision.evaluated
     score = f"{scored.score.score} → {tuned.score.score if tuned else '?'}" if scored else None
     rolling = status.rollout
+    scheme = "https" if o.spec.serving and o.spec.serving.tls else "http"
     return {
         "progress": f"{live.percent}%" if live and not d.revision.artifact else None,
         "eta": duration(live.eta_seconds) if live and live.eta_seconds and d.phase == c.TRAINING else None,
@@ -182,7 +183,7 @@ def _columns(o: Observed, d: Draft, reason: str) -> dict[str, str | None]:
         "weight": f"{rolling.weight}%" if rolling else None,
         "attempt": str(attempt.number) if attempt else None,
         "reason": reason,
-        "endpoint": f"http://{names.users_service(o.name)}.{o.namespace}.svc/v1" if status.live_arm else None,
+        "endpoint": f"{scheme}://{names.users_service(o.name)}.{o.namespace}.svc/v1" if status.live_arm else None,
     }
 
 

@@ -23,13 +23,21 @@ class Backend:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where a user's identity is read from: a header, or a field at the top of the JSON body."""
+
+    header: str = ""
+    body_field: str = ""
+
+
+@dataclass(frozen=True)
 class Structure:
-    """What a document says besides its weight: arms, salt, where the user's identity is read from."""
+    """What a document says besides its weight: arms, salt, where the user's identity is read from (the first that names one)."""
 
     stable: Backend
     canary: Backend | None
     salt: str
-    headers: tuple[str, ...]
+    identity: tuple[Source, ...]
     rollout: str = ""  # names the rollout: weights that routers remember of an earlier one between the same arms are inert
 
     @cached_property

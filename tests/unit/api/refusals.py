@@ -50,7 +50,7 @@ def full_finetune() -> Manifest:
         serving={"runtime": "Auto", "image": "", "replicas": 2, "resources": {}, "modelName": "support-bot"},
         rollout={
             "steps": [{"weight": 10, "hold": "30m"}, {"weight": 50, "hold": "1h"}, {"weight": 100}],
-            "identity": [{"header": "x-user-id"}],
+            "identity": [{"header": "x-user-id"}, {"bodyField": "user"}, {"bodyField": "safety_identifier"}, {"header": "Authorization"}],
             "guards": {
                 "maxErrorRatePercent": 2, "maxLatencyRegressionPercent": 25, "minRequests": 200, "onInsufficient": "Extend", "maxExtension": "1h",
                 "maxErrorRegressionPercent": 25, "maxTimeToFirstTokenRegressionPercent": 25, "maxTimePerOutputTokenRegressionPercent": 25,
@@ -112,6 +112,12 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "steps that stand still": (changed(_BASE, "spec.rollout.steps", [{"weight": 50}, {"weight": 50}, {"weight": 100}]), "spec.rollout.steps: weights must grow"),
     "steps that end at 50": (changed(_BASE, "spec.rollout.steps", [{"weight": 10}, {"weight": 50}]), "the last must be 100"),
     "an identity that is nothing": (changed(_BASE, "spec.rollout.identity", [{}]), "spec.rollout.identity[]: name either a header or a bodyField"),
+    "an identity that is two things": (
+        changed(_BASE, "spec.rollout.identity", [{"header": "x-user-id", "bodyField": "user"}]), "spec.rollout.identity[]: name either a header or a bodyField"
+    ),
+    "an identity from a header of the routers": (
+        changed(_BASE, "spec.rollout.identity", [{"header": "X-FineTune-User"}]), "spec.rollout.identity[].header: x-finetune- begins the routers' own"
+    ),
     "an archive without its digest": (changed(_BASE, "spec.model.source", "https://example.com/m.tar"), "spec.model.revision: an https:// model is an archive"),
     "mixed-in text": (changed(_BASE, "spec.data.mix", [{"source": "pvc://a/b", "percent": 10, "format": "Text"}]), "spec.data.mix[].format: not supported yet"),
     "mixed-in rows of a volume behind a Secret": (
@@ -171,7 +177,6 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "a budget of no time": (changed(_BASE, "spec.budget", {"maxDuration": "0h"}), "spec.budget.maxDuration: must be above 0"),
     "a provider": (changed(_BASE, "spec.provider", {"type": "OpenAI"}), "spec.provider: not supported yet"),
     "a limit of forgetting": (changed(_BASE, "spec.evaluation.gate", {"maxForgettingPercent": 5}), "spec.evaluation.gate.maxForgettingPercent: not supported yet"),
-    "a user read from the body": (changed(_BASE, "spec.rollout.identity", [{"bodyField": "user"}]), "spec.rollout.identity[].bodyField: not supported yet"),
     "a schema from the web": (
         changed(_BASE, "spec.evaluation.metrics", [{"type": "SqlExecution", "sqlExecution": {"schema": "https://example.com/s.sql"}}]),
         "sqlExecution.schema: not supported yet",
@@ -186,6 +191,8 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "no pods in the gang": (changed(_BASE, "spec.compute.nodes", 0), "spec.compute.nodes"),
     "a quantity that is none": (changed(_BASE, "spec.storage.size", "10 GB"), "spec.storage.size"),
     "no steps at all": (changed(_BASE, "spec.rollout.steps", []), "spec.rollout.steps"),
+    "a field deep in a body": (changed(_BASE, "spec.rollout.identity", [{"bodyField": "metadata.user"}]), "spec.rollout.identity"),
+    "a field without a name": (changed(_BASE, "spec.rollout.identity", [{"bodyField": ""}]), "spec.rollout.identity"),
     "a header that no request has": (changed(_BASE, "spec.rollout.identity", [{"header": "x user"}]), "spec.rollout.identity"),
     "a decimal that fills the memory": (changed(_BASE, "spec.training", {"learningRate": "1e999999999"}), "spec.training.learningRate"),
 }  # fmt: skip

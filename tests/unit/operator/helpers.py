@@ -14,10 +14,12 @@ from finetune_operator.api.status import Revision, Scored, Status
 from finetune_operator.decide.draft import Draft
 from finetune_operator.kinds import FINETUNE
 from finetune_operator.observed import Observed
+from finetune_operator.traffic import Source
 
 from tests.unit.operator.world import Outcome, World
 
 Object = dict[str, Any]
+BY_HEADER = (Source(header="x-user-id"),)
 SPEC: Object = {
     "model": {"source": "image:///opt/models/tiny"},
     "data": {"train": {"source": "image:///opt/data/train.jsonl"}},

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from finetune_operator.names import CONTROL_PORT, MODEL_PORT, PROGRESS_PORT, ROUTER_METRICS_PORT, TRAFFIC_PORT
 from finetune_operator.pods import STATISTICS, PodClient, pod_address, served, totals
-from finetune_operator.traffic import ArmTotals, Backend, ServerState, Structure
+from finetune_operator.traffic import ArmTotals, Backend, ServerState, Source, Structure
 
 SAMPLE = """\
 # TYPE envoy_cluster_external_upstream_rq_xx counter
@@ -38,7 +38,7 @@ envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="infer_bbb22222",le="+I
 envoy_cluster_upstream_rq_time_sum{envoy_cluster_name="infer_bbb22222"} 4.0967993754879001855329079262447
 envoy_cluster_upstream_rq_time_count{envoy_cluster_name="infer_bbb22222"} 13
 """
-STRUCTURE = Structure(Backend("aaa11111", "a", "r1"), Backend("bbb22222", "b", "r2"), "salt", ("x-user-id",))
+STRUCTURE = Structure(Backend("aaa11111", "a", "r1"), Backend("bbb22222", "b", "r2"), "salt", (Source(header="x-user-id"),))
 POD = {"metadata": {"name": "router-0"}, "status": {"podIP": "10.0.0.7", "startTime": "t0"}}
 
 

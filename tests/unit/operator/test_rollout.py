@@ -22,9 +22,9 @@ from finetune_operator.observed import ArmHealth
 from finetune_operator.traffic import ArmTotals, Backend, RouterState, ServerState, Structure
 from finetune_operator.workloads import Waiting
 
-from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision
+from tests.unit.operator.helpers import BY_HEADER, NOW, STAMP, draft, make_observed, make_revision
 
-STRUCTURE = Structure(Backend("old", "old.ml.svc", "r0"), Backend("new", "new.ml.svc", "r1"), "salt", ("x-user-id",))
+STRUCTURE = Structure(Backend("old", "old.ml.svc", "r0"), Backend("new", "new.ml.svc", "r1"), "salt", BY_HEADER)
 PLAN = m.Plan(((10, 60.0), (50, 60.0), (100, 0.0)), bake=60.0, deadline=600.0, guards=Guards(minRequests=100))
 READY, EMPTY = ArmHealth(wanted=2, ready=2, pods=2), ArmHealth(wanted=2)
 
@@ -434,6 +434,11 @@ def test_a_changed_identity_is_settled_anew() -> None:
     assert decided(make_observed(PROMOTED, status=dict(settled), **HEALTHY)).status == settled, "at rest nothing is written"
     edited = decided(make_observed(PROMOTED, status=dict(settled), changes={"rollout": {"identity": [{"header": "x-tenant"}]}}, **HEALTHY))
     assert router_moves(edited.status)
+
+
+def test_a_live_finetune_says_what_a_new_router_waits_for() -> None:
+    d = decided(make_observed(PROMOTED, status={**LIVE, **SETTLED}, router_waiting=GONE, **HEALTHY))
+    assert (d.phase, d.message) == (c.LIVE, "revision r1 serves all users at Service bot; image x cannot be pulled")
 
 
 def test_a_rejected_arm_says_how_it_is_tried_again() -> None:

@@ -6,22 +6,23 @@ import json
 from typing import Any
 
 from finetune_operator import names, tokens
+from finetune_operator.api.fields import REDEPLOY, extract
 from finetune_operator.api.spec import Spec
-from finetune_operator.build import router
+from finetune_operator.build import access, identity, router
 from finetune_operator.build.pods import Owner
-from finetune_operator.traffic import Backend, Structure
+from finetune_operator.traffic import Backend, Source, Structure
 
-from tests.unit.operator.helpers import make_spec
+from tests.unit.operator.helpers import BY_HEADER, make_spec
 
 OWNER = Owner("ml", "bot", "uid-bot")
 OLD, NEW = Backend("aaa11111", "bot-aaa11111", "r1"), Backend("bbb22222", "bot-bbb22222", "r2", "/health")
-SPLIT = Structure(OLD, NEW, "salt", ("x-user-id",))
+SPLIT = Structure(OLD, NEW, "salt", BY_HEADER)
 SPEC = Spec.model_validate(make_spec())
 JWKS = tokens.jwks(tokens.generate_key())
 
 
-def built(structure: Structure = SPLIT, weight: int = 10) -> dict[str, Any]:
-    return {kind.kind: manifest for kind, manifest in router.children(OWNER, SPEC, "envoy:1", structure, weight, JWKS)}
+def built(structure: Structure = SPLIT, weight: int = 10, spec: Spec = SPEC) -> dict[str, Any]:
+    return {kind.kind: manifest for kind, manifest in router.children(OWNER, spec, "envoy:1", structure, weight, JWKS)}
 
 
 def document(name: str, structure: Structure = SPLIT, weight: int = 10) -> list[dict[str, Any]]:
@@ -41,7 +42,7 @@ def test_a_weight_changes_the_routes_alone_and_never_the_pods() -> None:
 
 
 def test_a_new_structure_restarts_no_router() -> None:
-    assert built()["Deployment"] == built(Structure(NEW, None, "salt-2", ("x-user-id",)), 0)["Deployment"]
+    assert built()["Deployment"] == built(Structure(NEW, None, "salt-2", BY_HEADER), 0)["Deployment"]
 
 
 def test_everything_belongs_to_the_finetune() -> None:
@@ -82,7 +83,7 @@ def test_the_canary_comes_first_and_the_shares_sum_to_100() -> None:
 
 
 def test_every_cluster_that_a_route_names_is_in_the_document() -> None:
-    for structure in (SPLIT, Structure(OLD, None, "s", ("x-user-id", "x-tenant"))):
+    for structure in (SPLIT, Structure(OLD, None, "s", (*BY_HEADER, Source(header="x-tenant")))):
         known = {c["name"] for c in document("cds.json", structure)}
         text = json.dumps(document("rds.json", structure))
         named = {f"{kind}_{b.arm}" for kind in ("infer", "other") for b in (OLD, NEW) if f'"{kind}_{b.arm}"' in text} | {"anonymous"}
@@ -110,18 +111,21 @@ def test_every_change_of_a_structure_changes_its_version() -> None:
         s.version
         for s in (
             SPLIT,
-            Structure(OLD, None, "salt", ("x-user-id",)),
-            Structure(NEW, OLD, "salt", ("x-user-id",)),
-            Structure(OLD, NEW, "salt-2", ("x-user-id",)),
-            Structure(OLD, NEW, "salt", ("x-tenant",)),
-            Structure(OLD, NEW, "salt", ("x-user-id",), rollout="2"),
+            Structure(OLD, None, "salt", BY_HEADER),
+            Structure(NEW, OLD, "salt", BY_HEADER),
+            Structure(OLD, NEW, "salt-2", BY_HEADER),
+            Structure(OLD, NEW, "salt", (Source(header="x-tenant"),)),
+            Structure(OLD, NEW, "salt", BY_HEADER, rollout="2"),
+            Structure(OLD, NEW, "salt", (Source(body_field="x-user-id"),)),
+            Structure(OLD, NEW, "salt", (*BY_HEADER, Source(body_field="user"))),
+            Structure(OLD, NEW, "salt", (Source(body_field="user"), *BY_HEADER)),
         )
     }
-    assert len(versions) == 6
+    assert len(versions) == 9
 
 
 def test_the_documents_are_far_smaller_than_a_config_map_may_be() -> None:
-    large = Structure(OLD, NEW, "s" * 64, tuple(f"x-identity-header-number-{i}-{'n' * 200}" for i in range(8)))
+    large = Structure(OLD, NEW, "s" * 64, tuple(Source(header=f"x-identity-header-number-{i}-{'n' * 200}") for i in range(8)))
     assert sum(len(t) for t in built(large)["ConfigMap"]["data"].values()) < 200_000
 
 
@@ -135,3 +139,63 @@ def test_the_users_service_sends_to_routers_alone() -> None:
     ):
         assert selector.items() <= labels.items()
         assert selector[names.COMPONENT] == "router"
+
+
+def serving(**blocks: Any) -> Spec:
+    return Spec.model_validate(make_spec(serving=blocks))
+
+
+KEYED, ENCRYPTED = serving(apiKeys={"secretName": "bot-keys"}), serving(tls={"secretName": "bot-tls"})
+
+
+def test_a_secret_is_mounted_and_a_pod_without_it_does_not_start() -> None:
+    for spec, name, entry, folder in (
+        (KEYED, "bot-keys", "keys", access.KEYS_FOLDER),
+        (ENCRYPTED, "bot-tls", "tls.crt", access.TLS_FOLDER),
+    ):
+        pod = built(spec=spec)["Deployment"]["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        refs = [v["valueFrom"]["secretKeyRef"] for v in container["env"] if "secretKeyRef" in v["valueFrom"]]
+        assert refs == [{"name": name, "key": entry}], "the kubelet says of a variable at once what is not there"
+        volume = next(v for v in pod["volumes"] if "secret" in v)
+        assert volume["secret"] == {"secretName": name, "optional": True}
+        assert {"name": volume["name"], "mountPath": folder, "readOnly": True} in container["volumeMounts"]
+    assert [v for v in built()["Deployment"]["spec"]["template"]["spec"]["volumes"] if "secret" in v] == []
+
+
+def test_tls_has_a_port_of_its_own_and_the_service_no_other() -> None:
+    made = built(spec=ENCRYPTED)
+    assert made["Service"]["spec"]["ports"] == [{"name": "https", "port": 443, "targetPort": "traffic-tls"}]
+    assert {"name": "traffic-tls", "containerPort": names.TLS_PORT} in made["Deployment"]["spec"]["template"]["spec"]["containers"][0][
+        "ports"
+    ]
+    assert built()["Service"]["spec"]["ports"] == [{"name": "http", "port": 80, "targetPort": "traffic"}]
+    assert set(made["ConfigMap"]["data"]) - set(built()["ConfigMap"]["data"]) == {"sds.json"}
+
+
+def test_users_meet_the_same_filters_and_routes_with_tls_and_without() -> None:
+    listeners = {r["name"]: r for r in json.loads(built(spec=ENCRYPTED)["ConfigMap"]["data"]["lds.json"])["resources"]}
+    plain, encrypted = (listeners[name]["filter_chains"][0] for name in ("traffic", "traffic-tls"))
+    assert "transport_socket" not in plain
+    del encrypted["transport_socket"]
+    manager = encrypted["filters"][0]["typed_config"]
+    assert manager.pop("stat_prefix") == "traffic-tls"
+    assert {**manager, "stat_prefix": "traffic"} == plain["filters"][0]["typed_config"]
+
+
+def test_filters_run_only_where_they_are_asked_for() -> None:
+    def disabled(spec: Spec, structure: Structure) -> dict[str, bool]:
+        (routes,) = json.loads(built(structure, spec=spec)["ConfigMap"]["data"]["rds.json"])["resources"]
+        return {name: options.get("disabled", False) for name, options in routes["virtual_hosts"][0]["typed_per_filter_config"].items()}
+
+    reads = Structure(OLD, NEW, "salt", (Source(body_field="user"),))
+    assert disabled(SPEC, SPLIT) == {access.FILTER: True, identity.FILTER: True}
+    assert disabled(KEYED, SPLIT) == {access.FILTER: False, identity.FILTER: True}
+    assert disabled(SPEC, reads) == {access.FILTER: True, identity.FILTER: False}
+
+
+def test_neither_keys_nor_tls_are_part_of_what_an_arm_is() -> None:
+    fields = [
+        extract(make_spec(serving=blocks), Spec, REDEPLOY) for blocks in ({}, {"apiKeys": {"secretName": "a"}, "tls": {"secretName": "b"}})
+    ]
+    assert fields[0] == fields[1]

@@ -157,5 +157,13 @@ def test_rolled_out(case: str) -> None:
     assert (found["status"], found["reason"]) == expected
 
 
+def test_the_users_address_says_whether_it_speaks_tls() -> None:
+    for serving, address in (({}, "http://bot.ml.svc/v1"), ({"tls": {"secretName": "bot-tls"}}, "https://bot.ml.svc/v1")):
+        o = make_observed(make_revision(), status={"live_arm": "a"}, changes={"serving": serving})
+        assert compute(o, draft(o).block(c.LIVE, "")).to_dict()["endpoint"] == address
+    o = make_observed(make_revision())
+    assert "endpoint" not in compute(o, draft(o).block(c.TRAINING, "")).to_dict(), "nobody is served yet"
+
+
 def test_durations_have_two_units_at_most() -> None:
     assert [duration(s) for s in (5, 59, 60, 754, 3600, 12_000)] == ["5s", "59s", "1m", "13m", "1h00m", "3h20m"]

@@ -261,6 +261,12 @@ ALWAYS: Final = (
         "name either a header or a bodyField",
         lambda identity: ("header" in identity) != ("bodyField" in identity),
     ),
+    Rule(
+        "spec.rollout.identity[]", "header",
+        "!has(self.header) || !self.header.lowerAscii().startsWith('x-finetune-')",
+        "x-finetune- begins the routers' own headers; name one of yours",
+        lambda identity: not identity.get("header", "").lower().startswith("x-finetune-"),
+    ),
 )  # fmt: skip
 
 CHANGES: Final = (
@@ -320,7 +326,6 @@ NOT_YET: Final = (
     *(_only(path, "format", _FORMATS, f"use {', '.join(_FORMATS[1:])}") for path in ROWS),
     _not_from("spec.evaluation.metrics[].sqlExecution", "schema", ("hf://", "s3://", "https://"), "use configmap://, pvc:// or image:///"),
     _unset("spec.evaluation.gate", "maxForgettingPercent"),
-    _unset("spec.rollout.identity[]", "bodyField", "use header"),
     _unset("spec", "provider"),
 )
 

@@ -74,6 +74,7 @@ Percent = Annotated[int, Field(ge=0, le=100)]
 Quantity = Annotated[
     str, BeforeValidator(_written), Field(max_length=32, pattern=QUANTITY_PATTERN, json_schema_extra={"x-kubernetes-int-or-string": True})
 ]
+FieldName = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
 HeaderName = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$")]
 Free = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 
@@ -363,6 +364,22 @@ class Resources(SpecModel):
     limits: dict[Word, Quantity] | None = Field(default=None, max_length=16, description="What may be used, by resource.")
 
 
+class ApiKeys(SpecModel):
+    """The routers admit only who sends one of these as `Authorization: Bearer KEY`."""
+
+    secret_name: Annotated[Name, LIVE] = Field(
+        description="Secret whose entry `keys` has lines of a name and a key. A changed one counts within a minute or two."
+    )
+
+
+class Tls(SpecModel):
+    """Users are served over TLS, at port 443 alone."""
+
+    secret_name: Annotated[Name, LIVE] = Field(
+        description="Secret of type kubernetes.io/tls, as cert-manager makes it; a renewed certificate is used without a restart."
+    )
+
+
 class Serving(SpecModel):
     """How the model serves; absent: train only."""
 
@@ -377,6 +394,8 @@ class Serving(SpecModel):
     )
     resources: Annotated[Resources | None, REDEPLOY] = None
     model_name: Annotated[ServedName | None, REDEPLOY] = Field(default=None, description="Default: the FineTune's name.")
+    api_keys: ApiKeys | None = None
+    tls: Tls | None = None
 
 
 class Step(SpecModel):
@@ -387,10 +406,14 @@ class Step(SpecModel):
 
 
 class Identity(SpecModel):
-    """Where a request's user is read from."""
+    """Where a request's user is read from; the first of the list that names one counts."""
 
-    header: Annotated[HeaderName | None, LIVE] = Field(default=None, description="A request header.")
-    body_field: Annotated[Word | None, LIVE] = Field(default=None, description="A field of the request's JSON body.")
+    header: Annotated[HeaderName | None, LIVE] = Field(
+        default=None, description="A request header: one that your gateway sets, or Authorization, which stands for who has the API key."
+    )
+    body_field: Annotated[FieldName | None, LIVE] = Field(
+        default=None, description="A text at the top of a JSON body of up to 1 MiB with a Content-Length: user, safety_identifier."
+    )
 
 
 class Guards(SpecModel):

@@ -3,7 +3,7 @@
 The ConfigMap is the durable document (file xDS, a watched directory). Weights are pushed through Envoy's runtime, under a
 key prefix of the structure's version, so that a late push to another structure is inert. Of each arm there is one cluster
 for inference by users with an identity (what the guards count), one for their other calls; requests without an identity
-have a route and a cluster of their own, to stable.
+have a route and a cluster of their own, to stable. Where identities come from: identity.py.
 
 Invariant: routes and clusters may be read in either order. Between two documents a route names only clusters that both have
 (the anonymous one has the same name in all and is warmed before it is replaced) or clusters that have no users.
@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from finetune_operator import kinds, names
-from finetune_operator.api.spec import Spec
-from finetune_operator.build import pods
+from finetune_operator.api.spec import Serving, Spec
+from finetune_operator.build import access, identity, lua, pods
 from finetune_operator.build.pods import Manifest, Owner
 from finetune_operator.kinds import Kind
 from finetune_operator.tokens import ISSUER
@@ -55,7 +55,7 @@ def children(
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": owner.metadata(name, "router"),
-            "data": documents(structure, weight, jwks, owner.uid),
+            "data": documents(spec.serving, structure, weight, jwks, owner.uid),
         },
     )
     yield kinds.DEPLOYMENT, _deployment(owner, spec, image)
@@ -80,18 +80,21 @@ def children(
             "metadata": owner.metadata(names.users_service(owner.name), "router"),
             "spec": {
                 "selector": _selector(owner),
-                "ports": [{"name": "http", "port": names.SERVICE_PORT, "targetPort": "traffic"}],
+                "ports": [access.service_port(spec.serving)],
             },
         },
     )
 
 
-def documents(structure: Structure, weight: int, jwks: Mapping[str, Any], audience: str) -> dict[str, str]:
+def documents(serving: Serving | None, structure: Structure, weight: int, jwks: Mapping[str, Any], audience: str) -> dict[str, str]:
     """The files of the watched directory; `weight` is the canary's, in percent."""
+    encrypted = {"sds.json": _resources(access.certificates())} if serving and serving.tls else {}
+    users = [_traffic_listener(), *([_tls_listener()] if encrypted else [])]
     texts = {
-        "lds.json": _resources([_traffic_listener(), _control_listener(jwks, audience), _metrics_listener()]),
+        "lds.json": _resources([*users, _control_listener(jwks, audience), _metrics_listener()]),
         "cds.json": _resources(_clusters(structure)),
-        "rds.json": _resources([_routes(structure, weight)]),
+        "rds.json": _resources([_routes(serving, structure, weight)]),
+        **encrypted,
     }
     return {name: _text(text) for name, text in texts.items()}
 
@@ -119,6 +122,7 @@ def _selector(owner: Owner) -> dict[str, str]:
 
 def _deployment(owner: Owner, spec: Spec, image: str) -> Manifest:
     name = names.router(owner.name)
+    added = access.container(spec.serving)
     probe = {"httpGet": {"path": "/ready", "port": "metrics"}, "timeoutSeconds": 3}
     container = {
         "name": "envoy",
@@ -128,18 +132,19 @@ def _deployment(owner: Owner, spec: Spec, image: str) -> Manifest:
             "--config-yaml", _text(_bootstrap()), "--service-cluster", owner.name, "--service-node", "$(POD_NAME)",
             "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning",
         ],
-        "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+        "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}, *added["env"]],
         "ports": [
             {"name": "traffic", "containerPort": names.TRAFFIC_PORT},
             {"name": "control", "containerPort": names.CONTROL_PORT},
             {"name": "metrics", "containerPort": names.ROUTER_METRICS_PORT},
+            *added["ports"],
         ],
         "readinessProbe": {**probe, "periodSeconds": 1, "failureThreshold": 2},
         "livenessProbe": {**probe, "periodSeconds": 10, "failureThreshold": 6},
         "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_SECONDS}}},
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
         "securityContext": pods.RESTRICTED_CONTAINER,
-        "volumeMounts": [{"name": "config", "mountPath": CONFIG, "readOnly": True}],
+        "volumeMounts": [{"name": "config", "mountPath": CONFIG, "readOnly": True}, *added["volumeMounts"]],
     }  # fmt: skip
     spread = {
         "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
@@ -163,7 +168,7 @@ def _deployment(owner: Owner, spec: Spec, image: str) -> Manifest:
                     "terminationGracePeriodSeconds": DRAIN_SECONDS + 20,
                     "topologySpreadConstraints": [spread],
                     "containers": [container],
-                    "volumes": [{"name": "config", "configMap": {"name": name}}],
+                    "volumes": [{"name": "config", "configMap": {"name": name}}, *access.volumes(spec.serving)],
                     "affinity": pods.affinity(spec),
                     **pods.overrides(spec),
                 },
@@ -263,9 +268,19 @@ def _router_filter() -> Manifest:
 
 
 def _traffic_listener() -> Manifest:
+    return _users_listener("traffic", names.TRAFFIC_PORT)
+
+
+def _tls_listener() -> Manifest:
+    listener = _users_listener("traffic-tls", names.TLS_PORT)
+    listener["filter_chains"][0]["transport_socket"] = access.transport_socket(_file("sds.json", {"path": CONFIG}))
+    return listener
+
+
+def _users_listener(name: str, port: int) -> Manifest:
     return _listener(
-        "traffic",
-        names.TRAFFIC_PORT,
+        name,
+        port,
         {
             "rds": {"route_config_name": "traffic", "config_source": _file("rds.json", {"path": CONFIG})},
             "use_remote_address": True,
@@ -276,8 +291,14 @@ def _traffic_listener() -> Manifest:
             "common_http_protocol_options": {"max_connection_duration": f"{CONNECTION_SECONDS}s"},
             "http1_safe_max_connection_duration": True,
             "stream_idle_timeout": REQUEST_TIMEOUT,
-            "http_filters": [_router_filter()],
+            "early_header_mutation_extensions": identity.without_forgery(),
+            "http_filters": [
+                lua.http_filter(access.FILTER, access.SCRIPT),
+                lua.http_filter(identity.FILTER, identity.SCRIPT),
+                _router_filter(),
+            ],
         },
+        per_connection_buffer_limit_bytes=identity.BODY_BYTES,
     )
 
 
@@ -318,7 +339,7 @@ def _admin_routes(name: str, *paths: str) -> Manifest:
     return {"name": name, "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}]}
 
 
-def _routes(structure: Structure, weight: int) -> Manifest:
+def _routes(serving: Serving | None, structure: Structure, weight: int) -> Manifest:
     canary = structure.canary.arm if structure.canary else None
     document = {"version": structure.version, "weight": weight, "canary": canary}
     says: Manifest = {
@@ -326,7 +347,7 @@ def _routes(structure: Structure, weight: int) -> Manifest:
         "direct_response": {"status": 200, "body": {"inline_string": json.dumps(document, sort_keys=True)}},
     }
     routes = [says]
-    for header in structure.headers:
+    for header in identity.headers(structure):
         for path in INFERENCE_PATHS:
             routes.append(_hashed(structure, weight, INFERENCE, {"path": path}, header))
         routes.append(_hashed(structure, weight, OTHER, {"prefix": "/"}, header))
@@ -335,7 +356,18 @@ def _routes(structure: Structure, weight: int) -> Manifest:
     return {
         "@type": f"{_TYPE}.config.route.v3.RouteConfiguration",
         "name": "traffic",
-        "virtual_hosts": [{"name": "users", "domains": ["*"], "routes": routes}],
+        "virtual_hosts": [
+            {
+                "name": "users",
+                "domains": ["*"],
+                "routes": routes,
+                "request_headers_to_remove": [identity.USER_HEADER, *access.removed_headers(serving)],
+                "typed_per_filter_config": {
+                    access.FILTER: lua.options(access.context(serving, STRUCTURE_PATH)),
+                    identity.FILTER: lua.options(identity.context(structure)),
+                },
+            }
+        ],
     }
 
 

@@ -20,7 +20,7 @@ from finetune_operator.decide import rollout as machine
 from finetune_operator.decide.draft import ArmWanted, Draft, Routing, Serving, soonest, stamp
 from finetune_operator.decide.stages import BASE
 from finetune_operator.observed import ArmHealth, Observed
-from finetune_operator.traffic import Backend, Structure
+from finetune_operator.traffic import Backend, Source, Structure
 
 DEFAULT_STEPS: Final = (Step(weight=10, hold="30m"), Step(weight=50, hold="1h"), Step(weight=100))
 DEFAULT_IDENTITY: Final = (Identity(header="x-user-id"),)
@@ -175,7 +175,8 @@ def _steady(o: Observed, d: Draft, wanted: ArmWanted | None) -> Draft:
         waiting = o.router_waiting
         text = waiting.message if waiting else f"revision {d.status.live_revision} is ready; the routers are starting"
         return d.block(c.DEPLOYING, text, reason=waiting.reason if waiting else "")
-    return d if d.blocked else d.block(c.LIVE, f"revision {d.status.live_revision} serves all users at Service {o.name}")
+    waits = f"; {o.router_waiting.message}" if o.router_waiting else ""
+    return d if d.blocked else d.block(c.LIVE, f"revision {d.status.live_revision} serves all users at Service {o.name}{waits}")
 
 
 def _acknowledged(o: Observed, structure: Structure) -> bool:
@@ -234,8 +235,8 @@ def _structure(o: Observed, d: Draft, running: Rollout | None) -> Structure:
     salt = digest({"uid": o.uid, "live": live}, 16)
     canary = _backend(o, running.arm, running.revision) if running else None
     identity = o.spec.rollout.identity or DEFAULT_IDENTITY
-    headers = tuple(i.header for i in identity if i.header)
-    return Structure(_backend(o, live, revision), canary, salt, headers, str(running.memory.get("created", "")) if running else "")
+    sources = tuple(Source(i.header or "", i.body_field or "") for i in identity)
+    return Structure(_backend(o, live, revision), canary, salt, sources, str(running.memory.get("created", "")) if running else "")
 
 
 def _backend(o: Observed, name: str, revision: str) -> Backend:

@@ -1,0 +1,71 @@
+"""`make bench-router`: users through 0 → 10 → 50 → 100 % and a rollback on two real routers; last line JSON.
+
+Two Envoys with the documents that the operator builds and the pushes that it makes, on loopback, in front of an Envoy that answers for both
+arms at once. First whole rollouts, in each of which every user asks every router at every step; then many pushes under traffic;
+then direct calls and calls through a router in turn. The salts are fixed: the same users are moved in every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from finetune_operator.build.router import REPLICAS
+from finetune_operator.traffic import Source
+
+from tests.bench.control_plane.progress import Progress, Step
+from tests.bench.router import figures, servers
+from tests.bench.router.measure import CALLERS, SWEEPS, Bench
+
+SOURCES: Final = {"header": Source(header="x-user-id"), "body": Source(body_field="user")}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.router", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--users", type=int, default=10_000, help="how many (10,000)")
+    parser.add_argument("--rollouts", type=int, default=3, help="each between arms of another salt (3)")
+    parser.add_argument("--rounds", type=int, default=100, help="of four pushes: 10, 50, 100 %% and back (100)")
+    parser.add_argument(
+        "--pairs", type=int, default=5_000, help="of a direct call and one through a router, for each number of callers (5,000)"
+    )
+    parser.add_argument("--identity", choices=list(SOURCES), default="header", help="where users are named (header)")
+    return parser.parse_args()
+
+
+def steps(options: argparse.Namespace) -> list[Step]:
+    """What comes, and the seconds that it takes on two cores."""
+    asked = options.rollouts * options.users * REPLICAS * SWEEPS
+    latency = [Step(f"latency, {callers} at once", 1 + options.pairs / callers / 200) for callers in CALLERS]
+    return [Step("rollouts", 3 + asked / 5000), Step("pushes", 1 + options.rounds / 5), *latency]
+
+
+async def run(options: argparse.Namespace, folder: Path) -> figures.Figures:
+    told = Progress(steps(options))
+    async with servers.running(folder) as running:
+        bench = Bench(running, options.users, SOURCES[options.identity], told)
+        told.step("rollouts")
+        structure, of_weight = await bench.lives(options.rollouts)
+        told.step("pushes")
+        structure = await bench.pushes(structure, of_weight, options.rounds)
+        await bench.latency(structure, options.pairs)
+    return figures.figures(bench.found)
+
+
+def main() -> int:
+    options = arguments()
+    with tempfile.TemporaryDirectory(prefix="finetune-bench-router-") as folder:
+        found = asyncio.run(run(options, Path(folder)))
+    print(f"\n{figures.table(found, CALLERS)}\n")
+    print(json.dumps({key: found[key] for key in figures.JSON_KEYS}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
