@@ -156,8 +156,8 @@ class Life:
 
 
 EVENTS: tuple[Callable[[Life, Any], None], ...] = (
-    Life.invalid, Life.retry, Life.asks, Life.asks, Life.ends_badly, Life.ends_badly, Life.runs_on, Life.ends_well, Life.scores_badly, Life.canary_fails,
-    Life.image_breaks, Life.refuses, Life.delete, Life.delete, Life.kill, Life.kill, Life.restart, Life.time_jumps,
+    Life.invalid, Life.retry, Life.asks, Life.asks, Life.ends_badly, Life.ends_badly, Life.runs_on, Life.ends_well, Life.scores_badly,
+    Life.canary_fails, Life.image_breaks, Life.refuses, Life.delete, Life.delete, Life.kill, Life.kill, Life.restart, Life.time_jumps,
 )  # fmt: skip
 EVENT = st.one_of(
     st.tuples(st.just(Life.spec), st.sampled_from(list(SPECS))),

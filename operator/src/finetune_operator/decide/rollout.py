@@ -291,12 +291,13 @@ def _failed(scene: Scene, r: Rollout, findings: list[Finding]) -> Step:
 
 
 def _look(scene: Scene, r: Rollout, findings: list[Finding], over: bool) -> Rollout:
-    """Write the evidence at planned looks, and over time when the verdict changes: status grows with transitions, not with time."""
+    """Write the evidence at planned looks, and over time when the verdict changes: status grows with transitions, not with time.
+    (For as long as nobody wants it to go on there is no other look.)"""
     began, seconds = time(r.memory.get("began")), float(r.memory.get("seconds") or 0)
     elapsed = (scene.now - began).total_seconds() if began else 0.0
     look = min(LOOKS, int(LOOKS * elapsed / seconds)) if seconds else LOOKS
     if over:
-        look = LOOKS + int((elapsed - seconds) / max(LATE_LOOK_SECONDS, seconds))
+        look = LOOKS if scene.held else LOOKS + int((elapsed - seconds) / max(LATE_LOOK_SECONDS, seconds))
     seen = [look, overall(findings)] if over else [look]
     if seen == r.memory.get("look") and r.evidence:
         return r
