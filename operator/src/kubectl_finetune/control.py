@@ -54,6 +54,7 @@ def _instead(name: str, status: Object, rollout: Object) -> str:
         back = f", and to go back to revision {status['previousRevision']} revert the spec" if status.get("previousRevision") else ""
         return f"revision {live} serves all users since the last one{back}"
     if rollout.get("state") == "RolledBack":
-        return f"{rollout.get('lastDecision', 'the last one was taken back')}. `kubectl annotate ft {name} --overwrite {names.RETRY}=…` with a new value tries it again"
+        again = f"`kubectl annotate ft {name} --overwrite {names.RETRY}=…` with a new value tries it again"
+        return f"{rollout.get('lastDecision', 'the last one was taken back')}. {again}"
     serving = f", revision {live} serves" if live else ""
     return f"it is {phase}{serving}. A rollout begins once a new revision has passed its gate, or once spec.serving is changed"
