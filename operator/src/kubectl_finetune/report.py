@@ -73,9 +73,10 @@ def where(revision: Object, kind: str) -> str:
     name = revision["name"]
     if kind == "data":
         return _of(revision.get("dataDigest"), f"{names.WORK}/data/{name}/{PAGE}", f"the data of revision {name} are not prepared")
-    if kind == "card":
-        return _of(revision.get("artifact"), f"{revision.get('artifact')}/{CARD}", f"revision {name} has no artifact")
     scored = revision.get("evaluated") or {}
+    if kind == "card":
+        folder = scored.get("path") or revision.get("artifact")  # the one with results, once there are any
+        return _of(folder, f"{folder}/{CARD}", f"revision {name} has no artifact")
     return _of(scored.get("path"), f"{scored.get('path')}/{PAGE}", f"revision {name} is not scored yet; --data shows its data")
 
 

@@ -214,12 +214,14 @@ def test_a_report_is_read_from_the_volume_by_a_pod_that_is_removed(tmp_path: Pat
     assert kubectl.pods == {}
     data = cluster(recorded("Live"), objects={"jobs": [JOB]}, files={"/work/data/6364d116/report.html": b"d"})
     assert report.fetch(data, "bot", options("--data", "-o", "data.html")) == "data.html"
-    card = cluster(recorded("Live"), objects={"deployments": [JOB]}, files={f"{_artifact()}/README.md": b"c"})
+    card = cluster(recorded("Live"), objects={"deployments": [JOB]}, files={PATH.replace("report.html", "README.md"): b"c"})
     assert report.fetch(card, "bot", options("--card", "--revision", "6364d116")) == "bot-6364d116-card.md"
 
 
-def _artifact() -> str:
-    return str(recorded("Live")["status"]["revisions"][0]["artifact"])
+def test_the_card_without_results_is_the_artifacts() -> None:
+    assert report.where({"name": "r", "artifact": "/work/a/artifact"}, "card") == "/work/a/artifact/README.md"
+    with pytest.raises(PluginError, match="revision r has no artifact"):
+        report.where({"name": "r"}, "card")
 
 
 def test_the_reader_may_do_nothing_but_read() -> None:

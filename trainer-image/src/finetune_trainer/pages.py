@@ -10,9 +10,9 @@ from html import escape
 
 STYLE = """
 :root{--page:#f6f7f9;--card:#fff;--ink:#1c2330;--quiet:#667085;--line:#e3e6ec;--train:#3b6fd4;--validation:#d99b2b;--test:#7a5bc2;
---said:#dcefe1;--said-ink:#14532d;--warn:#fff6e0;--warn-line:#e0a526;--bad:#b42318}
+--said:#dcefe1;--said-ink:#14532d;--warn:#fff6e0;--warn-line:#e0a526;--bad:#b42318;--good:#2e9e63}
 @media(prefers-color-scheme:dark){:root{--page:#14171d;--card:#1d222b;--ink:#e6e9ef;--quiet:#98a2b3;--line:#323945;--train:#6f9bf0;
---validation:#e3b04f;--test:#a98df0;--said:#1d3f2b;--said-ink:#b5f0c8;--warn:#3a2f12;--warn-line:#a97d1c;--bad:#f97066}}
+--validation:#e3b04f;--test:#a98df0;--said:#1d3f2b;--said-ink:#b5f0c8;--warn:#3a2f12;--warn-line:#a97d1c;--bad:#f97066;--good:#4ec98a}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 main{max-width:62rem;margin:0 auto;padding:2rem 1.25rem 4rem}
@@ -29,10 +29,16 @@ section{background:var(--card);border:1px solid var(--line);border-radius:10px;p
 .key{display:inline-block;width:.75rem;height:.75rem;border-radius:3px;margin-right:.4rem;vertical-align:-1px}
 .train{background:var(--train);fill:var(--train)}.validation{background:var(--validation);fill:var(--validation)}
 .test{background:var(--test);fill:var(--test)}
+.good{background:var(--good);fill:var(--good)}.bad{background:var(--bad);fill:var(--bad)}
 svg{display:block;width:100%;height:auto}svg text{fill:var(--quiet);font-size:11px}svg line{stroke:var(--line)}
+svg text.figure{fill:var(--ink);font-size:14px}svg text.name{font-size:13px}
+svg line.asked{stroke:var(--bad);stroke-dasharray:5 4;stroke-width:1.5}
+svg polyline.curve{fill:none;stroke:var(--train);stroke-width:2}svg polyline.second{stroke:var(--validation)}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem;margin-top:.5rem}
 table{border-collapse:collapse;width:100%}
 th,td{text-align:left;vertical-align:top;padding:.4rem .7rem .4rem 0;border-top:1px solid var(--line)}
-thead th{border-top:0;color:var(--quiet);font-weight:500;font-size:.85rem}td.number{text-align:right;font-variant-numeric:tabular-nums}
+thead th{border-top:0;color:var(--quiet);font-weight:500;font-size:.85rem}
+td.number,th.number{text-align:right;font-variant-numeric:tabular-nums}
 code,pre{font:13px/1.55 ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
 pre{white-space:pre-wrap;margin:.35rem 0 0}
 .row{border-top:1px solid var(--line);padding:.8rem 0}.row:first-of-type{border-top:0;padding-top:0}
