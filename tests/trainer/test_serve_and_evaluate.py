@@ -176,6 +176,7 @@ def test_both_models_are_scored_and_paired_by_row(api: Api, artifact: Path, work
     assert all(isinstance(line["answer"], str) for line in lines)
     page, card = (tmp_path / "tuned" / "report.html").read_text(), (tmp_path / "tuned" / "README.md").read_text()
     assert "against the base model" in page
+    assert "The score rests on 8 test rows: bring a larger data.test, or a larger share in data.split.test." in tuned["advice"]
     assert "Losses by step" in page, "the curve that training left in the artifact"
     assert f"+{paired['difference']:.4f} bits/byte" in page
     assert f"{paired['difference']:.4f} [{paired['low']:.4f}, {paired['high']:.4f}]" in card

@@ -64,7 +64,7 @@ def headline(seen: Seen) -> str:
 
 def screen(seen: Seen) -> list[str]:
     """All of it, a block after the other; a block without anything to say is left out."""
-    blocks = (_head, _stages, _training, _scores, _rollout, _asked, _cost, _events)
+    blocks = (_head, _stages, _training, _scores, _advice, _rollout, _asked, _cost, _events)
     lines = [line for block in blocks for line in _block(seen, block)]
     return [line.rstrip() for line in lines]
 
@@ -145,8 +145,7 @@ def _training(seen: Seen) -> Iterator[str]:
 def _scores(seen: Seen) -> Iterator[str]:
     """Base and tuned with their intervals, what is between them, and what the gate says of it."""
     evaluation = seen.status.get("evaluation")
-    newest: Object = next((r for r in seen.status.get("revisions") or () if r["name"] == seen.status.get("revision")), {})
-    scored = newest.get("baseline")
+    scored = _newest(seen).get("baseline")
     if evaluation is None and scored is None:
         return
     metric = (evaluation or scored or {})["metric"]
@@ -159,6 +158,15 @@ def _scores(seen: Seen) -> Iterator[str]:
     if evaluation and evaluation.get("verdict"):
         verdict = evaluation["verdict"]
         yield _row("", f"{'':<14} {'gate':<9} {seen.paint(verdict, GOOD if verdict == 'Passed' else BAD)}")
+
+
+def _advice(seen: Seen) -> Iterator[str]:
+    """What the evaluation of the newest revision says should be done next."""
+    advice = (_newest(seen).get("evaluated") or {}).get("advice") or ()
+    lines = [
+        line for text in advice for line in textwrap.wrap(_clean(text), seen.width - NAME - 2, initial_indent="· ", subsequent_indent="  ")
+    ]
+    yield from (_row("Advice" if number == 0 else "", line) for number, line in enumerate(lines))
 
 
 def _rollout(seen: Seen) -> Iterator[str]:
@@ -251,6 +259,11 @@ def _rolls(seen: Seen) -> bool:
 
 def _revision_of(seen: Seen, arm: str) -> str:
     return next((f"{a['revision']}" for a in seen.status.get("arms") or () if a["name"] == arm), arm)
+
+
+def _newest(seen: Seen) -> Object:
+    """What the status knows of the revision that the spec asks for."""
+    return next((r for r in seen.status.get("revisions") or () if r["name"] == seen.status.get("revision")), {})
 
 
 def _message(seen: Seen) -> str:

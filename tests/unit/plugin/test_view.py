@@ -102,6 +102,16 @@ def test_losses_are_bits_per_byte_and_smaller_is_better() -> None:
     assert "gate      Failed" in shown
 
 
+def test_advice_of_the_newest_revision_is_shown() -> None:
+    finetune = recorded("Live")
+    finetune["status"]["revisions"][0]["evaluated"]["advice"] = ["Bring a larger data.test. " * 6, "Train on."]
+    lines = text(finetune).splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("Advice     · Bring"))
+    assert lines[first + 1].startswith(" " * 13)
+    assert lines[first + 1].lstrip().startswith(("Bring", "a larger", "larger", "data.test."))
+    assert "           · Train on." in lines
+
+
 def test_money_is_shown_where_it_is_known() -> None:
     cost = {"hours": "1.5", "gpuHours": "12.0000", "amount": "30.25", "currency": "USD"}
     assert "Cost       1h30m of training   12.00 GPU hours   30.25 USD" in text(recorded("Live", cost=cost))

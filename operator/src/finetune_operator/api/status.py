@@ -78,6 +78,7 @@ class Scored(StatusModel):
     score: Score
     difference: Difference | None = None
     excluded: Count | None = Field(default=None, description="Test rows left out, for the live revision was trained on them.")
+    advice: list[Text] | None = Field(default=None, max_length=4, description="What its numbers say should be done next.")
 
 
 class Rows(StatusModel):

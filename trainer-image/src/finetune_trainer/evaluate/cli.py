@@ -64,11 +64,14 @@ def _evaluate(config: RunConfig, evaluation: EvaluationConfig, data: DataConfig,
         scored = scoring.with_loss(config, evaluation, test, scored, progress)
     reference = rows.read(evaluation.reference) if evaluation.reference else None
     result = _result(evaluation, scored, reference, excluded)
+    told = report.gather(config, evaluation.report, test, scored, reference or [], excluded) if evaluation.report else None
+    if told is not None:
+        result["advice"] = list(told.advice)
     with layout.transaction(evaluation.path) as work:
         rows.write(work.folder / rows.ROWS, scored)
         layout.write_json(work.folder / RESULT, result)
-        if evaluation.report is not None:
-            report.write(work.folder, report.gather(config, evaluation.report, test, scored, reference or [], excluded))
+        if told is not None:
+            report.write(work.folder, told)
         work.facts.update(evaluation=evaluation.name, revision=config.finetune.revision)
     if kept is not None:
         kept.remove()
