@@ -67,12 +67,14 @@ def test_an_estimate_for_accelerators_survives_a_long_result_and_one_for_cpus_is
 def test_a_score_with_its_interval_and_difference() -> None:
     scored = [ScoredRow(str(n), "a", {"ExactMatch": float(n % 4 > 0)}, {}) for n in range(40)]
     result = {
-        "stage": "evaluate", "name": "tuned", "excluded": 3, "path": "/work/revisions/r/evaluations/tuned-k",
+        "stage": "evaluate", "name": "tuned", "excluded": 3, "advice": ["Bring more rows. " * 40, "Train on.", "3", "4", "5"], "path": "/work/revisions/r/evaluations/tuned-k",
         "metrics": {"ExactMatch": scoring.interval("ExactMatch", scored, 95)},
         "paired": scoring.paired("ExactMatch", scored, {str(n): 0.0 for n in range(40)}, 95),
     }  # fmt: skip
     found = _scored("k", told(result))
     assert (found.metric, found.score.score, found.score.n, found.excluded) == ("ExactMatch", "0.75", 40, 3)
+    assert found.advice is not None
+    assert [len(text) for text in found.advice] == [400, 9, 1, 1]
     assert found.difference is not None
     assert found.difference.difference == "0.75"
     assert float(found.difference.low) <= 0.75 <= float(found.difference.high)

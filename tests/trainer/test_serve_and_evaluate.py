@@ -165,6 +165,7 @@ def test_both_models_are_scored_and_paired_by_row(api: Api, artifact: Path, work
     tuned = evaluated(
         tmp_path / "tuned", work, tiny_model, evaluation__endpoint=f"http://127.0.0.1:{api.port}/v1", evaluation__metrics=[loss, exact],
         evaluation__adapterPath=str(artifact), evaluation__reference=str(tmp_path / "baseline"), evaluation__name="tuned",
+        evaluation__report={"reference": "base", "artifact": str(artifact), "gate": {"minImprovement": 0.1}, "spent": {"hours": 0.1}},
     )  # fmt: skip
     assert base["metrics"]["Loss"]["n"] == tuned["metrics"]["ExactMatch"]["n"] == 8
     assert tuned["metrics"]["ExactMatch"]["score"] == 0, "a tiny model that was hardly trained knows nothing"
@@ -174,6 +175,13 @@ def test_both_models_are_scored_and_paired_by_row(api: Api, artifact: Path, work
     assert paired["low"] > 0, "training helped"
     lines = [json.loads(line) for line in (tmp_path / "tuned" / "rows.jsonl").read_text().splitlines()]
     assert all(isinstance(line["answer"], str) for line in lines)
+    page, card = (tmp_path / "tuned" / "report.html").read_text(), (tmp_path / "tuned" / "README.md").read_text()
+    assert "against the base model" in page
+    assert "The score rests on 8 test rows: bring a larger data.test, or a larger share in data.split.test." in tuned["advice"]
+    assert "Losses by step" in page, "the curve that training left in the artifact"
+    assert f"+{paired['difference']:.4f} bits/byte" in page
+    assert f"{paired['difference']:.4f} [{paired['low']:.4f}, {paired['high']:.4f}]" in card
+    assert not (tmp_path / "baseline" / "report.html").exists(), "a reference is compared with nothing"
     layout.verify(tmp_path / "tuned")
     again = evaluated(tmp_path / "tuned", work, tiny_model, evaluation__endpoint="http://127.0.0.1:1/v1")
     assert again == tuned, "a complete folder is reported, not made again"
@@ -218,7 +226,7 @@ def test_a_row_may_hold_the_line_separators_of_unicode(tmp_path: Path) -> None:
     assert rows.test_rows(tmp_path / "data") == [rows.TestRow("1", ({"role": "user", "content": odd},), odd)]
     with layout.transaction(tmp_path / "scores") as scores:
         rows.write(scores.folder / rows.ROWS, [rows.ScoredRow("1", odd, {"ExactMatch": 1.0})])
-    assert rows.read_scores(tmp_path / "scores", "ExactMatch") == {"1": 1.0}
+    assert rows.read(tmp_path / "scores") == [rows.ScoredRow("1", odd, {"ExactMatch": 1.0})]
 
 
 def test_an_answer_under_way_is_given_before_the_server_ends(work: Path, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def _belongs(obj: Object, uid: str) -> bool:
 _JOB_SPEC: Final = ("suspend", "completions", "parallelism")
 _POD_SPEC: Final = ("nodeName",)
 _POD_STATUS: Final = ("phase", "conditions", "podIP", "startTime", "containerStatuses", "initContainerStatuses")
-_READ_ANNOTATIONS: Final = frozenset({names.RETRY, names.NUDGE, names.JOB_INDEX})
+_READ_ANNOTATIONS: Final = frozenset({names.RETRY, names.CONTROL, names.NUDGE, names.JOB_INDEX})
 
 
 def projected(kind: Kind, obj: Object) -> Object:

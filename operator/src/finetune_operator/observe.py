@@ -64,6 +64,7 @@ class Observer:
         """The FineTune's snapshot; ClusterError when the API server cannot be asked."""
         meta = finetune["metadata"]
         key = (meta["namespace"], meta["name"])
+        annotations = meta.get("annotations") or {}
         status = Status.model_validate(finetune.get("status") or {})
         jobs, pods = self.cache.children(kinds.JOB, key), self.cache.children(kinds.POD, key)
         runs = {name: await self._run(job, pods.values(), now) for name, job in jobs.items()}
@@ -85,8 +86,9 @@ class Observer:
             retrain=retrain,
             redeploy=extract(finetune["spec"], Spec, REDEPLOY),
             reevaluate=extract(finetune["spec"], Spec, REEVALUATE),
-            tried=digest({"spec": finetune["spec"], "retry": (meta.get("annotations") or {}).get(names.RETRY, "")}),
+            tried=digest({"spec": finetune["spec"], "retry": annotations.get(names.RETRY, "")}),
             now=now,
+            control=annotations.get(names.CONTROL, ""),
             revisions=revisions,
             templates=templates,
             profiles=self.profiles,

@@ -31,6 +31,7 @@ class Observed:
 
     `retrain`, `redeploy` and `reevaluate` are the spec's fields of that class as the user wrote them, in canonical form;
     `progress` is what the Jobs' leaders say, by Job;
+    `control` is what the user asks of a rollout, as annotated;
     `profiles` are the operator's accelerators by name;
     `revisions` ({fields, resolved}) and `templates` ({revision, fields, template}) are the ControllerRevisions' data by name.
     """
@@ -46,6 +47,7 @@ class Observed:
     reevaluate: Mapping[str, Any]
     tried: str
     now: datetime
+    control: str = ""
     revisions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     templates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     profiles: Mapping[str, Accelerator] = field(default_factory=dict)

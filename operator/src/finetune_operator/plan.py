@@ -215,4 +215,5 @@ def _scoring(c: Context, stage: str) -> runconfig.Scoring:
         adapter=served.adapter,
         reference=baseline.path if stage == "evaluate" and baseline else None,
         exclude_trained_on=None if against == BASE else runconfig.data_path(against),
+        report=runconfig.report(c.spec, against, c.draft.revision, c.draft.status.cost) if stage == "evaluate" else None,
     )

@@ -119,7 +119,7 @@ def _stages(d: Draft) -> dict[str, Fact | None]:
         c.TRAINED: _stage(revision.artifact is not None, "ArtifactKept", revision.artifact or ""),
         c.EVALUATED: _stage(tuned is not None, "Scored", _numbers(tuned) if tuned else ""),
         c.AVAILABLE: _available(d),
-        c.ROLLED_OUT: _rolled_out(d),
+        c.ROLLED_OUT: _with_control(d, _rolled_out(d)),
     }
 
 
@@ -148,6 +148,14 @@ def _rolled_out(d: Draft) -> Fact:
     if revision.promoted and d.status.live_revision == revision.name:
         return ("True", "Promoted", f"revision {revision.name} serves all users")
     return ("False", mine.state, mine.last_decision or "") if mine else ("False", "NotStarted", "")
+
+
+def _with_control(d: Draft, fact: Fact) -> Fact:
+    """The same, with why what the user asked of a rollout is without effect."""
+    control, (status, reason, message) = d.status.control, fact
+    if control is None or control.outcome == "Accepted":
+        return fact
+    return (status, reason, f"{message}; {control.message}" if message else control.message)
 
 
 def _stage(done: bool, reason: str, message: str) -> Fact:

@@ -611,6 +611,70 @@ async def deleted_finetune_leaves_nothing(kill: str) -> World:
     return world
 
 
+SLOW = {**SPEC["rollout"], "steps": [{"weight": 10, "hold": "10m"}, {"weight": 100}]}
+
+
+def ask(world: World, verb: str) -> None:
+    """Annotate what is asked of the rollout that runs."""
+    edit(world, annotations={names.CONTROL: f"{verb}:{status_of(world)['rollout']['name']}"})
+
+
+async def paused_rollout_is_held_until_it_is_resumed(kill: str) -> World:
+    world = await to_live(kill)
+    edit(world, serving={"replicas": 2, "image": "better:1"})
+    await run(world, weight(10), kill=kill)
+    ask(world, "pause")
+    held = world.clock.seconds + 300
+    await run(world, lambda _: world.clock.seconds > held, kill=kill)
+    status = status_of(world)
+    assert (status["phase"], status["reason"], status["rollout"]["weight"]) == ("Paused", "PausedByUser", 10)
+    assert "paused by the user at 10 %" in condition(status, "Ready")["message"]
+    ask(world, "resume")
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    assert status_of(world)["rollout"]["state"] == "Promoted"
+    return world
+
+
+async def promoted_rollout_waits_for_no_step_and_bakes(kill: str) -> World:
+    world = await to_live(kill)
+    edit(world, serving={"replicas": 2, "image": "better:1"}, rollout=SLOW)
+    await run(world, weight(10), kill=kill)
+    asked = world.clock.seconds
+    ask(world, "promote")
+    await run(world, phase("Baking"), kill=kill)
+    await run(world, phase("Live"), kill=kill)
+    assert world.clock.seconds - asked < 300, "the step's time was not waited for"
+    await run(world, kill=kill)
+    assert status_of(world)["control"]["outcome"] == "Accepted"
+    edit(world, serving={"replicas": 2, "image": "third:1"})
+    await run(world, weight(10), kill=kill)
+    held = world.clock.seconds + 300
+    await run(world, lambda _: world.clock.seconds > held, kill=kill)
+    assert status_of(world)["rollout"]["weight"] == 10, "the next rollout is not promoted by the same annotation"
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    return world
+
+
+async def aborted_rollout_is_remembered_and_tried_again_on_request(kill: str) -> World:
+    world = await to_live(kill)
+    before = status_of(world)["liveArm"]
+    edit(world, serving={"replicas": 2, "image": "other:1"}, rollout=SLOW)
+    await run(world, weight(10), kill=kill)
+    ask(world, "abort")
+    await run(world, phase("Rejected"), kill=kill)
+    await run(world, kill=kill)
+    status = status_of(world)
+    assert (status["reason"], status["liveArm"], arms(world)) == ("Aborted", before, [before])
+    assert "aborted by the user" in condition(status, "Ready")["message"]
+    edit(world, annotations={names.RETRY: "1"}, rollout=SPEC["rollout"])
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    assert status_of(world)["liveArm"] != before, "the annotation that aborted one rollout leaves the next one alone"
+    return world
+
+
 LIVES: dict[str, Life] = {
     f.__name__.replace("_", " "): f
     for f in (
@@ -630,7 +694,8 @@ LIVES: dict[str, Life] = {
         refused_arm_is_taken_back_and_a_mended_one_serves, broken_base_arm_is_made_anew_when_the_spec_is_mended,
         dead_live_arm_is_replaced_by_an_edit, metrics_edited_while_it_bakes_leave_it_live,
         gate_that_is_raised_while_it_rolls_out_takes_it_back, edit_in_the_first_stage_leaves_one_of_it_running,
-        deleted_finetune_leaves_nothing,
+        deleted_finetune_leaves_nothing, paused_rollout_is_held_until_it_is_resumed, promoted_rollout_waits_for_no_step_and_bakes,
+        aborted_rollout_is_remembered_and_tried_again_on_request,
     )
 }  # fmt: skip
 
@@ -706,4 +771,4 @@ async def test_a_rollout_that_is_held_long_after_its_step_is_not_written_at_ever
         await operator.cycle()
         world.turn()
         world.clock.seconds += 3.0
-    assert len(world.api.writes) <= 2, world.api.writes
+    assert world.api.writes == []

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from finetune_operator import conditions as c
 from finetune_operator.api.status import Attempt, Cleaning, Revision, Rollout, Status
-from finetune_operator.decide import decide, rollout
+from finetune_operator.decide import control, decide, rollout
 from finetune_operator.decide.draft import Draft
 from finetune_operator.decide.retry import BUDGETS
 from finetune_operator.observed import Observed
@@ -23,6 +23,7 @@ STEPS = st.builds(
     luck=st.one_of(st.just(0), st.integers(1, 100_000)),
     seconds=st.sampled_from([0.0, 1.0, 1.0, 1.0, 5.0, 30.0, 3600.0, 86400.0]),
     retry=st.sampled_from([False] * 9 + [True]),
+    control=st.sampled_from([None] * 12 + [*(f"{verb}:{{}}" for verb in control.MEANING), "abort:0ld", "promote", "stop:{}", ""]),
 )
 
 
@@ -47,6 +48,7 @@ def test_whatever_is_seen_the_decision_keeps_what_must_always_hold(begun: int, s
         _artifacts_stay(before, after)
         _failures_are_charged_to_their_class(o, before, after)
         _weights_move_by_the_plan(o, before.rollout, after.rollout)
+        _the_user_is_heard(o, d, before, after)
     _is_written_as_the_schema_says(after)
     assert decide(o) == d, "the same snapshot is decided the same way"
     assert _bytes(manifests(o, d)) == _bytes(manifests(o, d)), "the same status and spec give the same manifests"
@@ -67,6 +69,27 @@ def test_retention_never_removes_what_is_needed(edits: int, steps: list[Step]) -
         manifests(o, d)
     _is_written_as_the_schema_says(after)
     _settles(walk, o, d)
+
+
+def _the_user_is_heard(o: Observed, d: Draft, before: Status, after: Status) -> None:
+    """A pause holds, an abort brings back, what is ignored has no effect, and all of it is told once."""
+    judged, running = after.control, before.rollout
+    assert (judged.asked if judged else "") == o.control
+    assert (judged == before.control) == (o.control == (before.control.asked if before.control else "")), "judged when it is new"
+    told = [n for n in d.notes if n.reason == c.CONTROL_IGNORED]
+    assert bool(told) == (judged is not None and judged.outcome == "Ignored" and judged != before.control), "and told once"
+    moves = running is not None and running.state in rollout.ACTIVE and after.rollout is not None
+    if running and moves and judged and judged.outcome == "Accepted" and judged.asked == f"pause:{running.name}":
+        assert after.rollout
+        assert after.rollout.weight <= running.weight, "nobody else is moved"
+        assert after.rollout.state != rollout.PROMOTED or running.state == rollout.PROMOTED
+    if running and moves and judged and judged.outcome == "Accepted" and judged.asked == f"abort:{running.name}":
+        assert after.rollout
+        assert after.rollout.weight in (0, running.weight)
+        assert after.rollout.state != rollout.PROMOTED
+    if judged is None or judged.outcome == "Ignored":
+        quiet, alone = decide(replace(o, control="", status=before.model_copy(update={"control": None}))), replace(d, notes=())
+        assert replace(quiet, notes=(), status=quiet.status.model_copy(update={"control": judged})) == alone, "without effect"
 
 
 def _nothing_needed_is_removed(o: Observed, d: Draft, after: Status) -> None:

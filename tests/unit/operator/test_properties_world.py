@@ -11,6 +11,7 @@ from typing import Any
 
 from finetune_operator import conditions as c
 from finetune_operator import errors, kinds, names
+from finetune_operator.decide.control import MEANING
 from finetune_operator.kinds import CHILDREN, FINETUNE
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +70,16 @@ class Life:
     def retry(self, _: int) -> None:
         self.retries += 1
         edit(self.world, annotations={names.RETRY: str(self.retries)})
+
+    def asks(self, luck: int) -> None:
+        """Something is asked of the rollout that runs, or of one that does not."""
+        running = (status_of(self.world).get("rollout") or {}).get("name", "none")
+        self._annotate(f"{list(MEANING)[luck % 4]}:{running if luck % 5 else 'another'}")
+
+    def _annotate(self, asked: str) -> None:
+        found = self.world.api.store[FINETUNE, "ml", "bot"]
+        kept = {**found["metadata"].get("annotations", {}), names.CONTROL: asked}
+        self.world.api.change(FINETUNE, found, {**found, "metadata": {**found["metadata"], "annotations": kept}})
 
     def ends_badly(self, luck: int) -> None:
         """The next Job of a stage fails, in one class or another."""
@@ -132,9 +143,10 @@ class Life:
     def calm(self) -> None:
         """Nothing goes wrong any more, for more users than ever; what hangs on an image that was not there is made anew.
 
-        A day has passed: what could not be removed from the volume is tried again."""
+        A day has passed: what could not be removed from the volume is tried again. Nothing is asked of a rollout any more."""
         world = self.world
         world.clock.seconds += 86400
+        self._annotate("")
         world.per_turn *= 1000  # what failed before in the same step is soon outweighed
         world.outcomes.update(good_outcomes())
         world.broken.clear()
@@ -144,8 +156,8 @@ class Life:
 
 
 EVENTS: tuple[Callable[[Life, Any], None], ...] = (
-    Life.invalid, Life.retry, Life.ends_badly, Life.ends_badly, Life.runs_on, Life.ends_well, Life.scores_badly, Life.canary_fails,
-    Life.image_breaks, Life.refuses, Life.delete, Life.delete, Life.kill, Life.kill, Life.restart, Life.time_jumps,
+    Life.invalid, Life.retry, Life.asks, Life.asks, Life.ends_badly, Life.ends_badly, Life.runs_on, Life.ends_well, Life.scores_badly,
+    Life.canary_fails, Life.image_breaks, Life.refuses, Life.delete, Life.delete, Life.kill, Life.kill, Life.restart, Life.time_jumps,
 )  # fmt: skip
 EVENT = st.one_of(
     st.tuples(st.just(Life.spec), st.sampled_from(list(SPECS))),

@@ -206,6 +206,90 @@ MOVES: dict[str, tuple[Rollout, m.Scene, tuple[str, int, dict[str, int], str]]] 
         scene(router()),
         (m.ROLLED_BACK, 0, {}, "rolled back: errors"),
     ),
+    "paused before the first step": (at(m.CONNECTING), scene(router(), wish=m.PAUSE), (m.CONNECTING, 0, {}, "paused by the user at 0 %")),
+    "paused in a step: it says so at once": (
+        holding(next_step_at="2026-01-01T12:00:50Z"),
+        scene(router(**FINE), wish=m.PAUSE),
+        (m.HOLDING, 10, {}, "paused by the user at 10 %"),
+    ),
+    "time is over and paused": (holding(), scene(router(**FINE), wish=m.PAUSE), (m.HOLDING, 10, {}, "paused by the user")),
+    "time is over, both arms fail and paused": (
+        holding(),
+        scene(router(**BOTH_BAD), wish=m.PAUSE),
+        (m.HOLDING, 10, {}, "paused by the user"),
+    ),
+    "paused while a router is still told": (
+        at(m.SHIFTING, 10, 1),
+        scene(router(weight=10), router("router-1"), wish=m.PAUSE),
+        (m.SHIFTING, 10, {"router-1": 10}, "1 of 2 routers"),
+    ),
+    "paused, and the canary fails: back all the same": (
+        holding(),
+        scene(router(**BAD), wish=m.PAUSE),
+        (m.ROLLING_BACK, 0, {"router-0": 0}, "guard errors failed"),
+    ),
+    "paused while it bakes": (
+        baking(),
+        scene(router(**{**FINE, "weight": 100}), wish=m.PAUSE),
+        (m.BAKING, 100, {}, "paused by the user at 100 %"),
+    ),
+    "resumed: the next step, for its time is over": (
+        holding(),
+        scene(router(**FINE), wish=m.RESUME),
+        (m.SHIFTING, 50, {"router-0": 50}, "moving 50 %"),
+    ),
+    "promoted before the first step: all at once": (
+        at(m.CONNECTING),
+        scene(router(), wish=m.PROMOTE),
+        (m.SHIFTING, 100, {"router-0": 100}, "step 3 of 3: moving 100 %"),
+    ),
+    "promoted in a step: its time and its traffic are not waited for": (
+        holding(next_step_at="2026-01-01T12:00:50Z"),
+        scene(router(**counted(totals(5), totals(45))), wish=m.PROMOTE),
+        (m.SHIFTING, 100, {"router-0": 100}, "moving 100 %"),
+    ),
+    "promoted, and the canary fails: back all the same": (
+        holding(),
+        scene(router(**BAD), wish=m.PROMOTE),
+        (m.ROLLING_BACK, 0, {"router-0": 0}, "guard errors failed"),
+    ),
+    "promoted, and no pod of it is ready: nobody else is moved": (
+        holding(),
+        scene(router(**FINE), canary=EMPTY, wish=m.PROMOTE),
+        (m.HOLDING, 10, {}, "no pod of the new arm"),
+    ),
+    "promoted while suspended": (holding(), scene(router(**FINE), hold=True, wish=m.PROMOTE), (m.HOLDING, 10, {}, "held at 10 %")),
+    "promoted while suspended, in a step": (
+        holding(next_step_at="2026-01-01T12:00:50Z"),
+        scene(router(**FINE), hold=True, wish=m.PROMOTE),
+        (m.HOLDING, 10, {}, "until"),
+    ),
+    "promoted already: the bake is not cut short": (
+        baking().model_copy(update={"next_step_at": "2026-01-01T12:00:50Z"}),
+        scene(router(**{**FINE, "weight": 100}), wish=m.PROMOTE),
+        (m.BAKING, 100, {}, "kept warm until"),
+    ),
+    "aborted before it is ready": (at(m.DEPLOYING), scene(canary=EMPTY, wish=m.ABORT), (m.ROLLING_BACK, 0, {}, "aborted by the user")),
+    "aborted in a step: everybody back": (
+        holding(),
+        scene(router(**FINE), wish=m.ABORT),
+        (m.ROLLING_BACK, 0, {"router-0": 0}, "aborted by the user"),
+    ),
+    "aborted while it bakes": (
+        baking(),
+        scene(router(**{**FINE, "weight": 100}), wish=m.ABORT),
+        (m.ROLLING_BACK, 0, {"router-0": 0}, "aborted"),
+    ),
+    "aborted and what is live has no pod: nobody is moved": (
+        holding(),
+        scene(router(**FINE), stable=EMPTY, wish=m.ABORT),
+        (m.HOLDING, 10, {}, "to be aborted at 10 %"),
+    ),
+    "aborted, and everybody is going back already": (
+        at(m.ROLLING_BACK, memory={"cause": "errors"}),
+        scene(router(weight=10), wish=m.ABORT),
+        (m.ROLLING_BACK, 0, {"router-0": 0}, "rolling back: errors"),
+    ),
     "there is no router": (at(m.ROLLING_BACK), scene(), (m.ROLLED_BACK, 0, {}, "rolled back")),
 }
 

@@ -89,6 +89,7 @@ class Step:
     luck: int = 0
     seconds: float = 1.0
     retry: bool = False
+    control: str | None = None  # {} stands for the rollout that runs; empty: the annotation is taken away
 
 
 @cache
@@ -109,6 +110,7 @@ class Walk:
     spec: str = "first"
     now: datetime = NOW
     retries: int = 0
+    control: str = ""
     status: Status = field(default_factory=Status)
     revisions: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     templates: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -122,6 +124,8 @@ class Walk:
         """What was seen, what was decided, and the status as it is read again in the next cycle."""
         self.spec, self.now = step.spec or self.spec, self.now + timedelta(seconds=step.seconds)
         self.retries += step.retry
+        if step.control is not None:
+            self.control = step.control.format(self.status.rollout.name if self.status.rollout else "none")
         luck = Random(step.luck) if step.luck else None
         self.problem = Waiting(c.REFUSED, "exceeded quota") if luck and luck.random() < 0.1 else None
         return self.decide(self._observed(luck))
@@ -151,7 +155,8 @@ class Walk:
         return Observed(
             namespace="ml", name="bot", uid="uid-bot", generation=1 + list(SPECS).index(self.spec), spec=spec, status=self.status,
             retrain=retrain, redeploy=redeploy, reevaluate=reevaluate, tried=digest({"spec": self.spec, "retry": self.retries}),
-            now=self.now, profiles=PROFILES, revisions=dict(self.revisions), templates=dict(self.templates), runs=seen.runs(),
+            now=self.now, control=self.control, profiles=PROFILES,
+            revisions=dict(self.revisions), templates=dict(self.templates), runs=seen.runs(),
             missing=seen.missing(), progress=seen.progress(), arms=seen.arms(), routers=seen.routers(),
             routers_wanted=2, router_waiting=seen.waiting(),
         )  # fmt: skip

@@ -238,6 +238,34 @@ class MetricConfig(Model):
         return self
 
 
+class GateConfig(Model):
+    """What the gate asks, as it was when the evaluation began; the operator judges, the report draws it."""
+
+    min_score: float | None = None
+    min_improvement: float | None = None
+    min_improvement_over_live: float | None = None
+
+
+class SpentConfig(Model):
+    """What all training of the FineTune had cost when the evaluation began, and what prepare had expected of this one."""
+
+    hours: float = 0
+    gpu_hours: float = 0
+    amount: float | None = None
+    currency: str = ""
+    estimated_seconds: float | None = None
+    estimated_memory_bytes: int | None = None
+
+
+class ReportConfig(Model):
+    """What the report tells besides the scores. `reference` is what the tuned model is compared with: `base`, or a revision."""
+
+    reference: str = "base"
+    artifact: Path | None = None
+    gate: GateConfig = GateConfig()
+    spent: SpentConfig = SpentConfig()
+
+
 class EvaluationConfig(Model):
     """What to score, against which endpoint, and where the result goes."""
 
@@ -252,6 +280,7 @@ class EvaluationConfig(Model):
     confidence_percent: float = Field(default=95, gt=0, lt=100)
     adapter_path: Path | None = None
     metrics: tuple[MetricConfig, ...] = Field(min_length=1)
+    report: ReportConfig | None = None
 
 
 _NEEDS: dict[str, tuple[str, ...]] = {

@@ -78,6 +78,7 @@ class Scored(StatusModel):
     score: Score
     difference: Difference | None = None
     excluded: Count | None = Field(default=None, description="Test rows left out, for the live revision was trained on them.")
+    advice: list[Text] | None = Field(default=None, max_length=4, description="What its numbers say should be done next.")
 
 
 class Rows(StatusModel):
@@ -259,6 +260,7 @@ class Stage(StatusModel):
 class Rollout(StatusModel):
     """The running or last rollout; `memory` is what `decide.rollout` needs to go on after a restart."""
 
+    name: Short | None = Field(default=None, description="What the annotation finetune.dev/rollout calls it.")
     arm: Short
     revision: Short
     stable: Short
@@ -270,6 +272,15 @@ class Rollout(StatusModel):
     evidence: list[Text] = Field(default_factory=list, max_length=16)
     last_decision: Text | None = None
     memory: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
+
+
+class Control(StatusModel):
+    """What the annotation finetune.dev/rollout asks of a rollout, as it was judged when it was first seen."""
+
+    asked: Short = Field(description="The annotation's value.")
+    outcome: Literal["Accepted", "Ignored"]
+    message: Text
+    time: Time
 
 
 class Cleaning(StatusModel):
@@ -306,6 +317,7 @@ class Status(StatusModel):
     training: Training | None = None
     evaluation: Evaluation | None = None
     rollout: Rollout | None = None
+    control: Control | None = None
     cleaning: Cleaning | None = None
     progress: Short | None = Field(default=None, description="Progress of the training that is not over, for the column.")
     eta: Short | None = None

@@ -14,9 +14,9 @@ from finetune_operator import names
 from finetune_operator.api.fields import digest
 from finetune_operator.api.quantities import decimal, seconds
 from finetune_operator.api.rules import PROMPTS
-from finetune_operator.api.spec import CheckpointPolicy, Lora, Prompt, Spec
+from finetune_operator.api.spec import CheckpointPolicy, Gate, Lora, Prompt, Spec
 from finetune_operator.api.spec import Source as SourceOfRows
-from finetune_operator.api.status import Cleaning
+from finetune_operator.api.status import Cleaning, Cost, Revision
 from finetune_operator.build import sources
 from finetune_operator.build.jobs import TRAIN_GRACE_SECONDS, Stage, job_name
 
@@ -30,7 +30,7 @@ LEARNING_RATES: Final[Mapping[str, float]] = {
 
 @dataclass(frozen=True)
 class Scoring:
-    """What an evaluation is given: whose answers, where to put them, what to pair them with (None: nothing)."""
+    """What an evaluation is given: whose answers, where to put them, what to pair them with and to report of it (None: nothing)."""
 
     path: str
     served_name: str
@@ -38,6 +38,7 @@ class Scoring:
     adapter: str | None
     reference: str | None
     exclude_trained_on: str | None
+    report: Config | None = None
 
 
 def resolve(spec: Spec) -> Config:
@@ -248,7 +249,34 @@ def _evaluation(spec: Spec, stage: Stage, scoring: Scoring) -> Config:
         "confidencePercent": 95,
         "adapterPath": scoring.adapter,
         "metrics": metrics(spec),
+        "report": scoring.report,
     }
+
+
+def report(spec: Spec, against: str, revision: Revision, cost: Cost) -> Config:
+    """What the evaluation's report tells besides the scores: what the gate asks now, and what it all has cost by now."""
+    gate, expected = (spec.evaluation.gate if spec.evaluation else None) or Gate(), revision.estimate
+    return {
+        "reference": against,
+        "artifact": revision.artifact,
+        "gate": {
+            "minScore": _decimal(gate.min_score),
+            "minImprovement": _decimal(gate.min_improvement),
+            "minImprovementOverLive": _decimal(gate.min_improvement_over_live),
+        },
+        "spent": {
+            "hours": decimal(cost.hours),
+            "gpuHours": decimal(cost.gpu_hours),
+            "amount": _decimal(cost.amount),
+            "currency": cost.currency or "",
+            "estimatedSeconds": expected.seconds if expected else None,
+            "estimatedMemoryBytes": expected.memory_bytes if expected else None,
+        },
+    }
+
+
+def _decimal(value: str | None) -> float | None:
+    return decimal(value) if value else None
 
 
 def metrics(spec: Spec) -> list[Config]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from finetune_operator.decide import arms, budget, gate, layout, retention, retry, revision, stages, suspend, train
+from finetune_operator.decide import arms, budget, control, gate, layout, retention, retry, revision, stages, suspend, train
 from finetune_operator.decide.draft import Draft, Rule
 from finetune_operator.observed import Observed
 
-# The newest revision's way, in order; the first rule that must wait blocks the ones behind it. `rollout`, `obsolete` and
+# The newest revision's way, in order; the first rule that must wait blocks the ones behind it. `heard`, `rollout`, `obsolete` and
 # `clean` always run: what serves goes on serving, and what rolls out goes on, whatever the newest revision waits for.
 RULES: tuple[Rule, ...] = (
     revision.current,
@@ -24,6 +24,7 @@ RULES: tuple[Rule, ...] = (
     train.train,
     stages.evaluate,
     gate.gate,
+    control.heard,
     arms.rollout,
     suspend.obsolete,
     retention.clean,

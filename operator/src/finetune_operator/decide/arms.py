@@ -16,6 +16,7 @@ from finetune_operator.api.spec import Identity, Spec, Step
 from finetune_operator.api.status import Arm, Rollout, Status, Stopped
 from finetune_operator.build import arm as arms
 from finetune_operator.build.pods import Owner
+from finetune_operator.decide import control
 from finetune_operator.decide import rollout as machine
 from finetune_operator.decide.draft import ArmWanted, Draft, Routing, Serving, soonest, stamp
 from finetune_operator.decide.stages import BASE
@@ -86,6 +87,7 @@ def _begin(o: Observed, d: Draft, wanted: ArmWanted) -> Draft:
             return _steady(o, d, wanted)
     d = _remember(d, wanted)
     first = Rollout(
+        name=digest({"uid": o.uid, "arm": wanted.name, "stable": d.status.live_arm, "created": stamp(o.now)}),
         arm=wanted.name, revision=wanted.revision, stable=d.status.live_arm or "", state=machine.DEPLOYING, weight=0,
         steps=len(_plan(o, d, wanted.name).steps), memory={"created": stamp(o.now)},
     )  # fmt: skip
@@ -114,6 +116,7 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
         servers=o.servers,
         router_waiting=o.router_waiting,
         hold=o.spec.suspend,
+        wish=control.wish(d.status, running),
         abort=_otherwise(wanted, running) if superseded and wanted else _refused(d, running),
         stable_patience=machine.OUTAGE_SECONDS if live and live.promoted else seconds(o.spec.rollout.progress_deadline),
     )
@@ -133,8 +136,8 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
     d = replace(d, requeue=soonest(d.requeue, machine.POLL_SECONDS))
     if d.blocked:
         return replace(d, message=f"{d.message}; rollout of revision {running.revision}: {step.message}"[:1024])
-    if step.reason == c.PAUSED:
-        return d.block(c.PAUSED, step.message, reason=c.GUARD_UNDECIDED)
+    if step.reason in (c.PAUSED, c.PAUSED_BY_USER):
+        return d.block(c.PAUSED, step.message, reason=c.GUARD_UNDECIDED if step.reason == c.PAUSED else step.reason)
     return d.block(PHASES[step.rollout.state], step.message, reason=step.reason if step.reason != "Superseded" else "")
 
 

@@ -33,6 +33,11 @@ ROLLING_BACK: Final = "RollingBack"
 PROMOTED: Final = "Promoted"
 ROLLED_BACK: Final = "RolledBack"
 ACTIVE: Final = frozenset({DEPLOYING, CONNECTING, SHIFTING, HOLDING, BAKING, ROLLING_BACK})
+# What the user may ask of a rollout.
+PAUSE: Final = "pause"
+RESUME: Final = "resume"
+PROMOTE: Final = "promote"
+ABORT: Final = "abort"
 POLL_SECONDS: Final = 2.0
 OUTAGE_SECONDS: Final = 60.0  # an arm without a ready pod for so long is down, not restarting
 LATE_LOOK_SECONDS: Final = 60.0
@@ -53,8 +58,8 @@ class Plan:
 @dataclass(frozen=True)
 class Scene:
     """What is seen of both arms, of the routers, and of the arms' servers where a guard asks them. `abort` says why the canary is wanted
-    no longer; `stable_patience` is how many seconds the present arm may be without a ready pod before the new one takes all its users.
-    """
+    no longer; `stable_patience` is how many seconds the present arm may be without a ready pod before the new one takes all its users;
+    `wish` is what the user asks of this rollout."""
 
     now: datetime
     stable: ArmHealth
@@ -67,6 +72,14 @@ class Scene:
     stable_patience: float = OUTAGE_SECONDS
     hold: bool = False
     abort: str = ""
+    wish: str = ""
+
+    @property
+    def held(self) -> str:
+        """Why it goes no further, as a reason; empty when it may."""
+        if self.wish in (PAUSE, ABORT):
+            return conditions.PAUSED_BY_USER
+        return conditions.PAUSED if self.hold else ""
 
 
 @dataclass(frozen=True)
@@ -81,8 +94,11 @@ class Step:
 
 def advance(plan: Plan, scene: Scene, rollout: Rollout) -> Step:
     """One cycle further."""
-    if scene.abort and rollout.state != ROLLING_BACK and _can_go_back(scene, rollout):
-        return roll_back(scene, rollout, "Superseded", scene.abort)
+    if rollout.state != ROLLING_BACK and _can_go_back(scene, rollout):
+        if scene.abort:
+            return roll_back(scene, rollout, "Superseded", scene.abort)
+        if scene.wish == ABORT:
+            return roll_back(scene, rollout, conditions.ABORTED, "aborted by the user")
     moves = {
         DEPLOYING: _deploying, CONNECTING: _connecting, SHIFTING: _shifting, HOLDING: _holding, BAKING: _baking,
         ROLLING_BACK: _rolling_back,
@@ -148,11 +164,12 @@ def _connecting(plan: Plan, scene: Scene, r: Rollout) -> Step:
 
 def _shift(plan: Plan, scene: Scene, r: Rollout) -> Step:
     """The next step of today's plan: the first that is above the weight in force, whatever was edited meanwhile."""
-    if scene.hold:
-        return Step(r, _unheard(scene, r.weight), f"held at {r.weight} %", conditions.PAUSED)
-    last = (len(plan.steps), 100)
-    step, weight = next(((n, w) for n, (w, _) in enumerate(plan.steps, 1) if w > r.weight and not r.memory.get("outage")), last)
-    decision = f"{stamp(scene.now)}: step {step} of {len(plan.steps)}: {weight} %"
+    if scene.held:
+        return _held(scene, r, f"held at {r.weight} %")
+    last, at_once = (len(plan.steps), 100), bool(r.memory.get("outage")) or scene.wish == PROMOTE
+    step, weight = next(((n, w) for n, (w, _) in enumerate(plan.steps, 1) if w > r.weight and not at_once), last)
+    asked = ", promoted by the user" if scene.wish == PROMOTE else ""
+    decision = f"{stamp(scene.now)}: step {step} of {len(plan.steps)}: {weight} %{asked}"
     memory = {k: v for k, v in r.memory.items() if k in ("since", "created")}
     memory |= {"began": stamp(scene.now), "counted": _counters(scene)}
     shifted = _with(
@@ -181,13 +198,15 @@ def _shifting(plan: Plan, scene: Scene, r: Rollout) -> Step:
 
 
 def _holding(plan: Plan, scene: Scene, r: Rollout) -> Step:
-    early, r, findings = _guarded(plan, scene, r)
+    early, r, findings = _guarded(plan, scene, r, hurried=scene.wish == PROMOTE)
     if early is not None:
         return early
+    if scene.wish == PROMOTE:
+        return _shift(plan, scene, r)
     where = f"step {r.step} of {r.steps}, {r.weight} %"
     match overall(findings):
         case "Pass":
-            return _shift(plan, scene, r if scene.hold else _with(r, evidence=_evidence(findings)))
+            return _shift(plan, scene, r if scene.held else _with(r, evidence=_evidence(findings)))
         case "Insufficient":
             return _unjudged(plan, scene, r, where)
         case _:
@@ -216,8 +235,8 @@ def _baking(plan: Plan, scene: Scene, r: Rollout) -> Step:
     early, r, findings = _guarded(plan, scene, r)
     if early is not None:
         return early
-    if scene.hold:
-        return Step(r, _unheard(scene, r.weight), "all users are on the new arm; the old one is kept warm", conditions.PAUSED)
+    if scene.held:
+        return _held(scene, r, "all users are on the new arm; the old one is kept warm")
     if overall(findings) == "Error":
         message = f"all users are on the new arm; the old one is kept warm: {_first(r, 'Error')}"
         return Step(r, _unheard(scene, r.weight), message, conditions.PAUSED)
@@ -225,8 +244,9 @@ def _baking(plan: Plan, scene: Scene, r: Rollout) -> Step:
     return Step(_with(r, state=PROMOTED, next_step_at=None, last_decision=decision, memory={}), {}, "promoted")
 
 
-def _guarded(plan: Plan, scene: Scene, r: Rollout) -> tuple[Step | None, Rollout, list[Finding]]:
-    """What holding and baking share: (the step where it is neither time to go on nor well, the rollout with its evidence, findings)."""
+def _guarded(plan: Plan, scene: Scene, r: Rollout, *, hurried: bool = False) -> tuple[Step | None, Rollout, list[Finding]]:
+    """What holding and baking share: (the step where it is neither time to go on nor well, the rollout with its evidence, findings).
+    `hurried`: it is time to go on."""
     r = _marked(r, "down", None if scene.canary.ready else scene.now)
     if not scene.canary.ready:
         return _down(scene, r), r, []
@@ -236,7 +256,20 @@ def _guarded(plan: Plan, scene: Scene, r: Rollout) -> tuple[Step | None, Rollout
     r = _rewound(r, scene.now)
     over = seconds_until(r.next_step_at, scene.now) <= 0
     r = _look(scene, r, findings, over)
-    return (None if over else Step(r, _unheard(scene, r.weight), _waiting_message(r))), r, findings
+    if scene.held == conditions.PAUSED_BY_USER:
+        return _held(scene, r), r, findings
+    if over or (hurried and not scene.held):
+        return None, r, findings
+    return Step(r, _unheard(scene, r.weight), _waiting_message(r)), r, findings
+
+
+def _held(scene: Scene, r: Rollout, message: str = "") -> Step:
+    """It stays at its weight: as the user asked, or as `message` says."""
+    if scene.wish == PAUSE:
+        message = f"paused by the user at {r.weight} %: no further step is taken; the guards watch on, and take everybody back if they fail"
+    if scene.wish == ABORT:
+        message = f"to be aborted at {r.weight} %, once there is where to go back to: no pod of the present arm is ready"
+    return Step(r, _unheard(scene, r.weight), message, scene.held)
 
 
 def _rewound(r: Rollout, now: datetime) -> Rollout:
@@ -276,12 +309,13 @@ def _failed(scene: Scene, r: Rollout, findings: list[Finding]) -> Step:
 
 
 def _look(scene: Scene, r: Rollout, findings: list[Finding], over: bool) -> Rollout:
-    """Write the evidence at planned looks, and over time when the verdict changes: status grows with transitions, not with time."""
+    """Write the evidence at planned looks, and over time when the verdict changes: status grows with transitions, not with time.
+    (For as long as nobody wants it to go on there is no other look.)"""
     began, seconds = time(r.memory.get("began")), float(r.memory.get("seconds") or 0)
     elapsed = (scene.now - began).total_seconds() if began else 0.0
     look = min(LOOKS, int(LOOKS * elapsed / seconds)) if seconds else LOOKS
     if over:
-        look = LOOKS + int((elapsed - seconds) / max(LATE_LOOK_SECONDS, seconds))
+        look = LOOKS if scene.held else LOOKS + int((elapsed - seconds) / max(LATE_LOOK_SECONDS, seconds))
     seen = [look, overall(findings)] if over else [look]
     if seen == r.memory.get("look") and r.evidence:
         return r

@@ -27,6 +27,7 @@ WORDS = {
     "evaluate": "scoring the tuned model on the sealed test split",
 }
 POLL_SECONDS = 5.0
+MAX_ADVICE, ADVICE_CHARACTERS = 4, 400  # of an evaluation, in the status; its report has all
 BASE = "base"  # the untouched model, where a revision is named
 
 
@@ -203,7 +204,14 @@ def _scored(key: str, result: Mapping[str, Any]) -> Scored:
         if paired
         else None,
         excluded=result.get("excluded") or None,
+        advice=_advice(result.get("advice")),
     )
+
+
+def _advice(said: Any) -> list[str] | None:
+    """The first sentences of it, if it is a list of such."""
+    texts = [text[:ADVICE_CHARACTERS] for text in said if isinstance(text, str)] if isinstance(said, list) else []
+    return texts[:MAX_ADVICE] or None
 
 
 def _text(value: Any) -> str:

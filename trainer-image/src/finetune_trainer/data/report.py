@@ -9,42 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from finetune_trainer import pages
+from finetune_trainer.pages import number, percent
+
 Report = Mapping[str, Any]
 SPLITS = ("train", "validation", "test")
 KINDS = {"Invalid": "invalid", "Duplicate": "repeated", "NearDuplicate": "near-duplicate", "TooLong": "too long"}
 BINS = 24
 CHART_WIDTH, CHART_HEIGHT = 880, 190  # of the drawing's own units
-STYLE = """
-:root{--page:#f6f7f9;--card:#fff;--ink:#1c2330;--quiet:#667085;--line:#e3e6ec;--train:#3b6fd4;--validation:#d99b2b;--test:#7a5bc2;
---said:#dcefe1;--said-ink:#14532d;--warn:#fff6e0;--warn-line:#e0a526;--bad:#b42318}
-@media(prefers-color-scheme:dark){:root{--page:#14171d;--card:#1d222b;--ink:#e6e9ef;--quiet:#98a2b3;--line:#323945;--train:#6f9bf0;
---validation:#e3b04f;--test:#a98df0;--said:#1d3f2b;--said-ink:#b5f0c8;--warn:#3a2f12;--warn-line:#a97d1c;--bad:#f97066}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-main{max-width:62rem;margin:0 auto;padding:2rem 1.25rem 4rem}
-h1{font-size:1.6rem;margin:0}h2{font-size:1.05rem;margin:0 0 .8rem}
-.quiet{color:var(--quiet)}.small{font-size:.85rem}
-section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:1.1rem 1.25rem;margin-top:1rem}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.75rem;margin-top:1.25rem}
-.tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:.7rem .9rem}
-.tile b{display:block;font-size:1.35rem;font-variant-numeric:tabular-nums}
-.warnings{background:var(--warn);border-color:var(--warn-line)}.warnings ul{margin:0;padding-left:1.2rem}
-.bar{display:flex;height:1.1rem;border-radius:6px;overflow:hidden;background:var(--line)}
-.bar i{display:block;min-width:2px}
-.legend{display:flex;flex-wrap:wrap;gap:.3rem 1.4rem;margin-top:.6rem}
-.key{display:inline-block;width:.75rem;height:.75rem;border-radius:3px;margin-right:.4rem;vertical-align:-1px}
-.train{background:var(--train);fill:var(--train)}.validation{background:var(--validation);fill:var(--validation)}
-.test{background:var(--test);fill:var(--test)}
-svg{display:block;width:100%;height:auto}svg text{fill:var(--quiet);font-size:11px}svg line{stroke:var(--line)}
-table{border-collapse:collapse;width:100%}
-th,td{text-align:left;vertical-align:top;padding:.4rem .7rem .4rem 0;border-top:1px solid var(--line)}
-thead th{border-top:0;color:var(--quiet);font-weight:500;font-size:.85rem}td.number{text-align:right;font-variant-numeric:tabular-nums}
-code,pre{font:13px/1.55 ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
-pre{white-space:pre-wrap;margin:.35rem 0 0}
-.row{border-top:1px solid var(--line);padding:.8rem 0}.row:first-of-type{border-top:0;padding-top:0}
-mark{background:var(--said);color:var(--said-ink);border-radius:3px;padding:.05rem 0}
-summary{cursor:pointer}.excerpt{color:var(--quiet);overflow-wrap:anywhere}
-"""
 
 
 def histogram(values: Iterable[int], bins: int = BINS) -> list[dict[str, int]]:
@@ -62,26 +34,22 @@ def histogram(values: Iterable[int], bins: int = BINS) -> list[dict[str, int]]:
 def render(report: Report) -> str:
     """The page of a report.json."""
     sections = (_warnings(report), _splits(report), _lengths(report), _left_out(report), _examples(report), _sources(report), _run(report))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>Prepared data</title><style>{STYLE}</style></head><body><main><h1>Prepared data</h1>"
-        f'<div class="quiet">for {escape(str(report["finetune"]))}</div>{_tiles(report)}{"".join(sections)}</main></body></html>\n'
-    )
+    body = f"{_tiles(report)}{''.join(sections)}"
+    return pages.document("Prepared data", f"for {report['finetune']}", body)
 
 
 def _tiles(report: Report) -> str:
     rows, tokens = report["rows"], report["tokens"]
     kept = sum(rows[name] for name in SPLITS)
     shown = [
-        ("rows read", _number(rows["read"])),
-        ("rows kept", f"{_number(kept)}"),
-        ("left out", _number(sum(entry["count"] for entry in report["leftOut"]))),
-        ("training tokens", _number(tokens["train"])),
-        ("supervised", _percent(tokens["supervised"], tokens["train"])),
-        ("steps", _number(report["totalSteps"])),
+        ("rows read", number(rows["read"])),
+        ("rows kept", f"{number(kept)}"),
+        ("left out", number(sum(entry["count"] for entry in report["leftOut"]))),
+        ("training tokens", number(tokens["train"])),
+        ("supervised", percent(tokens["supervised"], tokens["train"])),
+        ("steps", number(report["totalSteps"])),
     ]
-    tiles = "".join(f'<div class="tile"><b>{value}</b><span class="quiet">{name}</span></div>' for name, value in shown)
-    return f'<div class="tiles">{tiles}</div>'
+    return pages.tiles(shown)
 
 
 def _warnings(report: Report) -> str:
@@ -96,8 +64,8 @@ def _splits(report: Report) -> str:
     kept = sum(rows[name] for name in SPLITS)
     bar = "".join(f'<i class="{name}" style="width:{100 * rows[name] / max(1, kept):.3f}%"></i>' for name in SPLITS if rows[name])
     legend = "".join(
-        f'<span><span class="key {name}"></span>{name} <b>{_number(rows[name])}</b>'
-        f' <span class="quiet">{_percent(rows[name], kept)}</span></span>'
+        f'<span><span class="key {name}"></span>{name} <b>{number(rows[name])}</b>'
+        f' <span class="quiet">{percent(rows[name], kept)}</span></span>'
         for name in SPLITS
     )
     return (
@@ -121,19 +89,19 @@ def _chart(name: str, bins: Sequence[Mapping[str, int]]) -> str:
     drawn = []
     for index, entry in enumerate(bins):
         height = (base - top) * entry["count"] / most
-        title = f"<title>{entry['from']} to {entry['to']} tokens: {_number(entry['count'])} rows</title>"
+        title = f"<title>{entry['from']} to {entry['to']} tokens: {number(entry['count'])} rows</title>"
         drawn.append(
             f'<rect class="{name}" x="{index * step + 1:.1f}" y="{base - height:.1f}" width="{max(1.0, step - 2):.1f}" '
             f'height="{height:.1f}" rx="2">{title}</rect>'
         )
         if entry["count"] == most and not any("<text" in part for part in drawn):
-            drawn.append(f'<text x="{(index + 0.5) * step:.1f}" y="{base - height - 5:.1f}" text-anchor="middle">{_number(most)}</text>')
+            drawn.append(f'<text x="{(index + 0.5) * step:.1f}" y="{base - height - 5:.1f}" text-anchor="middle">{number(most)}</text>')
     every = max(1, len(bins) // 8)
     ticks = "".join(
-        f'<text x="{index * step + 1:.1f}" y="{base + 15}">{_number(bins[index]["from"])}</text>' for index in range(0, len(bins), every)
+        f'<text x="{index * step + 1:.1f}" y="{base + 15}">{number(bins[index]["from"])}</text>' for index in range(0, len(bins), every)
     )
     return (
-        f'<div><span class="key {name}"></span>{name} <span class="quiet small">up to {_number(bins[-1]["to"])} tokens</span></div>'
+        f'<div><span class="key {name}"></span>{name} <span class="quiet small">up to {number(bins[-1]["to"])} tokens</span></div>'
         f'<svg viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="Lengths of {name} rows">'
         f'<line x1="0" x2="{CHART_WIDTH}" y1="{base}" y2="{base}"/>{"".join(drawn)}{ticks}</svg>'
     )
@@ -144,7 +112,7 @@ def _left_out(report: Report) -> str:
         return '<section><h2>Rows left out</h2><p class="quiet">None.</p></section>'
     body = "".join(
         f"<tr><td>{escape(KINDS[entry['kind']])}</td><td>{escape(entry['reason'])}{_excerpts(entry['examples'])}</td>"
-        f'<td class="number">{_number(entry["count"])}</td></tr>'
+        f'<td class="number">{number(entry["count"])}</td></tr>'
         for entry in report["leftOut"]
     )
     return (
@@ -185,7 +153,7 @@ def _part(part: Mapping[str, Any]) -> str:
 def _sources(report: Report) -> str:
     body = "".join(
         f"<tr><td><code>{escape(str(entry['source']))}</code></td><td>{escape(entry['use'])}</td><td>{escape(entry['format'])}</td>"
-        f'<td class="number">{_number(entry["rows"])}</td></tr>'
+        f'<td class="number">{number(entry["rows"])}</td></tr>'
         for entry in report["sources"]
     )
     head = "<thead><tr><th>file</th><th>use</th><th>format</th><th>rows read</th></tr></thead>"
@@ -195,21 +163,13 @@ def _sources(report: Report) -> str:
 def _run(report: Report) -> str:
     estimate = report["estimate"]
     shown = {
-        "tokens a step": _number(report["tokensPerStep"]),
-        "steps an epoch": _number(report["stepsPerEpoch"]),
-        "steps of the run": _number(report["totalSteps"]),
-        "longest row": f"{_number(estimate['longest'])} tokens",
-        "shortest answer kept": f"{_number(report['minResponseCharacters'])} characters",
+        "tokens a step": number(report["tokensPerStep"]),
+        "steps an epoch": number(report["stepsPerEpoch"]),
+        "steps of the run": number(report["totalSteps"]),
+        "longest row": f"{number(estimate['longest'])} tokens",
+        "shortest answer kept": f"{number(report['minResponseCharacters'])} characters",
         "memory of a rank, estimated": f"{estimate['memoryBytes'] / 2**30:.1f} GiB",
         "time, estimated": f"{estimate['seconds'] / 3600:.1f} h",
     }
     body = "".join(f'<tr><td>{escape(name)}</td><td class="number">{escape(value)}</td></tr>' for name, value in shown.items())
     return f"<section><h2>What training will do</h2><table><tbody>{body}</tbody></table></section>"
-
-
-def _number(value: int) -> str:
-    return f"{value:,}".replace(",", "\u202f")
-
-
-def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "–"

@@ -15,7 +15,7 @@ import aiohttp
 
 from finetune_trainer import layout
 from finetune_trainer.config import DataConfig, EvaluationConfig, RunConfig, need
-from finetune_trainer.evaluate import client, rows, scoring
+from finetune_trainer.evaluate import client, report, rows, scoring
 from finetune_trainer.evaluate.answers import Kept
 from finetune_trainer.evaluate.client import Endpoint, Reply
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
@@ -62,10 +62,16 @@ def _evaluate(config: RunConfig, evaluation: EvaluationConfig, data: DataConfig,
         scored = scoring.score(scorers, test, kept.replies)
     if any(metric.type == "Loss" for metric in evaluation.metrics):
         scored = scoring.with_loss(config, evaluation, test, scored, progress)
-    result = _result(evaluation, scored, excluded)
+    reference = rows.read(evaluation.reference) if evaluation.reference else None
+    result = _result(evaluation, scored, reference, excluded)
+    told = report.gather(config, evaluation.report, test, scored, reference or [], excluded) if evaluation.report else None
+    if told is not None:
+        result["advice"] = list(told.advice)
     with layout.transaction(evaluation.path) as work:
         rows.write(work.folder / rows.ROWS, scored)
         layout.write_json(work.folder / RESULT, result)
+        if told is not None:
+            report.write(work.folder, told)
         work.facts.update(evaluation=evaluation.name, revision=config.finetune.revision)
     if kept is not None:
         kept.remove()
@@ -99,13 +105,13 @@ def _ask(evaluation: EvaluationConfig, test: Sequence[TestRow], kept: Kept, prog
         kept.close()
 
 
-def _result(evaluation: EvaluationConfig, scored: Sequence[ScoredRow], excluded: int) -> JsonObject:
+def _result(evaluation: EvaluationConfig, scored: Sequence[ScoredRow], reference: Sequence[ScoredRow] | None, excluded: int) -> JsonObject:
     """The result document."""
     names = [metric.type for metric in evaluation.metrics]
-    reference = rows.read_scores(evaluation.reference, names[0]) if evaluation.reference else None
     paired = None
     if reference is not None:
-        paired = scoring.paired(names[0], scored, reference, evaluation.confidence_percent)
+        known = {row.id: row.scores[names[0]] for row in reference if names[0] in row.scores}
+        paired = scoring.paired(names[0], scored, known, evaluation.confidence_percent)
     return {
         "stage": "evaluate",
         "name": evaluation.name,

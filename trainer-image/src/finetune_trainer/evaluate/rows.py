@@ -80,15 +80,15 @@ def write(path: Path, rows: Iterable[ScoredRow]) -> None:
             stream.write(json.dumps(_document(row), ensure_ascii=False) + "\n")
 
 
-def read_scores(folder: Path, metric: str) -> dict[str, float]:
-    """Scores by row id of a complete evaluation folder. Raises Infrastructure if it is not complete."""
+def read(folder: Path) -> list[ScoredRow]:
+    """The rows of a complete evaluation folder. Raises Infrastructure if it is not complete."""
     try:
         layout.read_manifest(folder)
         lines = (folder / ROWS).read_text().split("\n")
     except (layout.Corrupt, OSError) as error:
         raise Infrastructure("ReferenceIncomplete", str(error), "Score the reference again.") from error
-    rows = [json.loads(line) for line in lines if line.strip()]
-    return {str(row["id"]): float(row["scores"][metric]) for row in rows if metric in row["scores"]}
+    documents = [json.loads(line) for line in lines if line.strip()]
+    return [ScoredRow(str(d["id"]), d["answer"], {k: float(v) for k, v in d["scores"].items()}, d.get("notes", {})) for d in documents]
 
 
 def _test_row(document: dict[str, Any]) -> TestRow:

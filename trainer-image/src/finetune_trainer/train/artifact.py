@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from finetune_trainer import layout
+from finetune_trainer import card, fetch, layout
 from finetune_trainer.config import RunConfig
 from finetune_trainer.exits import JsonObject
 from finetune_trainer.train import optimizer
@@ -30,6 +30,7 @@ def save(attempt: Path, model: Any, weights: Tensors, facts: JsonObject, base: P
             _save_adapter(work.folder, model)
         else:
             _save_model(work.folder, model, base)
+        (work.folder / card.CARD).write_text(card.render(facts))
         work.facts.update(facts)
     return layout.read_manifest(folder, layout.ARTIFACT_MANIFEST)
 
@@ -78,7 +79,15 @@ def provenance(config: RunConfig, fingerprint: str, model: JsonObject, data: Jso
         "finetune": config.finetune.model_dump(by_alias=True),
         "fingerprint": fingerprint,
         "model": {"source": config.model.name, "path": str(config.model.path), "digest": model.get("digest")},
+        "license": fetch.license_of(config.model.path),
         "data": {"path": str(config.data.path) if config.data else None, "digest": data.get("digest")},
+        "rows": _kept_rows(data),
         "training": config.training.model_dump(by_alias=True) if config.training else None,
         "method": config.method.model_dump(by_alias=True) if config.method else None,
     }
+
+
+def _kept_rows(data: JsonObject) -> JsonObject:
+    """How many rows each split of the prepared data has."""
+    rows = data.get("rows")
+    return {split: rows[split] for split in ("train", "validation", "test") if split in rows} if isinstance(rows, dict) else {}

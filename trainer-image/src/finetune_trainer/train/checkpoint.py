@@ -17,17 +17,20 @@ from safetensors.torch import load_file, save_file
 
 from finetune_trainer import layout
 from finetune_trainer.progress import timestamp
+from finetune_trainer.train import curve
+from finetune_trainer.train.curve import Curve
 from finetune_trainer.train.optimizer import Tensors
 
 WEIGHTS, OPTIMIZER, BEST = "weights.safetensors", "optimizer.safetensors", "best.safetensors"
 REFERENCE, STATE = "reference.safetensors", "state.json"
+CURVES = ("losses", "validations")
 
 
 @dataclass(frozen=True)
 class State:
     """Where a run stands after `step` finished steps. The data position and the random state of step s are functions
     of (seed, s), so they need no more than `step` and `seed`. `loss` is the mean of the `recent` steps' losses, `order` the digest
-    of all rows in the order of their steps."""
+    of all rows in the order of their steps, the curves are of all losses so far."""
 
     step: int
     seed: int
@@ -42,6 +45,8 @@ class State:
     skipped: int
     recent: tuple[float, ...] = ()
     order: str = ""
+    losses: Curve = field(default_factory=Curve)
+    validations: Curve = field(default_factory=Curve)
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def load(folder: Path) -> Checkpoint:
     best, reference = folder / BEST, folder / REFERENCE
     state = json.loads((folder / STATE).read_text())
     return Checkpoint(
-        State(**{**state, "recent": tuple(state.get("recent", ()))}),
+        State(**{**state, "recent": tuple(state.get("recent", ())), **{name: curve.read(state.get(name)) for name in CURVES}}),
         load_file(folder / WEIGHTS),
         load_file(folder / OPTIMIZER),
         load_file(best) if best.is_file() else None,

@@ -174,6 +174,7 @@ class Loop:
         if self.engine.step(rate, usable=math.isfinite(loss)):
             self.bad_in_a_row = 0
             self.recent.append(loss)
+            self.state = replace(self.state, losses=self.state.losses.add(self.state.step + 1, loss))
             return
         self.bad_in_a_row += 1
         self.state = replace(self.state, skipped=self.state.skipped + 1)
@@ -205,7 +206,7 @@ class Loop:
             self.state = replace(self.state, best_loss=value, best_step=self.state.step, worse=0)
         else:
             self.state = replace(self.state, worse=self.state.worse + 1)
-        self.state = replace(self.state, validation_loss=value)
+        self.state = replace(self.state, validation_loss=value, validations=self.state.validations.add(self.state.step, value))
         run.progress.update(state="training", validationLoss=value)
         return self._out_of_patience()
 

@@ -83,7 +83,7 @@ def run_rank(config: RunConfig, context: Context, watchdog: Watchdog) -> exits.J
 
 
 def _train(config: RunConfig, context: Context, watchdog: Watchdog, progress: Progress, ranks: object) -> exits.JsonObject:
-    from finetune_trainer.train import artifact, assemble, checkpoint, loop
+    from finetune_trainer.train import artifact, assemble, checkpoint, curve, loop
     from finetune_trainer.train.distributed import Ranks
 
     assert isinstance(ranks, Ranks)
@@ -123,6 +123,7 @@ def _train(config: RunConfig, context: Context, watchdog: Watchdog, progress: Pr
 
     def export() -> exits.JsonObject:
         facts = artifact.provenance(config, inputs.fingerprint, inputs.model, inputs.data)
+        facts["curves"] = {name: curve.shown(getattr(outcome.state, name), outcome.state.step) for name in checkpoint.CURVES}
         model = assemble.exportable(config, run, outcome.weights)
         return artifact.save(folder, model, outcome.weights, {**facts, "result": result, "time": timestamp()}, config.model.path)
 

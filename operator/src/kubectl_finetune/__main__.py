@@ -1,0 +1,59 @@
+"""`kubectl finetune …` (kubectl finds `kubectl-finetune` on PATH), or `python -m kubectl_finetune …`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from kubectl_finetune import control, live, report
+from kubectl_finetune.kubectl import Kubectl, PluginError
+
+ABOUT = {
+    "pause": "hold the rollout where it is; the guards watch on",
+    "resume": "let a paused rollout go on",
+    "promote": "move all users now; the old model is kept warm while it bakes",
+    "abort": "take everybody back to the old model",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("name", metavar="NAME", help="the FineTune")
+    shared.add_argument("-n", "--namespace", help="its namespace (default: the context's)")
+    shared.add_argument("--context", help="the kubeconfig's context")
+    shared.add_argument("--kubeconfig", help="the kubeconfig file")
+    made = argparse.ArgumentParser(prog="kubectl finetune", description="A FineTune at a glance, its report, and a hand on its rollout.")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    status = commands.add_parser("status", parents=[shared], help="phase, progress, scores, rollout, guards and Events")
+    status.add_argument("-w", "--watch", action="store_true", help="go on: redrawn on a terminal, a line for each change elsewhere")
+    pages = commands.add_parser("report", parents=[shared], help="fetch the report page of a revision (or of its data) and open it")
+    report.arguments(pages)
+    for verb in control.VERBS:
+        commands.add_parser(verb, parents=[shared], help=ABOUT[verb], description=ABOUT[verb].capitalize() + ".")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 0 done, 1 it could not be done (and why), 130 interrupted."""
+    options = parser().parse_args(arguments)
+    given = {"--namespace": options.namespace, "--context": options.context, "--kubeconfig": options.kubeconfig}
+    kubectl = Kubectl([f"{flag}={value}" for flag, value in given.items() if value])
+    try:
+        if options.command == "status":
+            live.show(kubectl, options.name, sys.stdout, watch=options.watch)
+        elif options.command == "report":
+            print(report.fetch(kubectl, options.name, options))
+        else:
+            print(control.ask(kubectl, options.name, options.command))
+    except PluginError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""`status`: what is asked of the cluster for the view, once or again and again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from typing import Final, TextIO
+
+from finetune_operator import names
+
+from kubectl_finetune.kubectl import Kubectl, Object, PluginError
+from kubectl_finetune.view import Seen, coloured, headline, plain, screen, utc_now
+
+SECONDS: Final = 2.0
+CLEAR, HOME, BELOW = "\x1b[2J", "\x1b[H", "\x1b[J"  # the screen; to the first line; from here
+LINE_END: Final = "\x1b[K\n"  # clear what an older, longer line left
+END_PHASES: Final = frozenset({"Live", "Trained", "NotNeeded", "Rejected", "Failed"})
+
+
+def show(
+    kubectl: Kubectl, name: str, out: TextIO, *, watch: bool, wait: Callable[[float], None] = time.sleep,
+    clock: Callable[[], datetime] = utc_now,
+) -> None:  # fmt: skip
+    """Print the view; with `watch` redraw it on a terminal until it is interrupted, and elsewhere print a line for each change until
+    the FineTune has come to an end. PluginError when it cannot be read (a watch outlives single failures)."""
+    terminal = out.isatty()
+    if not watch:
+        out.write("\n".join(screen(look(kubectl, name, clock(), terminal=terminal))).rstrip() + "\n")
+        return
+    kubectl.finetune(name)  # what is not there is said at once
+    last = ""
+    while True:
+        try:
+            seen = look(kubectl, name, clock(), terminal=terminal)
+            lines, line = screen(seen), headline(seen)
+        except PluginError as error:
+            lines, line = [f"the cluster cannot be asked: {error}"], f"the cluster cannot be asked: {error}"
+            seen = None
+        if terminal:
+            room = shutil.get_terminal_size((110, 40)).lines - 1
+            out.write((HOME if last else CLEAR + HOME) + "".join(f"{text}{LINE_END}" for text in lines[:room]) + BELOW)
+        elif line != last:
+            out.write(f"{clock():%H:%M:%S}  {line}\n")
+        out.flush()
+        last = line
+        if not terminal and seen is not None and ended(seen):
+            return
+        wait(SECONDS)
+
+
+def ended(seen: Seen) -> bool:
+    """Has it come to an end, by a status that is about the present spec?"""
+    current = seen.status.get("observedGeneration") == seen.finetune["metadata"].get("generation")
+    return current and seen.status.get("phase") in END_PHASES
+
+
+def look(kubectl: Kubectl, name: str, now: datetime, *, terminal: bool) -> Seen:
+    """Everything that is shown. Events and a stage's own figures are left out where they cannot be read."""
+    finetune = kubectl.finetune(name)
+    width = shutil.get_terminal_size((110, 40)).columns if terminal else 110
+    return Seen(finetune, now, _events(kubectl, name), _progress(kubectl, finetune), width, coloured if terminal else plain)
+
+
+def _events(kubectl: Kubectl, name: str) -> list[Object]:
+    with suppress(PluginError):
+        return kubectl.items("events", f"--field-selector=involvedObject.kind={names.KIND},involvedObject.name={name}")
+    return []
+
+
+def _progress(kubectl: Kubectl, finetune: Object) -> Object:
+    """What rank 0 says of itself, through the API server; the status has it at marks alone."""
+    if (finetune.get("status") or {}).get("phase") != "Training":
+        return {}
+    meta = finetune["metadata"]
+    with suppress(PluginError, ValueError):
+        pods = kubectl.items("pods", f"--selector={names.NAME}={meta['name']},{names.STAGE}=train")
+        leader = next((p["metadata"]["name"] for p in pods if _leads(p)), None)
+        if leader:
+            path = f"/api/v1/namespaces/{meta['namespace']}/pods/{leader}:{names.PROGRESS_PORT}/proxy/progress"
+            return dict(json.loads(kubectl("get", "--raw", path, seconds=5)))
+    return {}
+
+
+def _leads(pod: Object) -> bool:
+    index = (pod["metadata"].get("annotations") or {}).get(names.JOB_INDEX)
+    return index == "0" and (pod.get("status") or {}).get("phase") == "Running"

@@ -1,0 +1,105 @@
+"""Two models on the same rows: what the report tells of them, as plain values.
+
+Rows are paired by id. A score of 1 is right; what is below is wrong (of Loss, whose scores are minus bits per byte, nothing is either).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_trainer.evaluate import scoring
+from finetune_trainer.evaluate.rows import ScoredRow, TestRow
+
+LOSS = "Loss"
+SHOWN = 10  # rows of a kind that are shown side by side
+GROUPS = 8  # reasons of wrong answers that are told apart
+REASON = 80  # characters of one
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One question with both answers and their scores by the gated metric; notes say why an answer is wrong."""
+
+    row: TestRow
+    before: ScoredRow
+    after: ScoredRow
+    metric: str
+
+    @property
+    def change(self) -> float:
+        """How much better the tuned model is."""
+        return self.after.scores[self.metric] - self.before.scores[self.metric]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One metric: the reference's interval, the tuned model's, and that of the difference (None: not paired)."""
+
+    metric: str
+    before: Mapping[str, Any] | None
+    after: Mapping[str, Any]
+    difference: Mapping[str, Any] | None
+
+
+def metrics(names: Sequence[str], tuned: Sequence[ScoredRow], reference: Sequence[ScoredRow], confidence: float) -> list[Compared]:
+    """Each metric of both, the gated one first; one that the reference was not scored by stands alone."""
+    found = []
+    ids = {row.id for row in tuned}
+    for name in names:
+        after = scoring.interval(name, tuned, confidence)
+        known = [row for row in reference if row.id in ids and name in row.scores]
+        if not known:
+            found.append(Compared(name, None, after, None))
+            continue
+        pairing = scoring.paired(name, tuned, {row.id: row.scores[name] for row in known}, confidence)
+        found.append(Compared(name, scoring.interval(name, known, confidence), after, pairing))
+    return found
+
+
+def pairs(metric: str, test: Sequence[TestRow], tuned: Sequence[ScoredRow], reference: Sequence[ScoredRow]) -> list[Pair]:
+    """The questions that both answered, in the test split's order."""
+    after = {row.id: row for row in tuned if metric in row.scores}
+    before = {row.id: row for row in reference if metric in row.scores}
+    return [Pair(row, before[row.id], after[row.id], metric) for row in test if row.id in before and row.id in after]
+
+
+def changed(every: Sequence[Pair], *, better: bool) -> list[Pair]:
+    """The rows that got better, or worse: those that changed most first."""
+    sign = 1 if better else -1
+    return sorted((pair for pair in every if sign * pair.change > 0), key=lambda pair: -sign * pair.change)
+
+
+def still_wrong(every: Sequence[Pair]) -> list[Pair]:
+    """The rows that neither model answers rightly (of Loss: none)."""
+    return [pair for pair in every if pair.metric != LOSS and max(pair.before.scores[pair.metric], pair.after.scores[pair.metric]) < 1]
+
+
+def turned(every: Sequence[Pair]) -> dict[str, int]:
+    """How many rows each way."""
+    counts = Counter((_right(pair.before, pair.metric), _right(pair.after, pair.metric)) for pair in every)
+    return {
+        "right in both": counts[True, True], "now right": counts[False, True], "now wrong": counts[True, False],
+        "wrong in both": counts[False, False],
+    }  # fmt: skip
+
+
+def reasons(every: Sequence[Pair]) -> list[tuple[str, int]]:
+    """Why the tuned model's wrong answers are wrong, the most frequent first."""
+    counts = Counter(_reason(pair.after, pair.metric) for pair in every if not _right(pair.after, pair.metric))
+    return counts.most_common(GROUPS)
+
+
+def _right(row: ScoredRow, metric: str) -> bool:
+    return row.scores[metric] >= 1
+
+
+def _reason(row: ScoredRow, metric: str) -> str:
+    said: Mapping[str, str] = row.notes
+    if "server" in said:
+        return f"not answered: {said['server']}"[:REASON]
+    if row.answer is not None and not row.answer.strip():
+        return "an empty answer"
+    return said.get(metric, "another answer than the reference's")[:REASON]

@@ -1,0 +1,271 @@
+"""The evaluation's report for people: one HTML page, and the model card with the results, beside the scores.
+
+Invariant: the page stands alone (no script, no outside address), and whatever came with data, answers or names is escaped. It draws what
+the gate asks; the verdict is the operator's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer import card, layout, pages
+from finetune_trainer.config import GateConfig, ReportConfig, RunConfig, SpentConfig, need
+from finetune_trainer.evaluate import advice, charts, comparison
+from finetune_trainer.evaluate.comparison import LOSS, Compared, Pair
+from finetune_trainer.evaluate.rows import ScoredRow, TestRow
+from finetune_trainer.pages import number, section
+
+PAGE = "report.html"
+EXCERPT = 1200  # characters of a question or an answer
+TURNS = {"right in both": "train", "now right": "good", "now wrong": "bad", "wrong in both": "test"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is told. `made` is the artifact's revision.json (empty where it cannot be read), `rows` the counts of the prepared
+    data, `confidence` the percent of all intervals."""
+
+    finetune: str
+    revision: str
+    reference: str
+    compared: Sequence[Compared]
+    pairs: Sequence[Pair]
+    excluded: int
+    confidence: float
+    advice: Sequence[str]
+    gate: GateConfig
+    spent: SpentConfig
+    made: dict[str, Any]
+    rows: dict[str, Any]
+
+    @property
+    def gated(self) -> Compared:
+        """The metric that the gate looks at."""
+        return self.compared[0]
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The result of the training."""
+        return dict(self.made.get("result") or {})
+
+    @property
+    def curves(self) -> dict[str, list[list[float]]]:
+        """Points of the losses and of the validation losses."""
+        return {name: list(points) for name, points in (self.made.get("curves") or {}).items()}
+
+
+def gather(
+    config: RunConfig, asked: ReportConfig, test: Sequence[TestRow], tuned: Sequence[ScoredRow], reference: Sequence[ScoredRow],
+    excluded: int,
+) -> Report:  # fmt: skip
+    """What the report tells, from the scores and from what lies on the volume."""
+    evaluation, data = need(config.evaluation, "evaluation"), need(config.data, "data")
+    names = [metric.type for metric in evaluation.metrics]
+    compared = comparison.metrics(names, tuned, reference, evaluation.confidence_percent)
+    pairs = comparison.pairs(names[0], test, tuned, reference)
+    made = _manifest(asked.artifact, layout.ARTIFACT_MANIFEST) if asked.artifact else {}
+    rows = dict(_manifest(data.path, layout.DATA_MANIFEST).get("rows") or {})
+    validations = (made.get("curves") or {}).get("validations") or []
+    facts = advice.Facts(compared[0], pairs, rows, dict(made.get("result") or {}), validations)
+    return Report(
+        finetune=f"{config.finetune.namespace}/{config.finetune.name}",
+        revision=config.finetune.revision,
+        reference=asked.reference,
+        compared=compared,
+        pairs=pairs,
+        excluded=excluded,
+        confidence=evaluation.confidence_percent,
+        advice=advice.advise(facts),
+        gate=asked.gate,
+        spent=asked.spent,
+        made=made,
+        rows=rows,
+    )
+
+
+def write(folder: Path, report: Report) -> None:
+    """The page and the card, into the folder of the evaluation."""
+    (folder / PAGE).write_text(render(report))
+    if report.made:
+        (folder / card.CARD).write_text(card.render(report.made, card.Results(report.reference, report.compared, report.confidence)))
+
+
+def render(report: Report) -> str:
+    """The page."""
+    sections = (
+        section("What to do next", _list(report.advice)),
+        section("Scores on the sealed test split", _scores(report)),
+        section("Rows that changed", _turned(report)),
+        section("Training", _training(report)),
+        section("Why answers are wrong", _reasons(report)),
+        _examples("Rows that got better", comparison.changed(report.pairs, better=True), report),
+        _examples("Rows that got worse", comparison.changed(report.pairs, better=False), report),
+        _examples("Rows that neither model answers rightly", comparison.still_wrong(report.pairs), report),
+        section("What it took", _table(_spent(report))),
+        section("Where it comes from", _table(_provenance(report))),
+    )
+    title = f"Revision {report.revision} against {_named(report.reference)}"
+    return pages.document(title, f"for {report.finetune}", f"{_tiles(report)}{''.join(sections)}")
+
+
+def _manifest(folder: Path, name: str) -> dict[str, Any]:
+    """A manifest, or nothing where the folder does not count."""
+    try:
+        return dict(layout.read_manifest(folder, name))
+    except layout.Corrupt as error:
+        print(f"not in the report: {error}", flush=True)
+        return {}
+
+
+def _named(reference: str) -> str:
+    return "the base model" if reference == "base" else f"revision {reference}"
+
+
+def _tiles(report: Report) -> str:
+    gated = report.gated
+    shown = [(f"{gated.metric}, {_named(report.reference)}", charts.value(gated.metric, gated.before))] if gated.before else []
+    shown.append((f"{gated.metric}, tuned", charts.value(gated.metric, gated.after)))
+    if gated.difference:
+        shown.append(("better by", charts.difference(gated.metric, gated.difference)))
+    shown.append(("test rows", number(int(gated.after["n"]))))
+    shown += [("left out: the live model was trained on them", number(report.excluded))] if report.excluded else []
+    return pages.tiles(shown)
+
+
+def _list(texts: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f"<ul>{items}</ul>" if items else '<p class="quiet">Nothing that the numbers would say.</p>'
+
+
+def _scores(report: Report) -> str:
+    drawn = "".join(
+        charts.scores(compared, _named(report.reference), report.gate if compared is report.gated else None) for compared in report.compared
+    )
+    note = f"{_asked(report)} Bars are {report.confidence:g} % intervals of a bootstrap over rows; the difference is paired by row."
+    return f'{drawn}<p class="quiet small">{escape(note)}</p>'
+
+
+def _asked(report: Report) -> str:
+    """What the gate asks, in words."""
+    gate, parts = report.gate, []
+    if gate.min_score is not None:
+        parts.append(f"a score of at least {charts.bare(report.gated.metric, gate.min_score)}")
+    if report.reference == "base":
+        limit = (
+            "above 0" if gate.min_improvement is None else f"at least {charts.bare(report.gated.metric, gate.min_improvement, points=True)}"
+        )
+        parts.append(f"that the lower end of the difference is {limit}")
+    elif gate.min_improvement_over_live is not None:
+        limit = charts.bare(report.gated.metric, gate.min_improvement_over_live, points=True)
+        parts.append(f"that the lower end of the difference is at least {limit}")
+    else:
+        parts.append("that the tuned model is not provably worse")
+    return f"The gate asks of {report.gated.metric}: {' and '.join(parts)}."
+
+
+def _turned(report: Report) -> str:
+    if report.gated.metric == LOSS or not report.pairs:
+        return ""
+    counts = comparison.turned(report.pairs)
+    total = sum(counts.values())
+    bar = "".join(f'<i class="{TURNS[name]}" style="width:{100 * count / total:.3f}%"></i>' for name, count in counts.items() if count)
+    legend = "".join(f'<span><span class="key {TURNS[name]}"></span>{name} <b>{number(count)}</b></span>' for name, count in counts.items())
+    return f'<div class="bar">{bar}</div><div class="legend">{legend}</div>'
+
+
+def _training(report: Report) -> str:
+    curves, result = report.curves, report.training
+    drawn = charts.curve(curves.get("losses") or [], curves.get("validations") or [], result.get("bestStep"))
+    if not drawn:
+        return ""
+    ends = "it stopped early" if result.get("stoppedEarly") else "all steps were made"
+    steps = f"{number(int(result.get('step') or 0))} of {number(int(result.get('totalSteps') or 0))} steps: {ends}."
+    return f'{drawn}<p class="quiet small">{escape(steps)}</p>'
+
+
+def _reasons(report: Report) -> str:
+    found = comparison.reasons(report.pairs) if report.gated.metric != LOSS else []
+    body = "".join(f'<tr><td>{escape(reason)}</td><td class="number">{number(count)}</td></tr>' for reason, count in found)
+    head = '<thead><tr><th>of the tuned model</th><th class="number">rows</th></tr></thead>'
+    return f"<table>{head}<tbody>{body}</tbody></table>" if body else ""
+
+
+def _examples(title: str, found: Sequence[Pair], report: Report) -> str:
+    if not found:
+        return ""
+    shown = found[: comparison.SHOWN]
+    rows = "".join(_example(pair, _named(report.reference)) for pair in shown)
+    more = f'<p class="quiet small">{len(shown)} of {number(len(found))} are shown.</p>' if len(found) > len(shown) else ""
+    return section(title, f"{more}{rows}")
+
+
+def _example(pair: Pair, reference: str) -> str:
+    question = "\n".join(f"{m['role']}: {m['content']}" for m in pair.row.messages)
+    answers = "".join(
+        f'<div><div class="quiet small">{escape(who)} · {escape(charts.value(pair.metric, {"score": row.scores[pair.metric]}))}'
+        f"{_note(row, pair.metric)}</div>{_answer(row)}</div>"
+        for who, row in ((reference, pair.before), ("tuned", pair.after))
+    )
+    return (
+        f'<div class="row"><pre>{_excerpt(question)}</pre><div class="quiet small">wanted</div>'
+        f'<pre><mark>{_excerpt(pair.row.reference)}</mark></pre><div class="pair">{answers}</div></div>'
+    )
+
+
+def _answer(row: ScoredRow) -> str:
+    return "" if row.answer is None else f"<pre>{_excerpt(row.answer)}</pre>"
+
+
+def _note(row: ScoredRow, metric: str) -> str:
+    note = row.notes.get("server") or row.notes.get(metric)
+    return f" · {escape(note[:EXCERPT])}" if note else ""
+
+
+def _excerpt(text: str) -> str:
+    return escape(text if len(text) <= EXCERPT else f"{text[:EXCERPT]} …")
+
+
+def _table(facts: dict[str, str]) -> str:
+    body = "".join(f'<tr><td>{escape(name)}</td><td class="number">{escape(value)}</td></tr>' for name, value in facts.items() if value)
+    return f"<table><tbody>{body}</tbody></table>" if body else ""
+
+
+def _spent(report: Report) -> dict[str, str]:
+    spent, result = report.spent, report.training
+    seconds = result.get("seconds")
+    return {
+        "time of this training": _hours(float(seconds)) if seconds else "",
+        "time that prepare expected": _hours(spent.estimated_seconds) if spent.estimated_seconds else "",
+        "memory of a rank that prepare expected": f"{spent.estimated_memory_bytes / 2**30:.1f} GiB" if spent.estimated_memory_bytes else "",
+        "tokens a second": number(round(result["tokensPerSecond"])) if result.get("tokensPerSecond") else "",
+        "tokens": number(int(result["tokens"])) if result.get("tokens") else "",
+        "all training of this FineTune so far": _hours(spent.hours * 3600) if spent.hours else "",
+        "its GPU hours": f"{spent.gpu_hours:.2f}" if spent.gpu_hours else "",
+        "its cost": f"{spent.amount:,.2f} {spent.currency}".strip() if spent.amount is not None else "",
+    }
+
+
+def _provenance(report: Report) -> dict[str, str]:
+    made, rows = report.made, report.rows
+    method, training = made.get("method") or {}, made.get("training") or {}
+    return {
+        "base model": str((made.get("model") or {}).get("source", "")),
+        "base model's digest": str((made.get("model") or {}).get("digest", ""))[:23],
+        "data's digest": str((made.get("data") or {}).get("digest", ""))[:23],
+        "rows": f"{rows.get('train', '?')} training, {rows.get('validation', '?')} validation, {rows.get('test', '?')} test"
+        if rows
+        else "",
+        "method": f"{method.get('type', '')} {method.get('objective', '')}".strip(),
+        "learning rate": f"{training['learningRate']:g}" if training.get("learningRate") else "",
+        "epochs": f"{training['epochs']:g}" if training.get("epochs") else "",
+        "artifact's digest": str(made.get("digest", ""))[:23],
+        "trained": str(made.get("time", "")),
+    }
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
