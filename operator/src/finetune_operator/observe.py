@@ -74,8 +74,10 @@ class Observer:
         router_pods = [p for p in pods.values() if _component(p) == "router"]
         retrain = extract(finetune["spec"], Spec, RETRAIN)
         revisions, templates = self._kept(key)
-        routers = await self._routers(router_pods, meta["uid"], now) if router_moves(status) else ()
-        servers = await self._servers(pods.values(), status) if asks_servers(spec.rollout.guards) else ()
+        routers, servers = await asyncio.gather(
+            self._routers(router_pods if router_moves(status) else [], meta["uid"], now),
+            self._servers(pods.values(), status if asks_servers(spec.rollout.guards) else Status()),
+        )
         return Observed(
             namespace=key[0],
             name=key[1],

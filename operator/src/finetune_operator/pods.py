@@ -82,7 +82,7 @@ class PodClient:
         name, status = pod["metadata"]["name"], pod["status"]
         try:
             told = served(await self._get(status["podIP"], names.MODEL_PORT, "/metrics"))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError):
             told = None
         return ServerState(name, _started(status), arm, told)
 
@@ -138,11 +138,16 @@ def totals(statistics: str) -> dict[str, ArmTotals]:
 
 
 def served(exposition: str) -> ArmTotals:
-    """A model server's counters from its Prometheus text: that of our own server, or vLLM's. Seconds become milliseconds."""
+    """A model server's counters from its Prometheus text: that of our own server, or vLLM's. Seconds become milliseconds.
+
+    Raises ValueError or KeyError for what are no counters: whatever an image tells ends no cycle.
+    """
     first, output = defaultdict[float, float](float), defaultdict[float, float](float)
     answers = unusable = 0.0
     for found in _SERVER_METRIC.finditer(exposition):
         labels, value = dict(_LABEL.findall(found["labels"])), float(found["value"])
+        if not 0 <= value < 2**53:
+            raise ValueError(f"{found['name']} is no counter: {value}")
         match found["name"]:
             case "finetune_server_time_to_first_token_seconds_bucket" | "vllm:time_to_first_token_seconds_bucket":
                 first[1000 * float(labels["le"])] += value

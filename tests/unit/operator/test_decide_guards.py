@@ -237,6 +237,10 @@ def test_sums_and_differences_of_what_servers_tell() -> None:
     one, two = server(100, unusable=3), server(300, unusable=5)
     assert guards.add(one, two) == replace(server(400, unusable=8), healthy=2)
     assert subtract(two, one) == server(200, unusable=2)
+    assert subtract(one, two) == one, "a server that began anew within its container"
+    assert subtract(server(300, unusable=2), one) == server(300, unusable=2)
+    more = replace(server(1000), unusable=1001)
+    assert guards.unusable(25, 100, more, server(9000)).evidence.startswith("unusable answers: canary 100.0 % of 1000 answers")
 
 
 def test_quantiles_lie_on_the_line_between_bounds() -> None:

@@ -219,6 +219,10 @@ def test_no_more_answers_are_unusable_than_were_given() -> None:
         ("has other metrics", (200, "http_requests_total 7\n"), ArmTotals()),
         ("has none", (404, ""), None),
         ("tells nonsense", (200, 'vllm:request_success_total{a="b"} many'), None),
+        ("tells no number", (200, 'vllm:request_success_total{a="b"} NaN'), None),
+        ("tells more than there can be", (200, 'vllm:request_success_total{a="b"} 1e300'), None),
+        ("tells less than none", (200, 'vllm:request_success_total{a="b"} -1'), None),
+        ("tells a histogram without bounds", (200, 'vllm:time_to_first_token_seconds_bucket{a="b"} 1'), None),
     ],
 )
 async def test_what_a_server_counts(what: str, answer: tuple[int, str], expected: ArmTotals | None, pod: tuple[Fake, PodClient]) -> None:

@@ -106,7 +106,7 @@ def unusable(percent: int, wanted: int, canary: ArmTotals, stable: ArmTotals) ->
     """The share of answers that are empty or cut off at their longest, by the arms' servers, against stable's."""
     if not (canary.first_token and stable.first_token):
         return _untold("unusable answers", canary.first_token)
-    bad, known = (_Share(arm.unusable, arm.answers) for arm in (canary, stable))
+    bad, known = (_Share(min(arm.unusable, arm.answers), arm.answers) for arm in (canary, stable))
     return _more("unusable answers", "answers", percent, wanted, bad, known)
 
 
@@ -124,11 +124,12 @@ def quantile(buckets: Buckets, q: float) -> float:
 
 
 def subtract(now: ArmTotals, before: ArmTotals) -> ArmTotals:
-    """What was counted in between. Counters that went back began anew: the router was restarted.
+    """What was counted in between. Counters that went back began anew: the router, or the server, was restarted.
 
     What failed was a request, whether or not the counter of answers knows of it (a connection that is broken off has no answer).
     """
-    if now.requests < before.requests or now.errors < before.errors:
+    counters = [(arm.requests, arm.errors, arm.answers, arm.unusable) for arm in (now, before)]
+    if any(later < earlier for later, earlier in zip(*counters, strict=True)):
         return now
     errors = now.errors - before.errors
     return ArmTotals(

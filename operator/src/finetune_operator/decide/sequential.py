@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from typing import Final
 
-# Of one guard in one span of counting. A rollout of three steps has six spans (each while its routers are told, and while it is held):
-# six guards together take back less than 4 of 100 rollouts of an arm that is as good as stable.
+# Of one question in one span of counting. A rollout of three steps has six spans (each while its routers are told, and while it is held), a
+# guard of times asks two questions: of an arm that is as good as stable, errors and latency take back less than 2 of 100 rollouts.
 ALPHA: Final = 0.001
 
 
