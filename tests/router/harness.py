@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 from finetune_operator import kinds, names, tokens
 from finetune_operator.api.spec import Serving, Spec
-from finetune_operator.build import router
+from finetune_operator.build import envoy, listeners, router
 from finetune_operator.build.pods import Owner
 from finetune_operator.pods import PodClient
 from finetune_operator.traffic import Backend as Arm
@@ -28,7 +28,7 @@ UID = "0b6c1d2e-aaaa-bbbb-cccc-000000000001"
 OWNER = Owner("ml", "bot", UID)
 KEY = tokens.generate_key()
 SALT = "5d41402abc4b2a76"
-PORTS = (names.TRAFFIC_PORT, names.TLS_PORT, names.CONTROL_PORT, names.ROUTER_METRICS_PORT, router.ADMIN_PORT)
+PORTS = (names.TRAFFIC_PORT, names.TLS_PORT, names.CONTROL_PORT, names.ROUTER_METRICS_PORT, envoy.ADMIN_PORT)
 CHAT = "/v1/chat/completions"
 DOMAIN = "ml.svc.cluster.local"
 
@@ -144,7 +144,7 @@ class Router(Envoy):
         """A test does not wait as long as a connection lives."""
         if self.connection_seconds is None:
             return text
-        written = f'"max_connection_duration":"{router.CONNECTION_SECONDS}s"'
+        written = f'"max_connection_duration":"{listeners.CONNECTION_SECONDS}s"'
         assert written in text or "HttpConnectionManager" not in text
         return text.replace(written, f'"max_connection_duration":"{self.connection_seconds}s"')
 
@@ -153,7 +153,7 @@ class Router(Envoy):
             return {k: self._replaced.get(v, v) if k == "port_value" else self._local(v) for k, v in value.items()}
         if isinstance(value, list):
             return [self._local(v) for v in value]
-        return value.replace(router.CONFIG, str(self.folder)) if isinstance(value, str) else value
+        return value.replace(envoy.CONFIG, str(self.folder)) if isinstance(value, str) else value
 
     def _container(self) -> dict[str, Any]:
         spec = SPEC.model_copy(update={"serving": self.serving})

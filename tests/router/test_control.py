@@ -13,6 +13,7 @@ import aiohttp
 import jwt
 import pytest
 from finetune_operator import names, tokens
+from finetune_operator.build import envoy
 from finetune_operator.build import router as documents
 
 from tests.router.conftest import NEW, OLD, World
@@ -113,7 +114,7 @@ async def test_the_users_port_shows_nothing_of_the_router_but_its_structure(worl
 
 async def test_admin_is_not_reachable_from_outside_the_pod(world: World) -> None:
     router = await world.started(SPLIT)
-    port = router.ports[documents.ADMIN_PORT]
+    port = router.ports[envoy.ADMIN_PORT]
     outside = next(iter({a[4][0] for a in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}), "127.0.0.2")
     with pytest.raises(OSError):
         await asyncio.open_connection(outside, port)

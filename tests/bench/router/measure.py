@@ -44,7 +44,10 @@ class Bench:
         for number in range(count):
             structure = self._structure(f"live-{number}", "life")
             await self._serve(structure)
+            before = self.servers.router_seconds(), self.found.requests
             of_weight = await self._life(structure, number * SWEEPS, count * SWEEPS)
+            spent, made = self.servers.router_seconds() - before[0], self.found.requests - before[1]
+            self.found.router_us.append(1e6 * spent / made)
         return structure, of_weight
 
     async def _life(self, structure: Structure, sweep: int, of: int) -> dict[int, frozenset[str]]:

@@ -40,9 +40,13 @@ class Servers:
     models: Envoy
     port: int
 
+    def router_seconds(self) -> float:
+        """CPU seconds that the routers have used so far."""
+        return sum(processes.cpu_seconds(router.pid) for router in self.routers)
+
     def cpu_seconds(self) -> float:
-        """What the running servers have used so far."""
-        return sum(processes.cpu_seconds(envoy.pid) for envoy in (*self.routers, self.models))
+        """What all servers have used so far."""
+        return self.router_seconds() + processes.cpu_seconds(self.models.pid)
 
     def pod(self, arm: str) -> tuple[str, int]:
         return PODS[arm], self.port

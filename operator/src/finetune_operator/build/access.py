@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from finetune_operator import names
 from finetune_operator.api.spec import Serving
-from finetune_operator.build import lua
+from finetune_operator.build.envoy import TYPE, script
 
 TLS_FOLDER: Final = "/etc/envoy-tls"
 KEYS_FOLDER: Final = "/etc/envoy-keys"
@@ -20,9 +20,9 @@ KEYS_ENTRY: Final = "keys"  # of the Secret: lines of a name and a key
 KEYS_VARIABLE: Final = "FINETUNE_API_KEYS"
 CERTIFICATE_VARIABLE: Final = "FINETUNE_CERTIFICATE"
 FILTER: Final = "finetune.keys"
-SCRIPT: Final = lua.script("keys.lua")
+SCRIPT: Final = script("keys.lua")
 CERTIFICATE: Final = "users"  # its name between the listener and the document of secrets
-_TYPE: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
+_TLS: Final = f"{TYPE}.extensions.transport_sockets.tls.v3"
 
 
 def context(serving: Serving | None, open_path: str) -> dict[str, Any] | None:
@@ -40,7 +40,7 @@ def removed_headers(serving: Serving | None) -> list[str]:
 def transport_socket(source: Mapping[str, Any]) -> dict[str, Any]:
     """TLS of a listener, with the certificate from `source`, where `certificates` is served."""
     context = {
-        "@type": f"{_TYPE}.DownstreamTlsContext",
+        "@type": f"{_TLS}.DownstreamTlsContext",
         "common_tls_context": {
             "alpn_protocols": ["http/1.1"],
             "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
@@ -54,7 +54,7 @@ def certificates() -> list[dict[str, Any]]:
     """The document of secrets: where the certificate is, read again when the kubelet swaps its folder."""
     files = {"certificate_chain": {"filename": f"{TLS_FOLDER}/tls.crt"}, "private_key": {"filename": f"{TLS_FOLDER}/tls.key"}}
     watched = {"watched_directory": {"path": TLS_FOLDER}}
-    return [{"@type": f"{_TYPE}.Secret", "name": CERTIFICATE, "tls_certificate": {**files, **watched}}]
+    return [{"@type": f"{_TLS}.Secret", "name": CERTIFICATE, "tls_certificate": {**files, **watched}}]
 
 
 def service_port(serving: Serving | None) -> dict[str, Any]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from finetune_operator.build import lua
+from finetune_operator.build.envoy import TYPE, script
 from finetune_operator.traffic import Structure
 
 USER_HEADER: Final = "x-finetune-user"
 BODY_BYTES: Final = 1024 * 1024  # of a body that is read for an identity: it is held until it is complete
 FILTER: Final = "finetune.identity"
-SCRIPT: Final = lua.script("identity.lua")
-_TYPE: Final = "type.googleapis.com/envoy"
+SCRIPT: Final = script("identity.lua")
 
 
 def headers(structure: Structure) -> tuple[str, ...]:
@@ -36,7 +35,7 @@ def context(structure: Structure) -> dict[str, Any] | None:
 def without_forgery() -> list[dict[str, Any]]:
     """The connection manager's early extensions: a client's own USER_HEADER is gone before anything looks at it."""
     removal = {
-        "@type": f"{_TYPE}.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+        "@type": f"{TYPE}.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
         "mutations": [{"remove": USER_HEADER}],
     }
     return [{"name": "envoy.http.early_header_mutation.header_mutation", "typed_config": removal}]
