@@ -19,8 +19,7 @@ from finetune_operator.queue import Queue
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS: Final = 1.0
-HEALTHY_SECONDS: Final = 1.0  # a watch that lasts so long ended as watches do
-SHORTEST_PAUSE: Final = 0.1  # before a watch that failed or ended at once is begun anew; doubled each time
+SHORTEST_PAUSE: Final = 0.1  # before a watch that ended is begun anew; doubled each time that it failed
 LONGEST_PAUSE: Final = 10.0
 SETTLE_SECONDS: Final = 0.1  # what happens to a child seldom comes alone: a Job, its pod and both their statuses are one piece of news
 BOOKMARK: Final = "BOOKMARK"
@@ -64,7 +63,7 @@ class Informer:
         while True:
             while not is_open():
                 await asyncio.sleep(RETRY_SECONDS)
-            begun, asked = asyncio.get_running_loop().time(), 0.0
+            asked = 0.0
             try:
                 await self._watch(kind, namespace)
             except errors.ClusterError as error:
@@ -73,10 +72,9 @@ class Informer:
                 self._restarted()
                 failures, asked = failures + 1, error.retry_after or 0.0
             else:
-                failures = 0 if asyncio.get_running_loop().time() - begun > HEALTHY_SECONDS else failures + 1
-            if failures:
-                pause = min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** min(failures, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
-                await asyncio.sleep(max(pause, asked))
+                failures = 0
+            pause = min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** min(failures, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
+            await asyncio.sleep(max(pause, asked))
 
     async def _watch(self, kind: Kind, namespace: str | None) -> None:
         where = (kind, namespace)

@@ -6,10 +6,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
+from finetune_operator import errors
 from finetune_operator import informer as module
 from finetune_operator.cache import Cache, Key
 from finetune_operator.cluster import Cluster
@@ -176,24 +177,47 @@ async def test_a_watch_that_is_refused_is_asked_for_again_after_a_list(status: i
         assert it.has("a")
 
 
-async def test_watches_that_end_at_once_are_paused_ever_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("error", "last"), [(None, 1.2 * module.SHORTEST_PAUSE), (errors.Unavailable("503"), 1.2 * module.LONGEST_PAUSE)])
+async def test_a_watch_that_fails_is_paused_ever_longer_and_one_that_ends_is_not(
+    error: Exception | None, last: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where connections are cut every second, what happened must be known within the next one."""
     pauses: list[float] = []
 
     async def ended(*_: Any) -> None:
-        if len(pauses) == 9:
+        if len(pauses) == 30:
             raise asyncio.CancelledError
+        if error:
+            raise error
 
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
 
-    informer = Informer(Cluster(ApiClient(Configuration(host="http://127.0.0.1:9"))), Cache(), Queue[Key](lambda: 0.0))
+    informer = Informer(Cluster(cast(ApiClient, None)), Cache(), Queue[Key](lambda: 0.0))
     monkeypatch.setattr(informer, "_watch", ended)
-    monkeypatch.setattr(module.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
         await informer.follow(POD, None, lambda: True)
-    assert pauses[0] < 0.3
-    assert pauses[-1] >= 0.8 * module.LONGEST_PAUSE
-    assert max(pauses) <= 1.2 * module.LONGEST_PAUSE
+    assert pauses[0] <= 2.4 * module.SHORTEST_PAUSE
+    assert last / 1.5 <= pauses[-1] <= last
+
+
+async def test_a_watch_that_is_refused_waits_as_long_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def refused(*_: Any) -> None:
+        raise errors.Unavailable("429", retry_after=33.0)
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        raise asyncio.CancelledError
+
+    informer = Informer(Cluster(cast(ApiClient, None)), Cache(), Queue[Key](lambda: 0.0))
+    monkeypatch.setattr(informer, "_watch", refused)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await informer.follow(POD, None, lambda: True)
+    assert pauses == [33.0]
 
 
 async def test_in_a_closed_namespace_nothing_is_asked_for_until_it_is_open_again() -> None:

@@ -10,7 +10,7 @@ import pytest
 from finetune_operator import conditions as c
 from finetune_operator.api.status import Attempt, Charges, Stopped, Totals
 from finetune_operator.decide import decide
-from finetune_operator.decide.attempts import bounded, folders, next_divisor
+from finetune_operator.decide.attempts import bounded, folders, fruitless, next_divisor
 from finetune_operator.decide.draft import Draft, JobWanted
 from finetune_operator.decide.retry import FREE_DISRUPTIONS, backoff
 from finetune_operator.decide.revision import current
@@ -333,14 +333,51 @@ def test_each_time_memory_runs_out_the_next_attempt_has_half_the_micro_batch() -
     assert "attempt 2 is starting with a micro-batch 2 times smaller" in again.message
 
 
-def test_disruptions_are_never_charged_but_ever_more_of_them_wait_longer() -> None:
-    gone = Run(A1, "Failed", failure=Failure("disruption", "Preempted", "the node went"))
-    many = {"charges": {"disruption": 40}}
-    assert trains(attempt={}, run=gone).revision.retry_at == "2026-01-01T12:00:01Z"
-    decided = trains(attempt={}, run=gone, revision=many)
-    assert decided.revision.stopped is None
-    assert (decided.requeue or 0) > 200
-    assert FREE_DISRUPTIONS < 40
+def disrupted(*saved: tuple[int | None, int | None]) -> list[Attempt]:
+    """Attempts of r1 that were disrupted: from which step each went on, and the step of its newest checkpoint."""
+    ended = {"revision": "r1", "started": STAMP, "outcome": "Disrupted"}
+    return [
+        Attempt.model_validate({**ended, "number": number, "resumedFromStep": resumed, "checkpoint": checkpoint})
+        for number, (resumed, checkpoint) in enumerate(saved, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("saved", "vain"),
+    [
+        ([], 0),
+        ([(None, None)], 1),
+        ([(None, None)] * 7, 7),
+        ([(None, 10)], 0),
+        ([(None, 10), (10, None), (10, 10)], 2),
+        ([(None, 10), (10, None), (10, 20)], 0),
+        ([(None, 10), (15, None)], 0),  # the one before had saved as it was stopped, unseen
+        ([(None, 10), (None, None)], 1),
+    ],
+)
+def test_an_attempt_that_saved_something_new_was_not_in_vain(saved: list[tuple[int | None, int | None]], vain: int) -> None:
+    assert fruitless(disrupted(*saved), "r1") == vain
+    assert fruitless(disrupted(*saved), "r2") == 0
+
+
+def test_disruptions_are_never_charged_but_those_in_vain_wait_longer_each_time() -> None:
+    def after(*saved: tuple[int | None, int | None]) -> Draft:
+        before, number = disrupted(*saved), len(saved) + 1
+        now = Attempt.model_validate({"revision": "r1", "number": number, "started": STAMP})
+        gone = Run(f"bot-r1-a{number}", "Failed", failure=Failure("disruption", "Preempted", "the node went"))
+        known = make_revision(**{**READY, "attempts": number, "charges": {"disruption": number - 1}})
+        o = make_observed(known, status={"attempts": [*before, now]}, runs=ran(gone))
+        return train(o, draft(o))
+
+    at_once = "2026-01-01T12:00:01Z"
+    assert after().revision.retry_at == at_once
+    assert after(*[(None, None)] * (FREE_DISRUPTIONS - 1)).revision.retry_at == at_once
+    assert after(*[(None, None)] * FREE_DISRUPTIONS).revision.retry_at != at_once
+    many = after(*[(None, None)] * 18)
+    assert many.revision.stopped is None
+    assert many.revision.charges.disruption == 19
+    assert (many.requeue or 0) > 200
+    assert after(*[(10 * n, 10 * n + 10) for n in range(18)]).revision.retry_at == at_once, "it gets on, however often it is disrupted"
 
 
 def test_an_artifact_ends_training() -> None:

@@ -75,6 +75,12 @@ def halted(o: Observed, d: Draft, attempt: Attempt, outcome: str) -> Draft:
     return counted(change(d, attempt, outcome=outcome, finished=stamp(o.now))[0], "stopped")
 
 
+def fruitless(attempts: list[Attempt], revision: str) -> int:
+    """How many of the revision's attempts have come and gone since the last one that is known to have saved something new."""
+    saved = [0, *(a.checkpoint or a.resumed_from_step or 0 for a in attempts if a.revision == revision)]
+    return len(saved) - 1 - saved.index(max(saved))
+
+
 def next_divisor(before: Attempt | None) -> int | None:
     """By what the micro-batch of the next attempt is divided: by twice as much once memory ran out. None: by 1."""
     if before is None or before.failure_class != "outOfMemory":

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from finetune_operator import conditions
@@ -82,7 +83,7 @@ class Draft:
     notes: tuple[Note, ...] = ()
     requeue: float | None = None
 
-    @property
+    @cached_property
     def revision(self) -> Revision:
         """The revision that the spec asks for."""
         return next(r for r in self.status.revisions if r.name == self.status.revision)

@@ -26,11 +26,14 @@ LONGEST_DELAY: Final = 300.0
 DOUBLINGS: Final = 6  # of the first delay, which is longer than the longest then
 JITTER: Final = 0.2  # of a delay, either way
 AT_ONCE: Final = 1.0
-FREE_DISRUPTIONS: Final = 5  # so many are tried again at once; what goes on being disrupted waits longer each time
+FREE_DISRUPTIONS: Final = 5  # so many in vain are tried again at once; what goes on being disrupted waits longer each time
 
 
-def after_failure(o: Observed, d: Draft, stage: str, failure: Failure) -> Draft:
-    """Charge the failure; then either allow another try at a later time, or stop the revision with its cause (and block)."""
+def after_failure(o: Observed, d: Draft, stage: str, failure: Failure, fruitless: int | None = None) -> Draft:
+    """Charge the failure; then either allow another try at a later time, or stop the revision with its cause (and block).
+
+    `fruitless` is after how many tries without any gain a disruption comes; where that is not known, all of them count.
+    """
     where = f"{stage}: {place(failure)}{failure.message}"
     if failure.failure_class in FINAL_REASONS:
         reason = FINAL_REASONS[failure.failure_class] if not failure.reason else failure.reason
@@ -42,8 +45,10 @@ def after_failure(o: Observed, d: Draft, stage: str, failure: Failure) -> Draft:
     if limit is not None and used > limit:
         text = f"{where} ({used} failures of class {failure.failure_class}, retries.{_camel(budget)} allows {limit} retries)"
         return stop(o, d, conditions.RETRIES_EXHAUSTED, text)
-    patience = FREE_DISRUPTIONS if budget == "disruption" and not failure.waited else 0
-    delay = backoff(f"{o.uid}/{d.revision.name}/{stage}", used - patience) if used > patience else AT_ONCE
+    disrupted = budget == "disruption"
+    tries = fruitless if disrupted and fruitless is not None else used
+    patience = FREE_DISRUPTIONS if disrupted and not failure.waited else 0
+    delay = backoff(f"{o.uid}/{d.revision.name}/{stage}", tries - patience) if tries > patience else AT_ONCE
     return d.update(retry_at=later(o.now, delay))
 
 

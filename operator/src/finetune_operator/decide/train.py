@@ -7,7 +7,20 @@ from typing import Any
 
 from finetune_operator import conditions, names
 from finetune_operator.api.status import Attempt, Checkpoint, Training
-from finetune_operator.decide.attempts import bounded, change, counted, folder, gpus, job, last, next_divisor, price, running, settled
+from finetune_operator.decide.attempts import (
+    bounded,
+    change,
+    counted,
+    folder,
+    fruitless,
+    gpus,
+    job,
+    last,
+    next_divisor,
+    price,
+    running,
+    settled,
+)
 from finetune_operator.decide.draft import Draft, finite, stamp
 from finetune_operator.decide.layout import next_choice
 from finetune_operator.decide.patience import held, stalled
@@ -116,7 +129,7 @@ def _ended(o: Observed, d: Draft, attempt: Attempt, failure: Failure) -> Draft:
     )  # fmt: skip
     d = counted(d, BUDGETS.get(failure.failure_class, "error"))
     d = d.note("Normal" if disrupted else "Warning", "AttemptEnded", _end(attempt))
-    d = after_failure(o, d, f"attempt {attempt.number}", failure)
+    d = after_failure(o, d, f"attempt {attempt.number}", failure, fruitless(d.status.attempts, attempt.revision))
     if d.revision.stopped:
         return d.end("train", o.now)
     smaller = ", with half the micro-batch" if failure.failure_class == "outOfMemory" else ""
