@@ -84,8 +84,11 @@ class Nodes(Kubelet):
         return {"stage": "train", "totalSteps": STEPS, "step": step, "percent": 2 * step, "resumedFromStep": resumed or None}
 
     def _resumed(self, pod: Object) -> int:
-        """The newest checkpoint in the folders that its configuration names."""
-        return max((self.saved.get(folder, 0) for folder in _config(pod)["run"].get("resumeFrom") or ()), default=0)
+        """The newest checkpoint in the folders that its configuration names, or names the beginning of."""
+        named = _config(pod)["run"].get("resumeFrom") or ()
+        return max(
+            (step for folder, step in self.saved.items() for start in named if folder == start or folder.startswith(f"{start}-")), default=0
+        )
 
     def _ending(self, pod: Object) -> str | None:
         labels = pod["metadata"]["labels"]

@@ -151,8 +151,9 @@ def test_nothing_is_committed_where_a_file(expected: dict[str, int], tmp_path: P
 
 def test_an_attempt_resumes_from_its_own_earlier_gangs_and_from_earlier_attempts(tmp_path: Path) -> None:
     """A Job that its queue suspends and resumes has a gang, and so a folder, each time."""
-    for name in ("a2-mine", "a2-earlier", "a1-before", "a20-other"):
+    for name in ("a3-mine", "a3-earlier", "a2-unseen", "a1-before", "a1-other", "a20-other"):
         (tmp_path / name).mkdir()
-    before = str(tmp_path / "a1-before")
-    config = RunConfig.model_validate(make_config("train", tmp_path, tmp_path, run__path=str(tmp_path / "a2"), run__resumeFrom=[before]))
-    assert [path.name for path in assemble.resumable(config, tmp_path / "a2-mine")] == ["a2-mine", "a2-earlier", "a1-before"]
+    named = [str(tmp_path / "a2"), str(tmp_path / "a1-before")]
+    config = RunConfig.model_validate(make_config("train", tmp_path, tmp_path, run__path=str(tmp_path / "a3"), run__resumeFrom=named))
+    found = [path.name for path in assemble.resumable(config, tmp_path / "a3-mine") if path.exists()]
+    assert found == ["a3-mine", "a3-earlier", "a2-unseen", "a1-before"]

@@ -89,6 +89,11 @@ def stage_job(finetune: str, revision: str, stage: str, number: int = 1) -> str:
     return base if number == 1 else f"{base}-{number}"
 
 
+def attempt_path(revision: str, number: int) -> str:
+    """What the folders of an attempt on the work volume begin with: each of its gangs adds `-` and the uid of its rank 0."""
+    return f"{WORK}/revisions/{revision}/a{number}"
+
+
 def attempt_job(finetune: str, revision: str, attempt: int) -> str:
     """The Job of a training attempt, and its headless Service."""
     return f"{finetune}-{revision}-a{attempt}"

@@ -177,7 +177,7 @@ def test_what_is_known_of_attempts() -> None:
     history = [attempt(1, folder="/1", micro_batch_divisor=2), attempt(2), attempt(3, folder="/3"), attempt(9, revision="r0", folder="/9")]
     d = draft(make_observed(status={"attempts": history}))
     assert attempts.last(d) == history[2]
-    assert attempts.folders(history, "r1", 3) == ["/1"]
+    assert attempts.folders(history, "r1", 3) == ["/work/revisions/r1/a2", "/1"]
     assert [attempts.divisor(history, "r1", n) for n in (1, 2, 8)] == [2, 1, 1]
     changed, new = attempts.change(d, history[1], step=7)
     assert changed.status.attempts == [history[0], new, history[2], history[3]]

@@ -398,6 +398,7 @@ def test_an_attempt_resumes_from_the_folders_of_its_own_revision_newest_first() 
     made = [Attempt(revision=r, number=n, started=STAMP, folder=f"/{r}/{n}") for r, n in (("r1", 1), ("r0", 2), ("r1", 2), ("r1", 3))]
     made.append(Attempt(revision="r1", number=4, started=STAMP))
     assert folders(made, "r1", 4) == ["/r1/3", "/r1/2", "/r1/1"]
+    assert folders(made, "r1", 5)[0] == "/work/revisions/r1/a4", "its rank 0 was never seen"
 
 
 def test_of_too_many_attempts_those_without_a_checkpoint_are_forgotten_first() -> None:

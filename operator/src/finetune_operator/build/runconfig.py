@@ -97,10 +97,9 @@ def build(
     config["training"] = {**resolved["training"], "checkpoint": _checkpoint(spec), "microBatchDivisor": micro_batch_divisor}
     config["compute"] = _compute(name, spec, stage, gpus)
     if stage.name == "train":
-        parent = f"{names.WORK}/revisions/{stage.revision}/a{stage.number}"
         config["training"]["microBatchTokens"] = micro_batch_tokens or config["training"]["microBatchTokens"]
         config["compute"]["sharding"], config["compute"]["offload"] = layout or (spec.compute.sharding, spec.compute.offload)
-        config["run"] = {"path": parent, "resumeFrom": list(resume_from or [])}
+        config["run"] = {"path": names.attempt_path(stage.revision, stage.number), "resumeFrom": list(resume_from or [])}
     return config
 
 

@@ -45,14 +45,17 @@ def change(d: Draft, attempt: Attempt, **changes: Any) -> tuple[Draft, Attempt]:
 
 
 def folders(attempts: list[Attempt], revision: str, before: int) -> list[str]:
-    """Folders of earlier attempts, newest first: what an attempt may resume from, fixed when it starts."""
-    mine = [a for a in attempts if a.revision == revision and a.number < before and a.folder]
-    return [a.folder for a in sorted(mine, key=lambda a: -a.number) if a.folder]
+    """Folders of earlier attempts, newest first: what an attempt may resume from, fixed when it starts.
+
+    Of an attempt whose rank 0 was never seen (the operator was away from its start to its end), what its folder begins with.
+    """
+    mine = [a for a in attempts if a.revision == revision and a.number < before]
+    return [a.folder or names.attempt_path(revision, a.number) for a in sorted(mine, key=lambda a: -a.number)]
 
 
 def folder(revision: str, number: int, rank0_uid: str) -> str:
     """Where an attempt writes: named by its number and the uid of its rank 0 pod, so that a zombie has its own."""
-    return f"{names.WORK}/revisions/{revision}/a{number}-{rank0_uid[:8]}"
+    return f"{names.attempt_path(revision, number)}-{rank0_uid[:8]}"
 
 
 def bounded(attempts: list[Attempt]) -> list[Attempt]:

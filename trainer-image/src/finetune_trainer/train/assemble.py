@@ -50,10 +50,16 @@ def attempt_folder(config: RunConfig, ranks: Ranks) -> Path:
 
 
 def resumable(config: RunConfig, folder: Path) -> list[Path]:
-    """What the attempt in `folder` may resume from, itself first: earlier gangs of its Job (a queue suspended it), then what is named."""
+    """What the attempt in `folder` may resume from, itself first: earlier gangs of its Job (a queue suspended it), then what is named, as
+    it is or as what the folders of an attempt begin with."""
     run = need(config.run, "run")
-    gangs = [path for path in sorted(run.path.parent.glob(f"{run.path.name}-*")) if path != folder]
-    return [folder, *gangs, *run.resume_from]
+    named = [path for start in run.resume_from for path in (start, *_gangs(start))]
+    return [folder, *(path for path in _gangs(run.path) if path != folder), *named]
+
+
+def _gangs(path: Path) -> list[Path]:
+    """The folders of an attempt's gangs."""
+    return sorted(path.parent.glob(f"{path.name}-*"))
 
 
 def open_inputs(config: RunConfig) -> Inputs:
