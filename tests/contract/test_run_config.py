@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from finetune_operator import names
 from finetune_operator.api.load import load_spec
-from finetune_operator.api.status import Cleaning, Cost, Estimate, Revision
+from finetune_operator.api.status import Attempt, Cleaning, Estimate, Revision
 from finetune_operator.build import runconfig
 from finetune_operator.build.arm import Served, serve_args
 from finetune_operator.build.jobs import Stage
@@ -41,7 +41,7 @@ REVISIONS = st.builds(
     artifact=st.none() | st.just("/work/revisions/1f2e3d4c/a1-0b6c1d2e/artifact"),
     estimate=st.none() | st.just(ESTIMATE),
 )
-COSTS = st.sampled_from([Cost(), Cost(hours="0.5", gpu_hours="4.0000", amount="12.5", currency="USD")])
+TRAINED = Attempt(revision="1f2e3d4c", number=1, started="2026-01-01T00:00:00Z", gpus=8, gpu_hour="2.5")
 
 
 @settings(max_examples=200, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -51,8 +51,8 @@ def test_every_configuration_loads(
 ) -> None:
     loaded_spec = load_spec({"metadata": {"name": name}, "spec": spec})
     if stage == "evaluate":
-        revision, cost = data.draw(REVISIONS), data.draw(COSTS)
-        scoring = replace(scoring, report=runconfig.report(loaded_spec, "base", revision, cost))
+        revision, attempt = data.draw(REVISIONS), data.draw(st.sampled_from([None, TRAINED]))
+        scoring = replace(scoring, report=runconfig.report(loaded_spec, "base", revision, attempt, "USD" if attempt else None))
     folders = data.draw(st.lists(st.just("/work/revisions/1f2e3d4c/a1-0b6c1d2e"), max_size=2))
     config = runconfig.build(
         "ml", name, "0b6c1d2e-uid", loaded_spec, Stage(stage, "1f2e3d4c", number), runconfig.resolve(loaded_spec),
@@ -119,16 +119,14 @@ def test_a_method_carries_its_own_blocks_and_the_learning_rate_that_is_usual_for
     assert resolved["training"]["learningRate"] == rate
 
 
-def test_a_report_is_told_what_the_gate_asks_and_what_was_spent() -> None:
+def test_a_report_is_told_what_the_gate_asks_and_what_an_hour_costs() -> None:
     smallest = {"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}}
     gate = {"minScore": "0.9", "minImprovement": "0"}
     spec = load_spec({"metadata": {"name": "bot"}, "spec": {**smallest, "evaluation": {"gate": gate}}})
     revision = Revision(name="r", created="2026-01-01T00:00:00Z", artifact="/work/a", estimate=ESTIMATE)
-    assert runconfig.report(spec, "0a0b0c0d", revision, Cost(hours="0.5", gpu_hours="4", amount="12.5", currency="USD")) == {
+    assert runconfig.report(spec, "0a0b0c0d", revision, TRAINED, "USD") == {
         "reference": "0a0b0c0d", "artifact": "/work/a", "gate": {"minScore": 0.9, "minImprovement": 0.0, "minImprovementOverLive": None},
-        "spent": {
-            "hours": 0.5, "gpuHours": 4.0, "amount": 12.5, "currency": "USD", "estimatedSeconds": 1700, "estimatedMemoryBytes": 61 * 10**9,
-        },
+        "spent": {"gpus": 8, "gpuHour": 2.5, "currency": "USD", "estimatedSeconds": 1700, "estimatedMemoryBytes": 61 * 10**9},
     }  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def report(
         "confidence": 95.0, "advice": advice.advise(facts), "made": document, "rows": document.get("rows") or {},
         "gate": GateConfig.model_validate({"minScore": 0.8, "minImprovement": 0.05} if metric != "Loss" else {}),
         "spent": SpentConfig.model_validate(
-            {"hours": 0.5, "gpuHours": 4, "amount": 12.5, "currency": "USD", "estimatedSeconds": 400, "estimatedMemoryBytes": 2**34}
+            {"gpus": 8, "gpuHour": 2.5, "currency": "USD", "estimatedSeconds": 400, "estimatedMemoryBytes": 2**34}
         ),
     }  # fmt: skip
     return Report(**{**known, **changes})

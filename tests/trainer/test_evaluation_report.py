@@ -39,7 +39,7 @@ def test_the_page_has_scores_with_intervals_curves_rows_and_where_it_comes_from(
         "right in both 6", "now right 46", "now wrong 2", "wrong in both 10", "other rows than the reference query's",
         "10 of 46 are shown", "the weights of step 100 are kept", "150 of 150 steps: all steps were made",
         "time of this training5 min", "time that prepare expected7 min", "memory of a rank that prepare expected16.0 GiB",
-        "all training of this FineTune so far30 min", "its GPU hours4.00", "its cost12.50 USD", "tokens a second140",
+        "GPU hours0.69", "cost of these hours1.73 USD", "tokens a second140",
         "hf://HuggingFaceTB/SmolLM2-135M-Instruct", "256 training, 32 validation, 64 test", "LoRA SFT", "learning rate0.001",
         "left out: the live model was trained on them",
     ):  # fmt: skip
@@ -266,7 +266,7 @@ def test_the_page_is_gathered_from_what_lies_on_the_volume(tmp_path: Path, work:
     after = [ScoredRow(row.id, row.reference, {"ExactMatch": 1.0}) for row in test]
     with layout.transaction(tmp_path / "artifact", layout.ARTIFACT_MANIFEST) as artifact:
         artifact.facts.update(made.made())
-    asked = {"reference": "base", "artifact": str(tmp_path / "artifact"), "gate": {"minScore": 0.5}, "spent": {"hours": 1}}
+    asked = {"reference": "base", "artifact": str(tmp_path / "artifact"), "gate": {"minScore": 0.5}, "spent": {"gpus": 1}}
     document = make_config("evaluate", work, tiny_model, evaluation__report=asked)
     config = RunConfig.model_validate(json.loads(json.dumps(document)))
     assert config.evaluation

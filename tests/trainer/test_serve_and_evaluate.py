@@ -165,7 +165,7 @@ def test_both_models_are_scored_and_paired_by_row(api: Api, artifact: Path, work
     tuned = evaluated(
         tmp_path / "tuned", work, tiny_model, evaluation__endpoint=f"http://127.0.0.1:{api.port}/v1", evaluation__metrics=[loss, exact],
         evaluation__adapterPath=str(artifact), evaluation__reference=str(tmp_path / "baseline"), evaluation__name="tuned",
-        evaluation__report={"reference": "base", "artifact": str(artifact), "gate": {"minImprovement": 0.1}, "spent": {"hours": 0.1}},
+        evaluation__report={"reference": "base", "artifact": str(artifact), "gate": {"minImprovement": 0.1}, "spent": {"gpus": 1}},
     )  # fmt: skip
     assert base["metrics"]["Loss"]["n"] == tuned["metrics"]["ExactMatch"]["n"] == 8
     assert tuned["metrics"]["ExactMatch"]["score"] == 0, "a tiny model that was hardly trained knows nothing"

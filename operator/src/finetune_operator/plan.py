@@ -203,6 +203,12 @@ def _scored_revision(c: Context, stage: str) -> str:
     return c.draft.revision.name if stage == "evaluate" else reference(c.draft)
 
 
+def _report(c: Context, against: str) -> runconfig.Config:
+    status, revision = c.draft.status, c.draft.revision
+    trained = next((a for a in reversed(status.attempts) if a.revision == revision.name and a.outcome == "Succeeded"), None)
+    return runconfig.report(c.spec, against, revision, trained, status.cost.currency)
+
+
 def _scoring(c: Context, stage: str) -> runconfig.Scoring:
     name, key = c.draft.revision.name, evaluation_key(c.observed, c.draft)
     scored, against = _scored_revision(c, stage), reference(c.draft)
@@ -215,5 +221,5 @@ def _scoring(c: Context, stage: str) -> runconfig.Scoring:
         adapter=served.adapter,
         reference=baseline.path if stage == "evaluate" and baseline else None,
         exclude_trained_on=None if against == BASE else runconfig.data_path(against),
-        report=runconfig.report(c.spec, against, c.draft.revision, c.draft.status.cost) if stage == "evaluate" else None,
+        report=_report(c, against) if stage == "evaluate" else None,
     )

@@ -247,11 +247,10 @@ class GateConfig(Model):
 
 
 class SpentConfig(Model):
-    """What all training of the FineTune had cost when the evaluation began, and what prepare had expected of this one."""
+    """How many GPUs trained, what an hour of one costs, and what prepare had expected of the training."""
 
-    hours: float = 0
-    gpu_hours: float = 0
-    amount: float | None = None
+    gpus: int = 0
+    gpu_hour: float | None = None
     currency: str = ""
     estimated_seconds: float | None = None
     estimated_memory_bytes: int | None = None

@@ -16,7 +16,7 @@ from finetune_operator.api.quantities import decimal, seconds
 from finetune_operator.api.rules import PROMPTS
 from finetune_operator.api.spec import CheckpointPolicy, Gate, Lora, Prompt, Spec
 from finetune_operator.api.spec import Source as SourceOfRows
-from finetune_operator.api.status import Cleaning, Cost, Revision
+from finetune_operator.api.status import Attempt, Cleaning, Revision
 from finetune_operator.build import sources
 from finetune_operator.build.jobs import TRAIN_GRACE_SECONDS, Stage, job_name
 
@@ -252,8 +252,9 @@ def _evaluation(spec: Spec, stage: Stage, scoring: Scoring) -> Config:
     }
 
 
-def report(spec: Spec, against: str, revision: Revision, cost: Cost) -> Config:
-    """What the evaluation's report tells besides the scores: what the gate asks now, and what it all has cost by now."""
+def report(spec: Spec, against: str, revision: Revision, attempt: Attempt | None, currency: str | None) -> Config:
+    """What the evaluation's report tells besides the scores: what the gate asks now, what was expected of the training, and what an hour
+    of its GPUs costs. (What it took, the artifact says: what was spent by now depends on when one looks.)"""
     gate, expected = (spec.evaluation.gate if spec.evaluation else None) or Gate(), revision.estimate
     return {
         "reference": against,
@@ -264,10 +265,9 @@ def report(spec: Spec, against: str, revision: Revision, cost: Cost) -> Config:
             "minImprovementOverLive": _decimal(gate.min_improvement_over_live),
         },
         "spent": {
-            "hours": decimal(cost.hours),
-            "gpuHours": decimal(cost.gpu_hours),
-            "amount": _decimal(cost.amount),
-            "currency": cost.currency or "",
+            "gpus": (attempt.gpus or 0) if attempt else 0,
+            "gpuHour": _decimal(attempt.gpu_hour) if attempt else None,
+            "currency": currency or "",
             "estimatedSeconds": expected.seconds if expected else None,
             "estimatedMemoryBytes": expected.memory_bytes if expected else None,
         },

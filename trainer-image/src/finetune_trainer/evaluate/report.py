@@ -237,15 +237,15 @@ def _table(facts: dict[str, str]) -> str:
 def _spent(report: Report) -> dict[str, str]:
     spent, result = report.spent, report.training
     seconds = result.get("seconds")
+    gpu_hours = spent.gpus * float(seconds or 0) / 3600
     return {
         "time of this training": _hours(float(seconds)) if seconds else "",
         "time that prepare expected": _hours(spent.estimated_seconds) if spent.estimated_seconds else "",
         "memory of a rank that prepare expected": f"{spent.estimated_memory_bytes / 2**30:.1f} GiB" if spent.estimated_memory_bytes else "",
         "tokens a second": number(round(result["tokensPerSecond"])) if result.get("tokensPerSecond") else "",
         "tokens": number(int(result["tokens"])) if result.get("tokens") else "",
-        "all training of this FineTune so far": _hours(spent.hours * 3600) if spent.hours else "",
-        "its GPU hours": f"{spent.gpu_hours:.2f}" if spent.gpu_hours else "",
-        "its cost": f"{spent.amount:,.2f} {spent.currency}".strip() if spent.amount is not None else "",
+        "GPU hours": f"{gpu_hours:.2f}" if gpu_hours else "",
+        "cost of these hours": f"{gpu_hours * spent.gpu_hour:,.2f} {spent.currency}".strip() if gpu_hours and spent.gpu_hour else "",
     }
 
 
