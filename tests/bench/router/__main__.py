@@ -46,7 +46,7 @@ def steps(options: argparse.Namespace) -> list[Step]:
     return [Step("rollouts", 3 + asked / 5000), Step("pushes", 1 + options.rounds / 5), *latency]
 
 
-async def run(options: argparse.Namespace, folder: Path) -> figures.Figures:
+async def run(options: argparse.Namespace, folder: Path) -> figures.Found:
     told = Progress(steps(options))
     async with servers.running(folder) as running:
         bench = Bench(running, options.users, SOURCES[options.identity], told)
@@ -55,15 +55,16 @@ async def run(options: argparse.Namespace, folder: Path) -> figures.Figures:
         told.step("pushes")
         structure = await bench.pushes(structure, of_weight, options.rounds)
         await bench.latency(structure, options.pairs)
-    return figures.figures(bench.found)
+    return bench.found
 
 
 def main() -> int:
     options = arguments()
     with tempfile.TemporaryDirectory(prefix="finetune-bench-router-") as folder:
         found = asyncio.run(run(options, Path(folder)))
-    print(f"\n{figures.table(found, CALLERS)}\n")
-    print(json.dumps({key: found[key] for key in figures.JSON_KEYS}), flush=True)
+    made = figures.figures(found)
+    print(f"\n{figures.table(made, CALLERS)}\n\n{figures.shares(found)}\n")
+    print(json.dumps({key: made[key] for key in figures.JSON_KEYS}), flush=True)
     return 0
 
 

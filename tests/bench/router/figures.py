@@ -178,6 +178,12 @@ def rows(callers: Iterable[int]) -> list[Row]:
     ]
 
 
+def shares(found: Found) -> str:
+    """Who was on the canary at each weight, in one line a weight."""
+    counts = {weight: [count for w, count in found.shares if w == weight] for weight in sorted({w for w, _ in found.shares})}
+    return "\n".join(f"on the canary at {weight} %: {', '.join(map(str, counted))} of {found.users}" for weight, counted in counts.items())
+
+
 def table(found: Figures, callers: Iterable[int]) -> str:
     """Every figure beside its goal."""
     lines = [("", "measured", "goal", ""), *(_line(row, found[row.key]) for row in rows(callers))]

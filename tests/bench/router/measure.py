@@ -107,13 +107,15 @@ class Bench:
 
     async def _serve(self, structure: Structure) -> None:
         """The document, as the kubelet writes it, until every router says so; the routers are started with the first."""
+        starting = not self.servers.routers[0].started
         began = time.perf_counter()
         for router in self.servers.routers:
             router.write(structure, 0)
-            if not router.started:
+            if starting:
                 await router.start()
         await asyncio.gather(*(router.serves(structure, 0) for router in self.servers.routers))
-        self.found.structures.append(time.perf_counter() - began)
+        if not starting:
+            self.found.structures.append(time.perf_counter() - began)
 
     async def _push(self, structure: Structure, weight: int) -> None:
         """As the operator does: a token for all, one push to each at once; then each is asked until it says that it is in force."""

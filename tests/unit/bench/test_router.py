@@ -92,6 +92,11 @@ def test_the_table_says_of_every_goal_whether_it_is_met() -> None:
     }  # fmt: skip
 
 
+def test_the_shares_are_told_by_weight() -> None:
+    of = found(shares=[(0, 0), (10, 100), (0, 0), (10, 97)])
+    assert figures.shares(of) == "on the canary at 0 %: 0, 0 of 1000\non the canary at 10 %: 100, 97 of 1000"
+
+
 def test_an_answer_is_read_once_it_is_complete() -> None:
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-finetune-arm: aaa\r\nx-pod: 127.0.1.1\r\n\r\nok"
     assert [parsed(answer[:end]) for end in (0, 20, len(answer) - 1)] == [None, None, None]

@@ -38,8 +38,9 @@ def endpoints(name: str, host: str, port: int) -> Manifest:
 
 
 def script(name: str) -> str:
-    """The text of a script beside this file."""
-    return resources.files(__package__).joinpath(name).read_text("utf-8")
+    """The text of a script beside this file; without comments and indentation, for every router's ConfigMap has it."""
+    lines = (line.strip() for line in resources.files(__package__).joinpath(name).read_text("utf-8").splitlines())
+    return "".join(f"{line}\n" for line in lines if line and not line.startswith("--"))
 
 
 def lua_filter(name: str, script: str) -> dict[str, Any]:
