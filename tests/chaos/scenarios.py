@@ -103,7 +103,7 @@ async def watches_dropped(chaos: Chaos, expected: Expected) -> Verdict:
 
 
 async def a_watch_fails(chaos: Chaos, expected: Expected) -> Verdict:
-    """Every five seconds each watch ends with an internal error, at which kopf gives up all of them."""
+    """Every five seconds each watch ends with an internal error, at which kopf gives up."""
     life = await chaos.life(expected)
     async with _each(5.0, lambda: life.proxy.end_watches(FAILED)):
         return await life.judged(Verdict("watches end with an internal error", disturbed=1))

@@ -154,7 +154,7 @@ async def test_killed_after_every_few_writes_it_makes_each_child_once(
         await life.make(**SERVED)
         while (status := await life.status()).get("phase") != "Live":
             count = len(audit.writes("kills"))
-            if count - seen >= 8:
+            if count - seen >= 6:
                 await operator.signal(signal.SIGKILL)
                 kills, seen = kills + 1, len(audit.writes("kills"))
                 operator.start()

@@ -1,4 +1,4 @@
-"""Settings → leadership → fill the caches → workers → supervised watches. Exits when leadership is lost; a successor goes on."""
+"""Settings → leadership → fill the caches → workers → watches. Exits when leadership is lost; a successor goes on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Final, TypeVar
+from itertools import product
+from typing import Final
 from urllib.request import getproxies
 
 import kopf
@@ -23,12 +24,13 @@ from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client import ApiClient, Configuration
 from prometheus_client import generate_latest
 
-from finetune_operator import errors, handlers, logs, names, signing
-from finetune_operator.cache import Cache, Key, Object
+from finetune_operator import errors, handlers, logs, signing
+from finetune_operator.cache import Cache, Key
 from finetune_operator.clock import SystemClock
 from finetune_operator.cluster import Cluster
 from finetune_operator.events import Events
-from finetune_operator.kinds import CHILDREN, FINETUNE, Kind
+from finetune_operator.informer import Informer, patiently
+from finetune_operator.kinds import CHILDREN, FINETUNE, UNWATCHED, WATCHED, Kind
 from finetune_operator.leadership import Elector
 from finetune_operator.metrics import Metrics
 from finetune_operator.pods import PodClient
@@ -39,12 +41,10 @@ from finetune_operator.settings import Settings, SettingsError, from_environment
 log = logging.getLogger("finetune_operator")
 WATCH_FAILURES: Final = 20  # in a row, before the process gives up and is started anew
 WATCH_HEALTHY_SECONDS: Final = 60.0
-RETRY_SECONDS: Final = 1.0
 ENDING_SECONDS: Final = 15.0  # for kopf to end; it may not, once its connections are closed
 LISTED_SECONDS: Final = 1.0  # without a word from kopf's lists: they are at their end
 GARBAGE_AFTER: Final = (10_000, 20, 20)  # a list is all new objects and no garbage: to look for some was a third of a start's CPU
 LONGEST_PAUSE: Final = 10.0  # before watches that ended are begun anew
-T = TypeVar("T")
 
 
 class Operator:
@@ -58,6 +58,7 @@ class Operator:
         self.queue: Queue[Key] = Queue(self.clock.monotonic)
         self.elector = Elector(Cluster(api), self.clock, settings.lease_namespace, settings.lease_name, settings.identity)
         self.cluster = Cluster(api, may_write=self.elector.may_write, count=self.metrics.count_write)
+        self.informer = Informer(self.cluster, self.cache, self.queue, self.metrics.watch_restarts.inc)
         self.pods = PodClient()
         self.filled = False
         self.closed: set[str] = set()  # namespaces that the settings name and the API server refuses
@@ -82,14 +83,17 @@ class Operator:
             tasks.create_task(self.elector.keep())  # first: to fill the caches may take longer than the Lease lasts
             reconciler = await self._prepared()
             tasks.create_task(self._sweep())
+            tasks.create_task(self._after_lists())
             tasks.create_task(self._watch())
+            for namespace, kind in product(self._namespaces(), WATCHED):
+                tasks.create_task(self.informer.follow(kind, namespace, partial(self._is_open, namespace)))
             for _ in range(self.settings.workers):
                 tasks.create_task(self._work(reconciler.reconcile))
 
     async def _prepared(self) -> Reconciler:
         """With the key and full caches, also from an API server that is busy: a process that ends for that is started ever later."""
-        key = await _patiently(partial(signing.key, self.cluster, self.settings.lease_namespace))
-        await self.fill()
+        key = await patiently(partial(signing.key, self.cluster, self.settings.lease_namespace))
+        await self._each_kind(self.informer.fill, CHILDREN)
         gc.collect()
         gc.freeze()  # what is there now mostly stays: to look through it again and again was a third of a sweep's time
         self.filled = True
@@ -97,27 +101,17 @@ class Operator:
         events = Events(self.cluster, self.clock, self.settings.identity)
         return Reconciler(self.cluster, self.cache, self.pods, self.clock, self.settings, self.metrics, events, key)
 
-    async def fill(self) -> None:
-        """Make the cache agree with complete lists; what was missed meanwhile becomes due."""
-        await self._each_kind(self._fill)
-
-    async def _fill(self, kind: Kind, namespace: str | None, selector: str) -> None:
-        known, listed = self.cache.uids(kind, namespace), set[str]()
-        async for page in self.cluster.pages(kind, namespace, selector):
-            listed |= {obj["metadata"]["uid"] for obj in page}
-            self._due(self.cache.fill(kind, page))  # at once: the next page may fail, and the cache then knows what nobody was told
-        await self._drop(kind, self.cache.missing(kind, listed, known))
-
-    def _due(self, keys: Iterable[Key]) -> None:
-        for key in keys:
-            self.queue.add(key)
-
     async def _sweep(self) -> None:
-        """What was deleted before a list is told by no watch, and some kinds have none: compare after each list, and now and then."""
+        """Hold what no watch tells for sure against what is there: some kinds have none, and kopf's may have missed something."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._listed(), self.settings.sweep_seconds * random.uniform(0.8, 1.2))  # noqa: S311
-            await self._compare_all()
+            await asyncio.sleep(self.settings.sweep_seconds * random.uniform(0.8, 1.2))  # noqa: S311
+            await self._compare(UNWATCHED)
+
+    async def _after_lists(self) -> None:
+        """A FineTune that was deleted before a list of kopf's is told by no watch."""
+        while True:
+            await self._listed()
+            await self._compare()
 
     async def _listed(self) -> None:
         """Wait for a list of kopf's, and for its end."""
@@ -126,48 +120,36 @@ class Operator:
             self.listed.clear()
             await asyncio.sleep(LISTED_SECONDS)
 
-    async def _compare_all(self) -> None:
+    async def _compare(self, children: Iterable[Kind] = ()) -> None:
         try:
-            await self._each_kind(self._compare)
+            await self._each_kind(self.informer.compare, children)
         except errors.ClusterError as error:
             log.warning("sweep", extra=logs.of(error=str(error)))
 
-    async def _compare(self, kind: Kind, namespace: str | None, selector: str) -> None:
-        """Hold the cache against the metadata of all objects; only what is behind is read."""
-        known, listed = self.cache.uids(kind, namespace), set[str]()
-        async for page in self.cluster.pages(kind, namespace, selector, metadata=True):
-            listed |= {obj["metadata"]["uid"] for obj in page}
-            for behind in self.cache.behind(kind, page):
-                found = await self.cluster.get(kind, behind["metadata"]["namespace"], behind["metadata"]["name"])
-                if found is not None and (told := self.cache.tell(kind, found)) is not None:
-                    self.queue.add(told)
-        await self._drop(kind, self.cache.missing(kind, listed, known))
-
-    async def _drop(self, kind: Kind, missing: Iterable[Object]) -> None:
-        """Forget what is not there, for good: not on the word of a list alone, which is stale while a CRD's storage is made anew."""
-        for obj in missing:
-            meta = obj["metadata"]
-            found = await self.cluster.get(kind, meta["namespace"], meta["name"])
-            if (found is None or found["metadata"]["uid"] != meta["uid"]) and (told := self.cache.drop(kind, obj)) is not None:
-                self.queue.add(told)
-
-    async def _each_kind(self, verb: Callable[[Kind, str | None, str], Awaitable[None]]) -> None:
-        """For every cached kind in every namespace; one that was named and is closed to the operator (deleted, say) is left out."""
+    async def _each_kind(self, verb: Callable[[Kind, str | None], Awaitable[None]], children: Iterable[Kind]) -> None:
+        """For FineTunes and those kinds in every namespace; one that was named and is closed to the operator (deleted, say) is left out."""
         closed: set[str] = set()
-        for namespace in self.settings.namespaces or (None,):
+        for namespace in self._namespaces():
             try:
-                await _patiently(partial(verb, FINETUNE, namespace, ""))
+                await patiently(partial(verb, FINETUNE, namespace))
             except errors.Forbidden as error:
                 if namespace is None:
                     raise
                 closed.add(namespace)
                 log.warning("namespace", extra=logs.of(namespace=namespace, error=str(error)))
                 continue
-            for kind in CHILDREN:
-                await _patiently(partial(verb, kind, namespace, names.SELECTOR))
+            for kind in children:
+                await patiently(partial(verb, kind, namespace))
         if closed != self.closed:
             self.closed = closed
             self.begin_anew.set()
+
+    def _is_open(self, namespace: str | None) -> bool:
+        return namespace not in self.closed
+
+    def _namespaces(self) -> Sequence[str | None]:
+        """Those of the settings, or the whole cluster."""
+        return self.settings.namespaces or (None,)
 
     async def _work(self, reconcile: Callable[[Key], Awaitable[float | None]]) -> None:
         while True:
@@ -206,7 +188,7 @@ class Operator:
                 await self._run_kopf(open_)
             except Exception as error:
                 log.warning("watch", extra=logs.of(error=str(error)))
-                await self._compare_all()
+                await self._compare()
             else:
                 continue
             failures = 1 if self.clock.monotonic() - started > WATCH_HEALTHY_SECONDS else failures + 1
@@ -287,16 +269,6 @@ class Operator:
         return app
 
 
-async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
-    """The answer, also of an API server that is away or busy: whoever cannot renew the Lease meanwhile is ended for that."""
-    while True:
-        try:
-            return await ask()
-        except errors.Unavailable as error:
-            log.warning("retry", extra=logs.of(error=str(error)))
-            await asyncio.sleep(max(RETRY_SECONDS, error.retry_after or 0.0))
-
-
 async def _serve(port: int, app: web.Application) -> web.AppRunner:
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
@@ -310,6 +282,7 @@ async def _main(settings: Settings) -> None:
     except kubernetes_config.ConfigException:
         await kubernetes_config.load_kube_config()  # type: ignore[no-untyped-call]
     configuration = Configuration.get_default_copy()
+    configuration.connection_pool_maxsize += len(WATCHED) * max(1, len(settings.namespaces))  # the watches hold theirs for good
     configuration.client_session_kwargs = {"trust_env": bool(getproxies())}  # else a thread is asked for a proxy at each request
     async with ApiClient(configuration) as api:
         task = asyncio.ensure_future(Operator(api, settings).run())

@@ -5,9 +5,12 @@ Every write first asks `may_write`, so that a process whose Lease has run out ch
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, Final, cast
+from contextlib import asynccontextmanager
+from typing import Any, Final, NamedTuple, cast
 from urllib.parse import urlencode
 
 import aiohttp
@@ -17,6 +20,7 @@ from finetune_operator import errors, names
 from finetune_operator.kinds import FINETUNE, Kind
 
 TIMEOUT_SECONDS: Final = 15.0
+WATCH_SECONDS: Final = 300  # after about so long the API server ends a watch
 PAGE: Final = 200
 JSON: Final = "application/json"
 METADATA: Final = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -27,7 +31,7 @@ ERRORS: Final[Mapping[int, type[errors.ClusterError]]] = {
     403: errors.Forbidden,
     404: errors.NotFound,
     409: errors.Conflict,
-    410: errors.Unavailable,  # a list took longer than its pages are kept: it begins again
+    410: errors.Unavailable,  # a list took longer than its pages are kept, or a watch would begin before what is kept: list again
     413: errors.Invalid,
     422: errors.Invalid,
 }
@@ -35,6 +39,13 @@ ERRORS: Final[Mapping[int, type[errors.ClusterError]]] = {
 
 def always() -> None:
     """Writes are allowed: for tests and for the elector itself."""
+
+
+class Page(NamedTuple):
+    """Some of a list's objects, and the resourceVersion of the whole list."""
+
+    version: str
+    items: list[Object]
 
 
 class Cluster:
@@ -60,23 +71,41 @@ class Cluster:
 
     async def pages(
         self, kind: Kind, namespace: str | None = None, label_selector: str = "", field_selector: str = "", *, metadata: bool = False
-    ) -> AsyncIterator[list[Object]]:
+    ) -> AsyncIterator[Page]:
         """All objects (or their metadata alone), page by page; each carries its apiVersion and kind (items of a LIST do not)."""
         query = {"limit": str(PAGE), "labelSelector": label_selector, "fieldSelector": field_selector}
         while True:
             given = {k: v for k, v in query.items() if v}
             page = await self._request("GET", kind.path(namespace), query=given, accept=METADATA if metadata else JSON)
-            query["continue"] = page.get("metadata", {}).get("continue", "")
+            meta = page.get("metadata", {})
+            query["continue"] = meta.get("continue", "")
             items = page.get("items") or []
             for item in items:
                 item["apiVersion"], item["kind"] = kind.api_version, kind.kind
-            yield items
+            yield Page(meta.get("resourceVersion", ""), items)
             if not query["continue"]:
                 return
 
+    async def watch(self, kind: Kind, namespace: str | None, label_selector: str, version: str) -> AsyncIterator[tuple[str, Object]]:
+        """Type and object of each event after that version (BOOKMARK: nothing but a later version), until the watch ends or is cut off.
+
+        Unavailable, or another ClusterError, when it cannot be had from there: to list again is the way on.
+        """
+        lasting = round(WATCH_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311
+        query = {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version, "timeoutSeconds": str(lasting)}
+        query |= {"labelSelector": label_selector} if label_selector else {}
+        timeout = aiohttp.ClientTimeout(sock_read=lasting + TIMEOUT_SECONDS)
+        path = kind.path(namespace)
+        async with self._response("GET", path, query=query, within=timeout) as response:
+            async for line in _lines(response):
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise _classified("WATCH", path, int(event["object"].get("code") or 500), json.dumps(event["object"]), None)
+                yield event["type"], event["object"]
+
     async def list(self, kind: Kind, namespace: str | None = None, label_selector: str = "", field_selector: str = "") -> list[Object]:
         """All objects at once, where they are few."""
-        return [obj async for page in self.pages(kind, namespace, label_selector, field_selector) for obj in page]
+        return [obj async for page in self.pages(kind, namespace, label_selector, field_selector) for obj in page.items]
 
     async def create(self, kind: Kind, obj: Mapping[str, Any]) -> Object:
         """POST; AlreadyExists when the name is taken."""
@@ -140,30 +169,61 @@ class Cluster:
         content: str = JSON,
         accept: str = JSON,
     ) -> Object:
+        async with self._response(method, path, query=query, body=body, content=content, accept=accept) as response:
+            return _without_managed_fields(json.loads(await response.read()))
+
+    @asynccontextmanager
+    async def _response(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content: str = JSON,
+        accept: str = JSON,
+        within: float | aiohttp.ClientTimeout = TIMEOUT_SECONDS,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """What the API server answers, begun in time and if that is no error; Unavailable also when it breaks off, or is no JSON."""
         headers = {"Accept": accept, "Accept-Encoding": "identity", "Content-Type": content}  # to compress costs both sides more
         await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = self._api.configuration.host + path + (f"?{urlencode(query)}" if query else "")
         try:
-            response = await self._api.rest_client.request(  # type: ignore[no-untyped-call]
-                method, url, headers=headers, body=dict(body) if body else None, _request_timeout=TIMEOUT_SECONDS
-            )
-            text = await response.read()
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                answer = await self._api.rest_client.request(  # type: ignore[no-untyped-call]
+                    method, url, headers=headers, body=dict(body) if body else None, _request_timeout=within
+                )
+            async with answer.response as response:
+                if response.status >= 400:
+                    raise _classified(
+                        method, path, response.status, await response.text(errors="replace"), response.headers.get("Retry-After")
+                    )
+                yield response
+        except (TimeoutError, aiohttp.ClientError, OSError, json.JSONDecodeError) as error:
             raise errors.Unavailable(f"{method} {path}: {error or type(error).__name__}") from error
-        if response.status >= 400:
-            raise _classified(method, path, response.status, text, response.headers.get("Retry-After"))
-        return _without_managed_fields(json.loads(text))
 
 
-def _classified(method: str, path: str, status: int, text: bytes, retry_after: str | None) -> errors.ClusterError:
+def _classified(method: str, path: str, status: int, text: str, retry_after: str | None) -> errors.ClusterError:
     try:
         answer = json.loads(text)
     except ValueError:
         answer = {}
-    message, reason = str(answer.get("message") or text[:300].decode(errors="replace")), str(answer.get("reason", ""))
+    message, reason = str(answer.get("message") or text[:300]), str(answer.get("reason", ""))
     kind = ERRORS.get(status, errors.Unavailable if status == 429 or status >= 500 else errors.ClusterError)
     delay = float(retry_after) if retry_after and retry_after.isdigit() else None
     return kind(f"{method} {path}: {status} {message}", reason=reason, retry_after=delay)
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Whole lines, of any length, until the answer ends or is cut off; half a line is none."""
+    rest = b""
+    try:
+        async for chunk in response.content.iter_any():
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                yield line
+    except (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError, ConnectionError):
+        return
 
 
 def _without_managed_fields(obj: Any) -> Object:

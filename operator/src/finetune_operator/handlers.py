@@ -1,4 +1,4 @@
-"""kopf's decorators: every event goes into the cache, and news makes its FineTune due. Nothing is decided here.
+"""kopf's decorators: every event of a FineTune goes into the cache, and news makes it due. Nothing is decided here.
 
 kopf runs in a thread of its own (docs/adr/0007): an event is taken in by the thread that owns cache and queue, which are made for one
 alone. Invariant: handlers of events are coroutines, for kopf runs plain functions in threads, where events overtake each other.
@@ -14,14 +14,12 @@ from typing import Any, Final
 
 import kopf
 
-from finetune_operator import names
 from finetune_operator.cache import Cache, Key
-from finetune_operator.kinds import FINETUNE, WATCHED, Kind
+from finetune_operator.kinds import FINETUNE
 from finetune_operator.queue import Queue
 
 IDLE_SECONDS: Final = 0.05  # a worker of kopf's holds its last object so long
 CHUNK: Final = 100  # objects of a list that kopf holds at once
-SETTLE_SECONDS: Final = 0.05  # what happens to a child seldom comes alone: a Job, its pod and both their statuses are one piece of news
 
 
 def registry(
@@ -33,9 +31,10 @@ def registry(
     """
     made = kopf.OperatorRegistry()
     tell = _Handover(partial(told, cache, queue, listed), call).give
-    _watch(made, FINETUNE, tell, {})
-    for kind in WATCHED:
-        _watch(made, kind, tell, {names.MANAGED_BY: names.FIELD_MANAGER})
+
+    @kopf.on.event(FINETUNE.group, FINETUNE.version, FINETUNE.plural, registry=made, id=FINETUNE.plural)
+    async def seen(type: str | None, body: kopf.Body, **_: Any) -> None:
+        tell(type, dict(body))
 
     @kopf.on.login(registry=made)
     def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
@@ -54,8 +53,6 @@ def registry(
         settings.watching.chunk_size = CHUNK
         settings.networking.request_timeout = 30
         settings.watching.server_timeout = 300
-        for kind in WATCHED:
-            settings.watching.label_selectors[kind.group, kind.plural] = names.SELECTOR
 
     return made
 
@@ -102,16 +99,9 @@ class _Handover:
                 self._call(self._take_all)
 
 
-def _watch(made: kopf.OperatorRegistry, kind: Kind, tell: Callable[..., object], labels: dict[str, str]) -> None:
-    @kopf.on.event(kind.group, kind.version, kind.plural, labels=labels, registry=made, id=kind.plural)
-    async def seen(type: str | None, body: kopf.Body, **_: Any) -> None:
-        tell(kind, type, dict(body))
-
-
-def told(cache: Cache, queue: Queue[Key], listed: Callable[[], None], kind: Kind, type_: str | None, obj: dict[str, Any]) -> None:
+def told(cache: Cache, queue: Queue[Key], listed: Callable[[], None], type_: str | None, obj: dict[str, Any]) -> None:
     """Take an event in; one of no type is of a list, which tells nothing of what was deleted before it."""
     if type_ is None:
         listed()
-    key = cache.drop(kind, obj) if type_ == "DELETED" else cache.tell(kind, obj)
-    if key is not None:
-        queue.add(key, 0.0 if kind is FINETUNE else SETTLE_SECONDS)
+    if (key := cache.event(FINETUNE, type_, obj)) is not None:
+        queue.add(key)

@@ -47,4 +47,5 @@ STORAGE_CLASS: Final = Kind("storage.k8s.io", "v1", "storageclasses", "StorageCl
 # Children that are cached, each selected by `names.SELECTOR`. Those that nobody but the operator changes are not watched: the
 # operator knows what it made, and the sweep finds what somebody deleted.
 WATCHED: Final = (JOB, POD, DEPLOYMENT, SERVICE, CONFIGMAP, PDB)
-CHILDREN: Final = (*WATCHED, CONTROLLER_REVISION, PVC)
+UNWATCHED: Final = (CONTROLLER_REVISION, PVC)
+CHILDREN: Final = (*WATCHED, *UNWATCHED)

@@ -27,9 +27,9 @@ IMAGES = ("--set", "images.operator=example.com/operator:1", "--set", "images.tr
 Manifest = dict[str, Any]
 Rights = dict[tuple[str, str], set[str]]
 
-# What the code calls, by kind. `__main__` lists each kind that is cached and gets what its watch has not told, kopf watches them;
-# `apply` creates children, gets one whose name is taken, patches those that are kept as wanted, deletes those that are not wanted any
-# more (plan.leftovers, obsolete).
+# What the code calls, by kind. `informer` lists each kind that is cached, watches children and gets what no watch has told; kopf
+# watches FineTunes; `apply` creates children, gets one whose name is taken, patches those that are kept as wanted, deletes those that
+# are not wanted any more (plan.leftovers, obsolete).
 CACHED = {"get", "list", "watch"}
 MADE_ONCE = {*CACHED, "create"}
 KEPT = {*MADE_ONCE, "patch"}

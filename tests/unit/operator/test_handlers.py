@@ -11,7 +11,7 @@ import kopf
 import pytest
 from finetune_operator import handlers
 from finetune_operator.cache import Cache, Key
-from finetune_operator.kinds import FINETUNE, WATCHED
+from finetune_operator.kinds import FINETUNE
 from finetune_operator.queue import Queue
 
 
@@ -38,12 +38,11 @@ def of_finetunes(made: kopf.OperatorRegistry) -> Seen:
     return one
 
 
-def test_every_watched_kind_has_a_handler_that_runs_in_the_event_loop() -> None:
+def test_finetunes_alone_are_watched_by_a_handler_that_runs_in_the_event_loop() -> None:
     queue: Queue[Key] = Queue(lambda: 0.0)
     made = handlers.registry(Cache(), queue, nothing, at_once, nothing)
     watching = list(made._watching.get_all_handlers())
-    assert len(watching) == len((FINETUNE, *WATCHED))
-    assert [h.id for h in watching if not inspect.iscoroutinefunction(h.fn)] == []
+    assert [(h.id, inspect.iscoroutinefunction(h.fn)) for h in watching] == [(FINETUNE.plural, True)]
 
 
 async def test_an_event_makes_its_finetune_due_and_a_deletion_forgets_it() -> None:

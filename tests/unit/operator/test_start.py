@@ -11,12 +11,19 @@ import pytest
 from finetune_operator import __main__ as entry
 from finetune_operator import errors
 from finetune_operator.__main__ import Operator
-from finetune_operator.cluster import Cluster
+from finetune_operator.cluster import Cluster, Page
+from finetune_operator.informer import Informer
 from finetune_operator.kinds import CHILDREN, FINETUNE, POD, Kind
 from finetune_operator.settings import Settings
 from kubernetes.aio.client import ApiClient
 
 from tests.unit.operator.world import KEY
+
+
+def given(operator: Operator, cluster: Any) -> None:
+    """The operator with that cluster."""
+    operator.cluster = cast(Cluster, cluster)
+    operator.informer = Informer(operator.cluster, operator.cache, operator.queue)
 
 
 class Busy:
@@ -30,10 +37,10 @@ class Busy:
         self._ask(kind)
         return {"data": {"key.pem": base64.b64encode(KEY.encode()).decode()}}
 
-    async def pages(self, kind: Kind, *_: Any) -> AsyncIterator[list[Any]]:
+    async def pages(self, kind: Kind, *_: Any) -> AsyncIterator[Page]:
         self._ask(kind)
         self.listed.add(kind)
-        yield []
+        yield Page("1", [])
 
     def _ask(self, kind: Kind) -> None:
         if kind.plural not in self.asked:
@@ -49,7 +56,7 @@ async def test_an_api_server_that_is_busy_delays_the_start_and_does_not_end_it(m
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
     operator, busy = Operator(cast(ApiClient, None), Settings("trainer", "router")), Busy()
-    operator.cluster = cast(Cluster, busy)
+    given(operator, busy)
     reconciler = await operator._prepared()
     assert reconciler.signing_key == KEY
     assert operator.filled
@@ -65,11 +72,11 @@ class Closed:
         self.kinds, self.has = kinds, has
         self.listed: set[tuple[Kind, str | None]] = set()
 
-    async def pages(self, kind: Kind, namespace: str | None = None, *_: Any, **__: Any) -> AsyncIterator[list[Any]]:
+    async def pages(self, kind: Kind, namespace: str | None = None, *_: Any, **__: Any) -> AsyncIterator[Page]:
         if kind in self.kinds and namespace == "ml":
             raise errors.Forbidden("403")
         self.listed.add((kind, namespace))
-        yield []
+        yield Page("1", [])
 
     async def get(self, *_: Any) -> dict[str, Any] | None:
         return self.has
@@ -77,34 +84,33 @@ class Closed:
 
 async def test_a_namespace_without_access_to_finetunes_is_left_out_and_the_others_are_not() -> None:
     operator, closed = Operator(cast(ApiClient, None), Settings("trainer", "router", namespaces=("ml", "nlp"))), Closed(FINETUNE, *CHILDREN)
-    operator.cluster = cast(Cluster, closed)
-    await operator.fill()
+    given(operator, closed)
+    await operator._each_kind(operator.informer.fill, CHILDREN)
     assert operator.closed == {"ml"}
     assert closed.listed == {(kind, "nlp") for kind in (FINETUNE, *CHILDREN)}
 
 
 async def test_a_lacking_right_to_children_is_an_error_and_closes_no_namespace() -> None:
     operator = Operator(cast(ApiClient, None), Settings("trainer", "router", namespaces=("ml", "nlp")))
-    operator.cluster = cast(Cluster, Closed(POD))
+    given(operator, Closed(POD))
     with pytest.raises(errors.Forbidden):
-        await operator.fill()
+        await operator._each_kind(operator.informer.fill, CHILDREN)
     assert operator.closed == set()
 
 
 async def test_what_was_deleted_before_a_list_of_the_watches_is_missed_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entry, "LISTED_SECONDS", 0.05)
     operator = Operator(cast(ApiClient, None), Settings("trainer", "router", sweep_seconds=86400))
-    operator.cluster = cast(Cluster, Closed())
-    labels = {"finetune.dev/name": "bot"}
-    operator.cache.put(POD, {"metadata": {"name": "bot-0", "namespace": "ml", "uid": "1", "resourceVersion": "5", "labels": labels}})
-    sweeping = asyncio.create_task(operator._sweep())
+    given(operator, Closed())
+    operator.cache.put(FINETUNE, {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}})
+    sweeping = asyncio.create_task(operator._after_lists())
     try:
         for _ in range(4):
             operator.listed.set()
             await asyncio.sleep(0.02)
             assert len(operator.queue) == 0, "the list is not at its end"
         assert await asyncio.wait_for(operator.queue.take(), 5) == ("ml", "bot")
-        assert operator.cache.uids(POD) == frozenset()
+        assert operator.cache.uids(FINETUNE) == frozenset()
     finally:
         sweeping.cancel()
         await asyncio.gather(sweeping, return_exceptions=True)
@@ -115,8 +121,8 @@ async def test_what_a_list_lacks_is_asked_for_before_it_is_forgotten(uid: str, k
     """A list is stale while the storage of a CRD is made anew; what is forgotten is forgotten for good."""
     pod = {"metadata": {"name": "bot-0", "namespace": "ml", "uid": "1", "resourceVersion": "5", "labels": {"finetune.dev/name": "bot"}}}
     operator = Operator(cast(ApiClient, None), Settings("trainer", "router"))
-    operator.cluster = cast(Cluster, Closed(has={"metadata": {**pod["metadata"], "uid": uid}}))
+    given(operator, Closed(has={"metadata": {**pod["metadata"], "uid": uid}}))
     operator.cache.put(POD, pod)
-    await operator._compare(POD, None, "")
+    await operator.informer.compare(POD, None)
     assert operator.cache.uids(POD) == (frozenset({"1"}) if kept else frozenset())
     assert len(operator.queue) == (0 if kept else 1)

@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,6 +187,11 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def size(folders: Iterable[Path]) -> int:
+    """Bytes of all files in these folders; none of a folder that is not there."""
+    return sum(path.stat().st_size for folder in folders for path in _all_files(folder))
 
 
 def write_json(path: Path, document: object) -> None:

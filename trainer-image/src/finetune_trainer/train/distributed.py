@@ -17,9 +17,17 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import distributed
 
+from finetune_trainer.train.watchdog import Beat
+
 TICK_SECONDS = 1.0
 SLOWEST = 2**22  # bytes a second, written, read again for their digest, and flushed
+SLOWEST_READ = 2**25  # bytes a second of a volume that all ranks read at once
 T = TypeVar("T")
+
+
+def patience(size: int) -> float:
+    """Seconds that a rank may take to read `size` bytes from the slowest volume."""
+    return size / SLOWEST_READ
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,9 @@ class Ranks:
         distributed.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def first_does(self, work: Callable[[], T], beat: Callable[[], None], size: int) -> T | None:
-        """What `work`, which writes `size` bytes, returns on rank 0, where a thread does it; None elsewhere. Meanwhile all ranks wait, and
-        `beat` for as long as the slowest volume may take. Raises on rank 0 what `work` raises."""
+    def first_does(self, work: Callable[[], T], beat: Beat, size: int) -> T | None:
+        """What `work`, which reads or writes `size` bytes, returns on rank 0, where a thread does it; None elsewhere. Meanwhile all ranks
+        wait, and `beat` for as long as the slowest volume may take. Raises on rank 0 what `work` raises."""
         if not self.first:
             while self.tell(None):
                 beat()

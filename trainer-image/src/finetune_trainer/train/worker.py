@@ -91,7 +91,9 @@ def _train(config: RunConfig, context: Context, watchdog: Watchdog, progress: Pr
     context.folder = folder = assemble.attempt_folder(config, ranks)
     progress.update(state="loading", folder=str(folder))
     inputs = assemble.open_inputs(config)
-    done = ranks.tell(assemble.finished(assemble.resumable(config, folder), inputs.fingerprint) if ranks.first else None)
+    attempts = assemble.resumable(config, folder)
+    size = layout.size(layout.artifact(attempt) for attempt in attempts)
+    done = ranks.tell(ranks.first_does(lambda: assemble.finished(attempts, inputs.fingerprint), watchdog.beat, size))
     if done is not None:
         return dict(done)
     run = assemble.build(config, ranks, inputs, folder, progress, watchdog.beat)
