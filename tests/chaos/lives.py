@@ -224,6 +224,7 @@ class Life:
                 attempt.pop("step", None)
                 attempt.pop("resumedFromStep", None)
             attempt.pop("gpus", None)  # told if it was ever seen to run
+        status.get("rollout", {}).pop("name", None)  # of when it began
         return {"children": children, "status": status}
 
     def _plain(self, value: Any) -> Any:

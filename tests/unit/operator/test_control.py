@@ -34,6 +34,7 @@ JUDGED: dict[str, tuple[str, dict[str, Any], tuple[str, str]]] = {
     "promote while all are being moved": (
         "promote:a1b2c3d4", rolling(state=m.SHIFTING, weight=100), ("Ignored", "all users are on the new arm already"),
     ),
+    "promote while nearly all are moved": ("promote:a1b2c3d4", rolling(weight=99), ("Accepted", "all users are moved")),
     "promote while it bakes": ("promote:a1b2c3d4", rolling(state=m.BAKING, weight=100), ("Ignored", "rollout.bake")),
     "pause while it bakes": ("pause:a1b2c3d4", rolling(state=m.BAKING, weight=100), ("Accepted", "until it is resumed")),
     "abort": ("abort:a1b2c3d4", rolling(), ("Accepted", "everybody is taken back")),
@@ -82,7 +83,7 @@ def test_an_annotation_that_is_taken_away_is_forgotten(asked: str, outcome: str,
     o = make_observed(status={**rolling(state=state), "control": judged(asked, outcome)})
     d = control.heard(o, draft(o))
     assert d.status.control is None
-    assert [n.message for n in d.notes] == notes
+    assert [(n.type, n.reason, n.message) for n in d.notes] == [("Normal", "Rollout", note) for note in notes]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_a_long_value_is_cut() -> None:
     o = make_observed(status=rolling(), control=asked)
     d = control.heard(o, draft(o))
     assert d.status.control is not None
-    assert len(d.status.control.asked) == control.LONGEST
+    assert len(d.status.control.asked) == 253
     o = make_observed(status=dict(d.status), control=asked)
     assert control.heard(o, draft(o)) == draft(o), "and is no new one in the next cycle"
 
