@@ -152,12 +152,35 @@ def test_the_tail_must_be_slower_as_well() -> None:
     assert [guards.latency(GUARDS, slow(tail), even(1000)).verdict for tail in tails] == ["Pass", "Fail"]
 
 
+STRICT = GUARDS.model_copy(update={"max_latency_regression_percent": 0})
+
+
+def test_a_tail_that_is_as_long_is_not_slower() -> None:
+    """The median is far above stable's, the 95th percentile is 550 ms in both."""
+    stable = ArmTotals(1000, 0, ((100.0, 900.0), (1000.0, 1000.0), (math.inf, 1000.0)), 1)
+    canary = ArmTotals(1000, 0, ((100.0, 0.0), (505.0, 900.0), (595.0, 1000.0), (math.inf, 1000.0)), 1)
+    assert guards.latency(STRICT, canary, stable).verdict == "Pass"
+
+
+def test_of_too_few_answers_nothing_is_surely_slower() -> None:
+    instant = ArmTotals(100, 0, ((0.0, 100.0), (math.inf, 100.0)), 1)
+    few = ArmTotals(100, 0, ((100.0, 10.0), (math.inf, 10.0)), 1)
+    assert guards.latency(STRICT, few, instant).verdict == "Pass"
+
+
 REGRESSIONS: dict[str, tuple[ArmTotals, ArmTotals, str, str]] = {
     "nothing was seen": (ArmTotals(), ArmTotals(), "Insufficient", ", at least 100 of the canary are wanted"),
     "too few of the canary": (ArmTotals(99, 99), ArmTotals(9000, 9), "Insufficient", ", at least 100 of the canary are wanted"),
     "too few of stable": (ArmTotals(100, 99), ArmTotals(9, 0), "Insufficient", ": 10 of each are compared"),
     "as many in both": (ArmTotals(1000, 10), ArmTotals(9000, 90), "Pass", ""),
     "at the limit": (ArmTotals(1000, 15), ArmTotals(9000, 90), "Pass", ""),
+    "a thousandth above it": (
+        ArmTotals(100_000, 1501),
+        ArmTotals(900_000, 9000),
+        "Insufficient",
+        ": above the limit, not yet beyond chance",
+    ),
+    "ten of stable are enough": (ArmTotals(100), ArmTotals(10), "Pass", ""),
     "a little above it": (ArmTotals(1000, 16), ArmTotals(9000, 90), "Insufficient", ": above the limit, not yet beyond chance"),
     "twice as many of a thousand": (ArmTotals(1000, 20), ArmTotals(9000, 90), "Insufficient", ": above the limit, not yet beyond chance"),
     "twice as many of twenty thousand": (ArmTotals(20_000, 400), ArmTotals(180_000, 1800), "Fail", ""),
