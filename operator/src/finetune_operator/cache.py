@@ -25,6 +25,7 @@ class Cache:
         self._owners: dict[Key, Object] = {}
         self._children: dict[Kind, dict[Key, dict[str, Object]]] = {}
         self._gone: dict[str, None] = {}
+        self._bereft: set[Key] = set()
 
     def owner(self, key: Key) -> Object | None:
         """The FineTune, or None when it is gone."""
@@ -66,9 +67,25 @@ class Cache:
         if known is not None and known["metadata"]["uid"] == obj["metadata"]["uid"]:
             if kind is FINETUNE:
                 del self._owners[key]
+                self._bereft.discard(key)
             else:
                 self._forget(kind, key, obj["metadata"]["name"])
+                if kind is not POD and key in self._owners:
+                    self._bereft.add(key)
         return key
+
+    def bereft(self, key: Key) -> bool:
+        """Was a child of the FineTune deleted since it was last known to be there? Its own deletion may be told later than theirs."""
+        return key in self._bereft
+
+    def confirm(self, key: Key, obj: Object | None) -> None:
+        """Take in that the FineTune was just found like this, or not found."""
+        known = self._owners.get(key)
+        if known is not None and (obj is None or obj["metadata"]["uid"] != known["metadata"]["uid"]):
+            self.drop(FINETUNE, known)
+        if obj is not None:
+            self.put(FINETUNE, obj)
+        self._bereft.discard(key)
 
     def uids(self, kind: Kind, namespace: str | None = None) -> frozenset[str]:
         """What is stored now (of one namespace, or of all): taken before a list begins, for `missing`."""

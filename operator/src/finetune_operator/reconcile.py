@@ -64,6 +64,8 @@ class Reconciler:
 
     async def reconcile(self, key: Key) -> float | None:
         """One cycle; returns the seconds until the next one is wanted, None when events alone matter."""
+        if self.cache.bereft(key):
+            self.cache.confirm(key, await self.cluster.get(FINETUNE, *key))
         finetune = self.cache.owner(key)
         if finetune is None:
             self.problems.pop(key, None)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from finetune_operator import names
 from finetune_operator.cache import Cache
-from finetune_operator.kinds import FINETUNE, JOB, POD
+from finetune_operator.kinds import FINETUNE, JOB, POD, SERVICE
 
 KEY = ("ml", "bot")
 NOBODY: frozenset[str] = frozenset()
@@ -136,3 +137,30 @@ def test_what_is_told_one_by_one_shares_its_strings() -> None:
     assert one["type"] == "FailureTarget"
     assert one["type"] is other["type"]
     assert next(iter(one)) is next(iter(other))
+
+
+def test_a_finetune_whose_child_was_deleted_is_to_be_asked_for_once() -> None:
+    cache, key = Cache(), ("ml", "bot")
+    owner = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
+    labels = {"finetune.dev/name": "bot"}
+    service, pod = ({"metadata": {"name": n, "namespace": "ml", "uid": n, "resourceVersion": "6", "labels": labels}} for n in ("s", "p"))
+    cache.put(FINETUNE, owner)
+    for kind, child, bereft in ((POD, pod, False), (SERVICE, service, True)):
+        cache.put(kind, child)
+        cache.event(kind, "DELETED", child)
+        assert cache.bereft(key) is bereft
+    cache.confirm(key, {"metadata": {**owner["metadata"], "resourceVersion": "7"}})
+    assert not cache.bereft(key)
+    assert (cache.owner(key) or {})["metadata"]["resourceVersion"] == "7"
+
+
+@pytest.mark.parametrize("found", [None, "another"])
+def test_a_finetune_that_is_not_found_any_more_is_forgotten(found: str | None) -> None:
+    cache, key = Cache(), ("ml", "bot")
+    meta = {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}
+    cache.put(FINETUNE, {"metadata": meta})
+    cache.confirm(key, {"metadata": {**meta, "uid": found, "resourceVersion": "9"}} if found else None)
+    owner = cache.owner(key)
+    assert (owner["metadata"]["uid"] if owner else None) == found
+    cache.put(FINETUNE, {"metadata": meta})
+    assert (cache.owner(key) or {"metadata": {"uid": None}})["metadata"]["uid"] == found, "it does not come back"
