@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Final, TextIO
 
-from finetune_operator import names
+from finetune_operator import conditions, names
 
 from kubectl_finetune.kubectl import Kubectl, Object, PluginError
 from kubectl_finetune.view import Seen, coloured, headline, plain, screen, utc_now
@@ -18,7 +18,7 @@ from kubectl_finetune.view import Seen, coloured, headline, plain, screen, utc_n
 SECONDS: Final = 2.0
 CLEAR, HOME, BELOW = "\x1b[2J", "\x1b[H", "\x1b[J"  # the screen; to the first line; from here
 LINE_END: Final = "\x1b[K\n"  # clear what an older, longer line left
-END_PHASES: Final = frozenset({"Live", "Trained", "NotNeeded", "Rejected", "Failed"})
+END_PHASES: Final = conditions.READY_PHASES | conditions.STALLED_PHASES
 
 
 def show(
@@ -73,7 +73,7 @@ def _events(kubectl: Kubectl, name: str) -> list[Object]:
 
 def _progress(kubectl: Kubectl, finetune: Object) -> Object:
     """What rank 0 says of itself, through the API server; the status has it at marks alone."""
-    if (finetune.get("status") or {}).get("phase") != "Training":
+    if (finetune.get("status") or {}).get("phase") != conditions.TRAINING:
         return {}
     meta = finetune["metadata"]
     with suppress(PluginError, ValueError):

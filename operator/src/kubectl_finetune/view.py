@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from finetune_operator import conditions as c
+from finetune_operator import names
 from finetune_operator.decide.rollout import ACTIVE
 from finetune_operator.status import duration
 from finetune_operator.workloads import time
@@ -22,7 +23,7 @@ Paint = Callable[[str, str], str]
 NAME: Final = 11  # columns of the left margin, where a block says what it is
 BAR: Final = 30
 EVENTS: Final = 6
-STAGES: Final = ("fetch", "prepare", "baseline", "train", "evaluate", "deploy", "rollout", "bake")
+STAGES: Final = (*names.STAGES, "deploy", "rollout", "bake")
 GOOD, BAD, BUSY, QUIET, BOLD = "good", "bad", "busy", "quiet", "bold"
 ANSI: Final = {GOOD: "32", BAD: "31", BUSY: "33", QUIET: "2", BOLD: "1"}
 SINCE: Final = re.compile(r" \(since [0-9TZ:-]+\)$")  # at the end of Ready's message; the view says how long

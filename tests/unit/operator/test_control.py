@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from finetune_operator import conditions as c
 from finetune_operator import names
+from finetune_operator.api.crd import ROOT
 from finetune_operator.api.status import Control, Rollout
 from finetune_operator.decide import control, decide
 from finetune_operator.decide import rollout as m
@@ -129,3 +130,9 @@ def test_what_is_without_effect_is_in_the_condition() -> None:
     assert message == f"the annotation {names.CONTROL}=promote:00000000 is without effect: no rollout is running"
     o = make_observed(status=rolling(), control="pause:a1b2c3d4")
     assert names.CONTROL not in condition(compute(o, decide(o)).to_dict(), "RolledOut")["message"]
+
+
+def test_the_verbs_are_those_of_the_contract() -> None:
+    assert (m.PAUSE, m.RESUME, m.PROMOTE, m.ABORT) == ("pause", "resume", "promote", "abort")
+    contract = (ROOT / "docs" / "contracts.md").read_text()
+    assert [verb for verb in control.MEANING if f"\n| `{verb}` |" not in contract] == []

@@ -254,3 +254,8 @@ def test_a_base_model_that_is_good_enough_serves_and_says_so() -> None:
     )  # fmt: skip
     found = arms(live, draft(live).block(c.NOT_NEEDED, "good enough", reason=c.BASELINE_GOOD_ENOUGH))
     assert (found.phase, found.reason, found.message) == (c.NOT_NEEDED, c.BASELINE_GOOD_ENOUGH, "good enough")
+
+
+def test_a_step_whose_beginning_is_not_known_is_at_its_first_look() -> None:
+    rollout = holding(memory={"seconds": 2.0}, next_step_at="2026-01-01T12:00:02Z")
+    assert m.advance(PLAN, scene(router(**FINE)), rollout).rollout.memory["look"] == [0]

@@ -1,6 +1,7 @@
 """What the numbers say should be done next: one sentence each, from what was measured, never from taste.
 
-Sources of the thresholds: DESIGN's minima for examples; a bootstrap of fewer than about 50 rows says little of a share near 0 or 1.
+The thresholds are rules of thumb: fewer than about a hundred examples rarely teach more than form, and a bootstrap of fewer than about
+fifty rows says little of a share near 0 or 1.
 """
 
 from __future__ import annotations
