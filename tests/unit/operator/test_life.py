@@ -772,3 +772,17 @@ async def test_a_rollout_that_is_held_long_after_its_step_is_not_written_at_ever
         world.turn()
         world.clock.seconds += 3.0
     assert world.api.writes == []
+
+
+async def test_a_finetune_whose_deletion_is_told_after_its_childrens_gets_no_child_again() -> None:
+    world = await to_live("never")
+    operator = Operator(world, late={FINETUNE: 4})
+    for _ in range(6):
+        await operator.cycle()
+    before = births(world)
+    world.api.remove(FINETUNE, "ml", "bot")
+    for _ in range(3):
+        world.turn()
+    for _ in range(3):
+        await operator.cycle()
+    assert births(world) == before
