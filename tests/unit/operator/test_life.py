@@ -611,7 +611,7 @@ async def deleted_finetune_leaves_nothing(kill: str) -> World:
     return world
 
 
-SLOW = {**SPEC["rollout"], "steps": [{"weight": 10, "hold": "10m"}, {"weight": 100}]}
+SLOW = {**SPEC["rollout"], "steps": [{"weight": 10, "hold": "3m"}, {"weight": 100}]}
 
 
 def ask(world: World, verb: str) -> None:
@@ -644,12 +644,12 @@ async def promoted_rollout_waits_for_no_step_and_bakes(kill: str) -> World:
     ask(world, "promote")
     await run(world, phase("Baking"), kill=kill)
     await run(world, phase("Live"), kill=kill)
-    assert world.clock.seconds - asked < 300, "the step's time was not waited for"
+    assert world.clock.seconds - asked < 120, "the step's time was not waited for"
     await run(world, kill=kill)
     assert status_of(world)["control"]["outcome"] == "Accepted"
     edit(world, serving={"replicas": 2, "image": "third:1"})
     await run(world, weight(10), kill=kill)
-    held = world.clock.seconds + 300
+    held = world.clock.seconds + 90
     await run(world, lambda _: world.clock.seconds > held, kill=kill)
     assert status_of(world)["rollout"]["weight"] == 10, "the next rollout is not promoted by the same annotation"
     await run(world, phase("Live"), kill=kill)
