@@ -157,3 +157,17 @@ def test_an_attempt_resumes_from_its_own_earlier_gangs_and_from_earlier_attempts
     config = RunConfig.model_validate(make_config("train", tmp_path, tmp_path, run__path=str(tmp_path / "a3"), run__resumeFrom=named))
     found = [path.name for path in assemble.resumable(config, tmp_path / "a3-mine") if path.exists()]
     assert found == ["a3-mine", "a3-earlier", "a2-unseen", "a1-before"]
+
+
+def test_what_only_tells_of_a_folder_is_verified_and_no_part_of_its_digest(tmp_path: Path) -> None:
+    def made(name: str, card: str) -> dict[str, object]:
+        with layout.transaction(tmp_path / name) as work:
+            (work.folder / "weights").write_text("weights")
+            (work.folder / "README.md").write_text(card)
+            work.aside.add("README.md")
+        return layout.verify(tmp_path / name)
+
+    assert made("a", "of a")["digest"] == made("b", "of b")["digest"]
+    (tmp_path / "a" / "README.md").write_text("changed")
+    with pytest.raises(layout.Corrupt):
+        layout.verify(tmp_path / "a")

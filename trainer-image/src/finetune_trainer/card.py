@@ -1,7 +1,6 @@
 """The model card beside an artifact: README.md in the form that Hugging Face's hub reads.
 
-Invariant: the artifact's own card says nothing of time, place or chance, for it is part of what the artifact's digest is of. The one
-beside an evaluation has its results too.
+The one beside an evaluation has its results too.
 """
 
 from __future__ import annotations

@@ -37,12 +37,14 @@ class Corrupt(Exception):
 
 @dataclass
 class Transaction:
-    """A folder being filled: write into `folder`, put what the manifest should say besides the files into `facts`, and
-    the bytes of files that must be in it, by relative name, into `expected`."""
+    """A folder being filled: write into `folder`, put what the manifest should say besides the files into `facts`,
+    the bytes of files that must be in it, by relative name, into `expected`, and names of files that only tell of the others,
+    and are no part of the digest, into `aside`."""
 
     folder: Path
     facts: dict[str, object] = field(default_factory=dict)
     expected: dict[str, int] = field(default_factory=dict)
+    aside: set[str] = field(default_factory=set)
 
 
 def checkpoints(attempt: Path) -> Path:
@@ -105,7 +107,8 @@ def _transaction(final: Path, manifest: str) -> Iterator[Transaction]:
         yield work
         table = file_table(temporary, manifest)
         _check_expected(work, table)
-        write_json(temporary / manifest, {**work.facts, "files": table, "digest": table_digest(table)})
+        digest = table_digest({name: facts for name, facts in table.items() if name not in work.aside})
+        write_json(temporary / manifest, {**work.facts, "files": table, "digest": digest})
         for path in _all_files(temporary):
             path.chmod(READABLE)
             flush(path)

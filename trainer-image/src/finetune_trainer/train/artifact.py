@@ -31,6 +31,7 @@ def save(attempt: Path, model: Any, weights: Tensors, facts: JsonObject, base: P
         else:
             _save_model(work.folder, model, base)
         (work.folder / card.CARD).write_text(card.render(facts))
+        work.aside.add(card.CARD)  # it has the digest of the prepared data, whose report has times: the same weights have one digest
         work.facts.update(facts)
     return layout.read_manifest(folder, layout.ARTIFACT_MANIFEST)
 
