@@ -43,7 +43,7 @@ WATCH_FAILURES: Final = 20  # in a row, before the process gives up and is start
 WATCH_HEALTHY_SECONDS: Final = 60.0
 ENDING_SECONDS: Final = 15.0  # for kopf to end; it may not, once its connections are closed
 LISTED_SECONDS: Final = 1.0  # without a word from kopf's lists: they are at their end
-GARBAGE_AFTER: Final = (10_000, 20, 20)  # a list is all new objects and no garbage: to look for some was a third of a start's CPU
+GARBAGE_AFTER: Final = (10_000, 20, 20)  # new objects; to look for garbage while kopf lists was a third of a start's CPU
 LONGEST_PAUSE: Final = 10.0  # before watches that ended are begun anew
 
 
@@ -93,9 +93,12 @@ class Operator:
     async def _prepared(self) -> Reconciler:
         """With the key and full caches, also from an API server that is busy: a process that ends for that is started ever later."""
         key = await patiently(partial(signing.key, self.cluster, self.settings.lease_namespace))
-        await self._each_kind(self.informer.fill, CHILDREN)
-        gc.collect()
-        gc.freeze()  # what is there now mostly stays: to look through it again and again was a third of a sweep's time
+        gc.disable()  # a list is all new objects and no garbage
+        try:
+            await self._each_kind(self.informer.fill, CHILDREN)
+        finally:
+            gc.freeze()  # what is there now mostly stays: to look through it again and again was a third of a sweep's time
+            gc.enable()
         self.filled = True
         log.info("filled", extra=logs.of(finetunes=len(self.cache.owners())))
         events = Events(self.cluster, self.clock, self.settings.identity)
