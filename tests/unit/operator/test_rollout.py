@@ -351,6 +351,21 @@ def test_a_step_that_cannot_be_judged(case: str) -> None:
     assert words in step.message
 
 
+@pytest.mark.parametrize("held", [{"wish": m.PAUSE}, {"hold": True}], ids=["paused", "suspended"])
+def test_for_want_of_evidence_while_it_was_held_nobody_is_taken_back(held: dict[str, Any]) -> None:
+    plan = replace(PLAN, extension=300.0, guards=PLAN.guards.model_copy(update={"on_insufficient": "Rollback"}))
+    rollout = holding(next_step_at=stamp(NOW - timedelta(hours=5)))
+    rollout = m.advance(plan, replace(UNJUDGED, **held), rollout).rollout
+    assert rollout.state == m.HOLDING
+
+    def after(seconds: float) -> str:
+        nonlocal rollout
+        rollout = m.advance(plan, replace(UNJUDGED, now=NOW + timedelta(seconds=seconds)), rollout).rollout
+        return rollout.state
+
+    assert (after(60), after(359), after(361)) == (m.HOLDING, m.HOLDING, m.ROLLING_BACK)
+
+
 def test_nobody_is_taken_back_to_an_arm_without_a_pod_for_want_of_evidence() -> None:
     plan = replace(PLAN, guards=PLAN.guards.model_copy(update={"on_insufficient": "Rollback"}))
     rollout = holding(next_step_at=stamp(NOW - timedelta(seconds=1)))

@@ -215,8 +215,8 @@ def _holding(plan: Plan, scene: Scene, r: Rollout) -> Step:
 
 def _unjudged(plan: Plan, scene: Scene, r: Rollout, where: str) -> Step:
     """A step whose time is over and which the guards cannot judge: it is extended, and then what the user asked for is done."""
-    over = time(r.next_step_at)
-    extended = over is not None and (scene.now - over).total_seconds() <= plan.extension
+    over = max((t for t in (time(r.next_step_at), time(r.memory.get("freed"))) if t), default=None)
+    extended = scene.held or (over is not None and (scene.now - over).total_seconds() <= plan.extension)
     lacking = _first(r, "Insufficient")
     wait = Step(r, _unheard(scene, r.weight), f"{where}: goes on once there is enough traffic to judge ({lacking})")
     match "Extend" if extended else plan.guards.on_insufficient:
@@ -255,7 +255,7 @@ def _guarded(plan: Plan, scene: Scene, r: Rollout, *, hurried: bool = False) -> 
         return _failed(scene, r, findings), r, findings
     r = _rewound(r, scene.now)
     over = seconds_until(r.next_step_at, scene.now) <= 0
-    r = _look(scene, r, findings, over)
+    r = _freed(scene, _look(scene, r, findings, over))
     if scene.held == conditions.PAUSED_BY_USER:
         return _held(scene, r), r, findings
     if over or (hurried and not scene.held):
@@ -348,6 +348,12 @@ def _warm(state: RouterState, arms: list[str]) -> bool:
 def _can_go_back(scene: Scene, r: Rollout) -> bool:
     """Users are never taken back to an arm without a pod that serves."""
     return r.weight == 0 or scene.stable.ready > 0
+
+
+def _freed(scene: Scene, r: Rollout) -> Rollout:
+    """The rollout that remembers that it is held, and once it is not, since when: what it lacked meanwhile is not held against it."""
+    was_held, r = "held" in r.memory, _marked(r, "held", scene.now if scene.held else None)
+    return _with(r, memory={**r.memory, "freed": stamp(scene.now)}) if was_held and not scene.held else r
 
 
 def _marked(r: Rollout, key: str, moment: datetime | None) -> Rollout:
