@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +63,21 @@ async def test_no_test_row_is_in_a_training_file(bot: FineTune) -> None:
 async def test_the_old_arm_goes_once_no_router_knows_it(bot: FineTune) -> None:
     live = bot.status()["liveArm"]
     await bot.until("the live arm alone", lambda _: _arms(bot) == [live], seconds=90)
+
+
+async def test_the_plugin_tells_of_it_and_fetches_its_pages(bot: FineTune, tmp_path: Path) -> None:
+    revision = bot.status()["revision"]
+    told = _plugin(bot, tmp_path, "status")
+    assert "Live" in told
+    assert revision in told
+    for kind, options, words in (
+        ("evaluation", (), "ExactMatch"), ("data", ("--data",), "training rows"), ("card", ("--card",), "library_name: "),
+    ):  # fmt: skip
+        file = tmp_path / _plugin(bot, tmp_path, "report", *options).splitlines()[-1]
+        assert file.name.startswith(f"bot-{revision}-{kind}.")
+        assert words in file.read_text()
+    readers = ("-n", bot.space.name, "pods", "-l", "app.kubernetes.io/managed-by=kubectl-finetune")
+    await bot.until("no pod that reads", lambda _: not (bot.kubectl.get(*readers) or {}).get("items"), seconds=60)
 
 
 async def test_at_rest_it_writes_nothing(bot: FineTune) -> None:
@@ -160,6 +180,18 @@ test = [json.loads(line)["id"] for line in (folder / "test.jsonl").read_text().s
 train = set((folder / "train-hashes.txt").read_text().split())
 print(json.dumps({"test": len(test), "train": len(train), "both": len(train & set(test))}))
 """
+
+
+def _plugin(bot: FineTune, folder: Path, command: str, *options: str) -> str:
+    """What `kubectl finetune COMMAND bot` prints, run in that folder with the cluster's kubectl on PATH."""
+    kubectl = folder / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\nexec {shlex.join(bot.kubectl.command)} "$@"\n')
+    kubectl.chmod(0o755)
+    environment = {**os.environ, **bot.kubectl.env, "PATH": f"{folder}:{os.environ['PATH']}"}
+    arguments = [sys.executable, "-m", "kubectl_finetune", command, bot.name, "-n", bot.space.name, *options]
+    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def _read_volume(bot: FineTune, script: str, *arguments: str) -> str:
