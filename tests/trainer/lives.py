@@ -20,7 +20,6 @@ from finetune_trainer.serve.prefix import begin
 from finetune_trainer.train import artifact, assemble
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.loop import Loop, Run
-from finetune_trainer.train.watchdog import Beat
 
 ALONE = Ranks(0, 0, 1, torch.device("cpu"))
 PROMPTS = ([5, 9, 30, 31, 32], [7, 8], [40, 41, 42, 43, 44, 45, 46, 47, 48])
@@ -50,21 +49,21 @@ def train(config: dict[str, Any], folder: Path, stop_after: int | None = None) -
     return Trained(losses, run, layout.artifact(run.attempt))
 
 
-def silent(allow: float = 0.0) -> None:
+def silent() -> None:
     """The beat of a rank that nobody watches."""
 
 
-def build(config: dict[str, Any], attempt: Path, resume_from: tuple[Path, ...] = (), beat: Beat = silent) -> Run:
+def build(config: dict[str, Any], attempt: Path, resume_from: tuple[Path, ...] = (), beat: Callable[[], None] = silent) -> Run:
     """What the loop of this attempt works with."""
     return _build(config, attempt, resume_from, ALONE, beat)
 
 
-def build_on(config: dict[str, Any], attempt: Path) -> Run:
+def build_on(config: dict[str, Any], attempt: Path, beat: Callable[[], None] = silent) -> Run:
     """The same on one of several ranks, which joins them."""
-    return _build(config, attempt, (), Ranks.join(60, gpus=False), silent)
+    return _build(config, attempt, (), Ranks.join(60, gpus=False), beat)
 
 
-def _build(config: dict[str, Any], attempt: Path, resume_from: tuple[Path, ...], ranks: Ranks, beat: Beat) -> Run:
+def _build(config: dict[str, Any], attempt: Path, resume_from: tuple[Path, ...], ranks: Ranks, beat: Callable[[], None]) -> Run:
     paths = {"path": str(attempt.with_name(attempt.name.partition("-")[0])), "resumeFrom": [str(path) for path in resume_from]}
     loaded = RunConfig.model_validate({**config, "run": paths})
     torch.set_num_threads(need(loaded.compute, "compute").threads)

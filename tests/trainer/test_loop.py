@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_trainer import hardware, layout
+from finetune_trainer import hardware
 from finetune_trainer.config import LoraConfig, MethodConfig, ModelConfig, RunConfig, TrainingConfig, need
 from finetune_trainer.data import arrays
 from finetune_trainer.exits import Interrupted, NonFinite
@@ -20,7 +20,6 @@ from finetune_trainer.train.engine import VALUES, Replicated
 from finetune_trainer.train.loop import Loop, Run
 from finetune_trainer.train.loop import _Speed as Speed
 from finetune_trainer.train.model import trained
-from finetune_trainer.train.watchdog import Watchdog
 from torch.nn import functional
 
 from tests.trainer import lives
@@ -211,34 +210,9 @@ def test_who_waits_for_what_rank_0_writes_beats_as_long_as_that_may_take(size: i
         found.append("written")
         return "path"
 
-    assert ALONE.first_does(write, lambda allow=0.0: found.append("beat"), size) == "path"
+    assert ALONE.first_does(write, lambda: found.append("beat"), size) == "path"
     assert found[-2:] == ["written", "beat"]
     assert ("beat" in found[:-2]) is beats
-
-
-def test_ranks_that_wait_for_a_checkpoint_to_be_verified_beat_and_have_time_to_read_it(
-    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A verified checkpoint of a large model takes longer than a rank may be silent."""
-    config, attempt = (
-        make_config("train", work, work / "models" / "tiny", training__checkpoint={"everySteps": 2, "keep": 1}),
-        tmp_path / "a0-x",
-    )
-    Loop(lives.build(config, attempt)).execute()
-    monkeypatch.setattr(distributed, "TICK_SECONDS", 0.02)
-    monkeypatch.setattr(distributed, "SLOWEST", 1)
-    newest, beats = checkpoint.newest, list[float]()
-
-    def slowly(*arguments: Any) -> Any:
-        time.sleep(0.3)
-        return newest(*arguments)
-
-    monkeypatch.setattr(checkpoint, "newest", slowly)
-    run = lives.build(config, attempt, beat=lambda allow=0.0: beats.append(allow))
-    assert run.last_checkpoint is not None
-    assert beats.count(0.0) >= 5
-    sizes = [layout.size([run.last_checkpoint]), layout.size([work / "models" / "tiny"])]
-    assert [allow for allow in beats if allow] == [size / distributed.SLOWEST_READ for size in sizes]
 
 
 def test_what_rank_0_cannot_write_is_raised_there() -> None:
@@ -277,13 +251,47 @@ def saves_slowly(config: dict[str, Any], attempt: str) -> tuple[int, bool]:
     return len(beats), is_committed
 
 
-def test_a_watchdog_waits_for_what_was_allowed_and_no_longer() -> None:
-    stalls: list[float] = []
-    watchdog = Watchdog(0.2, stalls.append, tick=0.02)
-    watchdog.start()
-    watchdog.beat(0.6)
-    time.sleep(0.5)
-    assert stalls == []
-    time.sleep(0.6)
-    assert len(stalls) == 1
-    watchdog.stop()
+def test_ranks_that_resume_beat_while_one_of_them_verifies_or_reads(work: Path, tmp_path: Path) -> None:
+    """A large model's checkpoint takes longer to verify, to read, and the model to load, than a rank may be silent."""
+    config = make_config("train", work, work / "models" / "tiny", compute__nodes=2, training__checkpoint={"everySteps": 2, "keep": 1})
+    attempt = tmp_path / "a0-x"
+    Loop(lives.build({**config, "compute": {**config["compute"], "nodes": 1}}, attempt)).execute()
+    for beats, resumed in on_ranks(2, resumes_slowly, config, str(attempt)):
+        assert resumed
+        assert all(count >= 5 for count in beats.values()), beats
+
+
+def resumes_slowly(config: dict[str, Any], attempt: str) -> tuple[dict[str, int], bool]:
+    """How often a rank beats while rank 0 finds a checkpoint, while rank 1 reads it, and while rank 1 loads the model."""
+    said: list[str] = []
+    stage = ["verify"]
+    found, read, loaded = checkpoint.newest, checkpoint.load, model.load_base
+
+    def slowly(then: Any, rank: int) -> Any:
+        def work(*arguments: Any, **named: Any) -> Any:
+            if distributed.distributed.get_rank() == rank:
+                time.sleep(0.5)
+            return then(*arguments, **named)
+
+        return work
+
+    def beat() -> None:
+        said.append(stage[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "TICK_SECONDS", 0.02)
+        patch.setattr(distributed, "SLOWEST", 1)
+        patch.setattr(distributed, "SLOWEST_READ", 1)
+        patch.setattr(checkpoint, "newest", slowly(found, 0))
+        patch.setattr(checkpoint, "load", slowly(read, 1))
+        patch.setattr(model, "load_base", slowly(loaded, 1))
+        all_do = Ranks.all_do
+
+        def staged(ranks: Ranks, *arguments: Any) -> Any:
+            stage[0] = "read" if stage[0] == "verify" else "load"
+            return all_do(ranks, *arguments)
+
+        patch.setattr(Ranks, "all_do", staged)
+        run = lives.build_on(config, Path(attempt), beat)
+    run.ranks.leave()
+    return {name: said.count(name) for name in ("verify", "read", "load")}, run.resume is not None

@@ -134,6 +134,8 @@ class Operator:
         closed: set[str] = set()
         for namespace in self._namespaces():
             try:
+                for kind in CHILDREN if namespace in self.closed else ():  # it may be open again: children first, or they seem to be gone
+                    await patiently(partial(self.informer.fill, kind, namespace))
                 await patiently(partial(verb, FINETUNE, namespace))
             except errors.Forbidden as error:
                 if namespace is None:

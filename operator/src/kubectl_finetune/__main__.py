@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -27,7 +29,12 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="kubectl finetune", description="A FineTune at a glance, its report, and a hand on its rollout.")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     status = commands.add_parser("status", parents=[shared], help="phase, progress, scores, rollout, guards and Events")
-    status.add_argument("-w", "--watch", action="store_true", help="go on: redrawn on a terminal, a line for each change elsewhere")
+    status.add_argument(
+        "-w",
+        "--watch",
+        action="store_true",
+        help="go on: redrawn on a terminal, a line for each change elsewhere (exit status 1 when it ends Failed or Rejected)",
+    )
     pages = commands.add_parser("report", parents=[shared], help="fetch the report page of a revision (or of its data) and open it")
     report.arguments(pages)
     for verb in control.VERBS:
@@ -38,12 +45,14 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0 done, 1 it could not be done (and why), 130 interrupted."""
     options = parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a bar is no reason to end where the terminal has no such letters
     given = {"--namespace": options.namespace, "--context": options.context, "--kubeconfig": options.kubeconfig}
     kubectl = Kubectl([f"{flag}={value}" for flag, value in given.items() if value])
     try:
         if options.command == "status":
-            live.show(kubectl, options.name, sys.stdout, watch=options.watch)
-        elif options.command == "report":
+            return 0 if live.show(kubectl, options.name, sys.stdout, watch=options.watch) else 1
+        if options.command == "report":
             print(report.fetch(kubectl, options.name, options))
         else:
             print(control.ask(kubectl, options.name, options.command))
@@ -52,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -75,7 +75,7 @@ def classified(said: str) -> PluginError:
     text = said.splitlines()[-1] if said else "kubectl failed and said nothing"
     if "(NotFound)" in said:
         return NotFound(text)
-    if "(Forbidden)" in said:
+    if "(Forbidden)" in said and " cannot " in said:  # a quota and most admission policies say Forbidden, too
         return Refused(
             f"{text}. Ask for the ClusterRole `edit` in this namespace (`view` is enough for status): the chart adds FineTunes to both"
         )

@@ -8,35 +8,40 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 from finetune_operator import conditions, names
 
-from kubectl_finetune.kubectl import Kubectl, Object, PluginError
+from kubectl_finetune.kubectl import Kubectl, NotFound, Object, PluginError
 from kubectl_finetune.view import Seen, coloured, headline, plain, screen, utc_now
 
 SECONDS: Final = 2.0
 CLEAR, HOME, BELOW = "\x1b[2J", "\x1b[H", "\x1b[J"  # the screen; to the first line; from here
 LINE_END: Final = "\x1b[K\n"  # clear what an older, longer line left
+MOVING: Final = ("training", "validating", "saving", "exporting")  # states in which a pod's own figures are newer than the status
+FIGURES: Final = ("step", "totalSteps", "percent", "loss", "validationLoss", "tokensPerSecond", "etaSeconds")
 END_PHASES: Final = conditions.READY_PHASES | conditions.STALLED_PHASES
 
 
 def show(
     kubectl: Kubectl, name: str, out: TextIO, *, watch: bool, wait: Callable[[float], None] = time.sleep,
     clock: Callable[[], datetime] = utc_now,
-) -> None:  # fmt: skip
+) -> bool:  # fmt: skip
     """Print the view; with `watch` redraw it on a terminal until it is interrupted, and elsewhere print a line for each change until
-    the FineTune has come to an end. PluginError when it cannot be read (a watch outlives single failures)."""
+    the FineTune has come to an end. Whether that is none that failed. PluginError when it cannot be read (a watch outlives single
+    failures, but not the FineTune)."""
     terminal = out.isatty()
     if not watch:
         out.write("\n".join(screen(look(kubectl, name, clock(), terminal=terminal))).rstrip() + "\n")
-        return
+        return True
     kubectl.finetune(name)  # what is not there is said at once
     last = ""
     while True:
         try:
             seen = look(kubectl, name, clock(), terminal=terminal)
             lines, line = screen(seen), headline(seen)
+        except NotFound:
+            raise
         except PluginError as error:
             lines, line = [f"the cluster cannot be asked: {error}"], f"the cluster cannot be asked: {error}"
             seen = None
@@ -48,7 +53,7 @@ def show(
         out.flush()
         last = line
         if not terminal and seen is not None and ended(seen):
-            return
+            return seen.status.get("phase") not in conditions.STALLED_PHASES
         wait(SECONDS)
 
 
@@ -81,8 +86,20 @@ def _progress(kubectl: Kubectl, finetune: Object) -> Object:
         leader = next((p["metadata"]["name"] for p in pods if _leads(p)), None)
         if leader:
             path = f"/api/v1/namespaces/{meta['namespace']}/pods/{leader}:{names.PROGRESS_PORT}/proxy/progress"
-            return dict(json.loads(kubectl("get", "--raw", path, seconds=5)))
+            return _figures(json.loads(kubectl("get", "--raw", path, seconds=5)))
     return {}
+
+
+def _figures(told: Any) -> Object:
+    """The numbers of what a pod says of itself: it runs what users wrote, so nothing else of it reaches the terminal. None while it
+    loads, when it knows less than the status."""
+    if not isinstance(told, dict) or told.get("stage") != "train" or told.get("state") not in MOVING:
+        return {}
+    figures: Object = {key: told[key] for key in FIGURES if isinstance(told.get(key), int | float)}
+    saved = told.get("checkpoint")
+    if isinstance(saved, dict) and isinstance(saved.get("step"), int):
+        figures["checkpoint"] = {"step": saved["step"]}
+    return {"stage": "train", **figures}
 
 
 def _leads(pod: Object) -> bool:

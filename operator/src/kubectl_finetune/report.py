@@ -15,6 +15,7 @@ import secrets
 import sys
 import time
 import webbrowser
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -57,7 +58,7 @@ def fetch(kubectl: Kubectl, name: str, options: argparse.Namespace) -> str:
     revision = _revision(finetune, options.revision)
     kind = "data" if options.data else "card" if options.card else "evaluation"
     path = where(revision, kind)
-    content = read(kubectl, finetune, path, options.image or image(kubectl, name))
+    content = read(kubectl, finetune, path, template(kubectl, name, options.image))
     file = options.output or Path(f"{name}-{revision['name']}-{kind}{Path(path).suffix}")
     try:
         file.write_bytes(content)
@@ -96,21 +97,25 @@ def _revision(finetune: Object, wanted: str | None) -> Object:
     return dict(known[name])
 
 
-def image(kubectl: Kubectl, name: str) -> str:
-    """An image that the FineTune's pods have run already: its nodes can pull it. PluginError when nothing of it is left."""
-    for kind, selector in (("jobs", names.STAGE), ("deployments", names.ARM)):
+def template(kubectl: Kubectl, name: str, image: str | None = None) -> Object:
+    """What the FineTune's pods are made from: an image that its nodes can pull (or the one that is named), and what they tolerate. A model
+    server's first, for the volume may be where that is. PluginError when nothing of it is left that names an image."""
+    for kind, selector in (("deployments", names.ARM), ("jobs", names.STAGE)):
         for found in reversed(kubectl.items(kind, f"--selector={names.NAME}={name},{selector}")):
-            return str(found["spec"]["template"]["spec"]["containers"][0]["image"])
+            spec = found["spec"]["template"]["spec"]
+            return {"image": image or spec["containers"][0]["image"], "tolerations": spec.get("tolerations") or []}
+    if image:
+        return {"image": image, "tolerations": []}
     raise PluginError("no Job or server of it is left that tells an image: name one that has sh, gzip and base64 with --image")
 
 
-def read(kubectl: Kubectl, finetune: Object, path: str, with_image: str, *, wait: Callable[[float], None] = time.sleep) -> bytes:
+def read(kubectl: Kubectl, finetune: Object, path: str, like: Object, *, wait: Callable[[float], None] = time.sleep) -> bytes:
     """The file's content, read by a pod that is removed afterwards. PluginError says what kept it."""
-    manifest = reader(finetune, path, with_image)
+    manifest = reader(finetune, path, like)
     pod = manifest["metadata"]["name"]
     print(f"reading {path} with pod {pod}", file=sys.stderr)
-    kubectl("create", "--filename=-", f"--field-manager={MANAGER}", stdin=json.dumps(manifest))
     try:
+        kubectl("create", "--filename=-", f"--field-manager={MANAGER}", stdin=json.dumps(manifest))
         code = _ended(kubectl, pod, wait)
         if code == MISSING:
             raise PluginError(f"{path} is not on the work volume: that revision was made by an older operator, or is not kept any more")
@@ -118,7 +123,14 @@ def read(kubectl: Kubectl, finetune: Object, path: str, with_image: str, *, wait
             raise PluginError(f"pod {pod} could not read {path}: {kubectl('logs', pod).strip()[-500:] or f'exit code {code}'}")
         return unpacked(kubectl("logs", pod))
     finally:
+        _remove(kubectl, pod)
+
+
+def _remove(kubectl: Kubectl, pod: str) -> None:
+    try:
         kubectl("delete", "pod", pod, "--wait=false", "--ignore-not-found")
+    except PluginError as error:  # what was read is not lost for that
+        print(f"pod {pod} is left, and ends by itself within {READ_SECONDS} s: {error}", file=sys.stderr)
 
 
 def unpacked(log: str) -> bytes:
@@ -128,36 +140,39 @@ def unpacked(log: str) -> bytes:
         if not packed:
             raise EOFError("nothing was printed")
         return gzip.decompress(packed)
-    except (binascii.Error, OSError, EOFError) as error:
+    except (binascii.Error, OSError, EOFError, zlib.error) as error:
         raise PluginError(f"what the reading pod printed is damaged ({error}): try again") from error
 
 
-def reader(finetune: Object, path: str, with_image: str) -> Manifest:
-    """The pod that prints the file. It goes with its FineTune, and ends by itself, also when nobody removes it."""
+def reader(finetune: Object, path: str, like: Object) -> Manifest:
+    """The pod that prints the file, of the image of `like`, and tolerating what it tolerates. It goes with its FineTune, and ends by
+    itself, also when nobody removes it."""
     meta = finetune["metadata"]
     owner = Owner(meta["namespace"], meta["name"], meta["uid"])
     container: Manifest = {
         "name": "reader",
-        "image": with_image,
+        "image": like["image"],
         "command": ["sh", "-c", READ, "reader", path],
         "resources": RESOURCES,
         "securityContext": pods.RESTRICTED_CONTAINER,
         "volumeMounts": [{"name": "work", "mountPath": names.WORK, "readOnly": True}],
     }
+    user = _spec(finetune)
     claim = {"claimName": names.work_volume(owner.name), "readOnly": True}
-    spec = pods.pod_spec(
-        owner, _spec(finetune), containers=[container], volumes=[{"name": "work", "persistentVolumeClaim": claim}], grace_seconds=1
-    )
+    spec = pods.pod_spec(owner, user, containers=[container], volumes=[{"name": "work", "persistentVolumeClaim": claim}], grace_seconds=1)
+    given = spec.get("tolerations") or []
+    tolerations = [*given, *(t for t in like["tolerations"] if t not in given)]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
+            "annotations": pods.pod_annotations(user),
             "name": f"{owner.name}-report-{secrets.token_hex(3)}",
             "namespace": owner.namespace,
             "labels": {names.MANAGED_BY: MANAGER, **pods.volume_label(owner)},
             "ownerReferences": [{**owner.reference(), "controller": False}],
         },
-        "spec": {**spec, "restartPolicy": "Never", "activeDeadlineSeconds": READ_SECONDS},
+        "spec": {**spec, "tolerations": tolerations, "restartPolicy": "Never", "activeDeadlineSeconds": READ_SECONDS},
     }
 
 
@@ -179,7 +194,9 @@ def _ended(kubectl: Kubectl, pod: str, wait: Callable[[float], None]) -> int:
         status = found.get("status") or {}
         if status.get("phase") in ("Succeeded", "Failed"):
             ended = [s["state"]["terminated"] for s in status.get("containerStatuses") or () if "terminated" in s.get("state", {})]
-            return int(ended[0]["exitCode"]) if ended else 1
+            if not ended:
+                raise PluginError(f"pod {pod} was ended before it had read anything: {status.get('message') or status.get('reason')}")
+            return int(ended[0]["exitCode"])
         held_up = waiting(found, utc_now())
         why = f": {held_up.message}" if held_up else ""
         wait(POLL_SECONDS)

@@ -136,3 +136,22 @@ def test_the_verbs_are_those_of_the_contract() -> None:
     assert (m.PAUSE, m.RESUME, m.PROMOTE, m.ABORT) == ("pause", "resume", "promote", "abort")
     contract = (ROOT / "docs" / "contracts.md").read_text()
     assert [verb for verb in control.MEANING if f"\n| `{verb}` |" not in contract] == []
+
+
+@pytest.mark.parametrize("mistake", ["promot:a1b2c3d4", "promote", "pause:00000000"])
+def test_a_misspelt_or_stale_value_leaves_the_pause_before_it_in_force(mistake: str) -> None:
+    paused = judged("pause:a1b2c3d4")
+    for asked in (mistake, f"{mistake}x"):
+        o = make_observed(status={**rolling(), "control": paused}, control=asked)
+        d = control.heard(o, draft(o))
+        found = d.status.control
+        assert found is not None
+        assert (found.outcome, found.in_force) == ("Ignored", "pause:a1b2c3d4")
+        assert found.message.endswith("; pause:a1b2c3d4 holds on")
+        assert control.wish(d.status, RUNS) == m.PAUSE
+        paused = found
+    o = make_observed(status={**rolling(), "control": paused}, control="resume:a1b2c3d4")
+    lifted = control.heard(o, draft(o)).status
+    assert control.wish(lifted, RUNS) == m.RESUME
+    assert lifted.control is not None
+    assert lifted.control.in_force is None

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 from finetune_operator import conditions as c
-from finetune_operator.api.status import Attempt, Cleaning, Revision, Rollout, Status
+from finetune_operator.api.status import Attempt, Cleaning, Control, Revision, Rollout, Status
 from finetune_operator.decide import control, decide, rollout
 from finetune_operator.decide.draft import Draft
 from finetune_operator.decide.retry import BUDGETS
@@ -88,7 +88,10 @@ def _the_user_is_heard(o: Observed, d: Draft, before: Status, after: Status) -> 
         assert after.rollout.weight in (0, running.weight)
         assert after.rollout.state != rollout.PROMOTED
     if judged is None or judged.outcome == "Ignored":
-        quiet, alone = decide(replace(o, control="", status=before.model_copy(update={"control": None}))), replace(d, notes=())
+        holds = judged.in_force if judged else None
+        accepted = Control(asked=holds, outcome="Accepted", message="", time="") if holds else None
+        quiet = decide(replace(o, control=holds or "", status=before.model_copy(update={"control": accepted})))
+        alone = replace(d, notes=())
         assert replace(quiet, notes=(), status=quiet.status.model_copy(update={"control": judged})) == alone, "without effect"
 
 

@@ -558,3 +558,28 @@ def test_each_rollout_has_a_structure_of_its_own_and_the_users_keep_their_salt()
     assert two.routing is not None
     assert one.routing.structure.version != two.routing.structure.version
     assert one.routing.structure.salt == two.routing.structure.salt
+
+
+def test_a_source_that_could_not_be_asked_when_the_step_began_counts_from_then_on() -> None:
+    """Else a guard that asks it would hold the step for ever."""
+    rollout = holding(memory={**holding().memory, "counted": {}})
+    fine = router(**FINE)
+    first = m.advance(PLAN, scene(fine), rollout).rollout
+    assert set(first.memory["counted"]) == {f"{fine.pod}@{fine.started}"}, "what it counted before is of other steps, too"
+    again = m.advance(PLAN, replace(scene(fine), now=NOW + timedelta(minutes=1)), first).rollout
+    assert again.memory["counted"] == first.memory["counted"]
+
+
+@pytest.mark.parametrize("held", [{"wish": m.PAUSE}, {"hold": True}], ids=["paused", "suspended"])
+def test_a_router_that_is_not_heard_while_a_rollout_is_held_is_no_reason_to_reject_it(held: dict[str, Any]) -> None:
+    rollout = at(m.CONNECTING, memory={"since": stamp(NOW - timedelta(days=1))})
+    gone = replace(scene(), routers=())
+    rollout = m.advance(PLAN, replace(gone, **held), rollout).rollout
+    assert rollout.state == m.CONNECTING
+
+    def after(seconds: float) -> str:
+        nonlocal rollout
+        rollout = m.advance(PLAN, replace(gone, now=NOW + timedelta(seconds=seconds)), rollout).rollout
+        return rollout.state
+
+    assert (after(1), after(PLAN.deadline), after(PLAN.deadline + 2)) == (m.CONNECTING, m.CONNECTING, m.ROLLING_BACK)

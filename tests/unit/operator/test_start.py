@@ -126,3 +126,20 @@ async def test_what_a_list_lacks_is_asked_for_before_it_is_forgotten(uid: str, k
     await operator.informer.compare(POD, None)
     assert operator.cache.uids(POD) == (frozenset({"1"}) if kept else frozenset())
     assert len(operator.queue) == (0 if kept else 1)
+
+
+async def test_of_a_namespace_that_is_open_again_the_children_are_known_before_its_finetunes() -> None:
+    """Else what trains there would seem to have lost its Job."""
+    operator = Operator(cast(ApiClient, None), Settings("trainer", "router", namespaces=("ml", "nlp")))
+    order: list[tuple[Kind, str | None]] = []
+
+    class Open(Closed):
+        async def pages(self, kind: Kind, namespace: str | None = None, *_: Any, **__: Any) -> AsyncIterator[Page]:
+            order.append((kind, namespace))
+            yield Page("1", [])
+
+    given(operator, Open())
+    operator.closed = {"ml"}
+    await operator._compare()
+    assert order == [*((kind, "ml") for kind in CHILDREN), (FINETUNE, "ml"), (FINETUNE, "nlp")]
+    assert operator.closed == set()

@@ -20,6 +20,8 @@ from kubectl_finetune.kubectl import Kubectl, NotFound, PluginError, Refused, cl
 from tests.unit.plugin.cluster import NOW, FakeKubectl, cluster, recorded, rolling
 
 PATH = "/work/revisions/6364d116/evaluations/tuned-c4c8b72f/report.html"
+LIKE = {"image": "trainer:1", "tolerations": []}
+GPU = {"key": "nvidia.com/gpu", "operator": "Exists"}
 JOB = {"metadata": {"name": "bot-6364d116-fetch"}, "spec": {"template": {"spec": {"containers": [{"image": "trainer:1"}]}}}}
 
 
@@ -60,7 +62,7 @@ def test_kubectl_is_called_with_the_users_flags() -> None:
     echo = script("import json, sys; print(json.dumps({'items': [{'said': sys.argv[1:] + [sys.stdin.read()]}]}))", "--namespace=ml")
     assert echo.items("pods", "-l", "a=b")[0]["said"][:-1] == ["get", "pods", "-l", "a=b", "--output=json", "--namespace=ml"]
     with pytest.raises(Refused):
-        script("import sys; sys.exit('Error from server (Forbidden): no')")("get", "x")
+        script("import sys; sys.exit('Error from server (Forbidden): u cannot get resource x')")("get", "x")
     with pytest.raises(PluginError, match=r"did not answer within 0 s"):
         script("import time; time.sleep(5)")("get", "x", seconds=0.05)
     with pytest.raises(PluginError, match="kubectl is not on PATH"):
@@ -149,31 +151,34 @@ def test_who_may_not_read_events_sees_the_rest() -> None:
 def test_training_is_asked_how_far_it_is() -> None:
     pod = {"metadata": {"name": "bot-a1-0", "annotations": {names.JOB_INDEX: "0"}}, "status": {"phase": "Running"}}
     other = {"metadata": {"name": "bot-a1-1", "annotations": {names.JOB_INDEX: "1"}}, "status": {"phase": "Running"}}
-    said = {"stage": "train", "step": 7, "totalSteps": 50, "percent": 14, "loss": 1.5}
+    said = {"stage": "train", "state": "training", "step": 7, "totalSteps": 50, "percent": 14, "loss": "\x1b[2J", "checkpoint": [1]}
     raw = {"/api/v1/namespaces/guard/pods/bot-a1-0:8080/proxy/progress": json.dumps(said)}
     training = recorded("Training", training={"revision": "6364d116", "attempt": 1, "step": 0, "totalSteps": 50, "percent": 0})
     kubectl = cluster(training, objects={"pods": [other, pod]}, raw=raw)
-    assert "step 7 of 50" in shown(kubectl, io.StringIO())
+    assert "step 7 of 50" in (told := shown(kubectl, io.StringIO()))
+    assert "\x1b" not in told, "a pod runs what users wrote"
+    kubectl.raw.update({path: json.dumps({**said, "state": "loading"}) for path in raw})
+    assert "step 0 of 50" in shown(kubectl, io.StringIO()), "it knows less than the status"
     refuses = lambda call: Refused("no") if "--raw" in call else None  # noqa: E731
     assert "step 0 of 50" in shown(cluster(training, objects={"pods": [pod]}, fails=refuses), io.StringIO())
 
 
 def test_a_watch_that_is_piped_tells_each_change_once_and_ends_with_it() -> None:
-    kubectl = cluster(rolling())
-    states = iter([rolling(), rolling(weight=50, step=2), "gone", recorded("Live")])
+    away: list[str] = []
+    kubectl = cluster(rolling(), fails=lambda _: PluginError("connection refused") if away else None)
+    states = iter([rolling(), rolling(weight=50, step=2), "away", recorded("Live")])
 
     def turn(_: float) -> None:
         state = next(states)
-        if isinstance(state, str):
-            kubectl.finetunes.clear()
-        else:
+        away[:] = [state] if isinstance(state, str) else []
+        if not isinstance(state, str):
             kubectl.finetunes["bot"] = state
 
     told = shown(kubectl, io.StringIO(), watch=True, wait=turn).splitlines()
     assert [line.split("  ", 1)[1] for line in told] == [
         "RollingOut, 10 % of the users, step 1 of 2",
         "RollingOut, 50 % of the users, step 2 of 2",
-        "the cluster cannot be asked: there is no FineTune bot; there is none in this namespace (-n names another one)",
+        "the cluster cannot be asked: connection refused",
         "Live, revision 6364d116 serves all users at Service bot",
     ]
 
@@ -226,8 +231,8 @@ def test_the_card_without_results_is_the_artifacts() -> None:
 
 def test_the_reader_may_do_nothing_but_read() -> None:
     finetune = recorded("Live")
-    finetune["spec"]["pods"] = {"imagePullSecrets": ["pull"], "nodeSelector": {"disk": "fast"}}
-    pod = report.reader(finetune, PATH, "trainer:1")
+    finetune["spec"]["pods"] = {"imagePullSecrets": ["pull"], "nodeSelector": {"disk": "fast"}, "annotations": {"mesh": "off"}}
+    pod = report.reader(finetune, PATH, {**LIKE, "tolerations": [GPU]})
     spec, [container] = pod["spec"], pod["spec"]["containers"]
     assert spec["volumes"] == [{"name": "work", "persistentVolumeClaim": {"claimName": "bot-work", "readOnly": True}}]
     assert container["volumeMounts"] == [{"name": "work", "mountPath": "/work", "readOnly": True}]
@@ -237,6 +242,7 @@ def test_the_reader_may_do_nothing_but_read() -> None:
         "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
     }  # fmt: skip
     assert (spec["imagePullSecrets"], spec["nodeSelector"]) == ([{"name": "pull"}], {"disk": "fast"})
+    assert (spec["tolerations"], pod["metadata"]["annotations"]) == ([GPU], {"mesh": "off"}), "as the pods that have the volume"
     assert pod["metadata"]["labels"] == {names.MANAGED_BY: "kubectl-finetune", names.VOLUME: "bot-work"}, "no child of the operator's"
     [term] = spec["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert term["labelSelector"]["matchLabels"] == {names.VOLUME: "bot-work"}, "it goes where the volume is"
@@ -247,7 +253,7 @@ def test_the_reader_may_do_nothing_but_read() -> None:
 def test_what_the_reader_prints_is_the_file(tmp_path: Path, name: str) -> None:
     content = bytes(range(256)) * 3000
     (tmp_path / name).write_bytes(content)
-    argv = report.reader(recorded("Live"), str(tmp_path / name), "trainer:1")["spec"]["containers"][0]["command"]
+    argv = report.reader(recorded("Live"), str(tmp_path / name), LIKE)["spec"]["containers"][0]["command"]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert report.unpacked(done.stdout) == content
     assert subprocess.run([*argv[:-1], str(tmp_path / "missing")], capture_output=True, check=False).returncode == report.MISSING
@@ -286,8 +292,25 @@ def test_a_reader_that_does_not_start_says_why() -> None:
 
     kubectl = Stuck(finetunes={"bot": recorded("Live")})
     with pytest.raises(PluginError, match=r"did not end within 120 s: pod .* cannot be scheduled: 0/1 nodes"):
-        report.read(kubectl, recorded("Live"), PATH, "trainer:1", wait=no_wait)
+        report.read(kubectl, recorded("Live"), PATH, LIKE, wait=no_wait)
     assert kubectl.pods == {}
+
+
+def test_what_was_read_is_not_lost_for_a_reader_that_cannot_be_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    fails = lambda call: Refused("no") if call[0] == "delete" else None  # noqa: E731
+    kubectl = cluster(recorded("Live"), files={PATH: b"page"}, fails=fails)
+    assert report.read(kubectl, recorded("Live"), PATH, LIKE, wait=no_wait) == b"page"
+    assert "ends by itself within 120 s: no" in capsys.readouterr().err
+
+
+def test_a_finetune_that_is_deleted_ends_its_watch_and_one_that_failed_says_so() -> None:
+    kubectl = cluster(rolling())
+    with pytest.raises(PluginError, match="there is no FineTune bot"):
+        live.show(kubectl, "bot", io.StringIO(), watch=True, wait=lambda _: kubectl.finetunes.clear(), clock=lambda: NOW)
+    for phase, well in (("Live", True), ("Failed", False), ("Rejected", False)):
+        over = recorded("Live")
+        over["status"]["phase"] = phase
+        assert live.show(cluster(over), "bot", io.StringIO(), watch=True, wait=no_wait, clock=lambda: NOW) is well
 
 
 # ---- the command line
@@ -303,14 +326,14 @@ def test_help_is_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_error_is_one_line_and_an_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     fake = tmp_path / "kubectl"
-    fake.write_text("#!/bin/sh\necho 'Error from server (Forbidden): you may not' >&2\nexit 1\n")
+    fake.write_text("#!/bin/sh\necho 'Error from server (Forbidden): you cannot patch' >&2\nexit 1\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     for words in (["status"], ["report"], ["promote"]):
         assert command.main([*words, "bot", "-n", "ml"]) == 1
         told = capsys.readouterr()
         assert told.out == ""
-        assert told.err.startswith("error: Error from server (Forbidden): you may not. Ask for")
+        assert told.err.startswith("error: Error from server (Forbidden): you cannot patch. Ask for")
 
 
 def test_the_console_script_is_one_that_kubectl_finds() -> None:

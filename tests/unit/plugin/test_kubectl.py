@@ -57,7 +57,13 @@ def test_a_training_is_asked_through_the_api_servers_proxy(api: Api, run: Run, c
     api.objects[f"{FINETUNES}/bot"] = recorded("Training", training={"revision": "6364d116", "attempt": 1, "step": 0, "totalSteps": 50})
     pod = {"metadata": {"name": "bot-a1-0", "annotations": {names.JOB_INDEX: "0"}}, "status": {"phase": "Running"}}
     api.lists |= {"/api/v1/namespaces/guard/events": [], "/api/v1/namespaces/guard/pods": [pod]}
-    api.raw["/api/v1/namespaces/guard/pods/bot-a1-0:8080/proxy/progress"] = {"stage": "train", "step": 21, "totalSteps": 50, "percent": 42}
+    api.raw["/api/v1/namespaces/guard/pods/bot-a1-0:8080/proxy/progress"] = {
+        "stage": "train",
+        "state": "training",
+        "step": 21,
+        "totalSteps": 50,
+        "percent": 42,
+    }
     assert run("status", "bot") == 0
     assert "42 %  step 21 of 50" in capsys.readouterr().out
 
@@ -84,6 +90,7 @@ def test_a_finetune_that_is_not_there(api: Api, run: Run, capsys: pytest.Capture
 
 def test_a_report_is_fetched_and_nothing_is_left(api: Api, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     api.objects = {f"{FINETUNES}/bot": {**recorded("Live"), "metadata": {**recorded("Live")["metadata"], "namespace": "guard"}}}
+    api.lists["/apis/apps/v1/namespaces/guard/deployments"] = []
     api.lists["/apis/batch/v1/namespaces/guard/jobs"] = [JOB]
     api.files[PAGE] = b"<html>\xc3\xbc</html>" * 1000
     assert run("report", "bot") == 0

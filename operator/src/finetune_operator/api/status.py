@@ -281,6 +281,7 @@ class Control(StatusModel):
     outcome: Literal["Accepted", "Ignored"]
     message: Text
     time: Time
+    in_force: Short | None = Field(default=None, description="Of an ignored value: the accepted one before it, which holds on.")
 
 
 class Cleaning(StatusModel):

@@ -6,6 +6,7 @@
 -- long, whose length is not said, that is no JSON object, or in which the field is no text.
 
 local STEPS = 100000 -- of the search through one body: strings, brackets, escapes; it blocks the router for some 20 ms at most
+local LONGEST = 1024 -- bytes of a name
 local QUOTE, OPEN_OBJECT, OPEN_LIST = string.byte('"'), string.byte("{"), string.byte("[")
 local SHORT = { ['"'] = '"', ["\\"] = "\\", ["/"] = "/", b = "\b", f = "\f", n = "\n", r = "\r", t = "\t" }
 
@@ -154,10 +155,17 @@ local function texts(text, wanted)
   return nil
 end
 
--- As a header can carry it: without spaces around it, as a header has none; control characters in the way of a URL.
+-- As a header can carry it: without spaces around it, as a header has none; control characters in the way of a URL. Empty: nobody, and
+-- also what is longer than a name is.
 local function printable(value)
-  value = string.match(value, "^[ \t]*(.-)[ \t]*$")
-  return (string.gsub(value, "%c", function(c)
+  local from, to = string.find(value, "[^ \t]") or 1, #value
+  while to >= from and string.find(string.sub(value, to, to), "[ \t]") do
+    to = to - 1
+  end
+  if to - from >= LONGEST then
+    return ""
+  end
+  return (string.gsub(string.sub(value, from, to), "%c", function(c)
     return string.format("%%%02X", string.byte(c))
   end))
 end

@@ -60,6 +60,8 @@ def _users_listener(name: str, port: int) -> Manifest:
             "common_http_protocol_options": {"max_connection_duration": f"{CONNECTION_SECONDS}s"},
             "http1_safe_max_connection_duration": True,
             "stream_idle_timeout": REQUEST_TIMEOUT,
+            "request_headers_timeout": "10s",
+            "request_timeout": "60s",  # to receive it: a body that is waited for, for an identity, is held
             "early_header_mutation_extensions": identity.without_forgery(),
             "http_filters": [
                 lua_filter(access.FILTER, access.SCRIPT),

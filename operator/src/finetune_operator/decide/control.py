@@ -31,23 +31,29 @@ def heard(o: Observed, d: Draft) -> Draft:
     if not asked:
         return _taken_back(d)
     verb, running = asked.partition(":")[0], d.status.rollout
-    refusal = _refusal(asked, running)
+    refusal, holds = _refusal(asked, running), _in_force(before)
     if refusal:
-        message = f"the annotation {names.CONTROL}={asked} is without effect: {refusal}"
+        message = f"the annotation {names.CONTROL}={asked} is without effect: {refusal}{f'; {holds} holds on' if holds else ''}"
         d = d.note("Warning", conditions.CONTROL_IGNORED, message)
     else:
         message = f"rollout {_rollout(asked)}: {MEANING[verb]}"
         d = d.note("Normal", "Rollout", f"{verb} is asked for: {message}")
     outcome = "Ignored" if refusal else "Accepted"
-    return d.set(control=Control(asked=asked, outcome=outcome, message=message[:1024], time=stamp(o.now)))
+    kept = holds if refusal else None
+    return d.set(control=Control(asked=asked, outcome=outcome, message=message[:1024], time=stamp(o.now), in_force=kept))
 
 
 def wish(status: Status, running: Rollout) -> str:
     """The verb that is in force for the running rollout; empty: none."""
-    control = status.control
-    if control is None or control.outcome != "Accepted" or _rollout(control.asked) != running.name:
-        return ""
-    return control.asked.partition(":")[0]
+    value = _in_force(status.control) or ""
+    return value.partition(":")[0] if _rollout(value) == running.name else ""
+
+
+def _in_force(control: Control | None) -> str | None:
+    """The accepted value that holds: a misspelt or stale one after it changes nothing."""
+    if control is None:
+        return None
+    return control.asked if control.outcome == "Accepted" else control.in_force
 
 
 def _taken_back(d: Draft) -> Draft:

@@ -149,6 +149,7 @@ def _deploying(plan: Plan, scene: Scene, r: Rollout) -> Step:
 
 def _connecting(plan: Plan, scene: Scene, r: Rollout) -> Step:
     """The structure first, at canary 0, until every router serves it and its clusters are warm."""
+    r = _freed(scene, r)
     needed = _needed(scene.structure, outage=bool(r.memory.get("outage")))
     if in_force(scene, 0) and all(_warm(state, needed) for state in scene.routers if state.ready):
         return _shift(plan, scene, r)
@@ -156,7 +157,7 @@ def _connecting(plan: Plan, scene: Scene, r: Rollout) -> Step:
     message = f"{len(scene.routers) - len(waiting)} of {scene.routers_wanted or '?'} routers serve both arms, the new one to nobody yet"
     held_up = scene.router_waiting
     message += f"; {held_up.message}" if held_up else _first_error(waiting)
-    if _late(plan, scene, r):
+    if not scene.held and _late(plan, scene, r) and ("freed" not in r.memory or _late(plan, scene, r, "freed")):
         fix = "Look at the routers' pods; the operator's setting images.router names their image."
         return roll_back(scene, r, conditions.NEVER_READY, f"{message}, not ready within rollout.progressDeadline. {fix}")
     return Step(r, _unheard(scene, 0), message, held_up.reason if held_up else "")
@@ -250,6 +251,7 @@ def _guarded(plan: Plan, scene: Scene, r: Rollout, *, hurried: bool = False) -> 
     r = _marked(r, "down", None if scene.canary.ready else scene.now)
     if not scene.canary.ready:
         return _down(scene, r), r, []
+    r = _based(scene, r)
     findings = judge(plan.guards, *_counted(scene, r))
     if overall(findings) == "Fail":
         return _failed(scene, r, findings), r, findings
@@ -402,20 +404,23 @@ def _counters(scene: Scene) -> dict[str, Any]:
     return {f"{pod}@{started}": {arm: _wire(counted) for arm, counted in totals.items()} for pod, started, totals in _sources(scene)}
 
 
-def _counted(scene: Scene, r: Rollout) -> tuple[ArmTotals, ArmTotals]:
-    """(canary, stable) sums since the step began; a router or server that started since then counts from zero.
-
-    One that is older and could not be asked when the step began is left out: what it counts belongs to other steps as well.
-    """
+def _based(scene: Scene, r: Rollout) -> Rollout:
+    """With today's counters of what is older than the step and could not be asked when it began: it counts from now on."""
     before, began = r.memory.get("counted") or {}, time(r.memory.get("began"))
-    structure = scene.structure
+    late = {
+        key: counters
+        for key, counters in _counters(scene).items()
+        if key not in before and began and (started := time(key.rpartition("@")[2])) and started <= began
+    }
+    return _with(r, memory={**r.memory, "counted": {**before, **late}}) if late else r
+
+
+def _counted(scene: Scene, r: Rollout) -> tuple[ArmTotals, ArmTotals]:
+    """(canary, stable) sums since the step began; a router or server that started since then counts from zero."""
+    before, structure = r.memory.get("counted") or {}, scene.structure
     canary, stable = ArmTotals(), ArmTotals()
     for pod, since, counters in _sources(scene):
-        old = before.get(f"{pod}@{since}")
-        started = time(since)
-        if old is None and began and started and started <= began:
-            continue
-        old = old or {}
+        old = before.get(f"{pod}@{since}") or {}
         for arm, totals in counters.items():
             part = subtract(totals, _read(old.get(arm)))
             if structure.canary and arm == structure.canary.arm:

@@ -45,7 +45,7 @@ def scores(compared: Compared, reference: str, gate: GateConfig | None) -> str:
     low, high = (0.0, 1.0) if metric != LOSS else _range([edge for _, interval, _, _ in rows for edge in interval] + lines)
     drawn = _axis(f"{metric}{' in bits per byte, smaller is better' if metric == LOSS else ''}", rows, low, high, lines, metric)
     found = compared.difference
-    if not found or found["difference"] is None:
+    if found is None or not _known(found, "difference"):
         return drawn
     limits = [gate.min_improvement if gate.min_improvement is not None else 0.0] if gate and reference == "the base model" else []
     if gate and reference != "the base model" and gate.min_improvement_over_live is not None:
@@ -66,7 +66,7 @@ def scores(compared: Compared, reference: str, gate: GateConfig | None) -> str:
 def _figure(metric: str, found: Mapping[str, Any], key: str) -> str:
     """The middle with its unit (bits per byte are in the title), then the interval without one."""
     text = value(metric, found) if key == "score" else difference(metric, found)
-    if found.get(key) is None:
+    if not _known(found, key):
         return text
     ends = sorted(_shown(metric, found[edge]) if key == "score" else found[edge] for edge in ("low", "high"))
     scale, form = (1, ".4f") if metric == LOSS else (100, ".1f")
@@ -79,8 +79,13 @@ def _shown(metric: str, score: float) -> float:
 
 def _interval(metric: str, found: Mapping[str, Any], key: str) -> tuple[float, float, float]:
     """(low, middle, high) as they are drawn."""
-    edges = [_shown(metric, found[name]) for name in ("low", key, "high")] if found.get(key) is not None else [0.0, 0.0, 0.0]
+    edges = [_shown(metric, found[name]) for name in ("low", key, "high")] if _known(found, key) else [0.0, 0.0, 0.0]
     return min(edges), edges[1], max(edges)
+
+
+def _known(found: Mapping[str, Any] | None, key: str) -> bool:
+    """Whether there is such a figure with its interval: where one row's loss is no number, there is none."""
+    return found is not None and all(found.get(name) is not None and math.isfinite(found[name]) for name in ("low", key, "high"))
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

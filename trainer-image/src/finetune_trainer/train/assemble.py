@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,10 @@ from finetune_trainer.exits import Infrastructure, JsonObject, UserError
 from finetune_trainer.progress import Progress
 from finetune_trainer.train import adapters, artifact, checkpoint, dpo, head, model, objective, outline, packing, plan
 from finetune_trainer.train.checkpoint import Checkpoint
-from finetune_trainer.train.distributed import Ranks, patience
+from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.engine import Engine, Replicated
 from finetune_trainer.train.loop import Run
 from finetune_trainer.train.optimizer import Tensors
-from finetune_trainer.train.watchdog import Beat
 
 POD_UID = "POD_UID"
 PROOF_TOKENS = 48
@@ -93,7 +92,7 @@ def finished(attempts: Sequence[Path], mark: str) -> JsonObject | None:
     return {**result, "artifact": str(layout.artifact(attempt)), "digest": manifest["digest"]}
 
 
-def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progress: Progress, beat: Beat) -> Run:
+def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progress: Progress, beat: Callable[[], None]) -> Run:
     """Load everything a loop needs."""
     training, compute = need(config.training, "training"), need(config.compute, "compute")
     method, data = need(config.method, "method"), need(config.data, "data")
@@ -104,15 +103,11 @@ def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progres
     rows: dict[str, Any] = {split: (preference if preferences else arrays).load(data.path, split) for split in ("train", "validation")}
     if not len(rows["train"]):
         raise UserError("NoTrainingRows", f"{data.path} has no training rows")
-    beat(patience(layout.size([config.model.path])))
-    base = model.load_base(
-        config.model,
-        bf16 and (method.type != "Full" or (compute.sharded and model.stored_dtype(config.model.path) == torch.bfloat16)),
-        torch.device("cpu") if compute.sharding == "ZeRO3" else ranks.device,
-        method.quantized_as,
-    )
+    wide = method.type != "Full" or (compute.sharded and model.stored_dtype(config.model.path) == torch.bfloat16)
+    device = torch.device("cpu") if compute.sharding == "ZeRO3" else ranks.device
+    size = layout.size([config.model.path])
+    base = ranks.all_do(lambda: model.load_base(config.model, bf16 and wide, device, method.quantized_as), beat, size)
     packs, output = shortcuts(base, method, rows, bf16, ranks)
-    beat()
     reference = resume.reference if resume else {}
     if preferences and not reference:
         progress.update(note="the base model reads all answers")
@@ -202,7 +197,9 @@ def exportable(config: RunConfig, run: Run, weights: Tensors) -> Any:
     return made
 
 
-def resume_point(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, beat: Beat) -> tuple[Path, Checkpoint] | tuple[None, None]:
+def resume_point(
+    config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, beat: Callable[[], None]
+) -> tuple[Path, Checkpoint] | tuple[None, None]:
     """The newest valid checkpoint and its folder: found by rank 0, read by all."""
     attempts = resumable(config, folder)
     size = layout.size(checkpoint.found(attempts))
@@ -210,8 +207,7 @@ def resume_point(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, 
     chosen = ranks.tell(str(newest[0]) if newest else None)
     if chosen is None:
         return None, None
-    beat(patience(size))
-    return Path(chosen), newest[1] if newest else checkpoint.load(Path(chosen))
+    return Path(chosen), ranks.all_do(lambda: newest[1] if newest else checkpoint.load(Path(chosen)), beat, size)
 
 
 def padding(base: object) -> int:

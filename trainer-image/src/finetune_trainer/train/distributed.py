@@ -17,17 +17,10 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import distributed
 
-from finetune_trainer.train.watchdog import Beat
-
 TICK_SECONDS = 1.0
 SLOWEST = 2**22  # bytes a second, written, read again for their digest, and flushed
 SLOWEST_READ = 2**25  # bytes a second of a volume that all ranks read at once
 T = TypeVar("T")
-
-
-def patience(size: int) -> float:
-    """Seconds that a rank may take to read `size` bytes from the slowest volume."""
-    return size / SLOWEST_READ
 
 
 @dataclass(frozen=True)
@@ -72,7 +65,7 @@ class Ranks:
         distributed.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def first_does(self, work: Callable[[], T], beat: Beat, size: int) -> T | None:
+    def first_does(self, work: Callable[[], T], beat: Callable[[], None], size: int) -> T | None:
         """What `work`, which reads or writes `size` bytes, returns on rank 0, where a thread does it; None elsewhere. Meanwhile all ranks
         wait, and `beat` for as long as the slowest volume may take. Raises on rank 0 what `work` raises."""
         if not self.first:
@@ -90,6 +83,32 @@ class Ranks:
         self.tell(False)
         beat()
         return found
+
+    def all_do(self, work: Callable[[], T], beat: Callable[[], None], size: int) -> T:
+        """What `work`, which reads `size` bytes, returns on each rank, where a thread does it. Meanwhile the ranks wait for each other, and
+        `beat` for as long as the slowest volume may take. Raises where `work` raises."""
+
+        def there() -> T:
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)  # each thread has one of its own
+            return work()
+
+        until = time.monotonic() + size / SLOWEST_READ
+        with futures.ThreadPoolExecutor(1) as pool:
+            doing = pool.submit(there)
+            while not self.all(self._done(doing)):
+                if time.monotonic() < until:
+                    beat()
+        beat()
+        return doing.result()
+
+    @staticmethod
+    def _done(doing: futures.Future[T]) -> bool:
+        """Whether it is done within a tick. Raises what it raised."""
+        done = bool(futures.wait([doing], TICK_SECONDS).done)
+        if done:
+            doing.result()
+        return done
 
     def leave(self) -> None:
         """Leave the group in an orderly way."""

@@ -7,7 +7,7 @@ The base model's are computed once, before training changes anything, so no seco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from finetune_trainer.data.preference import PairArrays
 from finetune_trainer.train import objective, plan
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.objective import Reader, precision
-from finetune_trainer.train.watchdog import Beat
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def log_probabilities(model: Any, pairs: PairArrays, rows: Sequence[int], reader
 
 @torch.no_grad()
 def refer(
-    base: Any, pairs: PairArrays, reader: Reader, ranks: Ranks, pass_tokens: int, bf16: bool, beat: Beat
+    base: Any, pairs: PairArrays, reader: Reader, ranks: Ranks, pass_tokens: int, bf16: bool, beat: Callable[[], None]
 ) -> torch.Tensor:  # fmt: skip
     """The base model's log-probabilities (pairs, 2) of all `pairs`, computed by all ranks together."""
     found = torch.zeros(len(pairs), 2, device=ranks.device)

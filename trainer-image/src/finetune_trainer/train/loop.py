@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,6 @@ from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.engine import Engine
 from finetune_trainer.train.objective import Objective, precision
 from finetune_trainer.train.optimizer import Tensors
-from finetune_trainer.train.watchdog import Beat
 
 SKIPS_BEFORE_ROLLBACK = 3
 WINDOW = 20
@@ -51,7 +51,7 @@ class Run:
     attempt: Path
     fingerprint: str
     progress: Progress
-    beat: Beat
+    beat: Callable[[], None]
     reference: Tensors = field(default_factory=dict)
     resume: Checkpoint | None = None
     stop_requested: bool = False

@@ -5,14 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
-
-
-class Beat(Protocol):
-    """`Watchdog.beat`, for whoever knows no watchdog."""
-
-    def __call__(self, allow: float = 0.0) -> None:
-        """Say that work goes on."""
 
 
 class Watchdog:
@@ -30,9 +22,9 @@ class Watchdog:
         self.beat()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def beat(self, allow: float = 0.0) -> None:
-        """Say that work goes on, and that what comes now may take `allow` seconds more than the limit."""
-        self._last = time.monotonic() + allow
+    def beat(self) -> None:
+        """Say that work goes on."""
+        self._last = time.monotonic()
 
     def stop(self) -> None:
         """Watch no longer."""
