@@ -152,10 +152,20 @@ class Kubelet:
             if not claim["spec"].get("volumeName") and claim["spec"].get("storageClassName"):
                 with contextlib.suppress(errors.AlreadyExists):
                     await self.admin.create(VOLUME, _volume(claim))
-        pods = [p for p in await self.admin.list(kinds.POD, label_selector=names.SELECTOR) if p["spec"].get("nodeName")]
-        for pod in pods:
+        for pod in await self.admin.list(kinds.POD, label_selector=names.SELECTOR):
             with contextlib.suppress(*ERRORS):
-                await self._pod(pod)
+                await (self._pod(pod) if pod["spec"].get("nodeName") else self._touch_claims(pod))
+
+    async def _touch_claims(self, pod: Object) -> None:
+        """Let the scheduler hear once more of claims that are bound. Its queue hears of that before its cache of claims does: a pod that
+        is tried in between fails on the old state, and would be tried again after five minutes."""
+        said = [c.get("message") or "" for c in pod["status"].get("conditions") or () if c["type"] == "PodScheduled"]
+        if any("unbound immediate PersistentVolumeClaims" in message for message in said):
+            meta = pod["metadata"]
+            for volume in pod["spec"].get("volumes") or ():
+                if claim := volume.get("persistentVolumeClaim"):
+                    touched = {"metadata": {"annotations": {"integration.test/touched": stamp()}}}
+                    await self.admin.patch(kinds.PVC, meta["namespace"], claim["claimName"], touched)
 
     async def _pod(self, pod: Object) -> None:
         meta, phase = pod["metadata"], pod["status"].get("phase")
