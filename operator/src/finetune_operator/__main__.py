@@ -29,7 +29,7 @@ from finetune_operator.cache import Cache, Key
 from finetune_operator.clock import SystemClock
 from finetune_operator.cluster import Cluster
 from finetune_operator.events import Events
-from finetune_operator.informer import Informer, patiently
+from finetune_operator.informer import LONGEST_PAUSE, Informer, patiently
 from finetune_operator.kinds import CHILDREN, FINETUNE, UNWATCHED, WATCHED, Kind
 from finetune_operator.leadership import Elector
 from finetune_operator.metrics import Metrics
@@ -44,7 +44,6 @@ WATCH_HEALTHY_SECONDS: Final = 60.0
 ENDING_SECONDS: Final = 15.0  # for kopf to end; it may not, once its connections are closed
 LISTED_SECONDS: Final = 1.0  # without a word from kopf's lists: they are at their end
 GARBAGE_AFTER: Final = (10_000, 20, 20)  # new objects; to look for garbage while kopf lists was a third of a start's CPU
-LONGEST_PAUSE: Final = 10.0  # before watches that ended are begun anew
 
 
 class Operator:

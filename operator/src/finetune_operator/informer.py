@@ -38,24 +38,35 @@ class Informer:
 
     async def fill(self, kind: Kind, namespace: str | None) -> None:
         """Make the cache agree with a complete list; what was missed meanwhile becomes due."""
-        known, listed, version = self._cache.uids(kind, namespace), set[str](), ""
-        async for page in self._cluster.pages(kind, namespace, _selector(kind)):
-            listed |= {obj["metadata"]["uid"] for obj in page.items}
-            self._due(self._cache.fill(kind, page.items))  # at once: the next page may fail, and the cache knows what nobody was told
-            version = version or page.version
-        await self._drop(kind, self._cache.missing(kind, listed, known))
-        self._versions[kind, namespace] = version
+
+        async def take(objects: list[Object]) -> None:
+            for key in self._cache.fill(kind, objects):
+                self._queue.add(key)
+
+        self._versions[kind, namespace] = await self._list(kind, namespace, take)
 
     async def compare(self, kind: Kind, namespace: str | None) -> None:
         """Hold the cache against the metadata of all objects; only what is behind is read."""
-        known, listed = self._cache.uids(kind, namespace), set[str]()
-        async for page in self._cluster.pages(kind, namespace, _selector(kind), metadata=True):
-            listed |= {obj["metadata"]["uid"] for obj in page.items}
-            for behind in self._cache.behind(kind, page.items):
+
+        async def take(objects: list[Object]) -> None:
+            for behind in self._cache.behind(kind, objects):
                 found = await self._cluster.get(kind, behind["metadata"]["namespace"], behind["metadata"]["name"])
                 if found is not None and (key := self._cache.tell(kind, found)) is not None:
                     self._queue.add(key)
+
+        await self._list(kind, namespace, take, metadata=True)
+
+    async def _list(
+        self, kind: Kind, namespace: str | None, take: Callable[[list[Object]], Awaitable[None]], *, metadata: bool = False
+    ) -> str:
+        """The version of a complete list; each page is taken in at once, for the next one may fail."""
+        known, listed, version = self._cache.uids(kind, namespace), set[str](), ""
+        async for page in self._cluster.pages(kind, namespace, _selector(kind), metadata=metadata):
+            listed |= {obj["metadata"]["uid"] for obj in page.items}
+            await take(page.items)
+            version = version or page.version
         await self._drop(kind, self._cache.missing(kind, listed, known))
+        return version
 
     async def follow(self, kind: Kind, namespace: str | None, is_open: Callable[[], bool]) -> None:
         """Take in what happens to the kind's objects, for ever. What fails is begun anew with a list, while the namespace `is_open`."""
@@ -84,10 +95,6 @@ class Informer:
             self._versions[where] = obj["metadata"]["resourceVersion"]
             if type_ != BOOKMARK and (key := self._cache.event(kind, type_, obj)) is not None:
                 self._queue.add(key, SETTLE_SECONDS)
-
-    def _due(self, keys: Iterable[Key]) -> None:
-        for key in keys:
-            self._queue.add(key)
 
     async def _drop(self, kind: Kind, missing: Iterable[Object]) -> None:
         """Forget what is not there, for good: not on the word of a list alone, which is stale while a CRD's storage is made anew."""

@@ -25,6 +25,7 @@ from finetune_operator.api.load import load_spec
 from finetune_operator.api.spec import Spec
 from finetune_operator.build import pods
 from finetune_operator.build.pods import Manifest, Owner
+from finetune_operator.build.runconfig import data_path
 from finetune_operator.errors import SpecError
 from finetune_operator.workloads import waiting
 
@@ -73,7 +74,7 @@ def where(revision: Object, kind: str) -> str:
     """The file's path on the work volume. PluginError when that revision has none yet."""
     name = revision["name"]
     if kind == "data":
-        return _of(revision.get("dataDigest"), f"{names.WORK}/data/{name}/{PAGE}", f"the data of revision {name} are not prepared")
+        return _of(revision.get("dataDigest"), f"{data_path(name)}/{PAGE}", f"the data of revision {name} are not prepared")
     scored = revision.get("evaluated") or {}
     if kind == "card":
         folder = scored.get("path") or revision.get("artifact")  # the one with results, once there are any

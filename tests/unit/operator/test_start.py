@@ -37,7 +37,7 @@ class Busy:
         self._ask(kind)
         return {"data": {"key.pem": base64.b64encode(KEY.encode()).decode()}}
 
-    async def pages(self, kind: Kind, *_: Any) -> AsyncIterator[Page]:
+    async def pages(self, kind: Kind, *_: Any, **__: Any) -> AsyncIterator[Page]:
         self._ask(kind)
         self.listed.add(kind)
         yield Page("1", [])

@@ -42,6 +42,7 @@ POLL_SECONDS: Final = 2.0
 OUTAGE_SECONDS: Final = 60.0  # an arm without a ready pod for so long is down, not restarting
 LATE_LOOK_SECONDS: Final = 60.0
 LOOKS: Final = 10  # times that the evidence of a step is written to the status, at most, while it runs in time
+Counted = tuple[str, str, Mapping[str, ArmTotals]]  # a router or server: name, start, counters by arm
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _shift(plan: Plan, scene: Scene, r: Rollout) -> Step:
     asked = ", promoted by the user" if scene.wish == PROMOTE else ""
     decision = f"{stamp(scene.now)}: step {step} of {len(plan.steps)}: {weight} %{asked}"
     memory = {k: v for k, v in r.memory.items() if k in ("since", "created")}
-    memory |= {"began": stamp(scene.now), "counted": _counters(scene)}
+    memory |= {"began": stamp(scene.now), "counted": _counters(_sources(scene))}
     shifted = _with(
         r, state=SHIFTING, step=step, steps=len(plan.steps), weight=weight, next_step_at=None, last_decision=decision, memory=memory
     )
@@ -193,7 +194,7 @@ def _shifting(plan: Plan, scene: Scene, r: Rollout) -> Step:
         return Step(r, _unheard(scene, r.weight), message)
     last = r.weight >= 100
     seconds = plan.bake if last else next((hold for weight, hold in plan.steps if weight >= r.weight), 0.0)
-    memory = {**r.memory, "began": stamp(scene.now), "seconds": seconds, "counted": _counters(scene)}
+    memory = {**r.memory, "began": stamp(scene.now), "seconds": seconds, "counted": _counters(_sources(scene))}
     held = _with(r, state=BAKING if last else HOLDING, next_step_at=later(scene.now, seconds), memory=memory, evidence=[])
     return Step(held, {}, _waiting_message(held))
 
@@ -389,7 +390,7 @@ def _first_error(routers: Iterable[RouterState]) -> str:
     return next((f"; router {s.pod} cannot be asked: {s.error}" for s in routers if s.error), "")
 
 
-def _sources(scene: Scene) -> Iterator[tuple[str, str, Mapping[str, ArmTotals]]]:
+def _sources(scene: Scene) -> Iterator[Counted]:
     """(name, start, counters by arm) of every router and server that could be asked."""
     for router in scene.routers:
         if not router.error:
@@ -399,20 +400,21 @@ def _sources(scene: Scene) -> Iterator[tuple[str, str, Mapping[str, ArmTotals]]]
             yield server.pod, server.started, {server.arm: server.totals}
 
 
-def _counters(scene: Scene) -> dict[str, Any]:
+def _counters(sources: Iterable[Counted]) -> dict[str, Any]:
     """Counters now, per router or server and its start, in a form that the status can hold."""
-    return {f"{pod}@{started}": {arm: _wire(counted) for arm, counted in totals.items()} for pod, started, totals in _sources(scene)}
+    return {f"{pod}@{started}": {arm: _wire(counted) for arm, counted in totals.items()} for pod, started, totals in sources}
 
 
 def _based(scene: Scene, r: Rollout) -> Rollout:
     """With today's counters of what is older than the step and could not be asked when it began: it counts from now on."""
     before, began = r.memory.get("counted") or {}, time(r.memory.get("began"))
-    late = {
-        key: counters
-        for key, counters in _counters(scene).items()
-        if key not in before and began and (started := time(key.rpartition("@")[2])) and started <= began
-    }
-    return _with(r, memory={**r.memory, "counted": {**before, **late}}) if late else r
+
+    def late(pod: str, since: str) -> bool:
+        started = time(since)
+        return f"{pod}@{since}" not in before and bool(began and started and started <= began)
+
+    found = _counters(source for source in _sources(scene) if late(*source[:2]))
+    return _with(r, memory={**r.memory, "counted": {**before, **found}}) if found else r
 
 
 def _counted(scene: Scene, r: Rollout) -> tuple[ArmTotals, ArmTotals]:

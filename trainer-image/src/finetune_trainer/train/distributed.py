@@ -66,34 +66,21 @@ class Ranks:
         return box[0]
 
     def first_does(self, work: Callable[[], T], beat: Callable[[], None], size: int) -> T | None:
-        """What `work`, which reads or writes `size` bytes, returns on rank 0, where a thread does it; None elsewhere. Meanwhile all ranks
-        wait, and `beat` for as long as the slowest volume may take. Raises on rank 0 what `work` raises."""
-        if not self.first:
-            while self.tell(None):
-                beat()
-            return None
-        until = time.monotonic() + size / SLOWEST
-        with futures.ThreadPoolExecutor(1) as pool:
-            doing = pool.submit(work)
-            while not futures.wait([doing], TICK_SECONDS).done:
-                if time.monotonic() < until:
-                    self.tell(True)
-                    beat()
-            found = doing.result()
-        self.tell(False)
-        beat()
-        return found
+        """What `work`, which reads or writes `size` bytes, returns on rank 0; None elsewhere. As `all_do`."""
+        return self._do(lambda: work() if self.first else None, beat, size / SLOWEST)
 
     def all_do(self, work: Callable[[], T], beat: Callable[[], None], size: int) -> T:
         """What `work`, which reads `size` bytes, returns on each rank, where a thread does it. Meanwhile the ranks wait for each other, and
         `beat` for as long as the slowest volume may take. Raises where `work` raises."""
+        return self._do(work, beat, size / SLOWEST_READ)
 
+    def _do(self, work: Callable[[], T], beat: Callable[[], None], patience: float) -> T:
         def there() -> T:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)  # each thread has one of its own
             return work()
 
-        until = time.monotonic() + size / SLOWEST_READ
+        until = time.monotonic() + patience
         with futures.ThreadPoolExecutor(1) as pool:
             doing = pool.submit(there)
             while not self.all(self._done(doing)):
