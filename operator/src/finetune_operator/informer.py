@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
 from finetune_operator import errors, logs, names
@@ -39,7 +39,7 @@ class Informer:
     async def fill(self, kind: Kind, namespace: str | None) -> None:
         """Make the cache agree with a complete list; what was missed meanwhile becomes due."""
 
-        async def take(objects: list[Object]) -> None:
+        async def take(objects: Sequence[Object]) -> None:
             for key in self._cache.fill(kind, objects):
                 self._queue.add(key)
 
@@ -48,7 +48,7 @@ class Informer:
     async def compare(self, kind: Kind, namespace: str | None) -> None:
         """Hold the cache against the metadata of all objects; only what is behind is read."""
 
-        async def take(objects: list[Object]) -> None:
+        async def take(objects: Sequence[Object]) -> None:
             for behind in self._cache.behind(kind, objects):
                 found = await self._cluster.get(kind, behind["metadata"]["namespace"], behind["metadata"]["name"])
                 if found is not None and (key := self._cache.tell(kind, found)) is not None:
@@ -57,7 +57,7 @@ class Informer:
         await self._list(kind, namespace, take, metadata=True)
 
     async def _list(
-        self, kind: Kind, namespace: str | None, take: Callable[[list[Object]], Awaitable[None]], *, metadata: bool = False
+        self, kind: Kind, namespace: str | None, take: Callable[[Sequence[Object]], Awaitable[None]], *, metadata: bool = False
     ) -> str:
         """The version of a complete list; each page is taken in at once, for the next one may fail."""
         known, listed, version = self._cache.uids(kind, namespace), set[str](), ""
