@@ -141,13 +141,17 @@ def _held(pods: list[Mapping[str, Any]], now: datetime) -> float:
 
 
 def untold(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: datetime) -> bool:
-    """Has the Job ended, and by what is known of its pods not they? Each kind has a watch of its own, and none waits for another."""
+    """Has the Job ended, and by what is known of its pods not they? Each kind has a watch of its own, and none waits for another.
+
+    A Job that only is to fail (FailureTarget) waits for its pods: these are behind if rank 0 was never told of.
+    """
     ended = condition(job, "Complete") or condition(job, "Failed")
-    since = time(ended.get("lastTransitionTime")) if ended else None
-    if ended is None or (since and (now - since).total_seconds() > TOLD_SECONDS):
+    said = ended or condition(job, "FailureTarget")
+    since = time(said.get("lastTransitionTime")) if said else None
+    if said is None or (since and (now - since).total_seconds() > TOLD_SECONDS):
         return False
     mine = [p for p in pods if _belongs(p, job)]
-    return all(_rank(p) for p in mine) or not all(_over(p) for p in mine)
+    return all(_rank(p) for p in mine) or bool(ended and not all(_over(p) for p in mine))
 
 
 def leftovers(jobs: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: datetime) -> dict[str, Run]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.workloads import ABSENT, Failure, Run, Waiting, leftovers, read_run, stuck_since, waiting
+from finetune_operator.workloads import ABSENT, Failure, Run, Waiting, leftovers, read_run, stuck_since, untold, waiting
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 JOB: dict[str, Any] = {"metadata": {"name": "job", "uid": "u"}, "spec": {}}
+LONG_AGO = {"type": "Failed", "status": "True", "lastTransitionTime": "2026-01-01T11:00:00Z"}
 Object = dict[str, Any]
 
 
@@ -187,6 +188,24 @@ def test_root_cause(case: str) -> None:
     assert isinstance(run.failure, Failure)
     assert (run.failure.failure_class, run.failure.reason, run.failure.pod) == (kind, reason, name)
     assert words in run.failure.message
+
+
+UNTOLD: dict[str, tuple[Object, list[Object], bool]] = {
+    "it goes on": (JOB, [], False),
+    "it failed, and its pods are told": (job("Failed"), [gone(0, ended(1)), gone(1, ended(1))], False),
+    "it failed, and a pod runs": (job("Failed"), [gone(0, ended(1)), pod(1)], True),
+    "it is complete, and rank 0 was never told of": (job("Complete"), [pod(1, "Succeeded")], True),
+    "it is to fail, and no pod was told of": (job("FailureTarget"), [], True),
+    "it is to fail, and rank 0 was never told of": (job("FailureTarget"), [gone(1, ended(1))], True),
+    "it is to fail, and waits for its pods": (job("FailureTarget"), [pod(0), gone(1, ended(1))], False),
+    "it failed long ago": ({**JOB, "status": {"conditions": [LONG_AGO]}}, [], False),
+}
+
+
+@pytest.mark.parametrize("case", UNTOLD)
+def test_pods_are_asked_for_when_their_watch_is_behind(case: str) -> None:
+    made, pods, expected = UNTOLD[case]
+    assert untold(made, pods, NOW) is expected
 
 
 RESULT = {"stage": "train", "artifact": "/a"}

@@ -281,6 +281,7 @@ class World:
                 self.api.remove(kinds.JOB, meta["namespace"], meta["name"])
             return
         if status.get("conditions"):
+            self._close(job)
             return
         if not pods:
             for index in range(job["spec"]["completions"]):
@@ -302,9 +303,17 @@ class World:
         for pod in pods:
             self.api.change(kinds.POD, pod, {**pod, "status": self._ended(pod, outcome, config)})
         self._leave(config, pods[0], outcome)
-        condition = {"type": "Failed" if outcome.code else "Complete", "status": "True", "reason": "PodFailurePolicy"}
-        condition["lastTransitionTime"] = self.clock.stamp()
-        self.api.change(kinds.JOB, job, {**job, "status": {"conditions": [condition]}})
+        self._says(job, "FailureTarget" if outcome.code else "Complete")
+
+    def _close(self, job: Object) -> None:
+        """The Job controller: a Job that is to fail has failed once its pods have ended."""
+        if [c["type"] for c in job["status"]["conditions"]] == ["FailureTarget"]:
+            self._says(job, "Failed")
+
+    def _says(self, job: Object, type_: str) -> None:
+        condition = {"type": type_, "status": "True", "reason": "PodFailurePolicy", "lastTransitionTime": self.clock.stamp()}
+        told = [*job.get("status", {}).get("conditions", ()), condition]
+        self.api.change(kinds.JOB, job, {**job, "status": {"conditions": told}})
 
     def _ended(self, pod: Object, outcome: Outcome, config: Object) -> Object:
         """The pod's last status; what a trainer says depends on its configuration where the contract says so."""
