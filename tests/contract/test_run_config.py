@@ -16,6 +16,7 @@ from finetune_operator.build import runconfig
 from finetune_operator.build.arm import Served, serve_args
 from finetune_operator.build.jobs import Stage
 from finetune_operator.build.runconfig import Scoring
+from finetune_operator.decide.layout import allowed
 from finetune_trainer import __main__ as trainer
 from finetune_trainer.config import CleanRun, RunConfig
 from finetune_trainer.methods import require_supported
@@ -54,9 +55,10 @@ def test_every_configuration_loads(
         revision, attempt = data.draw(REVISIONS), data.draw(st.sampled_from([None, TRAINED]))
         scoring = replace(scoring, report=runconfig.report(loaded_spec, "base", revision, attempt, "USD" if attempt else None))
     folders = data.draw(st.lists(st.just("/work/revisions/1f2e3d4c/a1-0b6c1d2e"), max_size=2))
+    chosen = data.draw(st.sampled_from(allowed(loaded_spec)))
     config = runconfig.build(
         "ml", name, "0b6c1d2e-uid", loaded_spec, Stage(stage, "1f2e3d4c", number), runconfig.resolve(loaded_spec),
-        gpus=gpus, resume_from=folders,
+        gpus=gpus, layout=(chosen.sharding, chosen.offload), resume_from=folders,
         micro_batch_divisor=data.draw(st.sampled_from([1, 2, 64])), scoring=scoring if stage in ("baseline", "evaluate") else None,
     )  # fmt: skip
     loaded = RunConfig.model_validate(json.loads(json.dumps(config, allow_nan=False)))

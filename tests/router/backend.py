@@ -21,6 +21,9 @@ class Backend:
         self.delay = 0.0
         self.abort = False  # close the connection instead of an answer
         self.gate = asyncio.Event()  # a stream waits here between its first and its second event
+        self.events = (b"data: first\n\n", b"data: second\n\n")
+        self.document: Mapping[str, object] | None = None  # what is answered; absent: who it is
+        self.headers: Mapping[str, str] = {}
         self.paths: Counter[str] = Counter()
         self.largest = 0
         self.last: tuple[Mapping[str, str], bytes] = ({}, b"")  # headers and body of the last request of a user
@@ -60,17 +63,17 @@ class Backend:
             await asyncio.sleep(self.delay)
         if b'"stream"' in body:
             return await self._stream(request, cut=b'"cut"' in body)
-        return web.json_response({"pod": self.name, "path": request.path}, status=self.status)
+        return web.json_response(self.document or {"pod": self.name, "path": request.path}, status=self.status, headers=self.headers)
 
     async def _stream(self, request: web.Request, cut: bool) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        await response.write(b"data: first\n\n")
+        await response.write(self.events[0])
         if cut:
             assert request.transport is not None
             request.transport.abort()
             return response
         with suppress(ConnectionResetError):
             await self.gate.wait()
-            await response.write(b"data: second\n\n")
+            await response.write(self.events[1])
         return response

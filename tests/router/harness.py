@@ -17,6 +17,7 @@ import aiohttp
 from finetune_operator import kinds, names, tokens
 from finetune_operator.api.spec import Serving, Spec
 from finetune_operator.build import envoy, listeners, router
+from finetune_operator.build.exposure import KEY_VARIABLE, Exposures
 from finetune_operator.build.pods import Owner
 from finetune_operator.pods import PodClient
 from finetune_operator.traffic import Backend as Arm
@@ -83,6 +84,10 @@ class Envoy:
         assert self._process is not None
         return self._process.pid
 
+    def lines(self) -> list[dict[str, Any]]:
+        """What it logged of users, a line of JSON each."""
+        return [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
+
     async def kill(self) -> None:
         """SIGKILL, as the kubelet's last word."""
         if self._process is not None:
@@ -126,6 +131,8 @@ class Router(Envoy):
         self.connection_seconds: int | None = None
         self._first: Structure | None = None
         self.serving: Serving | None = None
+        self.exposures: Exposures | None = None
+        self.exposure_key = ""
         self.started = ""
         self.client = PodClient(lambda ip, port: f"http://127.0.0.1:{self.ports[port]}")
         self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
@@ -133,7 +140,7 @@ class Router(Envoy):
     def write(self, wanted: Structure, weight: int) -> None:
         """Sync the ConfigMap's volume."""
         self._first = self._first or wanted
-        made = router.documents(self.serving, wanted, weight, tokens.jwks(KEY), UID)
+        made = router.documents(self.serving, wanted, weight, tokens.jwks(KEY), UID, self.exposures)
         sync(self.folder, {name: json.dumps(self._local(json.loads(self._sooner(text)))) for name, text in made.items()})
 
     def secret(self, mounted: str, files: Mapping[str, str]) -> None:
@@ -175,12 +182,13 @@ class Router(Envoy):
             },
         }
         arguments[at] = json.dumps(bootstrap)
-        return [*container["command"], *arguments]
+        return [*container["command"], *arguments, "--file-flush-interval-msec", "20"]  # a test waits for no line of its log
 
     async def start(self) -> Router:
         container = self._container()
         secrets = {variable["name"]: "from a Secret" for variable in container["env"] if "secretKeyRef" in variable["valueFrom"]}
         self.started = datetime.now(UTC).isoformat()
+        secrets |= {KEY_VARIABLE: self.exposure_key} if self.exposure_key else {}
         await self.run(self._command(container), self._is_ready, secrets)
         return self
 

@@ -8,7 +8,8 @@ from typing import Any
 from finetune_operator import names, tokens
 from finetune_operator.api.fields import REDEPLOY, extract
 from finetune_operator.api.spec import Spec
-from finetune_operator.build import access, identity, router
+from finetune_operator.build import access, exposure, identity, router
+from finetune_operator.build.exposure import Exposures
 from finetune_operator.build.pods import Owner
 from finetune_operator.traffic import Backend, Source, Structure
 
@@ -163,6 +164,14 @@ def test_a_secret_is_mounted_and_a_pod_without_it_does_not_start() -> None:
     assert [v for v in built()["Deployment"]["spec"]["template"]["spec"]["volumes"] if "secret" in v] == []
 
 
+def test_the_key_of_an_experiments_log_is_a_variable_that_a_pod_waits_for() -> None:
+    spec = Spec.model_validate(make_spec(rollout={"experiment": {"weight": 50, "log": {"secretName": "bot-ab"}}}))
+    (container,) = built(spec=spec)["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert container["env"][-1] == {"name": "FINETUNE_EXPOSURE_KEY", "valueFrom": {"secretKeyRef": {"name": "bot-ab", "key": "key"}}}
+    unlogged = Spec.model_validate(make_spec(rollout={"experiment": {"weight": 50}}))
+    assert built(spec=unlogged)["Deployment"] == built()["Deployment"]
+
+
 def test_tls_has_a_port_of_its_own_and_the_service_no_other() -> None:
     made = built(spec=ENCRYPTED)
     assert made["Service"]["spec"]["ports"] == [{"name": "https", "port": 443, "targetPort": "traffic-tls"}]
@@ -184,14 +193,17 @@ def test_users_meet_the_same_filters_and_routes_with_tls_and_without() -> None:
 
 
 def test_filters_run_only_where_they_are_asked_for() -> None:
-    def disabled(spec: Spec, structure: Structure) -> dict[str, bool]:
-        (routes,) = json.loads(built(structure, spec=spec)["ConfigMap"]["data"]["rds.json"])["resources"]
+    def disabled(spec: Spec, structure: Structure, exposures: Exposures | None = None) -> dict[str, bool]:
+        made = {k.kind: m for k, m in router.children(OWNER, spec, "envoy:1", structure, 10, JWKS, exposures)}
+        (routes,) = json.loads(made["ConfigMap"]["data"]["rds.json"])["resources"]
         return {name: options.get("disabled", False) for name, options in routes["virtual_hosts"][0]["typed_per_filter_config"].items()}
 
     reads = Structure(OLD, NEW, "salt", (Source(body_field="user"),))
-    assert disabled(SPEC, SPLIT) == {access.FILTER: True, identity.FILTER: True}
-    assert disabled(KEYED, SPLIT) == {access.FILTER: False, identity.FILTER: True}
-    assert disabled(SPEC, reads) == {access.FILTER: True, identity.FILTER: False}
+    none = {access.FILTER: True, identity.FILTER: True, exposure.FILTER: True}
+    assert disabled(SPEC, SPLIT) == none
+    assert disabled(KEYED, SPLIT) == {**none, access.FILTER: False}
+    assert disabled(SPEC, reads) == {**none, identity.FILTER: False}
+    assert disabled(SPEC, SPLIT, Exposures("a1b2c3d4", 50)) == {**none, exposure.FILTER: False}
 
 
 def test_neither_keys_nor_tls_are_part_of_what_an_arm_is() -> None:

@@ -451,6 +451,24 @@ class Guards(SpecModel):
     max_extension: Annotated[Duration, LIVE] = Field(default="1h", description="For so long a step that cannot be judged yet is extended.")
 
 
+class ExposureLog(SpecModel):
+    """The routers write a line of JSON to their log for each inference request of a user: who (a keyed hash), which arm, how it went."""
+
+    secret_name: Annotated[Name, LIVE] = Field(
+        description="Secret whose entry `key` (at least 16 characters) users are hashed with; keep it the same while the experiment runs."
+    )
+
+
+class Experiment(SpecModel):
+    """An A/B test: the split stays where it is until it is decided. `kubectl finetune ab` compares the arms."""
+
+    weight: Annotated[int, LIVE] = Field(ge=1, le=99, description="Percent of the users on the new arm; smaller steps come first.")
+    duration: Annotated[Duration | None, LIVE] = Field(
+        default=None, description="Then the larger steps follow; absent: until `promote` or `abort` is asked for."
+    )
+    log: ExposureLog | None = Field(default=None, description="Absent: nothing is logged.")
+
+
 class Rollout(SpecModel):
     """How users are moved."""
 
@@ -458,6 +476,7 @@ class Rollout(SpecModel):
     identity: list[Identity] | None = Field(
         default=None, max_length=8, description="Default header x-user-id; requests without one stay on stable."
     )
+    experiment: Experiment | None = None
     guards: Guards = Guards()
     bake: Annotated[Duration, LIVE] = Field(default="1h", description="The old arm is kept warm for this time after the last step.")
     progress_deadline: Annotated[Duration, LIVE] = Field(

@@ -257,6 +257,14 @@ class Stage(StatusModel):
     finished: Time | None = None
 
 
+class Experiment(StatusModel):
+    """The time in which the split was fixed: what an A/B test compares."""
+
+    weight: Count = Field(description="Percent of the users on the new arm.")
+    since: Time
+    until: Time | None = Field(default=None, description="Absent: it goes on.")
+
+
 class Rollout(StatusModel):
     """The running or last rollout; `memory` is what `decide.rollout` needs to go on after a restart."""
 
@@ -269,6 +277,7 @@ class Rollout(StatusModel):
     step: Count = 0
     steps: Count = 0
     next_step_at: Time | None = None
+    experiment: Experiment | None = None
     evidence: list[Text] = Field(default_factory=list, max_length=16)
     last_decision: Text | None = None
     memory: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})

@@ -17,8 +17,9 @@ from typing import Any, Final
 
 from finetune_operator import kinds, names
 from finetune_operator.api.spec import Serving, Spec
-from finetune_operator.build import access, identity, listeners, pods
+from finetune_operator.build import access, exposure, identity, listeners, pods
 from finetune_operator.build.envoy import ADMIN_PORT, CONFIG, TYPE, address, endpoints, file, lua_options
+from finetune_operator.build.exposure import Exposures
 from finetune_operator.build.pods import Manifest, Owner
 from finetune_operator.build.upstreams import METADATA, arm_cluster, forwarding
 from finetune_operator.kinds import Kind
@@ -40,9 +41,9 @@ LATENCY_BOUNDS: Final = tuple(float(f"{10 ** (1 + i / 16):.1e}") for i in range(
 
 
 def children(
-    owner: Owner, spec: Spec, image: str, structure: Structure, weight: int, jwks: Mapping[str, Any]
+    owner: Owner, spec: Spec, image: str, structure: Structure, weight: int, jwks: Mapping[str, Any], exposures: Exposures | None = None
 ) -> Iterator[tuple[Kind, Manifest]]:
-    """ConfigMap, Deployment, PodDisruptionBudget and the users' Service."""
+    """ConfigMap, Deployment, PodDisruptionBudget and the users' Service. `exposures`: of the log of an A/B test."""
     name = names.router(owner.name)
     yield (
         kinds.CONFIGMAP,
@@ -50,7 +51,7 @@ def children(
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": owner.metadata(name, "router"),
-            "data": documents(spec.serving, structure, weight, jwks, owner.uid),
+            "data": documents(spec.serving, structure, weight, jwks, owner.uid, exposures),
         },
     )
     yield kinds.DEPLOYMENT, _deployment(owner, spec, image)
@@ -81,14 +82,21 @@ def children(
     )
 
 
-def documents(serving: Serving | None, structure: Structure, weight: int, jwks: Mapping[str, Any], audience: str) -> dict[str, str]:
+def documents(
+    serving: Serving | None,
+    structure: Structure,
+    weight: int,
+    jwks: Mapping[str, Any],
+    audience: str,
+    exposures: Exposures | None = None,
+) -> dict[str, str]:
     """The files of the watched directory; `weight` is the canary's, in percent."""
     encrypted = {"sds.json": _resources(access.certificates())} if serving and serving.tls else {}
     users = [listeners.users(), *([listeners.encrypted()] if encrypted else [])]
     texts = {
         "lds.json": _resources([*users, listeners.control(jwks, audience), listeners.metrics()]),
         "cds.json": _resources(_clusters(structure)),
-        "rds.json": _resources([_routes(serving, structure, weight)]),
+        "rds.json": _resources([_routes(serving, structure, weight, exposures)]),
         **encrypted,
     }
     return {name: _text(text) for name, text in texts.items()}
@@ -127,7 +135,7 @@ def _deployment(owner: Owner, spec: Spec, image: str) -> Manifest:
             "--config-yaml", _text(_bootstrap()), "--service-cluster", owner.name, "--service-node", "$(POD_NAME)",
             "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning",
         ],
-        "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}, *added["env"]],
+        "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}, *added["env"], *exposure.key(spec)],
         "ports": [
             {"name": "traffic", "containerPort": names.TRAFFIC_PORT},
             {"name": "control", "containerPort": names.CONTROL_PORT},
@@ -227,7 +235,7 @@ def _resources(resources: list[Manifest]) -> Manifest:
     return {"resources": resources}
 
 
-def _routes(serving: Serving | None, structure: Structure, weight: int) -> Manifest:
+def _routes(serving: Serving | None, structure: Structure, weight: int, exposures: Exposures | None) -> Manifest:
     canary = structure.canary.arm if structure.canary else None
     document = {"version": structure.version, "weight": weight, "canary": canary}
     says: Manifest = {
@@ -253,6 +261,7 @@ def _routes(serving: Serving | None, structure: Structure, weight: int) -> Manif
                 "typed_per_filter_config": {
                     access.FILTER: lua_options(access.context(serving, STRUCTURE_PATH)),
                     identity.FILTER: lua_options(identity.context(structure)),
+                    exposure.FILTER: lua_options(exposure.context(exposures, structure, INFERENCE_PATHS)),
                 },
             }
         ],

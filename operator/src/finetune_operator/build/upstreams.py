@@ -9,7 +9,7 @@ from finetune_operator.build.envoy import REQUEST_TIMEOUT, TYPE, endpoints
 from finetune_operator.build.pods import Manifest
 from finetune_operator.traffic import Backend
 
-METADATA: Final = "finetune"  # of endpoints: which arm they are
+METADATA: Final = "finetune"  # of endpoints and clusters: which arm they are
 
 
 def forwarding() -> Manifest:
@@ -34,12 +34,12 @@ def forwarding() -> Manifest:
 def arm_cluster(name: str, backend: Backend) -> Manifest:
     """An arm's pods by their headless Service, as a cluster of that name."""
     load = endpoints(name, backend.host, names.MODEL_PORT)
-    load["endpoints"][0]["lb_endpoints"][0]["metadata"] = {
-        "filter_metadata": {METADATA: {"arm": backend.arm, "revision": backend.revision}}
-    }
+    which = {"filter_metadata": {METADATA: {"arm": backend.arm, "revision": backend.revision}}}
+    load["endpoints"][0]["lb_endpoints"][0]["metadata"] = which
     return {
         "@type": f"{TYPE}.config.cluster.v3.Cluster",
         "name": name,
+        "metadata": which,
         "cluster_type": {
             "name": "envoy.clusters.dns",
             "typed_config": {

@@ -257,10 +257,23 @@ def _plan(o: Observed, d: Draft, arm: str) -> machine.Plan:
     spec: Spec = o.spec
     known = _arm(d.status, arm)
     steps = tuple((s.weight, seconds(s.hold)) for s in spec.rollout.steps or DEFAULT_STEPS)
-    if known and known.promoted:
+    again = bool(known and known.promoted)
+    experiment = None if again else _experiment(spec)
+    if experiment:
+        share = experiment[0]
+        steps = (*(s for s in steps if s[0] < share), experiment, *(s for s in steps if s[0] > share))
+    if again:
         steps = ((100, 0.0),)
     bake, deadline, guards = seconds(spec.rollout.bake), seconds(spec.rollout.progress_deadline), spec.rollout.guards
-    return machine.Plan(steps, bake, deadline, guards, seconds(guards.max_extension))
+    return machine.Plan(steps, bake, deadline, guards, seconds(guards.max_extension), experiment)
+
+
+def _experiment(spec: Spec) -> tuple[int, float] | None:
+    """The step of the A/B test."""
+    asked = spec.rollout.experiment
+    if asked is None:
+        return None
+    return asked.weight, seconds(asked.duration) if asked.duration else machine.ENDLESS
 
 
 def _remember(d: Draft, wanted: ArmWanted) -> Draft:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from finetune_operator import conditions
 from finetune_operator.api.spec import Guards
-from finetune_operator.api.status import Rollout
+from finetune_operator.api.status import Experiment, Rollout
 from finetune_operator.decide.draft import later, seconds_until, stamp
 from finetune_operator.decide.guards import Finding, add, judge, overall, subtract
 from finetune_operator.observed import ArmHealth
@@ -42,18 +42,21 @@ POLL_SECONDS: Final = 2.0
 OUTAGE_SECONDS: Final = 60.0  # an arm without a ready pod for so long is down, not restarting
 LATE_LOOK_SECONDS: Final = 60.0
 LOOKS: Final = 10  # times that the evidence of a step is written to the status, at most, while it runs in time
+ENDLESS: Final = math.inf  # how long a step is held that only the user ends
 Counted = tuple[str, str, Mapping[str, ArmTotals]]  # a router or server: name, start, counters by arm
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the user asks of the rollout: growing steps as (percent, seconds) up to 100 %, and what guards it."""
+    """What the user asks of the rollout: growing steps as (percent, seconds) up to 100 %, and what guards it. `experiment` is the step
+    of an A/B test, which is one of them: its time may be ENDLESS."""
 
     steps: tuple[tuple[int, float], ...]
     bake: float
     deadline: float
     guards: Guards
     extension: float = 0.0  # seconds that a step which cannot be judged is extended before `guards.on_insufficient` is asked
+    experiment: tuple[int, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,16 @@ class Step:
 
 def advance(plan: Plan, scene: Scene, rollout: Rollout) -> Step:
     """One cycle further."""
+    step = _moved(plan, scene, rollout)
+    return replace(step, rollout=_recorded(plan, scene.now, step.rollout))
+
+
+def experimenting(rollout: Rollout) -> bool:
+    """Is the split fixed for an A/B test?"""
+    return rollout.experiment is not None and rollout.experiment.until is None
+
+
+def _moved(plan: Plan, scene: Scene, rollout: Rollout) -> Step:
     if rollout.state != ROLLING_BACK and _can_go_back(scene, rollout):
         if scene.abort:
             return roll_back(scene, rollout, "Superseded", scene.abort)
@@ -193,9 +206,9 @@ def _shifting(plan: Plan, scene: Scene, r: Rollout) -> Step:
             return roll_back(scene, r, conditions.NEVER_READY, f"{message}, not all within rollout.progressDeadline")
         return Step(r, _unheard(scene, r.weight), message)
     last = r.weight >= 100
-    seconds = plan.bake if last else next((hold for weight, hold in plan.steps if weight >= r.weight), 0.0)
-    memory = {**r.memory, "began": stamp(scene.now), "seconds": seconds, "counted": _counters(_sources(scene))}
-    held = _with(r, state=BAKING if last else HOLDING, next_step_at=later(scene.now, seconds), memory=memory, evidence=[])
+    memory = {**r.memory, "began": stamp(scene.now), "counted": _counters(_sources(scene))}
+    held = _with(r, state=BAKING if last else HOLDING, memory=memory, evidence=[])
+    held = _until(held, scene.now, plan.bake if last else _hold(plan, r))
     return Step(held, {}, _waiting_message(held))
 
 
@@ -256,8 +269,8 @@ def _guarded(plan: Plan, scene: Scene, r: Rollout, *, hurried: bool = False) -> 
     findings = judge(plan.guards, *_counted(scene, r))
     if overall(findings) == "Fail":
         return _failed(scene, r, findings), r, findings
-    r = _rewound(r, scene.now)
-    over = seconds_until(r.next_step_at, scene.now) <= 0
+    r = _rewound(_timed(plan, r), scene.now)
+    over = not _endless(r) and seconds_until(r.next_step_at, scene.now) <= 0
     r = _freed(scene, _look(scene, r, findings, over))
     if scene.held == conditions.PAUSED_BY_USER:
         return _held(scene, r), r, findings
@@ -273,6 +286,43 @@ def _held(scene: Scene, r: Rollout, message: str = "") -> Step:
     if scene.wish == ABORT:
         message = f"to be aborted at {r.weight} %, once there is where to go back to: no pod of the present arm is ready"
     return Step(r, _unheard(scene, r.weight), message, scene.held)
+
+
+def _endless(r: Rollout) -> bool:
+    """Does only the user end its hold?"""
+    return r.state == HOLDING and r.next_step_at is None and experimenting(r)
+
+
+def _hold(plan: Plan, r: Rollout) -> float:
+    """How many seconds the weight in force is held. A split that is fixed stays so, whatever weight the spec names meanwhile."""
+    if plan.experiment and experimenting(r):
+        return plan.experiment[1]
+    return next((hold for weight, hold in plan.steps if weight >= r.weight), 0.0)
+
+
+def _until(r: Rollout, began: datetime, seconds: float) -> Rollout:
+    """The rollout whose weight is held for so long."""
+    memory = {k: v for k, v in r.memory.items() if k != "seconds"}
+    if seconds == ENDLESS:
+        return _with(r, next_step_at=None, memory=memory)
+    return _with(r, next_step_at=later(began, seconds), memory={**memory, "seconds": seconds})
+
+
+def _timed(plan: Plan, r: Rollout) -> Rollout:
+    """The rollout with the end that its experiment has today; with any, where one without end is asked for no longer."""
+    began = time(r.memory.get("began"))
+    if r.state != HOLDING or began is None or not experimenting(r) or (r.next_step_at and plan.experiment is None):
+        return r
+    return _until(r, began, _hold(plan, r))
+
+
+def _recorded(plan: Plan, now: datetime, r: Rollout) -> Rollout:
+    """The rollout that says since when, and until when, its split was fixed."""
+    if experimenting(r) and r.state != HOLDING:
+        return _with(r, experiment=r.experiment and r.experiment.model_copy(update={"until": stamp(now)}))
+    if r.experiment is None and r.state == HOLDING and plan.experiment and plan.experiment[0] == r.weight:
+        return _with(r, experiment=Experiment(weight=r.weight, since=stamp(now)))
+    return r
 
 
 def _rewound(r: Rollout, now: datetime) -> Rollout:
@@ -317,6 +367,8 @@ def _look(scene: Scene, r: Rollout, findings: list[Finding], over: bool) -> Roll
     began, seconds = time(r.memory.get("began")), float(r.memory.get("seconds") or 0)
     elapsed = (scene.now - began).total_seconds() if began else 0.0
     look = min(LOOKS, int(LOOKS * elapsed / seconds)) if seconds else LOOKS
+    if _endless(r):
+        look = int(math.log2(1 + max(0.0, elapsed) / LATE_LOOK_SECONDS))  # each after about twice the time of the one before
     if over:
         look = LOOKS if scene.held else LOOKS + int((elapsed - seconds) / max(LATE_LOOK_SECONDS, seconds))
     seen = [look, overall(findings)] if over else [look]
@@ -374,7 +426,8 @@ def _elapsed(r: Rollout, key: str, now: datetime) -> float:
 def _waiting_message(r: Rollout) -> str:
     if r.state == BAKING:
         return f"all users are on the new arm; the old one is kept warm until {r.next_step_at}"
-    return f"step {r.step} of {r.steps}: {r.weight} % of the users until {r.next_step_at}"
+    until = f"until {r.next_step_at}" if r.next_step_at else f"until {PROMOTE} or {ABORT} is asked for"
+    return f"step {r.step} of {r.steps}: {r.weight} % of the users {until}"
 
 
 def _evidence(findings: list[Finding]) -> list[str]:
