@@ -86,7 +86,11 @@ class Envoy:
 
     def lines(self) -> list[dict[str, Any]]:
         """What it logged of users, a line of JSON each."""
-        return [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in self.log_lines() if line.startswith("{")]
+
+    def log_lines(self) -> list[str]:
+        """All that Envoy said."""
+        return self._log.read_text().splitlines()
 
     async def kill(self) -> None:
         """SIGKILL, as the kubelet's last word."""

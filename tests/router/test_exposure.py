@@ -13,6 +13,9 @@ import aiohttp
 from finetune_operator.build import exposure
 from finetune_operator.build.exposure import Exposures
 from finetune_operator.traffic import Source
+from kubectl_finetune.ab.compare import by_user, compare
+from kubectl_finetune.ab.exposures import Asked, read
+from kubectl_finetune.ab.outcomes import Outcome, Outcomes
 
 from tests.router.conftest import NEW, OLD, World
 from tests.router.harness import CHAT, Router, structure, until
@@ -64,13 +67,31 @@ async def test_a_line_says_who_saw_which_arm_and_how_it_went(world: World) -> No
     line = dict(lines[hashed(USERS[0])])
     moment = datetime.fromisoformat(line.pop("time"))
     assert abs(moment - before) < timedelta(seconds=5)
-    assert 50 <= line.pop("first_ms") <= line.pop("duration_ms") < 2000
+    assert 48 <= line.pop("first_ms") - 2 <= line.pop("duration_ms") < 2000, "two clocks"
     arm = OLD if arms[USERS[0]] == OLD.arm else NEW
     assert line.pop("response").startswith(f"chatcmpl-{'old' if arm == OLD else 'new'}-")
     assert line == {
         "log": exposure.LOG, "user": hashed(USERS[0]), "key": hashed("")[:8], "rollout": "a1b2c3d4", "canary": NEW.arm, "split": 50,
         "arm": arm.arm, "revision": arm.revision, "status": 200, "flags": "-", "prompt_tokens": 12, "completion_tokens": 345,
     }  # fmt: skip
+
+
+async def test_the_plugin_reads_what_a_router_logs_and_finds_its_users(world: World) -> None:
+    for pod in (*world.pods["old"], *world.pods["new"]):
+        pod.document = {"id": f"chatcmpl-{pod.name}", "usage": USAGE}
+    router = await logging(world)
+    arms = await router.assignment(USERS)
+    await logged(router, len(USERS))
+    outcomes = Outcomes("solved", tuple(Outcome(row, user, float(arms[user] == NEW.arm)) for row, user in enumerate(USERS)))
+    seen = read(router.log_lines(), "the log", Asked())
+    joined = by_user(seen, outcomes, KEY.encode(), zero=False)
+    found = compare(seen, outcomes, joined)
+    assert (joined.rows, joined.unknown, found.both) == (len(USERS), 0, ())
+    assert (found.canary.arm, found.stable.arm, found.split) == (NEW.arm, OLD.arm, 50)
+    assert (found.canary.users, found.stable.users) == tuple(list(arms.values()).count(arm.arm) for arm in (NEW, OLD))
+    means = [(side.mean, side.users) for side in (found.metrics[0].canary, found.metrics[0].stable) if side]
+    assert means == [(1.0, found.canary.users), (0.0, found.stable.users)]
+    assert found.canary.tokens == 345
 
 
 async def test_a_user_is_the_same_by_header_and_by_body_and_is_never_named(world: World) -> None:

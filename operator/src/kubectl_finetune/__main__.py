@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from kubectl_finetune import control, live, report
+from kubectl_finetune.ab import command as ab
 from kubectl_finetune.kubectl import Kubectl, PluginError
 
 ABOUT = {
@@ -37,13 +38,15 @@ def parser() -> argparse.ArgumentParser:
     )
     pages = commands.add_parser("report", parents=[shared], help="fetch the report page of a revision (or of its data) and open it")
     report.arguments(pages)
+    test = commands.add_parser("ab", parents=[shared], help="compare the arms of an A/B test, by the routers' log and outcomes of yours")
+    ab.arguments(test)
     for verb in control.VERBS:
         commands.add_parser(verb, parents=[shared], help=ABOUT[verb], description=ABOUT[verb].capitalize() + ".")
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0 done, 1 it could not be done (and why), 130 interrupted."""
+    """The exit status: 0 done, 1 it could not be done (and why), 3 an A/B test's split was not met, 130 interrupted."""
     options = parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a bar is no reason to end where the terminal has no such letters
@@ -52,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "status":
             return 0 if live.show(kubectl, options.name, sys.stdout, watch=options.watch) else 1
+        if options.command == "ab":
+            return ab.run(kubectl, options.name, options, sys.stdout)
         if options.command == "report":
             print(report.fetch(kubectl, options.name, options))
         else:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
 Object = dict[str, Any]
 MANAGER: Final = "kubectl-finetune"  # the field manager of what the plugin writes
 SECONDS: Final = 30.0
+NO_KUBECTL: Final = "kubectl is not on PATH: the plugin speaks to the cluster through it"
 FINETUNES: Final = "finetunes.finetune.dev"
 
 
@@ -45,12 +47,34 @@ class Kubectl:
                 [*self.command, *arguments, *self.flags], input=stdin, capture_output=True, text=True, timeout=seconds, check=False
             )
         except FileNotFoundError:
-            raise PluginError("kubectl is not on PATH: the plugin speaks to the cluster through it") from None
+            raise PluginError(NO_KUBECTL) from None
         except subprocess.TimeoutExpired:
             raise PluginError(f"kubectl {arguments[0]} did not answer within {seconds:.0f} s: is the cluster reachable?") from None
         if done.returncode:
             raise classified(done.stderr.strip())
         return done.stdout
+
+    def lines(self, *arguments: str, most: int) -> Iterator[str]:
+        """Its standard output, line by line as it comes. PluginError with what it said, or when it says more than `most` bytes."""
+        try:
+            process = subprocess.Popen([*self.command, *arguments, *self.flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        except FileNotFoundError:
+            raise PluginError(NO_KUBECTL) from None
+        with process, ThreadPoolExecutor(1) as reader:
+            assert process.stdout
+            assert process.stderr
+            said = reader.submit(process.stderr.read)
+            try:
+                for line in process.stdout:
+                    most -= len(line)
+                    if most < 0:
+                        raise PluginError(f"kubectl {arguments[0]} has more to say than is read at once: narrow what is asked")
+                    yield line.decode(errors="replace")
+            except BaseException:  # whoever reads has seen enough
+                process.kill()
+                raise
+            if process.wait():
+                raise classified(said.result().decode(errors="replace").strip())
 
     def finetune(self, name: str) -> Object:
         """The FineTune of that name. NotFound names the ones that are there."""

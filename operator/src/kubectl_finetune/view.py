@@ -178,6 +178,9 @@ def _rollout(seen: Seen) -> Iterator[str]:
     facts = [f"step {rollout.get('step', 0)} of {rollout['steps']}", rollout["state"]]
     if _rolls(seen) and (left := _ahead(rollout.get("nextStepAt"), seen.now)):
         facts.append(f"next in {left}")
+    experiment = rollout.get("experiment") or {}
+    if experiment and not experiment.get("until"):
+        facts.append(f"A/B test for {_ago(experiment.get('since'), seen.now)}")
     yield _row("Rollout", f"{_bar(int(rollout['weight']))}  {'   '.join(facts)}")
     name = f"rollout {rollout['name']}: " if rollout.get("name") else ""
     between = "instead of" if rollout["state"] == "Promoted" else "beside"

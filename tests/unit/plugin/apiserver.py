@@ -22,7 +22,7 @@ from tests.unit.operator.helpers import make_observed
 
 Object = dict[str, Any]
 RESOURCES = {
-    "/api/v1": ("v1", {"pods": "Pod", "events": "Event"}),
+    "/api/v1": ("v1", {"pods": "Pod", "events": "Event", "secrets": "Secret"}),
     "/apis/batch/v1": ("batch/v1", {"jobs": "Job"}),
     "/apis/apps/v1": ("apps/v1", {"deployments": "Deployment"}),
     "/apis/finetune.dev/v1alpha1": ("finetune.dev/v1alpha1", {"finetunes": "FineTune"}),
@@ -40,13 +40,16 @@ OPENAPI = {  # the server says that it validates fields itself, so that kubectl 
 
 @dataclass
 class Api:
-    """What is stored, by path; `requests` are (method, path, query) of what was asked of it. `forbids` is a method that nobody may use."""
+    """What is stored, by path; `requests` are (method, path, query) of what was asked of it. `forbids` is a method, and
+    `forbids_path` a path, that nobody may use."""
 
     objects: dict[str, Object]
     files: dict[str, bytes] = field(default_factory=dict)
     lists: dict[str, list[Object]] = field(default_factory=dict)
     raw: dict[str, Object] = field(default_factory=dict)
+    logs: dict[str, str] = field(default_factory=dict)
     forbids: str = ""
+    forbids_path: str = ""
     requests: list[tuple[str, str, dict[str, list[str]]]] = field(default_factory=list)
 
     def answer(self, method: str, path: str, query: dict[str, list[str]], body: str) -> tuple[int, Object | str]:
@@ -54,8 +57,10 @@ class Api:
         if (found := _discovered(path)) is not None:
             return 200, found
         self.requests.append((method, path, query))
-        if method == self.forbids:
+        if method == self.forbids or path == self.forbids_path:
             return _refusal(403, "Forbidden", f'finetunes.finetune.dev is forbidden: User "eve" cannot {method.lower()} resource')
+        if path in self.logs:
+            return 200, self.logs[path]
         if path.endswith("/log"):
             content = self.files[self.objects[path.removesuffix("/log")]["spec"]["containers"][0]["command"][-1]]
             return 200, base64.encodebytes(gzip.compress(content)).decode()

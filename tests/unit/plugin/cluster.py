@@ -6,7 +6,7 @@ import base64
 import copy
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -50,6 +50,8 @@ class FakeKubectl(Kubectl):
     answers: bool = True
     pods: dict[str, Object] = field(default_factory=dict)
     calls: list[tuple[str, ...]] = field(default_factory=list)
+    secrets: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    logged: Iterable[str] = ()  # by the routers
 
     def __call__(self, *arguments: str, stdin: str | None = None, seconds: float = 30.0) -> str:
         self.calls.append(arguments)
@@ -58,6 +60,8 @@ class FakeKubectl(Kubectl):
         match arguments:
             case ("get", "--raw", path):
                 return self.raw[path]
+            case ("get", "secret", name, "--output=json"):
+                return json.dumps({"data": {key: base64.b64encode(value).decode() for key, value in self.secrets[name].items()}})
             case ("get", "pod", name, "--output=json"):
                 return json.dumps(self._pod(name))
             case ("get", resource, "--output=json") if resource == FINETUNES:
@@ -83,6 +87,10 @@ class FakeKubectl(Kubectl):
                 self.pods.pop(name, None)
                 return ""
         raise AssertionError(f"unexpected: kubectl {' '.join(arguments)}")
+
+    def lines(self, *arguments: str, most: int) -> Iterator[str]:
+        self.calls.append(arguments)
+        yield from self.logged
 
     def _annotate(self, finetune: Object, key: str, value: str) -> None:
         """The operator hears it, by its own rules."""

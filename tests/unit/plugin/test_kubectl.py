@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from finetune_operator import names
 from kubectl_finetune import __main__ as command
 
 from charts.helm import unpacked
+from tests.unit.plugin import experiments
 from tests.unit.plugin.apiserver import Api, serving
 from tests.unit.plugin.cluster import recorded, rolling
 
@@ -98,3 +100,41 @@ def test_a_report_is_fetched_and_nothing_is_left(api: Api, run: Run, tmp_path: P
     assert (tmp_path / "bot-6364d116-evaluation.html").read_bytes() == api.files[PAGE]
     assert list(api.objects) == [f"{FINETUNES}/bot"], "the reader is removed"
     assert next(query["fieldManager"] for method, _, query in api.requests if method == "POST") == ["kubectl-finetune"]
+
+
+def test_an_ab_test_reads_every_routers_log_and_the_key(api: Api, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finetune = rolling(experiment={"weight": 50, "since": "2026-11-01T12:00:00Z"})
+    finetune["spec"]["rollout"] = {"experiment": {"weight": 50, "log": {"secretName": "bot-ab"}}}
+    pods, lines = "/api/v1/namespaces/guard/pods", [*experiments.log(200)]
+    containers = {"containers": [{"name": "envoy", "image": "envoy:1"}]}
+    routers = {
+        f"{pods}/r-{i}": {"kind": "Pod", "apiVersion": "v1", "metadata": {"name": f"r-{i}", "namespace": "guard"}, "spec": containers}
+        for i in (0, 1)
+    }
+    api.objects = {f"{FINETUNES}/bot": finetune, **routers}
+    api.objects["/api/v1/namespaces/guard/secrets/bot-ab"] = {
+        "kind": "Secret", "apiVersion": "v1", "metadata": {"name": "bot-ab"}, "data": {"key": base64.b64encode(experiments.KEY).decode()},
+    }  # fmt: skip
+    api.lists[pods] = list(routers.values())
+    api.logs = {f"{pods}/r-{i}/log": "".join(lines[i::2]) for i in (0, 1)}
+    (tmp_path / "solved.csv").write_text("user,solved\n" + "".join(f"{user},{value}\n" for user, value in experiments.solved(200)))
+    assert run("ab", "bot", "--outcomes", "solved.csv") == 0
+    told = capsys.readouterr().out
+    assert f"200 users  ·  {len(lines)} requests" in told
+    assert "200 rows met the log" in told
+    assert [query["labelSelector"] for _, path, query in api.requests if path == pods] == [
+        ["finetune.dev/name=bot,finetune.dev/component=router"]
+    ]
+    asked = [query for _, path, query in api.requests if path.endswith("/log")]
+    assert [(q["container"], q["sinceTime"], q.get("tailLines")) for q in asked] == [(["envoy"], ["2026-11-01T12:00:00Z"], None)] * 2
+
+
+def test_who_may_not_read_the_key_cannot_find_users(api: Api, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finetune = rolling(experiment={"weight": 50, "since": "2026-11-01T12:00:00Z"})
+    finetune["spec"]["rollout"] = {"experiment": {"weight": 50, "log": {"secretName": "bot-ab"}}}
+    api.objects = {f"{FINETUNES}/bot": finetune}
+    api.forbids_path = "/api/v1/namespaces/guard/secrets/bot-ab"
+    (tmp_path / "ab.log").write_text("".join(experiments.log(200)))
+    (tmp_path / "solved.csv").write_text("user,solved\nuser-1,1\n")
+    assert run("ab", "bot", "--outcomes", "solved.csv", "--log", "ab.log") == 1
+    assert "is forbidden" in capsys.readouterr().err

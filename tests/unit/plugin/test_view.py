@@ -74,6 +74,12 @@ Events         57s ago  Rollout: step 3
     )
 
 
+def test_an_ab_test_says_for_how_long_it_runs_until_it_is_over() -> None:
+    test = {"weight": 50, "since": "2026-11-22T22:33:00Z"}
+    assert "A/B test for 48h00m" in text(rolling(experiment=test))
+    assert "A/B test" not in text(rolling(experiment={**test, "until": "2026-11-24T22:33:00Z"}))
+
+
 def test_what_a_stage_says_itself_is_fresher_than_the_status() -> None:
     training = {"revision": "6364d116", "attempt": 1, "step": 40, "totalSteps": 500, "percent": 8, "loss": "1.5", "updated": "x"}
     finetune = recorded("Training", training=training, attempts=[{"revision": "6364d116", "number": n} for n in (1, 2)])
