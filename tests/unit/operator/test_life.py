@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from finetune_operator import kinds, names
+from finetune_operator.build import exposure
 from finetune_operator.kinds import CHILDREN, FINETUNE, Kind
 
 from tests.unit.operator.helpers import SPEC, condition, edit, good_outcomes, make_finetune, scores, status_of
@@ -675,6 +676,32 @@ async def aborted_rollout_is_remembered_and_tried_again_on_request(kill: str) ->
     return world
 
 
+def exposures(world: World) -> Object:
+    """What the routers are told to log; empty: nothing."""
+    (routes,) = json.loads(world.api.store[kinds.CONFIGMAP, "ml", "bot-router"]["data"]["rds.json"])["resources"]
+    return dict(routes["virtual_hosts"][0]["typed_per_filter_config"][exposure.FILTER].get("filter_context") or {})
+
+
+async def experiment_is_held_and_logged_until_it_is_promoted(kill: str) -> World:
+    world = await to_live(kill)
+    test = {"experiment": {"weight": 50, "log": {"secretName": "bot-ab"}}}
+    edit(world, serving={"replicas": 2, "image": "better:1"}, rollout={**SPEC["rollout"], **test})
+    await run(world, lambda s: bool((s.get("rollout") or {}).get("experiment")), kill=kill)
+    held = world.clock.seconds + 7 * 86400
+    world.clock.seconds += 7 * 86400
+    await run(world, lambda _: world.clock.seconds > held + 60, kill=kill)
+    status = status_of(world)
+    assert (status["phase"], status["rollout"]["weight"], status["rollout"].get("nextStepAt")) == ("RollingOut", 50, None)
+    assert (exposures(world)["rollout"], exposures(world)["split"]) == (status["rollout"]["name"], 50)
+    ask(world, "promote")
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    found = status_of(world)["rollout"]["experiment"]
+    assert found["since"] < found["until"]
+    assert exposures(world) == {}
+    return world
+
+
 LIVES: dict[str, Life] = {
     f.__name__.replace("_", " "): f
     for f in (
@@ -695,7 +722,7 @@ LIVES: dict[str, Life] = {
         dead_live_arm_is_replaced_by_an_edit, metrics_edited_while_it_bakes_leave_it_live,
         gate_that_is_raised_while_it_rolls_out_takes_it_back, edit_in_the_first_stage_leaves_one_of_it_running,
         deleted_finetune_leaves_nothing, paused_rollout_is_held_until_it_is_resumed, promoted_rollout_waits_for_no_step_and_bakes,
-        aborted_rollout_is_remembered_and_tried_again_on_request,
+        aborted_rollout_is_remembered_and_tried_again_on_request, experiment_is_held_and_logged_until_it_is_promoted,
     )
 }  # fmt: skip
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,6 +93,16 @@ def test_users_needed_are_those_that_show_it() -> None:
     assert s.users_needed(1, 0.1, 10) == pytest.approx(s.users_needed(1, 0.1) / (4 * 0.1 * 0.9), rel=1e-3), (
         "a tenth needs nearly three times as many"
     )
+
+
+def test_the_page_says_how_many_users_it_takes() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "ab.md").read_text()
+    rows = re.findall(r"^\| ([0-9.]+) → ([0-9.]+) % \| ([0-9,]+) \| ([0-9,]+) \| ([0-9,]+) \|$", text, re.M)
+    assert len(rows) == 7
+    for stable, canary, *told in rows:
+        share, difference = float(stable) / 100, (float(canary) - float(stable)) / 100
+        needed = [s.users_needed(math.sqrt(share * (1 - share)), difference, percent) for percent in (50, 20, 10)]
+        assert [int(number.replace(",", "")) for number in told] == pytest.approx(needed, abs=1)
 
 
 ARM = s.Arm(0.5, 0.01, 100, 100, 50)
