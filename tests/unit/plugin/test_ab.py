@@ -192,7 +192,7 @@ def outcome_of(seen: Seen, user: str) -> tuple[float, int]:
 
 def test_outcomes_find_their_users_by_name() -> None:
     seen = read([*pair(), line("joe"), line("zoe", CANARY)])
-    joined = compare.by_user(seen, rows(("ada", 1), ("ada", 0), ("bob", 1), ("eve", 1)), KEY, zero=False)
+    joined = compare.by_user(seen, rows(("ada", 1), (" ada ", 0), ("bob", 1), ("eve", 1)), KEY, zero=False)
     assert (joined.rows, joined.unknown, joined.first_unknown, joined.with_outcome) == (3, 1, (5,), (1, 1))
     assert [outcome_of(seen, user) for user in ("ada", "bob", "joe")] == [(1, 2), (1, 1), (0, 0)]
 

@@ -89,8 +89,8 @@ MEASURES: Final[tuple[tuple[str, Unit, Callable[[Tally], Pair]], ...]] = (
 
 
 def hashed(key: bytes, user: str) -> str:
-    """The user as the routers log them."""
-    return hmac.new(key, user.encode(), hashlib.sha256).hexdigest()[:USER_DIGITS]
+    """The user as the routers log them: a name has no spaces around it there."""
+    return hmac.new(key, user.strip(" \t").encode(), hashlib.sha256).hexdigest()[:USER_DIGITS]
 
 
 def key_id(key: bytes) -> str:
