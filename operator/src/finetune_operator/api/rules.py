@@ -330,15 +330,13 @@ NOT_YET: Final = (
 )
 
 RULES: Final = (*ALWAYS, *CHANGES, *NOT_YET)
+_PATHS: Final = frozenset(rule.path for rule in RULES if rule.holds)
 
 
 def broken(finetune: Mapping[str, Any]) -> list[str]:
     """Texts of the rules that an object (with its defaults) breaks."""
-    found = []
-    for rule in RULES:
-        if rule.holds is not None and not all(rule.holds(node) for node in nodes(finetune, rule.path)):
-            found.append(rule.text)
-    return found
+    there = {path: list(nodes(finetune, path)) for path in _PATHS}  # many rules stand on the same nodes
+    return [rule.text for rule in RULES if rule.holds and not all(map(rule.holds, there[rule.path]))]
 
 
 def nodes(obj: Node, path: str) -> Iterator[Node]:
