@@ -140,6 +140,12 @@ ALWAYS: Final = (
         lambda o: len(o["metadata"]["name"]) <= 40 and re.match(NAME_PATTERN, o["metadata"]["name"]) is not None,
     ),
     Rule(
+        "spec.data.quality", "languagePercent",
+        "!has(self.languagePercent) || has(self.languages)",
+        "says how sure a language must be, and no language is asked for: set languages, or remove it",
+        lambda quality: "languagePercent" not in quality or "languages" in quality,
+    ),
+    Rule(
         "spec.model", "revision",
         "!self.source.startsWith('https://') || (has(self.revision) && self.revision.matches('^(sha256:)?[0-9a-fA-F]{64}$'))",
         "an https:// model is an archive whose sha256 must be given here",
