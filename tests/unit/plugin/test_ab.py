@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from kubectl_finetune import __main__ as command
 from kubectl_finetune.ab import command as ab
-from kubectl_finetune.ab import compare, exposures, outcomes, statistics, view
+from kubectl_finetune.ab import compare, exposures, outcomes, statistics, view, words
 from kubectl_finetune.ab.exposures import Asked, Quantiles, Seen, Tally
 from kubectl_finetune.kubectl import Kubectl, PluginError
 
@@ -308,7 +310,7 @@ def test_the_page(tmp_path: Path) -> None:
     assert " points " in row
     assert "●" in row
     assert lines[-1].startswith("So many users") or lines[-2].startswith("solved: higher on the canary by ")
-    assert "the test is still running" in page
+    assert "The test is still running" in page
     assert max(map(len, lines)) <= 130
     assert not any(text.endswith(" ") for text in lines)
 
@@ -364,7 +366,7 @@ def test_json_has_everything(tmp_path: Path) -> None:
     assert found["joined"]["rows"] == 400
 
 
-def test_a_split_that_is_not_met_is_loud_and_tells_no_effects(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_split_that_is_not_met_is_loud_and_tells_no_effects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lost = [text for text in log(4000) if f'"arm": "{CANARY}"' not in text or hash_even(text)]
     kubectl = running(logged=lost)
     status, page = told(kubectl=kubectl)
@@ -372,6 +374,10 @@ def test_a_split_that_is_not_met_is_loud_and_tells_no_effects(capsys: pytest.Cap
     assert "SAMPLE RATIO MISMATCH" in page
     assert "difference, 95 % interval" not in page
     assert "--force tells them" in capsys.readouterr().err
+    path = tmp_path / "ab.html"
+    told("--html", str(path), kubectl=running(logged=lost))
+    assert path.read_text().index("Sample ratio mismatch") < path.read_text().index("<h2>Arms")
+    assert "<svg" not in path.read_text()
     status, page = told("--force", kubectl=running(logged=lost))
     assert status == 0
     assert "SAMPLE RATIO MISMATCH" in page
@@ -450,6 +456,26 @@ def test_a_time_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     assert command.parser().parse_args(["ab", "bot", "--since", "2026-11-01"]).since == datetime(2026, 11, 1, tzinfo=UTC)
 
 
+def test_a_page_to_hand_on_stands_alone_and_says_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "ab.html"
+    made = outcomes.Outcomes("<solved>", rows(*solved(3000, better=0.1)).rows)
+    (tmp_path / "a.csv").write_text("user,<solved>\n" + "".join(f"{o.id},{o.value}\n" for o in made.rows))
+    _, text = told("--outcomes", str(tmp_path / "a.csv"), "--html", str(path), kubectl=running(logged=[*log(3000)]))
+    page = path.read_text()
+    said = [told_ for told_ in text.splitlines() if told_.startswith(("Split", "Outcomes"))]
+    assert all(told_[view.MARGIN :] in page for told_ in said)
+    assert len(said) == 2
+    assert "&lt;solved&gt;: higher on the canary by" in page
+    assert not re.search(r"<solved|<script|https?://|src=|href=", page)
+    assert page.count("<svg") == 6
+    ElementTree.fromstring(page.removeprefix("<!doctype html>").replace('<meta charset="utf-8">', "").replace(META, ""))
+    with pytest.raises(PluginError, match="No such file"):
+        told("--html", "/nonexistent/ab.html")
+
+
+META = '<meta name="viewport" content="width=device-width,initial-scale=1">'
+
+
 def effect(*values: float | None) -> statistics.Effect:
     return statistics.Effect(0.1, 0.0, 0.2, 0.01, 0.1, *values)
 
@@ -479,8 +505,8 @@ def test_intervals_are_drawn_on_one_scale(case: str) -> None:
         (0.0, "number", None, "+0"),
     ],
 )
-def test_differences_have_their_sign(x: float, unit: view.Unit, width: float | None, text: str) -> None:
-    assert view.difference(x, unit, width) == text
+def test_differences_have_their_sign(x: float, unit: compare.Unit, width: float | None, text: str) -> None:
+    assert words.difference(x, unit, width) == text
 
 
 def test_lines_are_streamed_and_what_kubectl_says_is_an_error() -> None:

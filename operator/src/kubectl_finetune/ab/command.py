@@ -16,7 +16,7 @@ from typing import Any, Final, TextIO
 from finetune_operator import names
 from finetune_operator.build.exposure import KEY_BYTES, KEY_ENTRY
 
-from kubectl_finetune.ab import compare, exposures, outcomes, view
+from kubectl_finetune.ab import compare, exposures, html, outcomes, view
 from kubectl_finetune.ab.compare import Comparison
 from kubectl_finetune.ab.exposures import Asked, Seen
 from kubectl_finetune.ab.outcomes import Outcomes
@@ -49,6 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--until", metavar="TIME", type=_moment, help="up to this time (default: the experiment's)")
     parser.add_argument("--force", action="store_true", help="tell effects though the split was not met, and exit 0")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write a page to hand on, too")
 
 
 def run(kubectl: Kubectl, name: str, options: Options, out: TextIO) -> int:
@@ -61,13 +62,15 @@ def run(kubectl: Kubectl, name: str, options: Options, out: TextIO) -> int:
     seen = _read(kubectl, name, options, asked)
     comparison = compare.compare(seen, found, _join(kubectl, finetune, seen, found, options) if found else None)
     notes = [*([missing] if missing else []), *_notes(seen, window, options)]
+    shown = comparison.split_is_met or options.force
+    if options.html:
+        _written(options.html, html.page(name, comparison, notes, shown=shown))
     if options.json:
         out.write(json.dumps(document(name, comparison, notes), indent=2, default=_plain) + "\n")
     else:
-        shown = comparison.split_is_met or options.force
         paint = coloured if out.isatty() else plain
         out.write("\n".join(view.page(name, comparison, notes, paint, shown=shown)) + "\n")
-    if comparison.split_is_met or options.force:
+    if shown:
         return 0
     print("error: the split was not met, so effects are not told; --force tells them", file=sys.stderr)
     return MISMATCHED
@@ -88,7 +91,7 @@ def _finetune(kubectl: Kubectl, name: str, options: Options) -> tuple[Object, st
         why = "it is gone" if isinstance(error, NotFound) else str(error)
         return (
             {},
-            f"the FineTune cannot be asked when its split was fixed ({why}): all of the log is taken, or what --since and --until say.",
+            f"The FineTune cannot be asked when its split was fixed ({why}): all of the log is taken, or what --since and --until say.",
         )
 
 
@@ -128,6 +131,13 @@ def _read(kubectl: Kubectl, name: str, options: Options, asked: Asked) -> Seen:
             lines = kubectl.lines("logs", selector, "--container=envoy", "--tail=-1", *since, most=MOST_BYTES)
             source = "the routers' log"
         return exposures.read(lines, source, asked)
+
+
+def _written(path: Path, page: str) -> None:
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise PluginError(f"{path}: {error.strerror}") from None
 
 
 def _join(kubectl: Kubectl, finetune: Object, seen: Seen, found: Outcomes, options: Options) -> compare.Joined:
@@ -172,13 +182,13 @@ def _notes(seen: Seen, window: Object, options: Options) -> list[str]:
     notes = []
     if window and not window.get("until") and not options.until:
         notes.append(
-            "the test is still running. The intervals are for one look at its planned end: who looks again and again until p is small "
+            "The test is still running. The intervals are for one look at its planned end: who looks again and again until p is small "
             "will find a difference where there is none."
         )
     since = datetime.fromisoformat(window["since"]) if window.get("since") else None
     if since and not options.since and not options.log and seen.began and seen.began - since > LATE:
         notes.append(
-            f"the routers' log begins {seen.began:%Y-%m-%d %H:%M} UTC, the test {since:%Y-%m-%d %H:%M}: nobody called, or what was "
+            f"The routers' log begins {seen.began:%Y-%m-%d %H:%M} UTC, the test {since:%Y-%m-%d %H:%M}: nobody called, or what was "
             "logged is gone. A kubelet keeps the newest 10 MiB of a container's log, and none of a pod that is gone; your collector's, "
             "by --log, has all of it."
         )

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from kubectl_finetune.ab.compare import Comparison, Metric, Side, Unit
+from kubectl_finetune.ab import words
+from kubectl_finetune.ab.compare import Comparison, Metric, Side
 from kubectl_finetune.ab.statistics import Effect
 from kubectl_finetune.view import BAD, BOLD, BUSY, QUIET, Paint, plain
 
-SURE: Final = 0.05
-ROUND: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # half axes
+WIDTH: Final = 118
+MARGIN: Final = 10  # columns, where a block says what it is
 PLOT: Final = 33  # columns of the drawing, zero in the middle
-NAMED: Final = 3  # users that are named
-SIGNS: Final = {"share": " %", "milliseconds": " ms", "number": ""}
+COLUMNS: Final = {"users": 9, "requests": 11, "errors": 9, "given up": 10, "median": 10, "p95": 10, "first byte": 12, "tokens": 8}
 
 
 def page(title: str, c: Comparison, notes: Sequence[str] = (), paint: Paint = plain, *, shown: bool = True) -> list[str]:
     """The lines. Effects are left out unless `shown`."""
-    blocks = (_head(title, c, paint), _arms(c, paint), _split(c, paint), _notes(notes, paint), _effects(c, paint) if shown else iter(()))
+    blocks = (_head(title, c, paint), _arms(c, paint), _met(c, paint), _notes(notes, paint), _effects(c, paint) if shown else iter(()))
     lines: list[str] = []
     for block in blocks:
         made = list(block)
@@ -28,92 +27,65 @@ def page(title: str, c: Comparison, notes: Sequence[str] = (), paint: Paint = pl
     return [line.rstrip() for line in lines[:-1]]
 
 
+def side(arm: Side) -> tuple[str, ...]:
+    """An arm's figures, in the order of COLUMNS."""
+    tokens = "–" if arm.tokens is None else f"{arm.tokens:,.0f}"
+    shares = (words.part(arm.errors, arm.requests), words.part(arm.abandoned, arm.requests))
+    return f"{arm.users:,}", f"{arm.requests:,}", *shares, *map(words.time, (arm.median, arm.p95, arm.first_median)), tokens
+
+
 def _head(title: str, c: Comparison, paint: Paint) -> Iterator[str]:
-    what = f"{c.split:g} % of the users on revision {c.canary.revision}, the others on {c.stable.revision}"
-    yield f"{paint(title, BOLD)}  A/B test, rollout {c.rollout}: {what}"
-    users, requests = c.stable.users + c.canary.users - len(c.both), c.stable.requests + c.canary.requests
-    yield paint(f"{c.began:%Y-%m-%d %H:%M} to {c.ended:%Y-%m-%d %H:%M} UTC  ·  {users:,} users  ·  {requests:,} requests", QUIET)
+    yield f"{paint(title, BOLD)}  {words.headline(c)}"
+    yield paint(words.extent(c), QUIET)
 
 
 def _arms(c: Comparison, paint: Paint) -> Iterator[str]:
-    columns = (
-        ("users", 9),
-        ("requests", 11),
-        ("errors", 9),
-        ("given up", 10),
-        ("median", 10),
-        ("p95", 10),
-        ("first byte", 12),
-        ("tokens", 8),
-    )
-    yield paint(f"{'':<8}{'revision':<12}{''.join(f'{name:>{width}}' for name, width in columns)}", QUIET)
-    yield _arm("stable", c.stable)
-    yield _arm("canary", c.canary)
+    yield paint(f"{'':<8}{'revision':<12}{_columns(tuple(COLUMNS))}", QUIET)
+    for role, arm in (("stable", c.stable), ("canary", c.canary)):
+        yield f"{role:<8}{arm.revision:<12}{_columns(side(arm))}"
 
 
-def _arm(role: str, side: Side) -> str:
-    return (
-        f"{role:<8}{side.revision:<12}{side.users:>9,}{side.requests:>11,}{_part(side.errors, side.requests):>9}"
-        f"{_part(side.abandoned, side.requests):>10}{_time(side.median):>10}{_time(side.p95):>10}{_time(side.first_median):>12}"
-        f"{'–' if side.tokens is None else f'{side.tokens:,.0f}':>8}"
-    )
+def _columns(texts: Sequence[str]) -> str:
+    return "".join(f"{text:>{width}}" for text, width in zip(texts, COLUMNS.values(), strict=True))
 
 
-def _split(c: Comparison, paint: Paint) -> Iterator[str]:
-    both = len(c.both)
-    stable, canary = c.stable.users - both, c.canary.users - both
-    met = f"{100 * canary / max(1, stable + canary):.1f} % where {c.split:g} % should be"
-    text = f"{canary:,} of {stable + canary:,} users are on the canary, {met}"
+def _met(c: Comparison, paint: Paint) -> Iterator[str]:
     if c.split_is_met:
-        yield f"Split     {text} ({_told(c.mismatch)})"
+        yield f"{'Split':<{MARGIN}}{words.split(c)}"
     else:
-        yield paint(f"Split     SAMPLE RATIO MISMATCH: {text} ({_told(c.mismatch)}).", BAD)
-        yield from _wrapped(
-            "Chance does not do that: something chose who is seen, and whatever differs between the arms may come from it. Look for "
-            "requests that one arm loses before they are logged, a part of the log that is missing, identities that change, bots.",
-            paint,
-            BAD,
-        )
-    if both:
-        named = ", ".join(c.both[:NAMED]) + (", …" if both > NAMED else "")
-        yield paint(f"Left out  {both:,} users who were seen on both arms: {named}", BUSY)
+        yield paint(f"{'Split':<{MARGIN}}SAMPLE RATIO MISMATCH: {words.split(c)}.", BAD)
+        yield from _wrapped("", words.WHY, paint, BAD)
+    if text := words.left_out(c):
+        yield paint(f"{'Left out':<{MARGIN}}{text}", BUSY)
     if c.joined:
-        j, users = c.joined, (stable, canary)
-        shares = ", ".join(f"{role} {_part(n, of)}" for role, n, of in zip(("stable", "canary"), j.with_outcome, users, strict=True))
-        yield f"Outcomes  {j.rows:,} rows met the log; users with one: {shares}"
-        if j.unknown:
-            rows = ", ".join(str(n) for n in j.first_unknown) + (", …" if j.unknown > len(j.first_unknown) else "")
-            yield paint(f"          {j.unknown:,} rows are of nobody in the log (row {rows}): left out", BUSY)
-        if j.p < 0.001:
-            yield paint(f"          The arms differ in how many users have an outcome at all ({_told(j.p)}): what is compared may", BAD)
-            yield paint("          be who answers, not what they answer.", BAD)
+        yield f"{'Outcomes':<{MARGIN}}{words.joined(c, c.joined)}"
+        for doubt in words.doubts(c.joined):
+            yield from _wrapped("", doubt, paint, BUSY)
 
 
 def _notes(notes: Sequence[str], paint: Paint) -> Iterator[str]:
     for note in notes:
-        yield from _wrapped(note, paint, BUSY, "Note      ")
+        yield from _wrapped("Note", note, paint, BUSY)
 
 
 def _effects(c: Comparison, paint: Paint) -> Iterator[str]:
-    scale = _scale(c.metrics, outcome=c.joined is not None)
+    scale = words.scale(c.metrics, outcome=c.joined is not None)
     axis = f"{f'−{scale:.0%}':<{PLOT // 2 - 1}}0{f'+{scale:.0%}':>{PLOT // 2 + 1}}".replace("%", " %") if scale else ""
     yield paint(f"{'canary minus stable':<20}{'stable':>11}{'canary':>11}   {'difference, 95 % interval':<34}{'p':>7}   {axis}", QUIET)
     for metric in c.metrics:
         yield _row(metric, scale, paint)
     yield ""
-    yield from _wrapped(_verdict(c.metrics[0], outcome=c.joined is not None), paint, BOLD)
+    for line in textwrap.wrap(words.verdict(c.metrics[0], outcome=c.joined is not None), WIDTH):
+        yield paint(line, BOLD)
 
 
 def _row(m: Metric, scale: float, paint: Paint) -> str:
-    values = "".join(f"{'–' if arm is None else value(arm.mean, m.unit):>11}" for arm in (m.stable, m.canary))
+    values = "".join(f"{'–' if arm is None else words.value(arm.mean, m.unit):>11}" for arm in (m.stable, m.canary))
     if m.effect is None:
         return f"{m.name[:19]:<20}{values}   {paint(m.note, QUIET)}"
-    e = m.effect
-    middle, low, high = (difference(x, m.unit, e.high - e.difference) for x in (e.difference, e.low, e.high))
-    text = f"{middle} [{low}, {high}]"
-    unit = " points" if m.unit == "share" else SIGNS[m.unit]
-    style = BUSY if e.p < SURE else QUIET
-    return f"{m.name[:19]:<20}{values}   {text + unit:<34}{_p(e.p):>7}   {paint(_drawn(e, scale), style)}"
+    style = BUSY if m.effect.p < words.SURE else QUIET
+    told = f"{words.interval(m.effect, m.unit):<34}{words.probability(m.effect.p):>7}"
+    return f"{m.name[:19]:<20}{values}   {told}   {paint(_drawn(m.effect, scale), style)}"
 
 
 def _drawn(e: Effect, scale: float) -> str:
@@ -131,68 +103,6 @@ def _drawn(e: Effect, scale: float) -> str:
     return "".join(cells)
 
 
-def _scale(metrics: Sequence[Metric], *, outcome: bool) -> float:
-    """Half the width of the axis, as a share: a round number that holds half of the intervals, and the outcome's."""
-    widths = [max(abs(m.effect.lift_low or 0), abs(m.effect.lift_high or 0)) for m in metrics if m.effect]
-    if not widths:
-        return 0.0
-    wanted = max(sorted(widths)[len(widths) // 2], widths[0] if outcome and metrics[0].effect else 0.0)
-    return next((x for x in ROUND if x >= wanted), ROUND[-1]) if wanted else 0.0
-
-
-def _verdict(m: Metric, *, outcome: bool) -> str:
-    if m.effect is None:
-        return f"{m.name}: nothing is said of it ({m.note})."
-    e = m.effect
-    unit = " points" if m.unit == "share" else SIGNS[m.unit]
-    relative = f" ({e.lift:+.1%} of stable's)".replace("%", " %") if e.lift is not None else ""
-    seen = f"So many users show a difference of {difference(e.detectable, m.unit)[1:]}{unit} in four of five tests."
-    if e.p < SURE:
-        way, size = "higher" if e.difference > 0 else "lower", difference(e.difference, m.unit)[1:]
-        return f"{m.name}: {way} on the canary by {size}{unit}{relative}, beyond chance ({_told(e.p)}). {seen}"
-    what = "" if outcome else " With --outcomes, what the users made of it is compared."
-    return f"{m.name}: no difference beyond chance ({_told(e.p)}). {seen}{what}"
-
-
-def value(x: float, unit: Unit) -> str:
-    """A mean with its unit."""
-    return f"{_digits(_scaled(x, unit), _scaled(x, unit))}{SIGNS[unit]}"
-
-
-def difference(x: float, unit: Unit, width: float | None = None) -> str:
-    """A difference with its sign, in points of a share; as exact as half its interval's `width` is with three digits."""
-    return f"{'−' if x < 0 else '+'}{_digits(abs(_scaled(x, unit)), _scaled(x if width is None else width, unit))}"
-
-
-def _scaled(x: float, unit: Unit) -> float:
-    return 100 * x if unit == "share" else x
-
-
-def _digits(x: float, size: float) -> str:
-    """With as many places as three digits of `size` have."""
-    places = 2 - math.floor(math.log10(abs(size))) if size else 0
-    return f"{x:,.{min(max(places, 0), 5)}f}"
-
-
-def _part(hits: int, of: int) -> str:
-    return f"{100 * hits / of:.2f} %" if of else "–"
-
-
-def _time(ms: float | None) -> str:
-    if ms is None:
-        return "–"
-    return f"{ms:,.0f} ms" if ms < 10_000 else f"{ms / 1000:,.1f} s"
-
-
-def _p(p: float) -> str:
-    return f"{p:.2g}" if p >= 0.0001 else "<0.0001"
-
-
-def _told(p: float) -> str:
-    return f"p {_p(p)}" if p < 0.0001 else f"p = {_p(p)}"
-
-
-def _wrapped(text: str, paint: Paint, style: str, first: str = "") -> Iterator[str]:
-    indent = " " * (len(first) or 10 if style != BOLD else 0)
-    for line in textwrap.wrap(text, 118, initial_indent=first or indent, subsequent_indent=indent):
+def _wrapped(name: str, text: str, paint: Paint, style: str) -> Iterator[str]:
+    for line in textwrap.wrap(text, WIDTH, initial_indent=f"{name:<{MARGIN}}", subsequent_indent=" " * MARGIN):
         yield paint(line, style)
