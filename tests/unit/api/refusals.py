@@ -56,6 +56,7 @@ def full_finetune() -> Manifest:
                 "maxErrorRegressionPercent": 25, "maxTimeToFirstTokenRegressionPercent": 25, "maxTimePerOutputTokenRegressionPercent": 25,
                 "maxUnusableRegressionPercent": 25,
             },
+            "experiment": {"weight": 50, "duration": "14d", "log": {"secretName": "support-bot-ab"}},
             "bake": "1h",
         },
         pods={
@@ -175,6 +176,9 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     ),
     "a queue whose name is no label": (changed(_BASE, "spec.compute.queueName", "t" * 64), "spec.compute.queueName"),
     "a budget of nothing": (changed(_BASE, "spec.budget", {"maxCost": "0.0"}), "spec.budget.maxCost: must be above 0"),
+    "an experiment of no time": (
+        changed(_BASE, "spec.rollout.experiment", {"weight": 50, "duration": "0m"}), "spec.rollout.experiment.duration: must be above 0"
+    ),
     "a budget of no time": (changed(_BASE, "spec.budget", {"maxDuration": "0h"}), "spec.budget.maxDuration: must be above 0"),
     "a provider": (changed(_BASE, "spec.provider", {"type": "OpenAI"}), "spec.provider: not supported yet"),
     "a limit of forgetting": (changed(_BASE, "spec.evaluation.gate", {"maxForgettingPercent": 5}), "spec.evaluation.gate.maxForgettingPercent: not supported yet"),
@@ -195,5 +199,7 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "a field deep in a body": (changed(_BASE, "spec.rollout.identity", [{"bodyField": "metadata.user"}]), "spec.rollout.identity"),
     "a field without a name": (changed(_BASE, "spec.rollout.identity", [{"bodyField": ""}]), "spec.rollout.identity"),
     "a header that no request has": (changed(_BASE, "spec.rollout.identity", [{"header": "x user"}]), "spec.rollout.identity"),
+    "an experiment with all users": (changed(_BASE, "spec.rollout.experiment", {"weight": 100}), "spec.rollout.experiment.weight"),
+    "a log without a key": (changed(_BASE, "spec.rollout.experiment", {"weight": 50, "log": {}}), "spec.rollout.experiment.log.secretName"),
     "a decimal that fills the memory": (changed(_BASE, "spec.training", {"learningRate": "1e999999999"}), "spec.training.learningRate"),
 }  # fmt: skip

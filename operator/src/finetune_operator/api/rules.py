@@ -248,6 +248,7 @@ ALWAYS: Final = (
     _some_time("spec.training.checkpoint", "every"),
     _number("spec.budget", "maxCost", "double(self.maxCost) > 0.0", "must be above 0", lambda cost: cost > 0),
     _some_time("spec.budget", "maxDuration"),
+    _some_time("spec.rollout.experiment", "duration"),
     Rule(
         "spec.evaluation.metrics[]", "sqlExecution",
         "(self.type == 'SqlExecution') == has(self.sqlExecution)",
