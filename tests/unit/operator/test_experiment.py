@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from finetune_operator.api.status import Experiment, Rollout
+from finetune_operator.api.status import Arm, Experiment, Rollout
 from finetune_operator.decide import arms
 from finetune_operator.decide import rollout as m
 
@@ -124,6 +124,33 @@ def test_its_evidence_is_written_ever_more_seldom() -> None:
         written, rollout = written + (found != rollout), found
     assert written <= 20, "in two months"
     assert rollout.evidence
+
+
+# seconds since it began → the look that is written
+LOOKS = {-300: 0, 0: 0, 59: 0, 60: 1, 179: 1, 180: 2, 419: 2, 420: 3, 30 * 86400: 15}
+
+
+@pytest.mark.parametrize("seconds", LOOKS)
+def test_the_looks_of_a_test_without_an_end(seconds: int) -> None:
+    assert after(seconds, plan(), begun()).memory["look"] == [LOOKS[seconds]]
+
+
+def test_a_test_without_an_end_remembers_no_time() -> None:
+    lasting = after(DAY, plan(7 * DAY), begun())
+    assert lasting.memory["seconds"] == 7 * DAY
+    assert "seconds" not in after(DAY, plan(), lasting).memory
+
+
+def test_what_it_waits_for_is_told() -> None:
+    seen = scene(router(**{**FINE, "weight": 50}), now=NOW + timedelta(hours=1))
+    assert m.advance(plan(), seen, begun()).message == "step 2 of 3: 50 % of the users until promote or abort is asked for"
+    assert m.advance(plan(DAY), seen, begun()).message == "step 2 of 3: 50 % of the users until 2026-01-02T12:00:00Z"
+
+
+def test_an_arm_that_was_promoted_before_is_tested_no_more() -> None:
+    o = make_observed(changes={"rollout": {"experiment": {"weight": 50}}}, status={"arms": [Arm(name="new", revision="r1", promoted=True)]})
+    again = arms._plan(o, draft(o), "new")
+    assert (again.steps, again.experiment) == (((100, 0.0),), None)
 
 
 def planned(**experiment: Any) -> m.Plan:
