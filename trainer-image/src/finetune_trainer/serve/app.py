@@ -22,6 +22,7 @@ from finetune_trainer.serve.answers import Answer, event
 from finetune_trainer.serve.engine import Engine, QueueFull, Stopping
 from finetune_trainer.serve.generation import Event, Failed, Finished, Generation, Piece, Sampling
 from finetune_trainer.serve.loading import Loaded
+from finetune_trainer.serve.logprobs import TokenLogprob
 from finetune_trainer.serve.metrics import Metrics
 from finetune_trainer.serve.protocol import ApiError, ChatRequest, CompletionRequest
 
@@ -52,12 +53,16 @@ class Server:
         app.add_routes(
             [
                 web.get("/healthz", self._health), web.get("/readyz", self._readiness), web.get("/metrics", self._metrics),
-                web.get("/v1/models", self._models), web.get("/v1/models/{model}", self._model),
+                web.get("/v1/models", self._models), web.get("/v1/models/{model:.+}", self._model),
                 web.post("/v1/chat/completions", self._chat), web.post("/v1/completions", self._completion),
             ]
         )  # fmt: skip
         app.on_response_prepare.append(self._stamp)
         return app
+
+    def runner(self) -> web.AppRunner:
+        """What serves the application; a client that goes away cancels its handler."""
+        return web.AppRunner(self.application(), access_log=None, handler_cancellation=True, shutdown_timeout=5)
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -79,7 +84,7 @@ class Server:
 
     async def _model(self, request: web.Request) -> web.Response:
         self._parts()
-        protocol.check_model(request.match_info["model"], self.name)
+        protocol.check_model(request.match_info["model"], self.name, self.revision)
         return _json(self._description())
 
     def _description(self) -> dict[str, Any]:
@@ -88,14 +93,14 @@ class Server:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         loaded, _ = self._parts()
         asked = protocol.parse(ChatRequest, await _document(request))
-        protocol.check_model(asked.model, self.name)
+        protocol.check_model(asked.model, self.name, self.revision)
         ids = await self._encode(prompts.chat_prompt, loaded.tokenizer, asked)
         return await self._answer(request, asked, ids)
 
     async def _completion(self, request: web.Request) -> web.StreamResponse:
         loaded, _ = self._parts()
         asked = protocol.parse(CompletionRequest, await _document(request))
-        protocol.check_model(asked.model, self.name)
+        protocol.check_model(asked.model, self.name, self.revision)
         ids = await self._encode(prompts.completion_prompt, loaded.tokenizer, asked)
         return await self._answer(request, asked, ids)
 
@@ -105,20 +110,22 @@ class Server:
     async def _answer(self, request: web.Request, asked: protocol.Request, ids: list[int]) -> web.StreamResponse:
         loaded, engine = self._parts()
         settings = prompts.sampling(asked, len(ids), prompts.Limits(loaded.max_model_len, self.max_new_tokens))
-        answer = Answer(isinstance(asked, ChatRequest), self.name)
+        answer = Answer(
+            isinstance(asked, ChatRequest), self.name, self.revision or None, settings.logprobs is not None, asked.wants_usage
+        )  # fmt: skip
         generation, events = submit(engine, ids, settings)
         self.held += 1
         try:
             if asked.stream:
-                return await self._stream(request, answer, events, asked.wants_usage)
-            text, finished = await collect(events)
+                return await self._stream(request, answer, events)
+            text, tokens, finished = await collect(events)
             self.metrics.observe(finished)
-            return _json(answer.whole(text, finished))
+            return _json(answer.whole(text, tokens, finished))
         finally:
             generation.cancelled = True
             self.held -= 1
 
-    async def _stream(self, request: web.Request, answer: Answer, events: asyncio.Queue[Event], with_usage: bool) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, answer: Answer, events: asyncio.Queue[Event]) -> web.StreamResponse:
         """Events as they come. A failure before the first one is a plain 500; after it the connection is cut, so that
         whoever counts errors sees one."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
@@ -129,11 +136,11 @@ class Server:
         await response.write(answer.opening())
         current: Event = first
         while isinstance(current, Piece):
-            await response.write(answer.piece(current.text))
+            await response.write(answer.piece(current.text, current.tokens))
             current = await events.get()
         if isinstance(current, Finished):
             self.metrics.observe(current)
-            await response.write(answer.closing(current, with_usage))
+            await response.write(answer.closing(current))
             await response.write_eof()
             return response
         await response.write(event(ApiError(500, current.message).body()))
@@ -188,16 +195,18 @@ def submit(engine: Engine, ids: list[int], settings: Sampling) -> tuple[Generati
     return generation, events
 
 
-async def collect(events: asyncio.Queue[Event]) -> tuple[str, Finished]:
-    """The whole answer. Raises ApiError 500 where generation failed."""
+async def collect(events: asyncio.Queue[Event]) -> tuple[str, list[TokenLogprob], Finished]:
+    """The whole answer: its text, its tokens where they were asked for, its end. Raises ApiError 500 where generation failed."""
     parts: list[str] = []
+    tokens: list[TokenLogprob] = []
     while True:
         item = await events.get()
         if isinstance(item, Finished):
-            return "".join(parts), item
+            return "".join(parts), tokens, item
         if isinstance(item, Failed):
             raise ApiError(500, item.message)
         parts.append(item.text)
+        tokens += item.tokens
 
 
 @web.middleware

@@ -1,0 +1,261 @@
+"""The API as OpenAI's own client meets it: answers, streams, names, what is refused and what changes nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+import openai
+import pytest
+import torch
+from finetune_trainer.serve import protocol
+from finetune_trainer.serve.loading import Loaded
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_params
+
+from tests.trainer.hosting import NAME, REVISION, Hosted, hosted
+
+QUESTION: list[Any] = [{"role": "user", "content": "Name the small lamp."}]
+ASKED: dict[str, Any] = {"model": NAME, "messages": QUESTION, "temperature": 0}
+PROMPTS = ("This", "Name the old drum.", "A kite, really", "0123456789 " * 8, "é€🙂 and so on", "q")
+
+
+def chat_ids(loaded: Loaded) -> list[int]:
+    text = loaded.tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
+    return list(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def generated(loaded: Loaded, ids: list[int], count: int) -> list[int]:
+    """What transformers generates, without the token that ends it."""
+    ends = sorted(loaded.end_ids)
+    prompt = torch.tensor([ids])
+    found = loaded.model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=count, eos_token_id=ends, pad_token_id=ends[0]
+    )[0, len(ids) :].tolist()
+    return found[:-1] if found[-1] in ends else found
+
+
+def text_of(loaded: Loaded, ids: list[int]) -> str:
+    return str(loaded.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def joined(chunks: Any) -> str:
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+
+def test_a_chat_says_what_was_used_and_by_what(client: openai.OpenAI, host: Hosted) -> None:
+    answer = client.chat.completions.create(**ASKED, max_tokens=12)
+    loaded, ids = host.loaded, chat_ids(host.loaded)
+    assert (answer.object, answer.model, answer.system_fingerprint) == ("chat.completion", NAME, REVISION)
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].message.content == text_of(loaded, generated(loaded, ids, 12))
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (len(ids), 12, len(ids) + 12)
+
+
+def test_a_stream_ends_with_the_usage_of_the_whole_answer(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(**ASKED, max_tokens=40)
+    chunks = list(client.chat.completions.create(**ASKED, max_tokens=40, stream=True, stream_options={"include_usage": True}))
+    assert joined(chunks) == whole.choices[0].message.content
+    assert (chunks[-1].usage, chunks[-1].choices) == (whole.usage, [])
+    assert {chunk.usage for chunk in chunks[:-1]} == {None}
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 2) + [whole.choices[0].finish_reason]
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+
+
+def test_the_clients_own_accumulation_of_a_stream_is_the_whole_answer(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(**ASKED, max_tokens=20, logprobs=True, top_logprobs=2)
+    with client.chat.completions.stream(**ASKED, max_tokens=20, logprobs=True, top_logprobs=2) as stream:
+        stream.until_done()
+        found = stream.current_completion_snapshot
+    assert found.choices[0].message.content == whole.choices[0].message.content
+    assert found.choices[0].logprobs is not None
+    assert whole.choices[0].logprobs is not None
+    assert found.choices[0].logprobs.content == whole.choices[0].logprobs.content
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_text_streamed_is_what_transformers_generates(prompt: str, client: openai.OpenAI, host: Hosted) -> None:
+    loaded = host.loaded
+    ids = list(loaded.tokenizer(prompt)["input_ids"])
+    expected = text_of(loaded, generated(loaded, ids, 48))
+    for given in (prompt, ids):
+        chunks = client.completions.create(model=NAME, prompt=given, temperature=0, max_tokens=48, stream=True)
+        assert "".join(chunk.choices[0].text for chunk in chunks) == expected
+
+
+def test_max_tokens_has_two_names_in_chats_and_a_default(client: openai.OpenAI) -> None:
+    def used(**more: Any) -> Any:
+        answer = client.chat.completions.create(**ASKED, **more, extra_body={"ignore_eos": True})
+        assert answer.choices[0].finish_reason == "length"
+        return answer.usage.completion_tokens if answer.usage else None
+
+    assert (used(max_tokens=3), used(max_completion_tokens=4), used()) == (3, 4, 64)
+
+
+ACCEPTED = ("bot", "ft:llama:ml:bot:1f2e3d4c", "ft:llama:ml:bot:", "ft:llama:ml:bot", "ft:gpt-4o-mini-2024-07-18:acme::bot", "ft:a/b::bot")
+UNKNOWN = ("gpt-4o", "ft:llama:ml:bot:0a0b0c0d", "ft:llama:ml:other", "ft:llama:bot", "ft::ml:bot", "bot:1f2e3d4c", "ft:bot", "BOT", "xbot")
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_a_model_is_asked_for_by_its_name_or_as_openai_names_a_tuned_one(name: str, client: openai.OpenAI) -> None:
+    assert client.models.retrieve(name).id == NAME
+    assert client.chat.completions.create(**{**ASKED, "model": name}, max_tokens=1).model == NAME
+    assert client.completions.create(model=name, prompt="a", max_tokens=1).model == NAME
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_another_model_is_not_found(name: str, client: openai.OpenAI) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: client.models.retrieve(name),
+        lambda: client.chat.completions.create(**{**ASKED, "model": name}),
+        lambda: client.chat.completions.create(**{**ASKED, "model": name}, stream=True),
+        lambda: client.completions.create(model=name, prompt="a"),
+    ]
+    for call in calls:
+        with pytest.raises(openai.NotFoundError, match=re.escape(repr(name))) as refused:
+            call()
+        assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
+
+
+@pytest.mark.parametrize("name", ["org/bot-v1.5", "ft:gpt-4o-mini-2024-07-18:acme::8xyz", "a@b+c"])
+def test_whatever_name_a_model_is_served_under_is_listed_and_found(name: str, host: Hosted) -> None:
+    with hosted(host.loaded, name=name) as found, openai.OpenAI(base_url=found.url, api_key="-", max_retries=0) as client:
+        assert [(model.id, model.object, model.owned_by) for model in client.models.list()] == [(name, "model", "finetune")]
+        assert client.models.retrieve(name).id == name
+        assert client.completions.create(model=name, prompt="a", max_tokens=1).model == name
+
+
+Refused = tuple[str, dict[str, Any], str | None, str]
+CALLED = {"role": "tool", "content": "a", "tool_call_id": "1"}
+LONG = [{"role": "user", "content": "a" * 3000}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+REFUSED: dict[str, Refused] = {
+    "a prompt longer than the context": ("chat", {"messages": LONG}, "messages", "context_length_exceeded"),
+    "a completion's prompt longer than it": ("completions", {"prompt": "a" * 3000}, "prompt", "context_length_exceeded"),
+    "an answer longer than it": ("chat", {"max_tokens": 2048}, "max_tokens", "context_length_exceeded"),
+    "the same in newer words": ("chat", {"max_completion_tokens": 2048}, "max_completion_tokens", "context_length_exceeded"),
+    "both words for one length": ("chat", {"max_tokens": 1, "max_completion_tokens": 1}, "max_tokens", "invalid_value"),
+    "no length at all": ("chat", {"max_tokens": 0}, "max_tokens", "invalid_value"),
+    "a temperature above 2": ("chat", {"temperature": 2.5}, "temperature", "invalid_value"),
+    "a share above 1": ("chat", {"top_p": 1.5}, "top_p", "invalid_value"),
+    "several answers": ("chat", {"n": 2}, "n", "invalid_value"),
+    "an empty stop string": ("chat", {"stop": ["a", ""]}, "stop[1]", "invalid_value"),
+    "more stop strings than anybody needs": ("chat", {"stop": list("abcdefghijklmnopq")}, "stop", "invalid_value"),
+    "no messages": ("chat", {"messages": []}, "messages", "invalid_value"),
+    "a turn without a role": ("chat", {"messages": [{"content": "a"}]}, "messages[0].role", "missing_required_parameter"),
+    "a tool's turn": ("chat", {"messages": [*QUESTION, CALLED]}, "messages[1]", "invalid_value"),
+    "a turn that called tools": (
+        "chat", {"messages": [*QUESTION, {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[1]", "invalid_value",
+    ),
+    "a picture": ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "invalid_value"),
+    "tools": ("chat", {"tools": [TOOL]}, "tools", "unsupported_parameter"),
+    "a tool that must be called": ("chat", {"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
+    "functions": ("chat", {"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
+    "an answer in JSON": ("chat", {"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+    "an answer by a schema": (
+        "chat", {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}}, "response_format",
+        "unsupported_parameter",
+    ),
+    "penalties": ("chat", {"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
+    "a bias": ("chat", {"logit_bias": {"5": 10}}, "logit_bias", "unsupported_parameter"),
+    "spoken answers": ("chat", {"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
+    "an answer to be stored": ("chat", {"store": True}, "store", "unsupported_parameter"),
+    "likely tokens without log-probabilities": ("chat", {"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+    "more likely tokens than 20": ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+    "more likely tokens than 5": ("completions", {"logprobs": 6}, "logprobs", "invalid_value"),
+    "a stream's options without a stream": ("chat", {"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+    "the prompt in the answer": ("completions", {"echo": True}, "echo", "unsupported_parameter"),
+    "the best of several": ("completions", {"best_of": 3}, "best_of", "unsupported_parameter"),
+    "two prompts": ("completions", {"prompt": ["a", "b"]}, "prompt", "invalid_value"),
+    "an empty prompt": ("completions", {"prompt": ""}, "prompt", "invalid_value"),
+    "no prompt": ("completions", {"prompt": None}, "prompt", "invalid_value"),
+    "a token nobody has": ("completions", {"prompt": [100000]}, "prompt", "invalid_value"),
+    "a field of no name": ("chat", {"extra_body": {"temprature": 0}}, "temprature", "unknown_parameter"),
+    "another server's field": ("chat", {"extra_body": {"min_tokens": 4}}, "min_tokens", "unsupported_parameter"),
+    "another server's text": ("chat", {"extra_body": {"guided_regex": "a+"}}, "guided_regex", "unsupported_parameter"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(("kind", "body", "param", "code"), REFUSED.values(), ids=REFUSED)
+def test_what_is_refused_is_the_clients_bad_request(
+    kind: str, body: dict[str, Any], param: str, code: str, stream: bool, client: openai.OpenAI
+) -> None:
+    streamed = {} if "stream_options" in body else {"stream": stream}
+    with pytest.raises(openai.BadRequestError) as refused:
+        asked(client, kind, **body, **streamed)
+    assert (refused.value.param, refused.value.code, refused.value.type) == (param, code, "invalid_request_error")
+
+
+def asked(client: openai.OpenAI, kind: str, **body: Any) -> Any:
+    if kind == "chat":
+        return client.chat.completions.create(**{**ASKED, **body})
+    return client.completions.create(**{"model": NAME, "prompt": "This", "temperature": 0, **body})
+
+
+PARTS = [{"type": "text", "text": "Name the "}, {"type": "text", "text": "small lamp."}]
+NEUTRAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "a user's name": ("chat", {"user": "ada", "safety_identifier": "ada", "metadata": {"a": "b"}}),
+    "a field by which the router may know the user": ("chat", {"extra_body": {"customer": "ada"}}),
+    "how it is billed and cached": ("chat", {"service_tier": "auto", "prompt_cache_key": "a"}),
+    "a guess at the answer": ("chat", {"prediction": {"type": "content", "content": "a"}}),
+    "no tools": ("chat", {"tools": [], "tool_choice": "none", "parallel_tool_calls": True}),
+    "plain text": ("chat", {"response_format": {"type": "text"}, "modalities": ["text"], "verbosity": "medium"}),
+    "no penalty": ("chat", {"presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "top_p": 1, "n": 1, "store": False}),
+    "nulls": ("chat", {"stop": None, "seed": None, "logprobs": None, "tools": None, "response_format": None, "extra_body": {"odd": None}}),
+    "one of one": ("completions", {"best_of": 1, "n": 1, "echo": False, "suffix": None}),
+    "a name in a turn": ("chat", {"messages": [{**QUESTION[0], "name": "ada"}]}),
+    "text in parts": ("chat", {"messages": [{"role": "user", "content": PARTS}]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "body"), NEUTRAL.values(), ids=NEUTRAL)
+def test_what_changes_nothing_changes_nothing(kind: str, body: dict[str, Any], client: openai.OpenAI) -> None:
+    assert asked(client, kind, max_tokens=8, **body).choices == asked(client, kind, max_tokens=8).choices
+
+
+def test_a_developers_turn_is_a_systems(client: openai.OpenAI) -> None:
+    told = [[{"role": role, "content": "Be brief."}, *QUESTION] for role in ("developer", "system", "user")]
+    answers = [asked(client, "chat", messages=messages, max_tokens=8) for messages in told]
+    assert answers[0].choices == answers[1].choices
+    assert answers[0].usage == answers[1].usage != answers[2].usage
+
+
+def test_an_answer_goes_back_into_the_conversation_as_the_client_gave_it(client: openai.OpenAI) -> None:
+    first = asked(client, "chat", max_tokens=8).choices[0].message
+    plain = [*QUESTION, {"role": "assistant", "content": first.content}, *QUESTION]
+    again = asked(client, "chat", messages=[*QUESTION, first, *QUESTION], max_tokens=8)
+    assert again.choices == asked(client, "chat", messages=plain, max_tokens=8).choices
+
+
+@pytest.mark.parametrize(
+    ("hints", "request_type"),
+    [
+        (chat_params.CompletionCreateParamsBase, protocol.ChatRequest),
+        (completion_create_params.CompletionCreateParamsBase, protocol.CompletionRequest),
+    ],
+)
+def test_every_field_that_the_client_has_is_known_here(hints: Any, request_type: type[protocol.Request]) -> None:
+    known = request_type.model_fields.keys() | protocol.NEUTRAL.keys() | protocol.IGNORED
+    assert get_type_hints(hints).keys() - known == set()
+    assert protocol.NEUTRAL.keys() & protocol.IGNORED == set()
+
+
+ELSEWHERE: dict[str, tuple[str, bytes, type[openai.APIStatusError], int]] = {
+    "a path nobody serves": ("/embeddings", b"{}", openai.NotFoundError, 404),
+    "a method nobody serves": ("/models", b"{}", openai.APIStatusError, 405),
+    "no JSON": ("/chat/completions", b"{", openai.BadRequestError, 400),
+    "a body without an end": ("/chat/completions", b" " * (4 * 1024 * 1024 + 1), openai.APIStatusError, 413),
+}
+
+
+@pytest.mark.parametrize(("path", "body", "error", "status"), ELSEWHERE.values(), ids=ELSEWHERE)
+def test_what_no_request_should_be_has_its_status(
+    path: str, body: bytes, error: type[openai.APIStatusError], status: int, client: openai.OpenAI
+) -> None:
+    with pytest.raises(error) as refused:
+        client.post(path, cast_to=object, content=body)
+    assert (refused.value.status_code, refused.value.type) == (status, "invalid_request_error")
