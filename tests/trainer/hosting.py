@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from aiohttp import web
 from finetune_trainer.serve.app import Server
 from finetune_trainer.serve.engine import Engine
@@ -30,6 +31,7 @@ class Hosted:
 @contextmanager
 def hosted(loaded: Loaded, slots: int = 8, name: str = NAME) -> Iterator[Hosted]:
     """Serve `loaded` until the block ends."""
+    torch.set_num_threads(1)
     engine = Engine(loaded, slots)
     engine.start()
     server = Server(name, REVISION, 64, loaded=loaded, engine=engine, ready=True)

@@ -78,19 +78,16 @@ class Generation:
         self._scores = None if self.sampling.logprobs is None else Scores(tokenizer, self.sampling.logprobs)
         self._decoded = self._given = 0  # characters: of all tokens, of the pieces
 
-    def score(self, token: int, logits: torch.Tensor) -> None:
-        """Keep the log-probability of `token`, which is taken next, from this row's logits (float32, vocabulary)."""
-        if self._scores is not None and token not in self._end_ids:
-            self._scores.add(token, logits, self._decoded)
-
-    def take(self, token: int) -> bool:
-        """Add the next token, give out its text; whether the answer ends with it."""
+    def take(self, token: int, logits: torch.Tensor) -> bool:
+        """Add the next token, chosen from `logits` (float32, vocabulary), give out its text; whether the answer ends with it."""
         now = time.monotonic()
         self.first_token = self.first_token or now
         self.tokens, self.last = self.tokens + 1, token
         if token in self._end_ids:
             return self._finish("stop", now, "")
         text = self._text.add(token)
+        if self._scores is not None:
+            self._scores.add(token, logits, self._decoded, text)
         self._decoded += len(text)
         piece = self._stops.add(text)
         if self._stops.hit:

@@ -48,12 +48,15 @@ class Scores:
         self._held: deque[TokenLogprob] = deque()
         self._spelled: dict[int, Spelled] = {}
 
-    def add(self, token: int, logits: torch.Tensor, offset: int) -> None:
-        """Keep `token`, chosen from `logits` (float32, vocabulary) after `offset` characters."""
+    def add(self, token: int, logits: torch.Tensor, decoded: int, text: str) -> None:
+        """Keep `token`, chosen from `logits` (float32, vocabulary), which after `decoded` characters brought out `text`: its own, and
+        before it what an unfinished character had held back."""
         logprobs = torch.log_softmax(logits, dim=-1)
         values, ids = logprobs.topk(min(self._others, len(logprobs)))
         others = tuple((self._spell(i), _finite(value)) for i, value in zip(ids.tolist(), values.tolist(), strict=True))
-        self._held.append(TokenLogprob(self._spell(token), _finite(float(logprobs[token])), offset, others))
+        spelled = self._spell(token)
+        offset = decoded + (len(text) - len(spelled.text) if text.endswith(spelled.text) else 0)
+        self._held.append(TokenLogprob(spelled, _finite(float(logprobs[token])), offset, others))
 
     def before(self, end: int | None) -> tuple[TokenLogprob, ...]:
         """Give out the tokens that begin before so many characters; None: all."""
