@@ -16,10 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 import torch
+from aiohttp import ClientConnectionResetError
 from finetune_trainer.serve import logprobs
+from finetune_trainer.serve.answers import Answer
 from finetune_trainer.serve.batch import Batch
 from finetune_trainer.serve.text import StopStrings
 from tokenizers import Tokenizer, decoders, models
@@ -264,8 +267,23 @@ def test_a_client_that_goes_away_in_the_middle_of_a_stream_frees_its_slot(host: 
         assert long.cancelled
         assert long.tokens < 2000
         wait_until("nothing is held", lambda: found.server.held == found.engine.running == 0, 5)
-        metrics = found.server.metrics.exposition().decode()
-        assert 'finetune_server_requests_total{code="499",path="/v1/completions"} 1.0' in metrics
+        assert counted(found, "499", "/v1/completions")
+
+
+def test_a_client_that_is_seen_to_be_gone_at_a_write_is_no_failure_of_the_server(host: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> bytes:
+        raise ClientConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(Answer, "piece", gone)
+    with hosted(host.loaded) as found, openai.OpenAI(base_url=found.url, api_key="-", max_retries=0) as client:
+        with pytest.raises((openai.APIError, httpx2.RemoteProtocolError)):
+            list(client.chat.completions.create(**ASKED, stream=True))
+        assert counted(found, "499", "/v1/chat/completions")
+
+
+def counted(found: Hosted, code: str, path: str) -> bool:
+    metrics = found.server.metrics.exposition().decode()
+    return f'finetune_server_requests_total{{code="{code}",path="{path}"}} 1.0' in metrics
 
 
 def test_a_failure_in_the_middle_of_a_stream_is_the_clients_error(host: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,6 +300,7 @@ def test_a_failure_in_the_middle_of_a_stream_is_the_clients_error(host: Hosted, 
         stream = client.chat.completions.create(**ASKED, max_tokens=40, stream=True)
         with pytest.raises(openai.APIError, match="no memory"):
             list(stream)
+        assert counted(found, "500", "/v1/chat/completions")
         with pytest.raises(openai.InternalServerError, match="no memory"):
             client.chat.completions.create(**ASKED, max_tokens=4)
         assert client.chat.completions.create(**ASKED, max_tokens=4).usage, "the next one is answered"

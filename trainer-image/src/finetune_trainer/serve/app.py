@@ -31,6 +31,10 @@ REVISION_HEADER = "x-finetune-revision"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+class Cut(ConnectionResetError):
+    """An answer that had begun ended because generation failed."""
+
+
 @dataclass
 class Server:
     """What the handlers share. `engine` and `loaded` come when the model is loaded, `ready` after a completion."""
@@ -146,7 +150,7 @@ class Server:
         await response.write(event(ApiError(500, current.message).body()))
         if request.transport is not None:
             request.transport.abort()
-        raise ConnectionResetError(current.message)
+        raise Cut(current.message)
 
     def _parts(self) -> tuple[Loaded, Engine]:
         if self.loaded is None or self.engine is None or not self.ready:
@@ -167,8 +171,8 @@ class Server:
             response = await handler(request)
             code = str(response.status)
             return response
-        except ConnectionResetError:
-            code = "499" if request.transport is None else "500"
+        except ConnectionResetError as error:
+            code = "500" if isinstance(error, Cut) else "499"
             raise
         except Exception:
             code = "500"
