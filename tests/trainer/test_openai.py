@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import openai
@@ -14,10 +15,11 @@ from finetune_trainer.serve.loading import Loaded
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_params
 
+from tests.trainer import surface
 from tests.trainer.hosting import NAME, REVISION, Hosted, hosted
+from tests.trainer.surface import ASKED, QUESTION, REFUSED, UNCHANGED, asked, joined
 
-QUESTION: list[Any] = [{"role": "user", "content": "Name the small lamp."}]
-ASKED: dict[str, Any] = {"model": NAME, "messages": QUESTION, "temperature": 0}
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "openai.md"
 PROMPTS = ("This", "Name the old drum.", "A kite, really", "0123456789 " * 8, "é€🙂 and so on", "q")
 
 
@@ -38,10 +40,6 @@ def generated(loaded: Loaded, ids: list[int], count: int) -> list[int]:
 
 def text_of(loaded: Loaded, ids: list[int]) -> str:
     return str(loaded.tokenizer.decode(ids, skip_special_tokens=True))
-
-
-def joined(chunks: Any) -> str:
-    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 
 def test_a_chat_says_what_was_used_and_by_what(client: openai.OpenAI, host: Hosted) -> None:
@@ -128,57 +126,6 @@ def test_whatever_name_a_model_is_served_under_is_listed_and_found(name: str, ho
         assert client.completions.create(model=name, prompt="a", max_tokens=1).model == name
 
 
-Refused = tuple[str, dict[str, Any], str | None, str]
-CALLED = {"role": "tool", "content": "a", "tool_call_id": "1"}
-LONG = [{"role": "user", "content": "a" * 3000}]
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
-REFUSED: dict[str, Refused] = {
-    "a prompt longer than the context": ("chat", {"messages": LONG}, "messages", "context_length_exceeded"),
-    "a completion's prompt longer than it": ("completions", {"prompt": "a" * 3000}, "prompt", "context_length_exceeded"),
-    "an answer longer than it": ("chat", {"max_tokens": 2048}, "max_tokens", "context_length_exceeded"),
-    "the same in newer words": ("chat", {"max_completion_tokens": 2048}, "max_completion_tokens", "context_length_exceeded"),
-    "both words for one length": ("chat", {"max_tokens": 1, "max_completion_tokens": 1}, "max_tokens", "invalid_value"),
-    "no length at all": ("chat", {"max_tokens": 0}, "max_tokens", "invalid_value"),
-    "a temperature above 2": ("chat", {"temperature": 2.5}, "temperature", "invalid_value"),
-    "a share above 1": ("chat", {"top_p": 1.5}, "top_p", "invalid_value"),
-    "several answers": ("chat", {"n": 2}, "n", "invalid_value"),
-    "an empty stop string": ("chat", {"stop": ["a", ""]}, "stop[1]", "invalid_value"),
-    "more stop strings than anybody needs": ("chat", {"stop": list("abcdefghijklmnopq")}, "stop", "invalid_value"),
-    "no messages": ("chat", {"messages": []}, "messages", "invalid_value"),
-    "a turn without a role": ("chat", {"messages": [{"content": "a"}]}, "messages[0].role", "missing_required_parameter"),
-    "a tool's turn": ("chat", {"messages": [*QUESTION, CALLED]}, "messages[1]", "invalid_value"),
-    "a turn that called tools": (
-        "chat", {"messages": [*QUESTION, {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[1]", "invalid_value",
-    ),
-    "a picture": ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "invalid_value"),
-    "tools": ("chat", {"tools": [TOOL]}, "tools", "unsupported_parameter"),
-    "a tool that must be called": ("chat", {"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
-    "functions": ("chat", {"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
-    "an answer in JSON": ("chat", {"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
-    "an answer by a schema": (
-        "chat", {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}}, "response_format",
-        "unsupported_parameter",
-    ),
-    "penalties": ("chat", {"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
-    "a bias": ("chat", {"logit_bias": {"5": 10}}, "logit_bias", "unsupported_parameter"),
-    "spoken answers": ("chat", {"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
-    "an answer to be stored": ("chat", {"store": True}, "store", "unsupported_parameter"),
-    "likely tokens without log-probabilities": ("chat", {"top_logprobs": 2}, "top_logprobs", "invalid_value"),
-    "more likely tokens than 20": ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
-    "more likely tokens than 5": ("completions", {"logprobs": 6}, "logprobs", "invalid_value"),
-    "a stream's options without a stream": ("chat", {"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
-    "the prompt in the answer": ("completions", {"echo": True}, "echo", "unsupported_parameter"),
-    "the best of several": ("completions", {"best_of": 3}, "best_of", "unsupported_parameter"),
-    "two prompts": ("completions", {"prompt": ["a", "b"]}, "prompt", "invalid_value"),
-    "an empty prompt": ("completions", {"prompt": ""}, "prompt", "invalid_value"),
-    "no prompt": ("completions", {"prompt": None}, "prompt", "invalid_value"),
-    "a token nobody has": ("completions", {"prompt": [100000]}, "prompt", "invalid_value"),
-    "a field of no name": ("chat", {"extra_body": {"temprature": 0}}, "temprature", "unknown_parameter"),
-    "another server's field": ("chat", {"extra_body": {"min_tokens": 4}}, "min_tokens", "unsupported_parameter"),
-    "another server's text": ("chat", {"extra_body": {"guided_regex": "a+"}}, "guided_regex", "unsupported_parameter"),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize(("kind", "body", "param", "code"), REFUSED.values(), ids=REFUSED)
 def test_what_is_refused_is_the_clients_bad_request(
@@ -190,29 +137,7 @@ def test_what_is_refused_is_the_clients_bad_request(
     assert (refused.value.param, refused.value.code, refused.value.type) == (param, code, "invalid_request_error")
 
 
-def asked(client: openai.OpenAI, kind: str, **body: Any) -> Any:
-    if kind == "chat":
-        return client.chat.completions.create(**{**ASKED, **body})
-    return client.completions.create(**{"model": NAME, "prompt": "This", "temperature": 0, **body})
-
-
-PARTS = [{"type": "text", "text": "Name the "}, {"type": "text", "text": "small lamp."}]
-NEUTRAL: dict[str, tuple[str, dict[str, Any]]] = {
-    "a user's name": ("chat", {"user": "ada", "safety_identifier": "ada", "metadata": {"a": "b"}}),
-    "a field by which the router may know the user": ("chat", {"extra_body": {"customer": "ada"}}),
-    "how it is billed and cached": ("chat", {"service_tier": "auto", "prompt_cache_key": "a"}),
-    "a guess at the answer": ("chat", {"prediction": {"type": "content", "content": "a"}}),
-    "no tools": ("chat", {"tools": [], "tool_choice": "none", "parallel_tool_calls": True}),
-    "plain text": ("chat", {"response_format": {"type": "text"}, "modalities": ["text"], "verbosity": "medium"}),
-    "no penalty": ("chat", {"presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "top_p": 1, "n": 1, "store": False}),
-    "nulls": ("chat", {"stop": None, "seed": None, "logprobs": None, "tools": None, "response_format": None, "extra_body": {"odd": None}}),
-    "one of one": ("completions", {"best_of": 1, "n": 1, "echo": False, "suffix": None}),
-    "a name in a turn": ("chat", {"messages": [{**QUESTION[0], "name": "ada"}]}),
-    "text in parts": ("chat", {"messages": [{"role": "user", "content": PARTS}]}),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("kind", "body"), NEUTRAL.values(), ids=NEUTRAL)
+@pytest.mark.parametrize(("kind", "body"), UNCHANGED.values(), ids=UNCHANGED)
 def test_what_changes_nothing_changes_nothing(kind: str, body: dict[str, Any], client: openai.OpenAI) -> None:
     assert asked(client, kind, max_tokens=8, **body).choices == asked(client, kind, max_tokens=8).choices
 
@@ -259,3 +184,9 @@ def test_what_no_request_should_be_has_its_status(
     with pytest.raises(error) as refused:
         client.post(path, cast_to=object, content=body)
     assert (refused.value.status_code, refused.value.type) == (status, "invalid_request_error")
+
+
+def test_the_table_in_the_docs_is_what_the_server_does(client: openai.OpenAI) -> None:
+    table = surface.table(client)
+    assert surface.WRONG not in table
+    assert table in DOCS.read_text(), "python -m tests.trainer.transcript writes it anew"

@@ -32,7 +32,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from tests.trainer import lives
 from tests.trainer.hosting import NAME, Hosted, hosted
 from tests.trainer.support import free_port, running, wait_until
-from tests.trainer.test_openai import ASKED, PROMPTS, asked, chat_ids, generated, joined, text_of
+from tests.trainer.surface import ASKED, asked, joined
+from tests.trainer.test_openai import PROMPTS, chat_ids, generated, text_of
 
 DRAWN: dict[str, Any] = {"temperature": 1.3, "seed": 11, "extra_body": {"ignore_eos": True}}
 
