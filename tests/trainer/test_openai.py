@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,45 @@ def test_what_no_request_should_be_has_its_status(
     with pytest.raises(error) as refused:
         client.post(path, cast_to=object, content=body)
     assert (refused.value.status_code, refused.value.type) == (status, "invalid_request_error")
+
+
+ODD = (
+    "[]", "{}", "[[]]", "[{}]", '{"a": {"b": []}}', "true", "0", "-1", "1e400", "NaN", "1.5", "9" * 40, '""', '"\\ud800"', '"\\u0000"',
+    '["\\ud800"]', "[true]", "[null]", '{"type": {}}',
+)  # fmt: skip
+
+
+def refusal(client: openai.OpenAI, path: str, body: str) -> openai.APIStatusError | None:
+    """Why this body is refused; None: it is answered."""
+    try:
+        client.post(path, cast_to=object, content=body.encode())
+    except openai.APIStatusError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("kind", [protocol.ChatRequest, protocol.CompletionRequest])
+def test_no_value_of_any_field_is_the_servers_failure(odd: str, kind: type[protocol.Request], client: openai.OpenAI) -> None:
+    chat = kind is protocol.ChatRequest
+    needed = {"messages": json.dumps(QUESTION)} if chat else {"prompt": '"a"'}
+    plain = {"model": f'"{NAME}"', "max_tokens": "1", **needed}
+    for name in (*kind.model_fields, *protocol.NEUTRAL, *protocol.IGNORED, "nobody_knows"):
+        body = ",".join(f"{json.dumps(key)}:{value}" for key, value in {**plain, name: odd}.items())
+        refused = refusal(client, "/chat/completions" if chat else "/completions", f"{{{body}}}")
+        assert refused is None or refused.status_code in (400, 404), f"{name}: {refused}"
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_no_value_in_a_turn_is_the_servers_failure(odd: str, client: openai.OpenAI) -> None:
+    for turn in (
+        odd,
+        f'{{"role": {odd}, "content": "a"}}',
+        f'{{"role": "user", "content": {odd}}}',
+        f'{{"role": "user", "content": [{odd}]}}',
+    ):
+        refused = refusal(client, "/chat/completions", f'{{"model": "{NAME}", "max_tokens": 1, "messages": [{turn}]}}')
+        assert refused is None or refused.status_code == 400, f"{turn}: {refused}"
 
 
 def test_the_table_in_the_docs_is_what_the_server_does(client: openai.OpenAI) -> None:

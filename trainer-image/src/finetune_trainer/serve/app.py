@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+from pydantic_core import from_json
 
 from finetune_trainer.serve import prompts, protocol
 from finetune_trainer.serve.answers import Answer, event
@@ -238,8 +239,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 async def _document(request: web.Request) -> object:
     try:
-        return json.loads(await request.read())
-    except (ValueError, RecursionError) as error:
+        document: object = from_json(await request.read())  # refuses halves of characters, which tokenizers cannot read
+        return document
+    except ValueError as error:
         raise ApiError(400, f"the request body is not JSON: {error}") from error
 
 

@@ -129,7 +129,7 @@ def sample(logits: torch.Tensor, temperature: float, top_p: float, random: torch
     """Draw a token from softmax(logits / temperature) restricted to the smallest set of mass `top_p`."""
     probabilities = torch.softmax(logits.float().cpu() / temperature, dim=-1)
     if top_p < 1:
-        ordered, order = probabilities.sort(descending=True)
+        ordered, order = probabilities.sort(descending=True, stable=True)  # of equal ones the first, as argmax takes it
         ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
         return int(order[torch.multinomial(ordered, 1, generator=random)])
     return int(torch.multinomial(probabilities, 1, generator=random))
