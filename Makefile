@@ -11,7 +11,7 @@ TIER ?= all
 N ?= 1000
 ARGS ?=
 
-.PHONY: help demo demo-down test check format e2e-kills chaos crash-loop chaos-training bench-control-plane bench-trainer bench-guards bench-router cluster-up cluster-down cluster-status images mutation crds lock
+.PHONY: help demo demo-down test check format e2e-kills chaos crash-loop chaos-training bench-control-plane bench-trainer bench-guards bench-router cluster-up cluster-down cluster-status images mutation crds transcript lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bench-control-plane: ## What N FineTunes cost a control plane, beside N bare Job
 
 bench-router: ## 10,000 users through a rollout on real routers, pushes and latency timed; last line JSON (ARGS=--help)
 	@$(DEV) python -m tests.bench.router $(ARGS)
+
+transcript: ## Ask the real server with OpenAI's own client; prints it and writes docs/openai.md
+	@$(TRAINER) python -m tests.trainer.transcript
 
 bench-trainer: ## The trainer's speed and memory beside TRL's defaults, on the GPU if there is one; last line JSON
 	@$(ORACLE) python -m tests.bench.trainer $(ARGS)

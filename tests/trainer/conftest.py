@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator, Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 
+import openai
 import pytest
+import torch
 from finetune_trainer import fetch
 from finetune_trainer.config import RunConfig
 from finetune_trainer.data import prepare
+from finetune_trainer.serve.loading import load
 
-from tests.trainer import support
+from tests.trainer import hosting, support
 
 
 def pytest_sessionstart() -> None:
@@ -46,3 +50,24 @@ def work(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare.main(RunConfig.model_validate(support.make_config("prepare", folder, tiny_model, source)))
     patch.undo()
     return folder
+
+
+@pytest.fixture(scope="session")
+def host(tiny_model: Path) -> Iterator[hosting.Hosted]:
+    """The tiny model, served in float32: rounding turns no greedy choice."""
+    with hosting.hosted(load(tiny_model, None, dtype=torch.float32)) as found:
+        yield found
+
+
+@pytest.fixture
+def client(host: hosting.Hosted) -> Iterator[openai.OpenAI]:
+    """OpenAI's own, which tries nothing twice."""
+    with openai.OpenAI(base_url=host.url, api_key="-", max_retries=0) as found:
+        yield found
+
+
+@pytest.fixture
+async def concurrent(host: hosting.Hosted) -> AsyncIterator[openai.AsyncOpenAI]:
+    """The same for several requests at once."""
+    async with openai.AsyncOpenAI(base_url=host.url, api_key="-", max_retries=0) as found:
+        yield found

@@ -136,9 +136,9 @@ class _Recorded(Generation):
         self.taken: list[int] = []
         self.events: list[Event] = []
 
-    def take(self, token: int) -> bool:
+    def take(self, token: int, logits: torch.Tensor) -> bool:
         self.taken.append(token)
-        return super().take(token)
+        return super().take(token, logits)
 
     def fail(self, message: str) -> None:
         raise AssertionError(message)

@@ -5,50 +5,83 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_trainer.serve.generation import Finished
+from finetune_trainer.serve.logprobs import Spelled, TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer's identity; `chat` chooses the form."""
+    """One answer's identity; `chat` chooses the form, `fingerprint` names what serves, `logprobs` and `usage` (of a stream) say
+    what was asked for."""
 
     chat: bool
     model: str
+    fingerprint: str | None = None
+    logprobs: bool = False
+    usage: bool = False
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, text: str, finished: Finished) -> dict[str, Any]:
+    def whole(self, text: str, tokens: Sequence[TokenLogprob], finished: Finished) -> dict[str, Any]:
         """The document of an answer that is not streamed."""
-        content: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        return {**self._head(""), "choices": [_choice(content, finished.reason)], "usage": usage(finished)}
+        content: dict[str, Any] = {"text": text}
+        if self.chat:
+            content = {"message": {"role": "assistant", "content": text, "refusal": None}}
+        return {**self._head(""), "choices": [self._choice(content, tokens, finished.reason)], "usage": usage(finished)}
 
     def opening(self) -> bytes:
         """The first event of a chat stream; nothing for plain completions."""
-        return self._event({"delta": {"role": "assistant", "content": ""}}, None) if self.chat else b""
+        return self._event({"delta": {"role": "assistant", "content": ""}}, (), None) if self.chat else b""
 
-    def piece(self, text: str) -> bytes:
+    def piece(self, text: str, tokens: Sequence[TokenLogprob]) -> bytes:
         """An event with more text."""
-        return self._event({"delta": {"content": text}} if self.chat else {"text": text}, None)
+        return self._event({"delta": {"content": text}} if self.chat else {"text": text}, tokens, None)
 
-    def closing(self, finished: Finished, with_usage: bool) -> bytes:
+    def closing(self, finished: Finished) -> bytes:
         """The event with the reason of the end, the usage if asked for, and the end mark."""
-        last = self._event({"delta": {}} if self.chat else {"text": ""}, finished.reason)
-        if with_usage:
+        last = self._event({"delta": {}} if self.chat else {"text": ""}, (), finished.reason)
+        if self.usage:
             last += event({**self._head(".chunk"), "choices": [], "usage": usage(finished)})
         return last + DONE
 
-    def _event(self, content: dict[str, Any], reason: str | None) -> bytes:
-        return event({**self._head(".chunk"), "choices": [_choice(content, reason)]})
+    def _event(self, content: dict[str, Any], tokens: Sequence[TokenLogprob], reason: str | None) -> bytes:
+        counted = {"usage": None} if self.usage else {}
+        return event({**self._head(".chunk"), "choices": [self._choice(content, tokens or None, reason)], **counted})
+
+    def _choice(self, content: dict[str, Any], tokens: Sequence[TokenLogprob] | None, reason: str | None) -> dict[str, Any]:
+        form = chat_logprobs if self.chat else completion_logprobs
+        told = form(tokens) if self.logprobs and tokens is not None else None
+        return {"index": 0, **content, "logprobs": told, "finish_reason": reason}
 
     def _head(self, suffix: str) -> dict[str, Any]:
         kind = f"chat.completion{suffix}" if self.chat else "text_completion"
         prefix = "chatcmpl" if self.chat else "cmpl"
-        return {"id": f"{prefix}-{self.id}", "object": kind, "created": self.created, "model": self.model}
+        return {
+            "id": f"{prefix}-{self.id}", "object": kind, "created": self.created, "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }  # fmt: skip
+
+
+def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """`logprobs` of a chat's choice."""
+    content = [{**_entry(t.spelled, t.logprob), "top_logprobs": [_entry(*other) for other in t.others]} for t in tokens]
+    return {"content": content, "refusal": None}
+
+
+def completion_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """`logprobs` of a completion's choice; `top_logprobs` always has the token itself too."""
+    return {
+        "tokens": [t.spelled.text for t in tokens],
+        "token_logprobs": [t.logprob for t in tokens],
+        "top_logprobs": [{**{other.text: logprob for other, logprob in t.others}, t.spelled.text: t.logprob} for t in tokens],
+        "text_offset": [t.offset for t in tokens],
+    }
 
 
 def event(document: object) -> bytes:
@@ -62,5 +95,5 @@ def usage(finished: Finished) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _choice(content: dict[str, Any], reason: str | None) -> dict[str, Any]:
-    return {"index": 0, **content, "logprobs": None, "finish_reason": reason}
+def _entry(spelled: Spelled, logprob: float) -> dict[str, Any]:
+    return {"token": spelled.text, "logprob": logprob, "bytes": None if spelled.bytes is None else list(spelled.bytes)}

@@ -16,18 +16,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+from pydantic_core import from_json
 
 from finetune_trainer.serve import prompts, protocol
 from finetune_trainer.serve.answers import Answer, event
 from finetune_trainer.serve.engine import Engine, QueueFull, Stopping
 from finetune_trainer.serve.generation import Event, Failed, Finished, Generation, Piece, Sampling
 from finetune_trainer.serve.loading import Loaded
+from finetune_trainer.serve.logprobs import TokenLogprob
 from finetune_trainer.serve.metrics import Metrics
 from finetune_trainer.serve.protocol import ApiError, ChatRequest, CompletionRequest
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 REVISION_HEADER = "x-finetune-revision"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Cut(ConnectionResetError):
+    """An answer that had begun ended because generation failed."""
 
 
 @dataclass
@@ -52,12 +58,16 @@ class Server:
         app.add_routes(
             [
                 web.get("/healthz", self._health), web.get("/readyz", self._readiness), web.get("/metrics", self._metrics),
-                web.get("/v1/models", self._models), web.get("/v1/models/{model}", self._model),
+                web.get("/v1/models", self._models), web.get("/v1/models/{model:.+}", self._model),
                 web.post("/v1/chat/completions", self._chat), web.post("/v1/completions", self._completion),
             ]
         )  # fmt: skip
         app.on_response_prepare.append(self._stamp)
         return app
+
+    def runner(self) -> web.AppRunner:
+        """What serves the application; a client that goes away cancels its handler."""
+        return web.AppRunner(self.application(), access_log=None, handler_cancellation=True, shutdown_timeout=5)
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -79,7 +89,7 @@ class Server:
 
     async def _model(self, request: web.Request) -> web.Response:
         self._parts()
-        protocol.check_model(request.match_info["model"], self.name)
+        protocol.check_model(request.match_info["model"], self.name, self.revision)
         return _json(self._description())
 
     def _description(self) -> dict[str, Any]:
@@ -88,14 +98,14 @@ class Server:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         loaded, _ = self._parts()
         asked = protocol.parse(ChatRequest, await _document(request))
-        protocol.check_model(asked.model, self.name)
+        protocol.check_model(asked.model, self.name, self.revision)
         ids = await self._encode(prompts.chat_prompt, loaded.tokenizer, asked)
         return await self._answer(request, asked, ids)
 
     async def _completion(self, request: web.Request) -> web.StreamResponse:
         loaded, _ = self._parts()
         asked = protocol.parse(CompletionRequest, await _document(request))
-        protocol.check_model(asked.model, self.name)
+        protocol.check_model(asked.model, self.name, self.revision)
         ids = await self._encode(prompts.completion_prompt, loaded.tokenizer, asked)
         return await self._answer(request, asked, ids)
 
@@ -105,20 +115,22 @@ class Server:
     async def _answer(self, request: web.Request, asked: protocol.Request, ids: list[int]) -> web.StreamResponse:
         loaded, engine = self._parts()
         settings = prompts.sampling(asked, len(ids), prompts.Limits(loaded.max_model_len, self.max_new_tokens))
-        answer = Answer(isinstance(asked, ChatRequest), self.name)
+        answer = Answer(
+            isinstance(asked, ChatRequest), self.name, self.revision or None, settings.logprobs is not None, asked.wants_usage
+        )  # fmt: skip
         generation, events = submit(engine, ids, settings)
         self.held += 1
         try:
             if asked.stream:
-                return await self._stream(request, answer, events, asked.wants_usage)
-            text, finished = await collect(events)
+                return await self._stream(request, answer, events)
+            text, tokens, finished = await collect(events)
             self.metrics.observe(finished)
-            return _json(answer.whole(text, finished))
+            return _json(answer.whole(text, tokens, finished))
         finally:
             generation.cancelled = True
             self.held -= 1
 
-    async def _stream(self, request: web.Request, answer: Answer, events: asyncio.Queue[Event], with_usage: bool) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, answer: Answer, events: asyncio.Queue[Event]) -> web.StreamResponse:
         """Events as they come. A failure before the first one is a plain 500; after it the connection is cut, so that
         whoever counts errors sees one."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
@@ -129,17 +141,17 @@ class Server:
         await response.write(answer.opening())
         current: Event = first
         while isinstance(current, Piece):
-            await response.write(answer.piece(current.text))
+            await response.write(answer.piece(current.text, current.tokens))
             current = await events.get()
         if isinstance(current, Finished):
             self.metrics.observe(current)
-            await response.write(answer.closing(current, with_usage))
+            await response.write(answer.closing(current))
             await response.write_eof()
             return response
         await response.write(event(ApiError(500, current.message).body()))
         if request.transport is not None:
             request.transport.abort()
-        raise ConnectionResetError(current.message)
+        raise Cut(current.message)
 
     def _parts(self) -> tuple[Loaded, Engine]:
         if self.loaded is None or self.engine is None or not self.ready:
@@ -160,8 +172,8 @@ class Server:
             response = await handler(request)
             code = str(response.status)
             return response
-        except ConnectionResetError:
-            code = "499" if request.transport is None else "500"
+        except ConnectionResetError as error:
+            code = "500" if isinstance(error, Cut) else "499"
             raise
         except Exception:
             code = "500"
@@ -188,16 +200,18 @@ def submit(engine: Engine, ids: list[int], settings: Sampling) -> tuple[Generati
     return generation, events
 
 
-async def collect(events: asyncio.Queue[Event]) -> tuple[str, Finished]:
-    """The whole answer. Raises ApiError 500 where generation failed."""
+async def collect(events: asyncio.Queue[Event]) -> tuple[str, list[TokenLogprob], Finished]:
+    """The whole answer: its text, its tokens where they were asked for, its end. Raises ApiError 500 where generation failed."""
     parts: list[str] = []
+    tokens: list[TokenLogprob] = []
     while True:
         item = await events.get()
         if isinstance(item, Finished):
-            return "".join(parts), item
+            return "".join(parts), tokens, item
         if isinstance(item, Failed):
             raise ApiError(500, item.message)
         parts.append(item.text)
+        tokens += item.tokens
 
 
 @web.middleware
@@ -225,8 +239,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 async def _document(request: web.Request) -> object:
     try:
-        return json.loads(await request.read())
-    except (ValueError, RecursionError) as error:
+        document: object = from_json(await request.read())  # refuses halves of characters, which tokenizers cannot read
+        return document
+    except ValueError as error:
         raise ApiError(400, f"the request body is not JSON: {error}") from error
 
 

@@ -56,7 +56,7 @@ async def _serve(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)  # a second signal changes nothing
     server = Server(options.served_model_name, options.revision, options.max_new_tokens)
-    runner = web.AppRunner(server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=5)
+    runner = server.runner()
     await runner.setup()
     try:
         await web.TCPSite(runner, options.host, options.port).start()

@@ -155,7 +155,8 @@ class Engine:
 def _take(row: Generation, greedy: int, logits: torch.Tensor) -> bool:
     """Give `row` its token; whether it is done. What goes wrong with one row fails that row alone."""
     try:
-        return row.take(greedy if row.sampling.temperature <= 0 else row.choose(logits))
+        token = greedy if row.sampling.temperature <= 0 else row.choose(logits)
+        return row.take(token, logits)
     except Exception as error:
         traceback.print_exc()
         row.fail(f"generation failed: {type(error).__name__}: {error}")

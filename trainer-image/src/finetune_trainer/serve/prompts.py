@@ -12,6 +12,7 @@ from finetune_trainer.serve.generation import Sampling
 from finetune_trainer.serve.protocol import ApiError, ChatRequest, CompletionRequest, Request
 
 COMPLETION_DEFAULT_TOKENS = 16  # OpenAI's default of the older endpoint
+ROLES = {"developer": "system"}  # the same in newer words, which templates do not know
 GREEDY_BELOW = 1e-5  # logits divided by less overflow float32
 
 
@@ -27,7 +28,7 @@ def chat_prompt(tokenizer: Any, request: ChatRequest) -> list[int]:
     """The conversation through the model's chat template, ready for the assistant's turn. Raises ApiError."""
     if not tokenizer.chat_template:
         raise ApiError(400, "this model has no chat template; use /v1/completions", param="messages")
-    messages = [{"role": m.role, "content": m.content} for m in request.messages]
+    messages = [{"role": ROLES.get(m.role, m.role), "content": m.content} for m in request.messages]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **RENDERING)
     except TemplateError as error:
@@ -60,13 +61,12 @@ def sampling(request: Request, prompt_tokens: int, limits: Limits) -> Sampling:
             400, f"{field}: {prompt_tokens} tokens leave no room in a context of {limits.max_model_len}", param=field,
             code="context_length_exceeded",
         )  # fmt: skip
-    asked = request.max_tokens
-    if isinstance(request, ChatRequest):
-        asked = request.max_completion_tokens or asked
+    name = request.length_field
+    asked: int | None = getattr(request, name)
     if asked is not None and asked > room:
         raise ApiError(
-            400, f"max_tokens: {prompt_tokens} prompt tokens and {asked} new ones exceed the context of {limits.max_model_len}",
-            param="max_tokens", code="context_length_exceeded",
+            400, f"{name}: {prompt_tokens} prompt tokens and {asked} new ones exceed the context of {limits.max_model_len}",
+            param=name, code="context_length_exceeded",
         )  # fmt: skip
     default = limits.max_new_tokens if isinstance(request, ChatRequest) else COMPLETION_DEFAULT_TOKENS
     return Sampling(
@@ -74,6 +74,7 @@ def sampling(request: Request, prompt_tokens: int, limits: Limits) -> Sampling:
         temperature=_temperature(request.temperature),
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=request.seed, stop=tuple(request.stop), ignore_end=request.ignore_eos,
+        logprobs=request.alternatives,
     )  # fmt: skip
 
 

@@ -1,16 +1,36 @@
 """OpenAI's requests: what is accepted, what is refused and how.
 
-Invariant: a field that would change the answer and is not supported is refused by name, never ignored; a field at its
-neutral value is accepted.
+Invariant: a field that would change the answer and is not supported is refused by name, never ignored, and so is one that nobody
+knows; a field at its neutral value is accepted. Texts of unknown names pass: `rollout.identity` may find the user in them.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+import re
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 MAX_STOPS = 16
+MAX_CHAT_LOGPROBS = 20
+MAX_COMPLETION_LOGPROBS = 5
+# What changes no answer here.
+IGNORED = frozenset({
+    "user", "safety_identifier", "metadata", "service_tier", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",
+    "prediction", "parallel_tool_calls",
+})  # fmt: skip
+# What would change an answer, or do something beside it, and the values at which it does not. Fields of OpenAI and of its users'
+# other servers.
+NEUTRAL: dict[str, tuple[object, ...]] = {
+    "best_of": (1,), "logit_bias": ({},), "presence_penalty": (0,), "frequency_penalty": (0,), "tools": ([],), "functions": ([],),
+    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "response_format": ({"type": "text"},), "suffix": ("",),
+    "echo": (False,), "modalities": (["text"],), "audio": (), "web_search_options": (), "moderation": (), "store": (False,),
+    "verbosity": ("medium",), "reasoning_effort": (), "repetition_penalty": (1,), "min_p": (0,), "top_k": (0, -1),
+    "min_tokens": (0,), "chat_template": (), "guided_regex": (), "guided_grammar": (), "guided_decoding_backend": (),
+    "structural_tag": (), "regex": (), "ebnf": (), "json_schema": (),
+}  # fmt: skip
+_FINE_TUNED = re.compile(r"ft:[^:]+:[^:]*:(.*)")
+_IN_MESSAGES = frozenset({"role", "content", "name", "annotations"})
 
 
 class ApiError(Exception):
@@ -45,15 +65,24 @@ def _listed(value: object) -> object:
 
 
 class Message(BaseModel):
-    """One turn of a conversation."""
+    """One turn of a conversation. `name` and `annotations` are ignored: a chat template has no place for them."""
 
     model_config = ConfigDict(extra="ignore")
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, BeforeValidator(_text)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported(cls, document: Any) -> Any:
+        if isinstance(document, dict):
+            for name in document.keys() - _IN_MESSAGES:
+                if document[name]:
+                    raise ValueError(f"{name} is not supported")
+        return document
 
 
 class StreamOptions(BaseModel):
-    """Whether the last event tells the usage."""
+    """Whether the last event tells the usage. `include_obfuscation` is ignored: nothing is hidden by padding here."""
 
     include_usage: bool = False
 
@@ -61,13 +90,7 @@ class StreamOptions(BaseModel):
 class Request(BaseModel):
     """What both endpoints share. A `temperature` below 0.00001 is greedy."""
 
-    model_config = ConfigDict(extra="allow")
-    NEUTRAL: ClassVar[dict[str, tuple[object, ...]]] = {
-        "best_of": (1,), "logit_bias": ({},), "presence_penalty": (0,), "frequency_penalty": (0,), "tools": ([],),
-        "functions": ([],), "response_format": ({"type": "text"},), "suffix": ("",), "echo": (False,),
-        "top_logprobs": (0,), "repetition_penalty": (1,), "min_p": (0,), "top_k": (0, -1), "logprobs": (False, 0),
-    }  # fmt: skip
-
+    model_config = ConfigDict(extra="ignore")
     model: str
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -83,11 +106,25 @@ class Request(BaseModel):
     @classmethod
     def _supported(cls, document: Any) -> Any:
         if isinstance(document, dict):
-            for name, neutral in cls.NEUTRAL.items():
-                value = document.get(name)
-                if value is not None and value not in neutral:
-                    raise ApiError(400, f"{name} is not supported by this server", param=name, code="unsupported")
+            for name in document.keys() - cls.model_fields.keys() - IGNORED:
+                _check_supported(str(name), document[name])
         return document
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Request:
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(400, "stream_options is only allowed with stream", param="stream_options", code="invalid_value")
+        return self
+
+    @property
+    def length_field(self) -> str:
+        """The field that says how long the answer may be."""
+        return "max_tokens"
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many likely tokens are told beside each of the answer's; None: no log-probability is asked for."""
+        raise NotImplementedError
 
     @property
     def wants_usage(self) -> bool:
@@ -103,12 +140,38 @@ class ChatRequest(Request):
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_CHAT_LOGPROBS)
+
+    @model_validator(mode="after")
+    def _consistent_chat(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(400, "top_logprobs is only allowed with logprobs", param="top_logprobs", code="invalid_value")
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ApiError(400, "max_tokens and max_completion_tokens are one: give one of them", param="max_tokens", code="invalid_value")
+        return self
+
+    @property
+    def length_field(self) -> str:
+        """The newer name where it is used."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
+    @property
+    def alternatives(self) -> int | None:
+        """As `top_logprobs` says, if `logprobs` asks for any."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(Request):
     """`POST /v1/completions`: one prompt, as text or as token ids."""
 
     prompt: str | list[int] | Annotated[list[str], Field(min_length=1, max_length=1)]
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_COMPLETION_LOGPROBS)
+
+    @property
+    def alternatives(self) -> int | None:
+        """As `logprobs` says."""
+        return self.logprobs
 
 
 def parse(kind: type[R], document: object) -> R:
@@ -120,15 +183,30 @@ def parse(kind: type[R], document: object) -> R:
     except ValidationError as error:
         first = error.errors()[0]
         param = _param(first["loc"])
-        raise ApiError(400, f"{param}: {first['msg']}", param=param, code="invalid_value") from error
+        code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
+        raise ApiError(400, f"{param}: {first['msg']}", param=param, code=code) from error
 
 
-def check_model(asked: str, served: str) -> None:
-    """Raise ApiError 404 unless the served model is asked for."""
-    if asked != served:
+def check_model(asked: str, served: str, revision: str) -> None:
+    """Raise ApiError 404 unless the served model is asked for: by its name, or as OpenAI names what was tuned.
+
+    `ft:BASE:ORGANISATION:NAME`, `…:NAME:` and `…::NAME` are the model whatever its revision, `…:NAME:REVISION` is that one alone.
+    BASE and ORGANISATION are not compared: the address says whose model it is."""
+    found = _FINE_TUNED.fullmatch(asked)
+    tuned = found[1] if found else None
+    if asked != served and tuned not in (served, f"{served}:", f":{served}", f"{served}:{revision}"):
         raise ApiError(
             404, f"The model {asked!r} does not exist; this server has {served!r}.", param="model", code="model_not_found"
         )  # fmt: skip
+
+
+def _check_supported(name: str, value: object) -> None:
+    if value is None or value in NEUTRAL.get(name, ()):
+        return
+    if name in NEUTRAL:
+        raise ApiError(400, f"{name} is not supported by this server", param=name, code="unsupported_parameter")
+    if not isinstance(value, str):
+        raise ApiError(400, f"Unrecognized request argument supplied: {name}", param=name, code="unknown_parameter")
 
 
 def _param(location: tuple[int | str, ...]) -> str:

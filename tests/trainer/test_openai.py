@@ -1,0 +1,232 @@
+"""The API as OpenAI's own client meets it: answers, streams, names, what is refused and what changes nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import openai
+import pytest
+import torch
+from finetune_trainer.serve import protocol
+from finetune_trainer.serve.loading import Loaded
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_params
+
+from tests.trainer import surface
+from tests.trainer.hosting import NAME, REVISION, Hosted, hosted
+from tests.trainer.surface import ASKED, QUESTION, REFUSED, UNCHANGED, asked, joined
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "openai.md"
+PROMPTS = ("This", "Name the old drum.", "A kite, really", "0123456789 " * 8, "é€🙂 and so on", "q")
+
+
+def chat_ids(loaded: Loaded) -> list[int]:
+    text = loaded.tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
+    return list(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def generated(loaded: Loaded, ids: list[int], count: int) -> list[int]:
+    """What transformers generates, without the token that ends it."""
+    ends = sorted(loaded.end_ids)
+    prompt = torch.tensor([ids])
+    found = loaded.model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=count, eos_token_id=ends, pad_token_id=ends[0]
+    )[0, len(ids) :].tolist()
+    return found[:-1] if found[-1] in ends else found
+
+
+def text_of(loaded: Loaded, ids: list[int]) -> str:
+    return str(loaded.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def test_a_chat_says_what_was_used_and_by_what(client: openai.OpenAI, host: Hosted) -> None:
+    answer = client.chat.completions.create(**ASKED, max_tokens=12)
+    loaded, ids = host.loaded, chat_ids(host.loaded)
+    assert (answer.object, answer.model, answer.system_fingerprint) == ("chat.completion", NAME, REVISION)
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].message.content == text_of(loaded, generated(loaded, ids, 12))
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (len(ids), 12, len(ids) + 12)
+
+
+def test_a_stream_ends_with_the_usage_of_the_whole_answer(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(**ASKED, max_tokens=40)
+    chunks = list(client.chat.completions.create(**ASKED, max_tokens=40, stream=True, stream_options={"include_usage": True}))
+    assert joined(chunks) == whole.choices[0].message.content
+    assert (chunks[-1].usage, chunks[-1].choices) == (whole.usage, [])
+    assert {chunk.usage for chunk in chunks[:-1]} == {None}
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 2) + [whole.choices[0].finish_reason]
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+
+
+def test_the_clients_own_accumulation_of_a_stream_is_the_whole_answer(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(**ASKED, max_tokens=20, logprobs=True, top_logprobs=2)
+    with client.chat.completions.stream(**ASKED, max_tokens=20, logprobs=True, top_logprobs=2) as stream:
+        stream.until_done()
+        found = stream.current_completion_snapshot
+    assert found.choices[0].message.content == whole.choices[0].message.content
+    assert found.choices[0].logprobs is not None
+    assert whole.choices[0].logprobs is not None
+    assert found.choices[0].logprobs.content == whole.choices[0].logprobs.content
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_text_streamed_is_what_transformers_generates(prompt: str, client: openai.OpenAI, host: Hosted) -> None:
+    loaded = host.loaded
+    ids = list(loaded.tokenizer(prompt)["input_ids"])
+    expected = text_of(loaded, generated(loaded, ids, 48))
+    for given in (prompt, ids):
+        chunks = client.completions.create(model=NAME, prompt=given, temperature=0, max_tokens=48, stream=True)
+        assert "".join(chunk.choices[0].text for chunk in chunks) == expected
+
+
+def test_max_tokens_has_two_names_in_chats_and_a_default(client: openai.OpenAI) -> None:
+    def used(**more: Any) -> Any:
+        answer = client.chat.completions.create(**ASKED, **more, extra_body={"ignore_eos": True})
+        assert answer.choices[0].finish_reason == "length"
+        return answer.usage.completion_tokens if answer.usage else None
+
+    assert (used(max_tokens=3), used(max_completion_tokens=4), used()) == (3, 4, 64)
+
+
+ACCEPTED = ("bot", "ft:llama:ml:bot:1f2e3d4c", "ft:llama:ml:bot:", "ft:llama:ml:bot", "ft:gpt-4o-mini-2024-07-18:acme::bot", "ft:a/b::bot")
+UNKNOWN = ("gpt-4o", "ft:llama:ml:bot:0a0b0c0d", "ft:llama:ml:other", "ft:llama:bot", "ft::ml:bot", "bot:1f2e3d4c", "ft:bot", "BOT", "xbot")
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_a_model_is_asked_for_by_its_name_or_as_openai_names_a_tuned_one(name: str, client: openai.OpenAI) -> None:
+    assert client.models.retrieve(name).id == NAME
+    assert client.chat.completions.create(**{**ASKED, "model": name}, max_tokens=1).model == NAME
+    assert client.completions.create(model=name, prompt="a", max_tokens=1).model == NAME
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_another_model_is_not_found(name: str, client: openai.OpenAI) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: client.models.retrieve(name),
+        lambda: client.chat.completions.create(**{**ASKED, "model": name}),
+        lambda: client.chat.completions.create(**{**ASKED, "model": name}, stream=True),
+        lambda: client.completions.create(model=name, prompt="a"),
+    ]
+    for call in calls:
+        with pytest.raises(openai.NotFoundError, match=re.escape(repr(name))) as refused:
+            call()
+        assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
+
+
+@pytest.mark.parametrize("name", ["org/bot-v1.5", "ft:gpt-4o-mini-2024-07-18:acme::8xyz", "a@b+c"])
+def test_whatever_name_a_model_is_served_under_is_listed_and_found(name: str, host: Hosted) -> None:
+    with hosted(host.loaded, name=name) as found, openai.OpenAI(base_url=found.url, api_key="-", max_retries=0) as client:
+        assert [(model.id, model.object, model.owned_by) for model in client.models.list()] == [(name, "model", "finetune")]
+        assert client.models.retrieve(name).id == name
+        assert client.completions.create(model=name, prompt="a", max_tokens=1).model == name
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(("kind", "body", "param", "code"), REFUSED.values(), ids=REFUSED)
+def test_what_is_refused_is_the_clients_bad_request(
+    kind: str, body: dict[str, Any], param: str, code: str, stream: bool, client: openai.OpenAI
+) -> None:
+    streamed = {} if "stream_options" in body else {"stream": stream}
+    with pytest.raises(openai.BadRequestError) as refused:
+        asked(client, kind, **body, **streamed)
+    assert (refused.value.param, refused.value.code, refused.value.type) == (param, code, "invalid_request_error")
+
+
+@pytest.mark.parametrize(("kind", "body"), UNCHANGED.values(), ids=UNCHANGED)
+def test_what_changes_nothing_changes_nothing(kind: str, body: dict[str, Any], client: openai.OpenAI) -> None:
+    assert asked(client, kind, max_tokens=8, **body).choices == asked(client, kind, max_tokens=8).choices
+
+
+def test_a_developers_turn_is_a_systems(client: openai.OpenAI) -> None:
+    told = [[{"role": role, "content": "Be brief."}, *QUESTION] for role in ("developer", "system", "user")]
+    answers = [asked(client, "chat", messages=messages, max_tokens=8) for messages in told]
+    assert answers[0].choices == answers[1].choices
+    assert answers[0].usage == answers[1].usage != answers[2].usage
+
+
+def test_an_answer_goes_back_into_the_conversation_as_the_client_gave_it(client: openai.OpenAI) -> None:
+    first = asked(client, "chat", max_tokens=8).choices[0].message
+    plain = [*QUESTION, {"role": "assistant", "content": first.content}, *QUESTION]
+    again = asked(client, "chat", messages=[*QUESTION, first, *QUESTION], max_tokens=8)
+    assert again.choices == asked(client, "chat", messages=plain, max_tokens=8).choices
+
+
+@pytest.mark.parametrize(
+    ("hints", "request_type"),
+    [
+        (chat_params.CompletionCreateParamsBase, protocol.ChatRequest),
+        (completion_create_params.CompletionCreateParamsBase, protocol.CompletionRequest),
+    ],
+)
+def test_every_field_that_the_client_has_is_known_here(hints: Any, request_type: type[protocol.Request]) -> None:
+    known = request_type.model_fields.keys() | protocol.NEUTRAL.keys() | protocol.IGNORED
+    assert get_type_hints(hints).keys() - known == set()
+    assert protocol.NEUTRAL.keys() & protocol.IGNORED == set()
+
+
+ELSEWHERE: dict[str, tuple[str, bytes, type[openai.APIStatusError], int]] = {
+    "a path nobody serves": ("/embeddings", b"{}", openai.NotFoundError, 404),
+    "a method nobody serves": ("/models", b"{}", openai.APIStatusError, 405),
+    "no JSON": ("/chat/completions", b"{", openai.BadRequestError, 400),
+    "a body without an end": ("/chat/completions", b" " * (4 * 1024 * 1024 + 1), openai.APIStatusError, 413),
+}
+
+
+@pytest.mark.parametrize(("path", "body", "error", "status"), ELSEWHERE.values(), ids=ELSEWHERE)
+def test_what_no_request_should_be_has_its_status(
+    path: str, body: bytes, error: type[openai.APIStatusError], status: int, client: openai.OpenAI
+) -> None:
+    with pytest.raises(error) as refused:
+        client.post(path, cast_to=object, content=body)
+    assert (refused.value.status_code, refused.value.type) == (status, "invalid_request_error")
+
+
+ODD = (
+    "[]", "{}", "[[]]", "[{}]", '{"a": {"b": []}}', "true", "0", "-1", "1e400", "NaN", "1.5", "9" * 40, '""', '"\\ud800"', '"\\u0000"',
+    '["\\ud800"]', "[true]", "[null]", '{"type": {}}',
+)  # fmt: skip
+
+
+def refusal(client: openai.OpenAI, path: str, body: str) -> openai.APIStatusError | None:
+    """Why this body is refused; None: it is answered."""
+    try:
+        client.post(path, cast_to=object, content=body.encode())
+    except openai.APIStatusError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("kind", [protocol.ChatRequest, protocol.CompletionRequest])
+def test_no_value_of_any_field_is_the_servers_failure(odd: str, kind: type[protocol.Request], client: openai.OpenAI) -> None:
+    chat = kind is protocol.ChatRequest
+    needed = {"messages": json.dumps(QUESTION)} if chat else {"prompt": '"a"'}
+    plain = {"model": f'"{NAME}"', "max_tokens": "1", **needed}
+    for name in (*kind.model_fields, *protocol.NEUTRAL, *protocol.IGNORED, "nobody_knows"):
+        body = ",".join(f"{json.dumps(key)}:{value}" for key, value in {**plain, name: odd}.items())
+        refused = refusal(client, "/chat/completions" if chat else "/completions", f"{{{body}}}")
+        assert refused is None or refused.status_code in (400, 404), f"{name}: {refused}"
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_no_value_in_a_turn_is_the_servers_failure(odd: str, client: openai.OpenAI) -> None:
+    for turn in (
+        odd,
+        f'{{"role": {odd}, "content": "a"}}',
+        f'{{"role": "user", "content": {odd}}}',
+        f'{{"role": "user", "content": [{odd}]}}',
+    ):
+        refused = refusal(client, "/chat/completions", f'{{"model": "{NAME}", "max_tokens": 1, "messages": [{turn}]}}')
+        assert refused is None or refused.status_code == 400, f"{turn}: {refused}"
+
+
+def test_the_table_in_the_docs_is_what_the_server_does(client: openai.OpenAI) -> None:
+    table = surface.table(client)
+    assert surface.WRONG not in table
+    assert table in DOCS.read_text(), "python -m tests.trainer.transcript writes it anew"
