@@ -33,6 +33,7 @@ from finetune_operator.observe import Observer
 from finetune_operator.observed import Observed
 from finetune_operator.pods import PodClient
 from finetune_operator.preflight import StorageClasses
+from finetune_operator.prometheus import Prometheus
 from finetune_operator.settings import Settings
 from finetune_operator.tokens import jwks, sign
 from finetune_operator.workloads import Waiting
@@ -61,6 +62,7 @@ class Reconciler:
     def __post_init__(self) -> None:
         """What is remembered between cycles, and of no FineTune."""
         self.storage_classes = StorageClasses(self.cluster, self.clock)
+        self.prometheus = Prometheus(self.settings.prometheus_url, self.settings.prometheus_authorization, self.clock)
 
     async def reconcile(self, key: Key) -> float | None:
         """One cycle; returns the seconds until the next one is wanted, None when events alone matter."""
@@ -82,7 +84,8 @@ class Reconciler:
         except SpecError as error:
             await self._commit(finetune, status.invalid(_status(finetune), _generation(finetune), str(error), now))
             return None
-        observer = Observer(self.cluster, self.cache, self.pods, self.signing_key, self.settings.profiles, self.storage_classes)
+        known = (self.settings.profiles, self.storage_classes, self.prometheus)
+        observer = Observer(self.cluster, self.cache, self.pods, self.signing_key, *known)
         observed = await observer.observe(finetune, spec, now)
         decision = decide(observed)
         context, children = self._context(observed, decision), Children(self.cluster, self.cache, key)
