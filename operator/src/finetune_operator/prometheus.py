@@ -1,4 +1,4 @@
-"""The only HTTP to Prometheus: instant queries, bounded in time and size. An answer is good for some seconds, also one that there was none.
+"""The only HTTP to Prometheus: instant queries, bounded in time and size.
 
 Invariant: what a user wrote goes into the parameter `query` and nowhere else; a redirect is not followed, for it could lead the
 operator's credentials elsewhere.
@@ -18,7 +18,6 @@ from finetune_operator import conditions
 from finetune_operator.clock import Clock
 from finetune_operator.observed import Answer, Question
 
-FRESH_SECONDS: Final = 10.0  # scrapes are seldom closer
 TIMEOUT: Final = aiohttp.ClientTimeout(total=3.0)
 LARGEST: Final = 64 * 1024  # bytes of an answer: one number is wanted
 AT_ONCE: Final = 4
@@ -33,18 +32,22 @@ class _Asked:
 
 
 class Prometheus:
-    """Asks the one at `url` (empty: none), with `authorization` as that header if it is not empty."""
+    """Asks the one at `url` (empty: none), with `authorization` as that header if it is not empty.
 
-    def __init__(self, url: str, authorization: str, clock: Clock) -> None:
+    An answer is good for `fresh` seconds, also one that there was none.
+    """
+
+    def __init__(self, url: str, authorization: str, clock: Clock, fresh: float) -> None:
         self.url = url
         self._headers = {"Authorization": authorization} if authorization else {}
         self._clock = clock
+        self._fresh = fresh
         self._asked: dict[Key, _Asked] = {}
 
     async def ask(self, key: Key, questions: Sequence[Question]) -> tuple[Answer, ...]:
         """An answer for each question of one FineTune; what cannot be asked says why, and ends nothing."""
         now, wanted = self._clock.monotonic(), tuple(questions)
-        self._asked = {k: asked for k, asked in self._asked.items() if now - asked.at < FRESH_SECONDS}
+        self._asked = {k: asked for k, asked in self._asked.items() if now - asked.at < self._fresh}
         if not wanted:
             return ()
         if not self.url:

@@ -62,7 +62,8 @@ class Reconciler:
     def __post_init__(self) -> None:
         """What is remembered between cycles, and of no FineTune."""
         self.storage_classes = StorageClasses(self.cluster, self.clock)
-        self.prometheus = Prometheus(self.settings.prometheus_url, self.settings.prometheus_authorization, self.clock)
+        s = self.settings
+        self.prometheus = Prometheus(s.prometheus_url, s.prometheus_authorization, self.clock, s.prometheus_seconds)
 
     async def reconcile(self, key: Key) -> float | None:
         """One cycle; returns the seconds until the next one is wanted, None when events alone matter."""
@@ -109,6 +110,7 @@ class Reconciler:
         """Write the status if it differs, and go on with what the API server made of it."""
         new, old = wanted.to_dict(), finetune.get("status") or {}
         if new == old:
+            self.metrics.observe_finetune(finetune)
             return finetune
         meta = finetune["metadata"]
         body = {

@@ -38,6 +38,7 @@ class Settings:
     log_format: str = "json"
     profiles: Mapping[str, Accelerator] = field(default_factory=dict)
     prometheus_url: str = ""  # empty: none, and no FineTune may ask for guards of its own
+    prometheus_seconds: float = 10.0  # until it is asked the same again
     prometheus_authorization: str = field(default="", repr=False)
 
 
@@ -58,6 +59,7 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
         log_format=_choice(environ, "FINETUNE_LOG_FORMAT", ("json", "text")),
         profiles=_profiles(environ.get("FINETUNE_PROFILES_FILE")),
         prometheus_url=_address(environ, "FINETUNE_PROMETHEUS_URL"),
+        prometheus_seconds=_number(environ, "FINETUNE_PROMETHEUS_SECONDS", 10, 1, 300),
         prometheus_authorization=environ.get("FINETUNE_PROMETHEUS_AUTHORIZATION", "").strip(),
     )
 

@@ -38,7 +38,7 @@ class Served:
         self.answer: Handler = lambda _: web.Response(text=success("scalar", [1, "1"]))
         self.seen: list[tuple[str, dict[str, str], str]] = []
         self.clock = HandClock()
-        self.client = p.Prometheus("", "", self.clock)
+        self.client = p.Prometheus("", "", self.clock, 10)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.seen.append((request.path, dict(request.query), request.headers.get("Authorization", "")))
@@ -60,7 +60,7 @@ async def served() -> AsyncIterator[Served]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     port = runner.addresses[0][1]
-    made.client = p.Prometheus(f"http://127.0.0.1:{port}/under", "Bearer secret", made.clock)
+    made.client = p.Prometheus(f"http://127.0.0.1:{port}/under", "Bearer secret", made.clock, 10)
     yield made
     await runner.cleanup()
 
@@ -149,6 +149,6 @@ async def test_that_there_is_none_is_remembered_too(served: Served) -> None:
 
 
 async def test_where_the_operator_knows_none_every_question_says_what_to_set() -> None:
-    client = p.Prometheus("", "", HandClock())
+    client = p.Prometheus("", "", HandClock(), 10)
     assert await client.ask(KEY, [QUESTION]) == (Answer("refusals", "new", error=conditions.PROMETHEUS_UNKNOWN),)
     assert await client.ask(KEY, []) == ()
