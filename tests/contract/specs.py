@@ -36,6 +36,15 @@ def _steps(weights: set[int]) -> Strategy:
     return st.tuples(*(st.fixed_dictionaries({"weight": st.just(w)}, optional={"hold": _DURATION}) for w in grown)).map(list)
 
 
+def _queries(named: set[str]) -> Strategy:
+    texts = st.sampled_from(["up", 'sum(rate(a{pod=~"${pods}"}[${window}]))', "${canary} > ${stable}"])
+    limits = st.sampled_from([{"max": "0.1"}, {"min": "-1"}, {"min": "1", "max": "1e1"}])
+    one = st.tuples(texts, limits).map(lambda drawn: {"query": drawn[0], **drawn[1]})
+    return st.lists(one, min_size=len(named), max_size=len(named)).map(
+        lambda queries: [{"name": name, **query} for name, query in zip(sorted(named), queries, strict=True)]
+    )
+
+
 def _rows(**required: Strategy) -> Strategy:
     """A source of rows, some behind a Secret."""
     formats = {"format": st.sampled_from(_FORMATS)}
@@ -73,6 +82,7 @@ _DRAWN: Final[dict[str, Strategy]] = {
     "spec.rollout.steps": st.sets(st.integers(1, 99), max_size=4).flatmap(_steps),
     "spec.rollout.identity[]": st.fixed_dictionaries({"header": st.sampled_from(["x-user-id", "X-Tenant"])})
     | st.fixed_dictionaries({"bodyField": st.sampled_from(["user", "safety_identifier"])}),
+    "spec.rollout.guards.queries": st.sets(st.sampled_from(["refusals", "orders"]), min_size=1).flatmap(_queries),
     "spec.pods.env[]": st.fixed_dictionaries({"name": st.sampled_from(["A", "B_2"])}, optional={"value": _WORDS}),
 }  # fmt: skip
 

@@ -84,13 +84,15 @@ class Router:
         return {names.TRAFFIC_PORT: traffic, names.CONTROL_PORT: control, names.ROUTER_METRICS_PORT: metrics}
 
     def _counters(self) -> list[str]:
-        """A hundred quick requests to each arm whenever it is asked."""
-        lines = []
+        """A hundred quick requests to each arm whenever it is asked, and one of nobody."""
+        self.answered["", "2"] += 1
+        lines = [f'envoy_cluster_upstream_rq_xx{{envoy_cluster_name="anonymous",envoy_response_code_class="2"}} {self.answered["", "2"]}\n']
         for arm in self.document["arms"]:
             label, good, bad = f'envoy_cluster_name="{INFERENCE}_{arm}"', self.answered[arm, "2"], self.answered[arm, "5"]
             count = good + bad
             lines += [
                 f"envoy_cluster_membership_healthy{{{label}}} 1\n",
+                f"envoy_cluster_upstream_cx_protocol_error{{{label}}} 0\n",
                 f'envoy_cluster_upstream_rq_xx{{{label},envoy_response_code_class="2"}} {good}\n',
                 f'envoy_cluster_upstream_rq_xx{{{label},envoy_response_code_class="5"}} {bad}\n',
                 f'envoy_cluster_upstream_rq_time_bucket{{{label},le="100"}} {count}\n',
@@ -185,19 +187,13 @@ class Kubelet:
             await self._sync(pod)
 
     async def _start(self, pod: Object) -> None:
-        meta, labels = pod["metadata"], pod["metadata"]["labels"]
-        container = pod["spec"]["containers"][0]
+        meta, container = pod["metadata"], pod["spec"]["containers"][0]
         if not self.images(container["image"]):
             waits = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
             await self._status(pod, {"containerStatuses": [_container(pod, waits)]})
             return
         address = self._addresses.setdefault(meta["uid"], f"127.1.{len(self._addresses) // 200}.{len(self._addresses) % 200 + 1}")
-        if labels.get(names.COMPONENT) == "router":
-            document, nudge = await self._document(pod)
-            router = self._routers[meta["uid"]] = Router(document, nudge, partial(self.fails, meta["namespace"]))
-            await self._serve(meta["uid"], address, router.applications())
-        elif labels.get(names.STAGE) == "train" and labels.get("batch.kubernetes.io/job-completion-index") == "0":
-            await self._serve(meta["uid"], address, {names.PROGRESS_PORT: self._progress()})
+        await self._serve(meta["uid"], address, await self._applications(pod))
         ready = [{"type": t, "status": "True", "lastTransitionTime": stamp()} for t in ("Ready", "ContainersReady", "Initialized")]
         running = _container(pod, {"running": {"startedAt": stamp()}}, ready=True)
         await self._status(
@@ -207,6 +203,17 @@ class Kubelet:
                 "containerStatuses": [running],
             },
         )  # fmt: skip
+
+    async def _applications(self, pod: Object) -> Mapping[int, web.Application]:
+        """What answers on the pod's address, by port."""
+        meta, labels = pod["metadata"], pod["metadata"]["labels"]
+        if labels.get(names.COMPONENT) == "router":
+            document, nudge = await self._document(pod)
+            router = self._routers[meta["uid"]] = Router(document, nudge, partial(self.fails, meta["namespace"]))
+            return router.applications()
+        if labels.get(names.STAGE) == "train" and labels.get("batch.kubernetes.io/job-completion-index") == "0":
+            return {names.PROGRESS_PORT: self._progress()}
+        return {}
 
     async def _go_on(self, pod: Object, stage: str) -> None:
         """End a stage's pod as the next outcome says; all ranks of a Job end alike, the last outcome stays."""

@@ -69,6 +69,10 @@ NEVER_READY: Final = "NeverReady"
 NON_FINITE: Final = "NonFinite"
 RETRIES_EXHAUSTED: Final = "RetriesExhausted"
 BUDGET_EXHAUSTED: Final = "BudgetExhausted"
+# What is said where guards ask for a Prometheus and the operator's settings name none.
+PROMETHEUS_UNKNOWN: Final = (
+    "spec.rollout.guards.queries need a Prometheus, and the operator knows none: set the chart's value prometheus.url, or remove them"
+)
 CLEANING_FAILED: Final = "CleaningFailed"  # of an Event alone: what retention no longer keeps could not be removed
 PRICE_UNKNOWN: Final = "PriceUnknown"  # budget.maxCost, and no price to keep it by
 BASELINE_GOOD_ENOUGH: Final = "BaselineGoodEnough"

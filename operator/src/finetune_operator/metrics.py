@@ -1,11 +1,34 @@
-"""Prometheus metrics of the operator, each once."""
+"""Prometheus metrics of the operator, each once (docs/observability.md). Of a FineTune they follow its status, so a restart loses none."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from finetune_operator import conditions
+from finetune_operator.decide.rollout import ACTIVE
+
+Key = tuple[str, str]
+# Gauge of a FineTune → what it says, and its labels beside namespace and name.
+GAUGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    "finetune_phase": ("1 for the phase that a FineTune is in", ("phase",)),
+    "finetune_not_ready": ("1 for the reason why a FineTune is not ready", ("reason",)),
+    "finetune_arm": ("1 for each arm that users are on or are moved to", ("role", "arm", "revision")),
+    "finetune_rollout_state": ("1 for the state of the last rollout", ("state",)),
+    "finetune_rollout_weight_percent": ("Share of users on the newest arm", ()),
+    "finetune_training_step": ("Optimizer step of the last training attempt", ()),
+    "finetune_training_total_steps": ("Optimizer steps in all", ()),
+    "finetune_training_loss": ("Training loss", ()),
+    "finetune_training_attempts": ("Attempts that ended, by how; of failures the class", ("outcome",)),
+    "finetune_training_hours": ("Hours of training, of all attempts", ()),
+    "finetune_training_gpu_hours": ("Hours of training times accelerators", ()),
+    "finetune_training_cost": ("Cost of training by the profiles' hourly prices", ()),
+}
+Samples = Mapping[tuple[str, tuple[str, ...]], float]  # by gauge and those labels
 
 
 class Metrics:
@@ -20,48 +43,64 @@ class Metrics:
         self.writes = Counter("finetune_api_writes", "Writes to the API server", ["verb", "kind"], registry=r)
         self.leading = Gauge("finetune_leading", "1 while this process holds the Lease", registry=r)
         self.watch_restarts = Counter("finetune_watch_restarts", "Times that the watches were begun anew", registry=r)
-        labels = ["namespace", "name"]
-        self.phase = Gauge("finetune_phase", "1 for the phase that a FineTune is in", [*labels, "phase"], registry=r)
-        self.step = Gauge("finetune_training_step", "Optimizer step of the last training attempt", labels, registry=r)
-        self.total = Gauge("finetune_training_total_steps", "Optimizer steps in all", labels, registry=r)
-        self.loss = Gauge("finetune_training_loss", "Training loss", labels, registry=r)
-        self.weight = Gauge("finetune_rollout_weight_percent", "Share of users on the newest arm", labels, registry=r)
-        self.hours = Gauge("finetune_training_hours", "Hours of training, of all attempts", labels, registry=r)
-        self.gpu_hours = Gauge("finetune_training_gpu_hours", "Hours of training times accelerators", labels, registry=r)
-        self.cost = Gauge("finetune_training_cost", "Cost of training by the profiles' hourly prices", labels, registry=r)
-        self._phases: dict[tuple[str, str], str] = {}
+        self._finetunes = _FineTunes()
+        r.register(self._finetunes)
 
     def count_write(self, verb: str, kind: str) -> None:
         """A write was sent."""
         self.writes.labels(verb, kind).inc()
 
     def observe_finetune(self, finetune: Mapping[str, Any]) -> None:
-        """Take over what a FineTune's status says."""
-        meta, status = finetune["metadata"], finetune.get("status") or {}
-        key = (meta["namespace"], meta["name"])
-        phase = str(status.get("phase", "Pending"))
-        if self._phases.get(key) != phase:
-            if key in self._phases:
-                self.phase.remove(*key, self._phases[key])
-            self._phases[key] = phase
-            self.phase.labels(*key, phase).set(1)
-        if training := status.get("training"):
-            self.step.labels(*key).set(training.get("step", 0))
-            self.total.labels(*key).set(training.get("totalSteps", 0))
-            if training.get("loss"):
-                self.loss.labels(*key).set(float(training["loss"]))
-        if cost := status.get("cost"):
-            self.hours.labels(*key).set(float(cost["hours"]))
-            self.gpu_hours.labels(*key).set(float(cost["gpuHours"]))
-            self.cost.labels(*key).set(float(cost.get("amount", 0)))
-        if rollout := status.get("rollout"):
-            self.weight.labels(*key).set(rollout.get("weight", 0))
+        """Take over what a FineTune's status says; what it says no longer is gone."""
+        meta = finetune["metadata"]
+        self._finetunes.known[meta["namespace"], meta["name"]] = samples(finetune.get("status") or {})
 
-    def forget(self, key: tuple[str, str]) -> None:
+    def forget(self, key: Key) -> None:
         """A FineTune is gone."""
-        phase = self._phases.pop(key, None)
-        if phase is not None:
-            self.phase.remove(*key, phase)
-        for gauge in (self.step, self.total, self.loss, self.weight, self.hours, self.gpu_hours, self.cost):
-            if key in gauge._metrics:
-                gauge.remove(*key)
+        self._finetunes.known.pop(key, None)
+
+
+class _FineTunes(Collector):
+    """All FineTunes' gauges: kept as values and made into metrics when somebody asks."""
+
+    def __init__(self) -> None:
+        self.known: dict[Key, Samples] = {}
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The gauges, in order."""
+        families = {name: GaugeMetricFamily(name, told, labels=["namespace", "name", *labels]) for name, (told, labels) in GAUGES.items()}
+        for key, found in self.known.items():
+            for (name, labels), value in found.items():
+                families[name].add_metric([*key, *labels], value)
+        yield from families.values()
+
+
+def samples(status: Mapping[str, Any]) -> Samples:
+    """What a status says, in numbers."""
+    found = {("finetune_phase", (str(status.get("phase", conditions.PENDING)),)): 1.0}
+    ready: Mapping[str, Any] = next((c for c in status.get("conditions") or () if c["type"] == conditions.READY), {})
+    if ready.get("status") == "False":
+        found["finetune_not_ready", (str(ready["reason"]),)] = 1.0
+    return found | _training(status) | _serving(status)
+
+
+def _training(status: Mapping[str, Any]) -> dict[tuple[str, tuple[str, ...]], float]:
+    told: dict[str, Any] = {}
+    if training := status.get("training"):
+        told |= {"step": training.get("step", 0), "total_steps": training.get("totalSteps", 0), "loss": training.get("loss")}
+    if cost := status.get("cost"):
+        told |= {"hours": cost["hours"], "gpu_hours": cost["gpuHours"], "cost": cost.get("amount", 0)}
+    attempts = {("finetune_training_attempts", (how,)): float(count) for how, count in (status.get("totals") or {}).items() if count}
+    return attempts | {(f"finetune_training_{name}", ()): float(value) for name, value in told.items() if value is not None}
+
+
+def _serving(status: Mapping[str, Any]) -> dict[tuple[str, tuple[str, ...]], float]:
+    found: dict[tuple[str, tuple[str, ...]], float] = {}
+    if live := status.get("liveArm"):
+        found["finetune_arm", ("stable", live, str(status.get("liveRevision", "")))] = 1.0
+    if rollout := status.get("rollout"):
+        found["finetune_rollout_weight_percent", ()] = float(rollout.get("weight", 0))
+        found["finetune_rollout_state", (rollout["state"],)] = 1.0
+        if rollout["state"] in ACTIVE:
+            found["finetune_arm", ("canary", rollout["arm"], rollout["revision"])] = 1.0
+    return found

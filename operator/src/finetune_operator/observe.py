@@ -22,9 +22,11 @@ from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.decide.arms import router_moves
 from finetune_operator.decide.guards import asks_servers
-from finetune_operator.decide.rollout import ACTIVE
-from finetune_operator.observed import ArmHealth, Observed
+from finetune_operator.decide.queries import questions
+from finetune_operator.decide.rollout import ACTIVE, GUARDED
+from finetune_operator.observed import Answer, ArmHealth, Observed
 from finetune_operator.pods import PodClient
+from finetune_operator.prometheus import Prometheus
 from finetune_operator.tokens import sign
 from finetune_operator.traffic import RouterState, ServerState
 from finetune_operator.workloads import (
@@ -59,6 +61,7 @@ class Observer:
     signing_key: str
     profiles: Mapping[str, Accelerator]
     storage_classes: preflight.StorageClasses
+    prometheus: Prometheus
 
     async def observe(self, finetune: Object, spec: Spec, now: datetime) -> Observed:
         """The FineTune's snapshot; ClusterError when the API server cannot be asked."""
@@ -74,9 +77,10 @@ class Observer:
         router_pods = [p for p in pods.values() if _component(p) == "router"]
         retrain = extract(finetune["spec"], Spec, RETRAIN)
         revisions, templates = self._kept(key)
-        routers, servers = await asyncio.gather(
+        routers, servers, answers = await asyncio.gather(
             self._routers(router_pods if router_moves(status) else [], meta["uid"], now),
             self._servers(pods.values(), status if asks_servers(spec.rollout.guards) else Status()),
+            self._answers(key, spec, status, now),
         )
         return Observed(
             namespace=key[0],
@@ -100,6 +104,8 @@ class Observer:
             arms=self._arms(key, pods, now),
             routers=routers,
             servers=servers,
+            answers=answers,
+            prometheus=bool(self.prometheus.url),
             routers_wanted=_replicas(self.cache.children(kinds.DEPLOYMENT, key).get(names.router(key[1]))),
             router_waiting=next((w for w in (waiting(p, now) for p in router_pods) if w), None),
         )
@@ -137,6 +143,11 @@ class Observer:
         moving = (r.arm, r.stable) if r and r.state in ACTIVE else ()
         arms = {arm: sorted((p for p in pods if _arm(p) == arm and _asked(p)), key=_name)[:SERVERS_ASKED] for arm in moving}
         return tuple(await asyncio.gather(*(self.pods.server_state(p, arm) for arm, mine in arms.items() for p in mine)))
+
+    async def _answers(self, key: tuple[str, str], spec: Spec, status: Status, now: datetime) -> tuple[Answer, ...]:
+        """What the user's own queries say while users move, and before: one that cannot be asked is to be known then."""
+        guarded = status.rollout is not None and status.rollout.state in GUARDED
+        return await self.prometheus.ask(key, [*questions(spec.rollout.guards, status, *key, now)] if guarded else [])
 
     def _arms(self, key: tuple[str, str], pods: Mapping[str, Object], now: datetime) -> dict[str, ArmHealth]:
         found = {}

@@ -26,6 +26,35 @@ class ArmHealth:
 
 
 @dataclass(frozen=True)
+class Question:
+    """A guard's PromQL with the operator's names put in, of one arm or (`arm` empty) of none in particular.
+
+    `since` is when the step began: questions of two steps are not the same one. `window` is for how many seconds it has lasted.
+    """
+
+    guard: str
+    arm: str
+    expression: str
+    since: str
+    window: int = field(compare=False)
+
+    @property
+    def text(self) -> str:
+        """What Prometheus is asked."""
+        return self.expression.replace("${window}", f"{self.window}s")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Prometheus' answer: a number, None where it has none, or why it could not be asked."""
+
+    guard: str
+    arm: str
+    value: float | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
 class Observed:
     """One FineTune and everything that is its own, at one moment.
 
@@ -33,6 +62,7 @@ class Observed:
     `progress` is what the Jobs' leaders say, by Job;
     `control` is what the user asks of a rollout, as annotated;
     `profiles` are the operator's accelerators by name;
+    `prometheus` says whether the operator knows one;
     `revisions` ({fields, resolved}) and `templates` ({revision, fields, template}) are the ControllerRevisions' data by name.
     """
 
@@ -57,6 +87,8 @@ class Observed:
     arms: Mapping[str, ArmHealth] = field(default_factory=dict)
     routers: tuple[RouterState, ...] = ()
     servers: tuple[ServerState, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    prometheus: bool = True
     routers_wanted: int = 0
     router_waiting: Waiting | None = None
 

@@ -33,6 +33,7 @@ from finetune_operator.observe import Observer
 from finetune_operator.observed import Observed
 from finetune_operator.pods import PodClient
 from finetune_operator.preflight import StorageClasses
+from finetune_operator.prometheus import Prometheus
 from finetune_operator.settings import Settings
 from finetune_operator.tokens import jwks, sign
 from finetune_operator.workloads import Waiting
@@ -61,6 +62,8 @@ class Reconciler:
     def __post_init__(self) -> None:
         """What is remembered between cycles, and of no FineTune."""
         self.storage_classes = StorageClasses(self.cluster, self.clock)
+        s = self.settings
+        self.prometheus = Prometheus(s.prometheus_url, s.prometheus_authorization, self.clock, s.prometheus_seconds)
 
     async def reconcile(self, key: Key) -> float | None:
         """One cycle; returns the seconds until the next one is wanted, None when events alone matter."""
@@ -82,7 +85,8 @@ class Reconciler:
         except SpecError as error:
             await self._commit(finetune, status.invalid(_status(finetune), _generation(finetune), str(error), now))
             return None
-        observer = Observer(self.cluster, self.cache, self.pods, self.signing_key, self.settings.profiles, self.storage_classes)
+        known = (self.settings.profiles, self.storage_classes, self.prometheus)
+        observer = Observer(self.cluster, self.cache, self.pods, self.signing_key, *known)
         observed = await observer.observe(finetune, spec, now)
         decision = decide(observed)
         context, children = self._context(observed, decision), Children(self.cluster, self.cache, key)
@@ -106,6 +110,7 @@ class Reconciler:
         """Write the status if it differs, and go on with what the API server made of it."""
         new, old = wanted.to_dict(), finetune.get("status") or {}
         if new == old:
+            self.metrics.observe_finetune(finetune)
             return finetune
         meta = finetune["metadata"]
         body = {

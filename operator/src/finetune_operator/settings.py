@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -36,6 +37,9 @@ class Settings:
     sweep_seconds: float = 300.0
     log_format: str = "json"
     profiles: Mapping[str, Accelerator] = field(default_factory=dict)
+    prometheus_url: str = ""  # empty: none, and no FineTune may ask for guards of its own
+    prometheus_seconds: float = 10.0  # until it is asked the same again
+    prometheus_authorization: str = field(default="", repr=False)
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -54,6 +58,9 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
         sweep_seconds=_number(environ, "FINETUNE_SWEEP_SECONDS", 300, 1, 86400),
         log_format=_choice(environ, "FINETUNE_LOG_FORMAT", ("json", "text")),
         profiles=_profiles(environ.get("FINETUNE_PROFILES_FILE")),
+        prometheus_url=_address(environ, "FINETUNE_PROMETHEUS_URL"),
+        prometheus_seconds=_number(environ, "FINETUNE_PROMETHEUS_SECONDS", 10, 1, 300),
+        prometheus_authorization=environ.get("FINETUNE_PROMETHEUS_AUTHORIZATION", "").strip(),
     )
 
 
@@ -154,6 +161,15 @@ def _profiles(path: str | None) -> dict[str, Accelerator]:
         return accelerators(yaml.safe_load(Path(path).read_text()) or {})
     except (OSError, yaml.YAMLError) as error:
         raise SettingsError(f"FINETUNE_PROFILES_FILE={path} cannot be read: {error}") from error
+
+
+def _address(environ: Mapping[str, str], name: str) -> str:
+    """An address without the slash at its end; a user and password in it would be told in errors."""
+    text = environ.get(name, "").strip().rstrip("/")
+    parts = urlsplit(text)
+    if text and (parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment):
+        raise SettingsError(f"{name} must be like http://prometheus.monitoring.svc:9090, without user, password or query")
+    return text
 
 
 def _required(environ: Mapping[str, str], name: str) -> str:

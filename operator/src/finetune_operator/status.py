@@ -31,7 +31,7 @@ def compute(o: Observed, d: Draft, problem: Waiting | None = None) -> Status:
         c.READY: _ready(phase, problem, reason, message),
         c.RECONCILING: _reconciling(phase, problem, message),
         c.STALLED: _stalled(phase, reason, message),
-        **_stages(d),
+        **_stages(o, d),
     }
     wanted = {type_: fact for type_, fact in facts.items() if fact is not None}
     return status.model_copy(update={"conditions": merge(o.status.conditions, wanted, o.generation, o.now)})
@@ -110,7 +110,7 @@ def _stalled(phase: str, reason: str, message: str) -> Fact | None:
     return ("True", reason, message) if phase in c.STALLED_PHASES else None
 
 
-def _stages(d: Draft) -> dict[str, Fact | None]:
+def _stages(o: Observed, d: Draft) -> dict[str, Fact | None]:
     revision = d.revision
     scored, tuned = revision.baseline, revision.evaluated
     return {
@@ -119,7 +119,7 @@ def _stages(d: Draft) -> dict[str, Fact | None]:
         c.TRAINED: _stage(revision.artifact is not None, "ArtifactKept", revision.artifact or ""),
         c.EVALUATED: _stage(tuned is not None, "Scored", _numbers(tuned) if tuned else ""),
         c.AVAILABLE: _available(d),
-        c.ROLLED_OUT: _with_control(d, _rolled_out(d)),
+        c.ROLLED_OUT: _with_queries(o, _with_control(d, _rolled_out(d))),
     }
 
 
@@ -156,6 +156,14 @@ def _with_control(d: Draft, fact: Fact) -> Fact:
     if control is None or control.outcome == "Accepted":
         return fact
     return (status, reason, f"{message}; {control.message}" if message else control.message)
+
+
+def _with_queries(o: Observed, fact: Fact) -> Fact:
+    """The same, with what its rollout will lack, said before there is one."""
+    status, reason, message = fact
+    if o.prometheus or not o.spec.rollout.guards.queries or o.spec.serving is None:
+        return fact
+    return (status, reason, f"{message}; {c.PROMETHEUS_UNKNOWN}" if message else c.PROMETHEUS_UNKNOWN)
 
 
 def _stage(done: bool, reason: str, message: str) -> Fact:

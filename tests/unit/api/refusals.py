@@ -55,6 +55,12 @@ def full_finetune() -> Manifest:
                 "maxErrorRatePercent": 2, "maxLatencyRegressionPercent": 25, "minRequests": 200, "onInsufficient": "Extend", "maxExtension": "1h",
                 "maxErrorRegressionPercent": 25, "maxTimeToFirstTokenRegressionPercent": 25, "maxTimePerOutputTokenRegressionPercent": 25,
                 "maxUnusableRegressionPercent": 25,
+                "queries": [
+                    {
+                        "name": "refusals", "max": "0.05",
+                        "query": 'label_replace(sum(rate(refused{pod=~"${pods}"}[${window}])), "arm", "${1}", "pod", ".*-${arm}-(.*)")',
+                    },
+                ],
             },
             "experiment": {"weight": 50, "duration": "14d", "log": {"secretName": "support-bot-ab"}},
             "bake": "1h",
@@ -83,6 +89,7 @@ def changed(base: Manifest, path: str, value: Any) -> Manifest:
 _BASE = make_finetune()
 _ROWS = "spec.data.train"
 _METRIC = {"type": "ExactMatch"}
+_QUERY = {"name": "q", "query": "up"}
 
 # What is wrong → (the object, a part of the message).
 REFUSED: dict[str, tuple[Manifest, str]] = {
@@ -118,6 +125,15 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     ),
     "an identity from a header of the routers": (
         changed(_BASE, "spec.rollout.identity", [{"header": "X-FineTune-User"}]), "spec.rollout.identity[].header: x-finetune- begins the routers' own"
+    ),
+    "two queries of one name": (changed(_BASE, "spec.rollout.guards.queries", [{**_QUERY, "max": "1"}] * 2), "spec.rollout.guards.queries: two have the same name"),
+    "a query without a limit": (changed(_BASE, "spec.rollout.guards.queries", [_QUERY]), "spec.rollout.guards.queries[]: needs max, min, or both"),
+    "a query that nothing passes": (
+        changed(_BASE, "spec.rollout.guards.queries", [{**_QUERY, "min": "2e-1", "max": "0.1"}]), "spec.rollout.guards.queries[].min: must not be above max"
+    ),
+    "a query with a misspelt placeholder": (
+        changed(_BASE, "spec.rollout.guards.queries", [{**_QUERY, "query": 'up{pod=~"${pod}"}', "max": "1"}]),
+        "spec.rollout.guards.queries[].query: names a placeholder that there is not; there are ${arm}, ${revision}",
     ),
     "an archive without its digest": (changed(_BASE, "spec.model.source", "https://example.com/m.tar"), "spec.model.revision: an https:// model is an archive"),
     "mixed-in text": (changed(_BASE, "spec.data.mix", [{"source": "pvc://a/b", "percent": 10, "format": "Text"}]), "spec.data.mix[].format: not supported yet"),
@@ -201,5 +217,9 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "a header that no request has": (changed(_BASE, "spec.rollout.identity", [{"header": "x user"}]), "spec.rollout.identity"),
     "an experiment with all users": (changed(_BASE, "spec.rollout.experiment", {"weight": 100}), "spec.rollout.experiment.weight"),
     "a log without a key": (changed(_BASE, "spec.rollout.experiment", {"weight": 50, "log": {}}), "spec.rollout.experiment.log.secretName"),
+    "a query that asks nothing": (changed(_BASE, "spec.rollout.guards.queries", [{"name": "q", "query": "", "max": "1"}]), "spec.rollout.guards.queries"),
+    "a query's name that is none": (
+        changed(_BASE, "spec.rollout.guards.queries", [{"name": "too many", "query": "up", "max": "1"}]), "spec.rollout.guards.queries"
+    ),
     "a decimal that fills the memory": (changed(_BASE, "spec.training", {"learningRate": "1e999999999"}), "spec.training.learningRate"),
 }  # fmt: skip

@@ -160,6 +160,38 @@ def test_the_operator_reads_its_settings(tmp_path: Path) -> None:
     assert str(Path(environment["FINETUNE_PROFILES_FILE"]).parent) in mounted
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("FINETUNE_PROMETHEUS_URL", "prometheus:9090", "must be like http://prometheus.monitoring.svc:9090"),
+        ("FINETUNE_PROMETHEUS_URL", "ftp://prometheus", "must be like http"),
+        ("FINETUNE_PROMETHEUS_URL", "http://user:secret@prometheus", "without user, password or query"),
+        ("FINETUNE_PROMETHEUS_URL", "http://prometheus?a=b", "without user, password or query"),
+        ("FINETUNE_PROMETHEUS_URL", "http://:9090", "must be like http"),
+    ],
+)
+def test_a_setting_that_is_wrong_is_named_and_not_told(variable: str, value: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(said)) as caught:
+        from_environment({"FINETUNE_TRAINER_IMAGE": "t:1", "FINETUNE_ROUTER_IMAGE": "r:1", variable: value})
+    assert variable in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_prometheus_and_what_opens_it_reach_the_operator() -> None:
+    assert {e["name"]: e.get("value") for e in container()["env"]}["FINETUNE_PROMETHEUS_URL"] == ""
+    given = ("--set", "prometheus.url=https://thanos.example/api/,prometheus.authorizationSecret=thanos")
+    variables = {e["name"]: e for e in container(*given)["env"]}
+    reference = variables["FINETUNE_PROMETHEUS_AUTHORIZATION"]["valueFrom"]["secretKeyRef"]
+    assert reference == {"name": "thanos", "key": "authorization"}
+    environment = {
+        "FINETUNE_TRAINER_IMAGE": "t:1", "FINETUNE_ROUTER_IMAGE": "r:1", "FINETUNE_PROMETHEUS_AUTHORIZATION": "Bearer secret\n",
+        "FINETUNE_PROMETHEUS_URL": variables["FINETUNE_PROMETHEUS_URL"]["value"],
+    }  # fmt: skip
+    settings = from_environment(environment)
+    assert (settings.prometheus_url, settings.prometheus_authorization) == ("https://thanos.example/api", "Bearer secret")
+    assert "secret" not in repr(settings)
+
+
 def test_every_variable_is_one_that_the_operator_reads() -> None:
     read = set(re.findall(r"\"(FINETUNE_[A-Z_]+)\"", (SOURCES / "settings.py").read_text()))
     assert {e["name"] for e in container()["env"]} <= read
@@ -262,6 +294,7 @@ def test_the_crd_outlives_the_release() -> None:
         ("no trainer image", ("--set", "images.operator=a:1"), "images.trainer: build Dockerfile.trainer"),
         ("a misspelt value", (*IMAGES, "--set", "replica=2"), "'replica' not allowed"),
         ("a log format that is none", (*IMAGES, "--set", "logFormat=xml"), "logFormat"),
+        ("a Prometheus without a scheme", (*IMAGES, "--set", "prometheus.url=prometheus:9090"), "/prometheus/url"),
         ("a profile with a misspelt key", (*IMAGES, "--set", "profiles.x.resource=a/b,profiles.x.labels.a=b"), "'labels' not allowed"),
     ],
 )

@@ -29,7 +29,9 @@ from finetune_operator.cluster import Cluster
 from finetune_operator.events import Events
 from finetune_operator.kinds import CHILDREN, FINETUNE, Kind
 from finetune_operator.metrics import Metrics
+from finetune_operator.observed import Answer, Question
 from finetune_operator.pods import PodClient
+from finetune_operator.prometheus import Prometheus
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
 from finetune_operator.tokens import generate_key
@@ -231,6 +233,7 @@ class World:
     failing: Callable[[str], float] = lambda arm: 0.0  # share of requests that an arm fails
     first_token: Callable[[str], float] = lambda arm: 90.0  # milliseconds until an arm's answers begin
     servers_asked: set[str] = field(default_factory=set)
+    prometheus: Callable[[Question], Answer] | None = None  # None: the operator knows none
     progress: dict[str, Any] = field(default_factory=dict)
     per_turn: int = 300  # requests to each router
     runtime: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))  # router → version → pushed weight
@@ -250,8 +253,9 @@ class World:
     def clone(self) -> World:
         """Another world in the same state (stored objects are never changed in place)."""
         other = World(
-            HandClock(), defaultdict(list, {k: list(v) for k, v in self.outcomes.items()}), set(self.broken), self.failing, self.first_token
-        )
+            HandClock(), defaultdict(list, {k: list(v) for k, v in self.outcomes.items()}), set(self.broken), self.failing,
+            self.first_token, prometheus=self.prometheus,
+        )  # fmt: skip
         other.clock.seconds, other.api.store, other.api.version = self.clock.seconds, dict(self.api.store), self.api.version
         other.api.births, other.api.writes = defaultdict(int, self.api.births), list(self.api.writes)
         other.api.deaths = defaultdict(int, self.api.deaths)
@@ -467,6 +471,17 @@ class _Pods:
         self.server_state = world.server_state
 
 
+@dataclass(frozen=True)
+class _Prometheus:
+    """The world's as the client."""
+
+    answer: Callable[[Question], Answer]
+    url: str = "http://prometheus"
+
+    async def ask(self, key: tuple[str, str], questions: Iterable[Question]) -> tuple[Answer, ...]:
+        return tuple(self.answer(question) for question in questions)
+
+
 class Operator:
     """The real reconciler over the world, with a cache that can be lost; the watch of each kind in `late` is that many cycles behind."""
 
@@ -480,6 +495,8 @@ class Operator:
         self.reconciler = Reconciler(
             cluster, self.cache, cast(PodClient, _Pods(world)), world.clock, settings, Metrics(), Events(cluster, world.clock, "test"), KEY
         )
+        if world.prometheus:
+            self.reconciler.prometheus = cast(Prometheus, _Prometheus(world.prometheus))
 
     def watch(self) -> None:
         """Everything that the watches would have told by now."""

@@ -28,6 +28,9 @@ _FORMAT_CEL: Final = " && ".join(
     ]
 )
 SHARDED: Final = ("Full", "LoRA")
+# What the operator puts its own names in for, in the user's PromQL (decide/queries.py).
+PLACES: Final = ("${arm}", "${revision}", "${pods}", "${canary}", "${stable}", "${namespace}", "${finetune}", "${window}")
+PLACE: Final = r"\$\{[A-Za-z_][^}]*\}"  # `${1}` is label_replace's own
 NAME_PATTERN: Final = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
 
@@ -120,6 +123,14 @@ def _number(path: str, field: str, cel: str, message: str, holds: Callable[[floa
     """
     guard = f"!has(self.{field}) || !self.{field}.matches(r'{DECIMAL_PATTERN}') || "
     return Rule(path, field, f"{guard}({cel})", message, lambda node: field not in node or holds(float(node[field])))
+
+
+def _places_known(query: Node) -> bool:
+    return set(re.findall(PLACE, query["query"])) <= set(PLACES)
+
+
+def _limits_in_order(query: Node) -> bool:
+    return "min" not in query or "max" not in query or float(query["min"]) <= float(query["max"])
 
 
 ROWS: Final = ("spec.data.train", "spec.data.validation", "spec.data.test", "spec.data.mix[]")
@@ -273,6 +284,31 @@ ALWAYS: Final = (
         "!has(self.header) || !self.header.lowerAscii().startsWith('x-finetune-')",
         "x-finetune- begins the routers' own headers; name one of yours",
         lambda identity: not identity.get("header", "").lower().startswith("x-finetune-"),
+    ),
+    Rule(
+        "spec.rollout.guards", "queries",
+        "!has(self.queries) || self.queries.all(a, self.queries.exists_one(b, b.name == a.name))",
+        "two have the same name; give each its own",
+        lambda guards: len({q["name"] for q in guards.get("queries", ())}) == len(guards.get("queries", ())),
+    ),
+    Rule(
+        "spec.rollout.guards.queries[]", "",
+        "has(self.max) || has(self.min)",
+        "needs max, min, or both: the numbers between which all is well",
+        lambda query: "max" in query or "min" in query,
+    ),
+    Rule(
+        "spec.rollout.guards.queries[]", "min",
+        f"!has(self.min) || !has(self.max) || !self.min.matches(r'{DECIMAL_PATTERN}') || !self.max.matches(r'{DECIMAL_PATTERN}') || "
+        "double(self.min) <= double(self.max)",
+        "must not be above max",
+        _limits_in_order,
+    ),
+    Rule(
+        "spec.rollout.guards.queries[]", "query",
+        f"self.query.findAll(r'{PLACE}').all(p, p in [{', '.join(repr(place) for place in PLACES)}])",
+        f"names a placeholder that there is not; there are {', '.join(PLACES)}",
+        _places_known,
     ),
 )  # fmt: skip
 

@@ -75,6 +75,7 @@ Quantity = Annotated[
     str, BeforeValidator(_written), Field(max_length=32, pattern=QUANTITY_PATTERN, json_schema_extra={"x-kubernetes-int-or-string": True})
 ]
 FieldName = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
+GuardName = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 HeaderName = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$")]
 Free = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 
@@ -416,6 +417,18 @@ class Identity(SpecModel):
     )
 
 
+class Query(SpecModel):
+    """A question of your own to the operator's Prometheus, and the numbers that are well."""
+
+    name: Annotated[GuardName, LIVE] = Field(description="What evidence and messages call it.")
+    query: Annotated[Annotated[str, Field(min_length=1, max_length=4096)], LIVE] = Field(
+        description="PromQL that gives one number. With ${arm}, ${revision} or ${pods} (a regular expression of an arm's pods) in it, it is "
+        "asked of each arm; also ${namespace}, ${finetune}, ${canary}, ${stable} (the arms' names), and ${window}, the time since the step began."
+    )
+    max: Annotated[Decimal | None, LIVE] = Field(default=None, description="The canary fails above it, unless stable is above it too.")
+    min: Annotated[Decimal | None, LIVE] = Field(default=None, description="The canary fails below it, unless stable is below it too.")
+
+
 class Guards(SpecModel):
     """What traffic must show while users move."""
 
@@ -439,6 +452,11 @@ class Guards(SpecModel):
         ge=0,
         le=10000,
         description="Over stable's share of answers that are empty or cut off at their longest, by the arms' own metrics; absent: not asked.",
+    )
+    queries: list[Query] | None = Field(
+        default=None,
+        max_length=8,
+        description="Questions of your own to the Prometheus that the operator's chart names (prometheus.url); docs/guards.md.",
     )
     min_requests: Annotated[int, LIVE] = Field(
         default=200, ge=0, le=10000000, description="Of the canary in each step: before that many no guard passes."

@@ -114,6 +114,7 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
         routers_wanted=o.routers_wanted,
         structure=structure,
         servers=o.servers,
+        answers=o.answers,
         router_waiting=o.router_waiting,
         hold=o.spec.suspend,
         wish=control.wish(d.status, running),

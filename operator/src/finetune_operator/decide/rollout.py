@@ -18,9 +18,10 @@ from typing import Any, Final
 from finetune_operator import conditions
 from finetune_operator.api.spec import Guards
 from finetune_operator.api.status import Experiment, Rollout
+from finetune_operator.decide import queries
 from finetune_operator.decide.draft import later, seconds_until, stamp
 from finetune_operator.decide.guards import Finding, add, judge, overall, subtract
-from finetune_operator.observed import ArmHealth
+from finetune_operator.observed import Answer, ArmHealth
 from finetune_operator.traffic import ArmTotals, Buckets, RouterState, ServerState, Structure
 from finetune_operator.workloads import Waiting, time
 
@@ -33,6 +34,7 @@ ROLLING_BACK: Final = "RollingBack"
 PROMOTED: Final = "Promoted"
 ROLLED_BACK: Final = "RolledBack"
 ACTIVE: Final = frozenset({DEPLOYING, CONNECTING, SHIFTING, HOLDING, BAKING, ROLLING_BACK})
+GUARDED: Final = ACTIVE - {ROLLING_BACK}  # the user's own queries are asked
 # What the user may ask of a rollout.
 PAUSE: Final = "pause"
 RESUME: Final = "resume"
@@ -61,9 +63,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is seen of both arms, of the routers, and of the arms' servers where a guard asks them. `abort` says why the canary is wanted
-    no longer; `stable_patience` is how many seconds the present arm may be without a ready pod before the new one takes all its users;
-    `wish` is what the user asks of this rollout."""
+    """What is seen of both arms, of the routers, of the arms' servers and of Prometheus where a guard asks them. `abort` says why the
+    canary is wanted no longer; `stable_patience` is how many seconds the present arm may be without a ready pod before the new one
+    takes all its users; `wish` is what the user asks of this rollout."""
 
     now: datetime
     stable: ArmHealth
@@ -72,6 +74,7 @@ class Scene:
     routers_wanted: int
     structure: Structure
     servers: tuple[ServerState, ...] = ()
+    answers: tuple[Answer, ...] = ()
     router_waiting: Waiting | None = None
     stable_patience: float = OUTAGE_SECONDS
     hold: bool = False
@@ -163,15 +166,18 @@ def _deploying(plan: Plan, scene: Scene, r: Rollout) -> Step:
 
 def _connecting(plan: Plan, scene: Scene, r: Rollout) -> Step:
     """The structure first, at canary 0, until every router serves it and its clusters are warm."""
-    r = _freed(scene, r)
+    unasked = _unasked(plan, scene, r)
+    r = _freed(r, scene.now, held=bool(scene.held or unasked))
     needed = _needed(scene.structure, outage=bool(r.memory.get("outage")))
     if in_force(scene, 0) and all(_warm(state, needed) for state in scene.routers if state.ready):
+        if unasked:
+            return Step(r, _unheard(scene, 0), f"nobody is moved before all guards can be asked; {unasked}", conditions.PAUSED)
         return _shift(plan, scene, r)
     waiting = [s for s in scene.routers if s.version != scene.structure.version or not _warm(s, needed)]
     message = f"{len(scene.routers) - len(waiting)} of {scene.routers_wanted or '?'} routers serve both arms, the new one to nobody yet"
     held_up = scene.router_waiting
     message += f"; {held_up.message}" if held_up else _first_error(waiting)
-    if not scene.held and _late(plan, scene, r) and ("freed" not in r.memory or _late(plan, scene, r, "freed")):
+    if "held" not in r.memory and _late(plan, scene, r) and ("freed" not in r.memory or _late(plan, scene, r, "freed")):
         fix = "Look at the routers' pods; the operator's setting images.router names their image."
         return roll_back(scene, r, conditions.NEVER_READY, f"{message}, not ready within rollout.progressDeadline. {fix}")
     return Step(r, _unheard(scene, 0), message, held_up.reason if held_up else "")
@@ -196,7 +202,7 @@ def _shift(plan: Plan, scene: Scene, r: Rollout) -> Step:
 def _shifting(plan: Plan, scene: Scene, r: Rollout) -> Step:
     """Some users are on the new arm already while a router is told: the guards watch, and it is not tried for ever."""
     if not in_force(scene, r.weight):
-        findings = judge(plan.guards, *_counted(scene, r))
+        findings = _findings(plan, scene, r)
         if overall(findings) == "Fail":
             return _failed(scene, r, findings)
         agreed = sum(1 for s in scene.routers if (s.version, s.weight) == (scene.structure.version, r.weight))
@@ -266,17 +272,23 @@ def _guarded(plan: Plan, scene: Scene, r: Rollout, *, hurried: bool = False) -> 
     if not scene.canary.ready:
         return _down(scene, r), r, []
     r = _based(scene, r)
-    findings = judge(plan.guards, *_counted(scene, r))
+    findings = _findings(plan, scene, r)
     if overall(findings) == "Fail":
         return _failed(scene, r, findings), r, findings
     r = _rewound(_timed(plan, r), scene.now)
     over = not _endless(r) and seconds_until(r.next_step_at, scene.now) <= 0
-    r = _freed(scene, _look(scene, r, findings, over))
+    r = _freed(_look(scene, r, findings, over), scene.now, held=bool(scene.held))
     if scene.held == conditions.PAUSED_BY_USER:
         return _held(scene, r), r, findings
     if over or (hurried and not scene.held):
         return None, r, findings
     return Step(r, _unheard(scene, r.weight), _waiting_message(r)), r, findings
+
+
+def _findings(plan: Plan, scene: Scene, r: Rollout) -> list[Finding]:
+    """What all guards say of the step so far."""
+    canary, stable = _counted(scene, r)
+    return [*judge(plan.guards, canary, stable), *queries.judge(plan.guards, canary.requests, r, scene.answers)]
 
 
 def _held(scene: Scene, r: Rollout, message: str = "") -> Step:
@@ -405,10 +417,16 @@ def _can_go_back(scene: Scene, r: Rollout) -> bool:
     return r.weight == 0 or scene.stable.ready > 0
 
 
-def _freed(scene: Scene, r: Rollout) -> Rollout:
+def _unasked(plan: Plan, scene: Scene, r: Rollout) -> str:
+    """Why a query that is to guard the first step cannot be asked; empty too where users are moved all at once."""
+    at_once = bool(r.memory.get("outage")) or scene.wish == PROMOTE or plan.steps[0][0] >= 100
+    return "" if at_once else queries.unasked(scene.answers)
+
+
+def _freed(r: Rollout, now: datetime, *, held: bool) -> Rollout:
     """The rollout that remembers that it is held, and once it is not, since when: what it lacked meanwhile is not held against it."""
-    was_held, r = "held" in r.memory, _marked(r, "held", scene.now if scene.held else None)
-    return _with(r, memory={**r.memory, "freed": stamp(scene.now)}) if was_held and not scene.held else r
+    was_held, r = "held" in r.memory, _marked(r, "held", now if held else None)
+    return _with(r, memory={**r.memory, "freed": stamp(now)}) if was_held and not held else r
 
 
 def _marked(r: Rollout, key: str, moment: datetime | None) -> Rollout:
