@@ -121,13 +121,13 @@ def _kind() -> Cluster:
     return Cluster("kind", kubectl, {name: tag for name, (tag, _) in KIND_IMAGES.items()})
 
 
-def install(cluster: Cluster) -> None:
-    """Install or upgrade the chart and wait until the operator is ready."""
+def install(cluster: Cluster, *values: str) -> None:
+    """Install or upgrade the chart, with these `name=value`, and wait until the operator is ready."""
     with step("installing the chart and waiting for the operator"):
         context = ["--kube-context", f"kind-{KIND_NAME}"] if cluster.kind == "kind" else []
         helm(
             cluster.kubectl, "upgrade", "--install", "finetune-operator", str(CHART), "-n", OPERATOR_NAMESPACE,
-            "--create-namespace", *context, *chart_values(cluster.images),
+            "--create-namespace", *context, *chart_values(cluster.images), *(word for value in values for word in ("--set", value)),
         )  # fmt: skip
         cluster.kubectl("wait", "--for", "condition=Established", "crd/finetunes.finetune.dev", f"--timeout={READY_SECONDS}s")
         cluster.kubectl(

@@ -177,11 +177,23 @@ async def test_an_image_that_answers_errors_is_taken_back_from_every_user(bot: F
     await bot.phase("Live", seconds=60)
 
 
-async def test_without_traffic_it_is_neither_promoted_nor_rolled_back(bot: FineTune) -> None:
+async def test_while_prometheus_is_down_nobody_is_moved(bot: FineTune) -> None:
     changed = bot.get()["spec"]
     changed["serving"]["resources"]["requests"]["memory"] = "260Mi"
-    changed["rollout"] |= {"steps": [{"weight": HELD, "hold": "2s"}, {"weight": 100}], "progressDeadline": "10m"}
-    changed["rollout"]["guards"]["minRequests"] = 50
+    changed["rollout"] |= {"steps": [{"weight": HELD, "hold": "2s"}, {"weight": 100}], "progressDeadline": "15s"}
+    changed["rollout"]["guards"] |= {"minRequests": 50, "queries": [{"name": "refusals", "query": "sum(refused)", "max": "1"}]}
+    live = bot.status()["liveArm"]
+    bot.apply(changed)
+    await bot.until("why it waits", lambda s: "refusals" in condition(s, "RolledOut").get("message", ""), seconds=120)
+    await asyncio.sleep(20)
+    status = bot.status()
+    assert (status["liveArm"], status["rollout"]["weight"], status["phase"]) == (live, 0, "RollingOut"), bot.describe()
+    assert "Prometheus" in condition(status, "RolledOut")["message"]
+
+
+async def test_without_traffic_it_is_neither_promoted_nor_rolled_back(bot: FineTune) -> None:
+    changed = bot.get()["spec"]
+    del changed["rollout"]["guards"]["queries"]
     before = bot.status()["liveArm"]
     bot.apply(changed)
     await bot.until("the first step", _at_held_step, seconds=120)

@@ -27,6 +27,7 @@ from devcluster.shell import lock
 
 TINY = "image:///opt/models/tiny-random"  # in the trainer image: two random layers, a byte-level tokenizer
 RELEASE = "finetune-operator"
+NO_PROMETHEUS = "http://prometheus.monitoring:9090"  # nobody answers there
 Object = dict[str, Any]
 Holds = Callable[[Object], object]
 
@@ -40,7 +41,7 @@ def installed() -> Iterator[World]:
         kubectl = node_kubectl()
         before = kubectl.get("namespace", OPERATOR_NAMESPACE) is not None
         try:
-            install(Cluster("node", kubectl, references))
+            install(Cluster("node", kubectl, references), f"prometheus.url={NO_PROMETHEUS}")
             yield World(kubectl, references)
         finally:
             if started:
