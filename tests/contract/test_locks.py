@@ -52,5 +52,10 @@ def test_a_lock_agrees_with_the_lock_it_is_held_to(lock: str) -> None:
     assert own == own | {name: version for name, version in held_to.items() if name in own or arguments[0].endswith(".toml")}
 
 
+@pytest.mark.parametrize("lock", ["requirements.lock", "trainer-image/requirements.lock"])
+def test_what_tests_alone_need_is_in_no_image(lock: str) -> None:
+    assert _pins(lock).keys() & {"openai", "pytest", "mypy", "ruff"} == set()
+
+
 def test_every_lock_of_an_environment_is_made_here() -> None:
     assert {lock for locks, _ in ENVIRONMENTS.values() for lock in locks} <= LOCKS.keys()

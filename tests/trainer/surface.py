@@ -50,6 +50,11 @@ def _stops(client: openai.OpenAI, several: bool) -> bool:
     return _text(client, stop=["no such thing", stop] if several else stop) == text[: text.find(stop)]
 
 
+def _several(client: openai.OpenAI) -> bool:
+    once, again = (asked(client, "chat", n=3, temperature=1, seed=7, max_tokens=16).choices for _ in range(2))
+    return once == again and [choice.index for choice in once] == [0, 1, 2] and len({choice.message.content for choice in once}) == 3
+
+
 def _chat_logprobs(client: openai.OpenAI) -> bool:
     choice = asked(client, "chat", max_tokens=4, logprobs=True, top_logprobs=2, extra_body=ENDLESS).choices[0]
     return [len(each.top_logprobs) for each in choice.logprobs.content] == [2] * 4
@@ -91,6 +96,7 @@ SERVED: dict[str, Served] = {
     "the likeliest token each time": Served("temperature=0", lambda c: len({_text(c, seed=seed) for seed in (1, 2)}) == 1),
     "draws that repeat": Served("temperature=1, seed=7", lambda c: len({_text(c, temperature=1, seed=7) for _ in range(2)}) == 1),
     "draws from the likely tokens": Served("top_p=0.0001", lambda c: _text(c, temperature=1, top_p=0.0001) == _text(c)),
+    "several answers": Served("n=3, seed=7", _several),
     "a stop string": Served("stop='…'", lambda c: _stops(c, several=False)),
     "several": Served("stop=['…', '…']", lambda c: _stops(c, several=True)),
     "log-probabilities": Served("logprobs=True, top_logprobs=2", _chat_logprobs),
@@ -130,7 +136,7 @@ REFUSED: dict[str, Refused] = {
     "no length at all": ("chat", {"max_tokens": 0}, "max_tokens", "invalid_value"),
     "a temperature above 2": ("chat", {"temperature": 2.5}, "temperature", "invalid_value"),
     "a share above 1": ("chat", {"top_p": 1.5}, "top_p", "invalid_value"),
-    "several answers": ("chat", {"n": 2}, "n", "invalid_value"),
+    "more answers than 16": ("chat", {"n": 17}, "n", "invalid_value"),
     "an empty stop string": ("chat", {"stop": ["a", ""]}, "stop[1]", "invalid_value"),
     "more stop strings than anybody needs": ("chat", {"stop": list("abcdefghijklmnopq")}, "stop", "invalid_value"),
     "no messages": ("chat", {"messages": []}, "messages", "invalid_value"),

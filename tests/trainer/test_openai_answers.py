@@ -24,6 +24,8 @@ from aiohttp import ClientConnectionResetError
 from finetune_trainer.serve import logprobs
 from finetune_trainer.serve.answers import Answer
 from finetune_trainer.serve.batch import Batch
+from finetune_trainer.serve.engine import Engine, QueueFull
+from finetune_trainer.serve.generation import Generation, Sampling
 from finetune_trainer.serve.text import StopStrings
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
@@ -230,6 +232,37 @@ async def test_temperature_0_is_greedy_and_a_seed_draws_the_same_among_others(co
     assert among[1] == alone
     assert len(set(among)) == 4
     assert len({await drawn(seed, 0.0) for seed in (1, 2, 3)}) == 1
+
+
+def test_several_answers_are_each_whole_and_streamed_alike(client: openai.OpenAI, host: Hosted) -> None:
+    request = {"temperature": 1.3, "seed": 5, "max_tokens": 20, "n": 3, "logprobs": True, "top_logprobs": 1}
+    whole = asked(client, "chat", **request)
+    alone = [asked(client, "chat", **{**request, "seed": seed, "n": 1}) for seed in (5, 6, 7)]
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    assert [choice.message.content for choice in whole.choices] == [each.choices[0].message.content for each in alone]
+    assert whole.usage.prompt_tokens == alone[0].usage.prompt_tokens
+    assert whole.usage.completion_tokens == sum(each.usage.completion_tokens for each in alone)
+    chunks = list(asked(client, "chat", **request, stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1].usage == whole.usage
+    for choice in whole.choices:
+        own = [chunk.choices[0] for chunk in chunks[:-1] if chunk.choices[0].index == choice.index]
+        assert "".join(each.delta.content or "" for each in own) == choice.message.content
+        assert [each.finish_reason for each in own if each.finish_reason] == [choice.finish_reason]
+        told = [token.token for each in own if each.logprobs for token in each.logprobs.content]
+        assert told == [token.token for token in choice.logprobs.content]
+    assert len({choice.message.content for choice in asked(client, "chat", n=3, max_tokens=8).choices}) == 1, "greedy"
+
+
+def test_several_answers_are_queued_together_or_not_at_all(host: Hosted) -> None:
+    engine = Engine(host.loaded, 1)
+    requests = [Generation([5], Sampling(1), print) for _ in range(17)]
+    with pytest.raises(QueueFull):
+        engine.submit(*requests)
+    assert engine.waiting == 0
+    engine.submit(*requests[:16])
+    assert engine.waiting == 16
+    with pytest.raises(QueueFull):
+        engine.submit(requests[16])
 
 
 async def test_streams_side_by_side_are_each_whole_and_right(concurrent: openai.AsyncOpenAI, host: Hosted) -> None:

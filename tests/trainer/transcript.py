@@ -41,7 +41,8 @@ What a client may rely on:
 - Log-probabilities are the model's own, before `temperature` and `top_p`. The token that ends the turn is not among them; one that spells
   the answer's end and a stop string's beginning is. A token that is no whole character is written `\\xe2\\x82`.
   `text_offset` counts from the answer's beginning.
-- `usage.completion_tokens` counts the token that ended the turn too.
+- `usage.completion_tokens` counts the token that ended the turn too, and those of all `n` answers.
+- Of `n` answers with a seed, the second is drawn as the next seed draws it, and so on.
 - Requests that come together are generated together, a token of each at every step (`--max-concurrency`, 16): a stream does not wait for
   another one's end. A seed draws the same whoever else is there, but for rounding.
 - A client that goes away frees its place at the next token. A stream that breaks off ends with an error event, which the client raises as
@@ -76,6 +77,7 @@ STEPS: tuple[tuple[str, str], ...] = (
         "[client.chat.completions.create(model='bot', messages=QUESTION, temperature=1.2, seed=7, max_tokens=16).choices[0].message.content"
         " for _ in range(2)]",
     ),
+    ("Two answers", "client.chat.completions.create(model='bot', messages=QUESTION, temperature=1.2, seed=7, max_tokens=16, n=2)"),
     ("Another model", "client.chat.completions.create(model='gpt-4o', messages=QUESTION)"),
     (
         "A prompt that is too long",
@@ -83,7 +85,6 @@ STEPS: tuple[tuple[str, str], ...] = (
     ),
     ("Tools", "client.chat.completions.create(model='bot', messages=QUESTION, tools=[{'type': 'function', 'function': {'name': 'f'}}])"),
     ("A misspelt field", "client.chat.completions.create(model='bot', messages=QUESTION, extra_body={'temprature': 0})"),
-    ("Two answers", "client.chat.completions.create(model='bot', messages=QUESTION, n=2)"),
 )  # fmt: skip
 
 

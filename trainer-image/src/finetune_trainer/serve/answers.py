@@ -9,10 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune_trainer.serve.generation import Finished
+from finetune_trainer.serve.generation import Finished, Piece
 from finetune_trainer.serve.logprobs import Spelled, TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A finished one, its tokens where they were asked for."""
+
+    text: str
+    tokens: Sequence[TokenLogprob]
+    finished: Finished
 
 
 @dataclass(frozen=True)
@@ -28,36 +37,41 @@ class Answer:
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, text: str, tokens: Sequence[TokenLogprob], finished: Finished) -> dict[str, Any]:
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """The document of an answer that is not streamed."""
-        content: dict[str, Any] = {"text": text}
-        if self.chat:
-            content = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        return {**self._head(""), "choices": [self._choice(content, tokens, finished.reason)], "usage": usage(finished)}
+        told = [self._choice(i, self._content(c.text), c.tokens, c.finished.reason) for i, c in enumerate(choices)]
+        return {**self._head(""), "choices": told, "usage": usage([c.finished for c in choices])}
 
-    def opening(self) -> bytes:
-        """The first event of a chat stream; nothing for plain completions."""
-        return self._event({"delta": {"role": "assistant", "content": ""}}, (), None) if self.chat else b""
+    def opening(self, index: int) -> bytes:
+        """The first event of a chat stream's choice; nothing for plain completions."""
+        return self._event(index, {"delta": {"role": "assistant", "content": ""}}, (), None) if self.chat else b""
 
-    def piece(self, text: str, tokens: Sequence[TokenLogprob]) -> bytes:
+    def piece(self, index: int, piece: Piece) -> bytes:
         """An event with more text."""
-        return self._event({"delta": {"content": text}} if self.chat else {"text": text}, tokens, None)
+        return self._event(index, {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}, piece.tokens, None)
 
-    def closing(self, finished: Finished) -> bytes:
-        """The event with the reason of the end, the usage if asked for, and the end mark."""
-        last = self._event({"delta": {}} if self.chat else {"text": ""}, (), finished.reason)
-        if self.usage:
-            last += event({**self._head(".chunk"), "choices": [], "usage": usage(finished)})
-        return last + DONE
+    def end(self, index: int, finished: Finished) -> bytes:
+        """The event with the reason of a choice's end."""
+        return self._event(index, {"delta": {}} if self.chat else {"text": ""}, (), finished.reason)
 
-    def _event(self, content: dict[str, Any], tokens: Sequence[TokenLogprob], reason: str | None) -> bytes:
+    def closing(self, finished: Sequence[Finished]) -> bytes:
+        """The usage if asked for, and the end mark."""
+        used = event({**self._head(".chunk"), "choices": [], "usage": usage(finished)}) if self.usage else b""
+        return used + DONE
+
+    def _content(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
+
+    def _event(self, index: int, content: dict[str, Any], tokens: Sequence[TokenLogprob], reason: str | None) -> bytes:
         counted = {"usage": None} if self.usage else {}
-        return event({**self._head(".chunk"), "choices": [self._choice(content, tokens or None, reason)], **counted})
+        return event({**self._head(".chunk"), "choices": [self._choice(index, content, tokens or None, reason)], **counted})
 
-    def _choice(self, content: dict[str, Any], tokens: Sequence[TokenLogprob] | None, reason: str | None) -> dict[str, Any]:
+    def _choice(
+        self, index: int, content: dict[str, Any], tokens: Sequence[TokenLogprob] | None, reason: str | None
+    ) -> dict[str, Any]:  # fmt: skip
         form = chat_logprobs if self.chat else completion_logprobs
         told = form(tokens) if self.logprobs and tokens is not None else None
-        return {"index": 0, **content, "logprobs": told, "finish_reason": reason}
+        return {"index": index, **content, "logprobs": told, "finish_reason": reason}
 
     def _head(self, suffix: str) -> dict[str, Any]:
         kind = f"chat.completion{suffix}" if self.chat else "text_completion"
@@ -89,9 +103,9 @@ def event(document: object) -> bytes:
     return b"data: " + json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-def usage(finished: Finished) -> dict[str, int]:
-    """Token counts; the completion's include the one that ended it."""
-    prompt, completion = finished.prompt_tokens, finished.completion_tokens
+def usage(finished: Sequence[Finished]) -> dict[str, int]:
+    """Token counts over all choices of one prompt; the completion's include those that ended them."""
+    prompt, completion = finished[0].prompt_tokens, sum(each.completion_tokens for each in finished)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

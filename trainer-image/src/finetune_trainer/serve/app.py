@@ -10,26 +10,27 @@ import asyncio
 import json
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 from pydantic_core import from_json
 
 from finetune_trainer.serve import prompts, protocol
-from finetune_trainer.serve.answers import Answer, event
+from finetune_trainer.serve.answers import Answer, Choice, event
 from finetune_trainer.serve.engine import Engine, QueueFull, Stopping
 from finetune_trainer.serve.generation import Event, Failed, Finished, Generation, Piece, Sampling
 from finetune_trainer.serve.loading import Loaded
-from finetune_trainer.serve.logprobs import TokenLogprob
 from finetune_trainer.serve.metrics import Metrics
 from finetune_trainer.serve.protocol import ApiError, ChatRequest, CompletionRequest
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 REVISION_HEADER = "x-finetune-revision"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Events = asyncio.Queue[tuple[int, Event]]  # with the choice's index
 
 
 class Cut(ConnectionResetError):
@@ -118,36 +119,43 @@ class Server:
         answer = Answer(
             isinstance(asked, ChatRequest), self.name, self.revision or None, settings.logprobs is not None, asked.wants_usage
         )  # fmt: skip
-        generation, events = submit(engine, ids, settings)
+        wanted = [settings.drawn_apart(index) for index in range(asked.n or 1)]
+        generations, events = submit(engine, ids, wanted)
         self.held += 1
         try:
             if asked.stream:
-                return await self._stream(request, answer, events)
-            text, tokens, finished = await collect(events)
-            self.metrics.observe(finished)
-            return _json(answer.whole(text, tokens, finished))
+                return await self._stream(request, answer, events, len(wanted))
+            choices = await collect(events, len(wanted))
+            for choice in choices:
+                self.metrics.observe(choice.finished)
+            return _json(answer.whole(choices))
         finally:
-            generation.cancelled = True
+            for generation in generations:
+                generation.cancelled = True
             self.held -= 1
 
-    async def _stream(self, request: web.Request, answer: Answer, events: asyncio.Queue[Event]) -> web.StreamResponse:
-        """Events as they come. A failure before the first one is a plain 500; after it the connection is cut, so that
-        whoever counts errors sees one."""
+    async def _stream(self, request: web.Request, answer: Answer, events: Events, count: int) -> web.StreamResponse:
+        """Events of `count` choices as they come. A failure before the first one is a plain 500; after it the connection is cut,
+        so that whoever counts errors sees one."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-        first = await events.get()
-        if isinstance(first, Failed):
-            raise ApiError(500, first.message)
+        index, current = await events.get()
+        if isinstance(current, Failed):
+            raise ApiError(500, current.message)
         await response.prepare(request)
-        await response.write(answer.opening())
-        current: Event = first
-        while isinstance(current, Piece):
-            await response.write(answer.piece(current.text, current.tokens))
-            current = await events.get()
-        if isinstance(current, Finished):
-            self.metrics.observe(current)
-            await response.write(answer.closing(current))
-            await response.write_eof()
-            return response
+        await response.write(b"".join(answer.opening(each) for each in range(count)))
+        ended: list[Finished] = []
+        while not isinstance(current, Failed):
+            if isinstance(current, Piece):
+                await response.write(answer.piece(index, current))
+            else:
+                self.metrics.observe(current)
+                ended.append(current)
+                await response.write(answer.end(index, current))
+            if len(ended) == count:
+                await response.write(answer.closing(ended))
+                await response.write_eof()
+                return response
+            index, current = await events.get()
         await response.write(event(ApiError(500, current.message).body()))
         if request.transport is not None:
             request.transport.abort()
@@ -182,36 +190,41 @@ class Server:
             self.metrics.requests.labels(path, code).inc()
 
 
-def submit(engine: Engine, ids: list[int], settings: Sampling) -> tuple[Generation, asyncio.Queue[Event]]:
-    """Queue a generation whose events arrive in the running loop. Raises ApiError 503 when it cannot be taken."""
-    loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+def submit(engine: Engine, ids: list[int], settings: Sequence[Sampling]) -> tuple[list[Generation], Events]:
+    """Queue a generation for each of `settings`; their events arrive in the running loop. Raises ApiError 503 when they cannot be
+    taken."""
+    loop, events = asyncio.get_running_loop(), Events()
 
-    def emit(item: Event) -> None:
+    def emit(index: int, item: Event) -> None:
         if not loop.is_closed():
-            loop.call_soon_threadsafe(events.put_nowait, item)
+            loop.call_soon_threadsafe(events.put_nowait, (index, item))
 
-    generation = Generation(ids, settings, emit)
+    generations = [Generation(ids, each, partial(emit, index)) for index, each in enumerate(settings)]
     try:
-        engine.submit(generation)
+        engine.submit(*generations)
     except QueueFull:
         raise ApiError(503, "too many requests wait", code="overloaded", retry_after=1) from None
     except Stopping:
         raise ApiError(503, "the server is stopping", code="stopping", retry_after=1) from None
-    return generation, events
+    return generations, events
 
 
-async def collect(events: asyncio.Queue[Event]) -> tuple[str, list[TokenLogprob], Finished]:
-    """The whole answer: its text, its tokens where they were asked for, its end. Raises ApiError 500 where generation failed."""
-    parts: list[str] = []
-    tokens: list[TokenLogprob] = []
-    while True:
-        item = await events.get()
+async def collect(events: Events, count: int) -> list[Choice]:
+    """All choices when they are finished. Raises ApiError 500 where generation failed."""
+    pieces: list[list[Piece]] = [[] for _ in range(count)]
+    ends: dict[int, Finished] = {}
+    while len(ends) < count:
+        index, item = await events.get()
         if isinstance(item, Finished):
-            return "".join(parts), tokens, item
-        if isinstance(item, Failed):
+            ends[index] = item
+        elif isinstance(item, Failed):
             raise ApiError(500, item.message)
-        parts.append(item.text)
-        tokens += item.tokens
+        else:
+            pieces[index].append(item)
+    return [
+        Choice("".join(piece.text for piece in each), [token for piece in each for token in piece.tokens], ends[index])
+        for index, each in enumerate(pieces)
+    ]
 
 
 @web.middleware

@@ -77,8 +77,8 @@ async def _bring_up(server: Server, options: argparse.Namespace) -> None:
     server.loaded, server.engine = loaded, Engine(loaded, options.max_concurrency)
     server.engine.start()
     ids = list(loaded.tokenizer("Hello")["input_ids"])
-    _, events = submit(server.engine, ids, Sampling(max_tokens=2, temperature=0, ignore_end=True))
-    await collect(events)
+    _, events = submit(server.engine, ids, [Sampling(max_tokens=2, temperature=0, ignore_end=True)])
+    await collect(events, 1)
     server.ready = True
     _log(f"{loaded.model.dtype} on {loaded.device}, up in {time.monotonic() - started:.1f} s")
 

@@ -45,14 +45,14 @@ class Engine:
         """Start the thread."""
         self._thread.start()
 
-    def submit(self, request: Generation) -> None:
-        """Queue `request`; its `emit` is called from the engine's thread. Raises QueueFull or Stopping."""
+    def submit(self, *requests: Generation) -> None:
+        """Queue all of `requests` or none; `emit` is called from the engine's thread. Raises QueueFull or Stopping."""
         with self._changed:
             if self._stopping:
                 raise Stopping
-            if len(self._waiting) >= self._slots * QUEUE_PER_SLOT:
+            if len(self._waiting) + len(requests) > self._slots * QUEUE_PER_SLOT:
                 raise QueueFull
-            self._waiting.append(request)
+            self._waiting.extend(requests)
             self._changed.notify()
 
     def stop(self, timeout: float | None = None) -> None:

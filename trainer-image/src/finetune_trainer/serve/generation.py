@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,10 @@ class Sampling:
     stop: tuple[str, ...] = ()
     ignore_end: bool = False
     logprobs: int | None = None
+
+    def drawn_apart(self, index: int) -> Sampling:
+        """For one of several answers: of a seed each makes another."""
+        return self if self.seed is None else replace(self, seed=self.seed + index)
 
 
 @dataclass(frozen=True)
