@@ -82,8 +82,8 @@ def test_units_are_those_of_the_metrics() -> None:
             assert unit == ("ms" if "envoy" in expression else "s"), panel["title"]
         if "_percent" in expression:
             assert unit == "percent", panel["title"]
-        if expression.startswith("sum") and "rate(" in expression.partition("/")[0]:
-            assert unit in ("ops", "reqps"), panel["title"]
+        if expression.startswith("sum") and "rate(" in expression:
+            assert unit in (("percentunit",) if ") / sum" in expression else ("ops", "reqps")), panel["title"]
 
 
 def test_panels_lie_side_by_side_and_have_numbers_of_their_own() -> None:
