@@ -77,6 +77,7 @@ class Watching:
             [
                 str(program), f"--config.file={self._home}/prometheus.yaml", f"--storage.tsdb.path={self._home}/data",
                 f"--web.listen-address=127.0.0.1:{self.port}", "--log.level=warn",
+                f"--query.lookback-delta={WINDOW}",  # else what went while it was away is there for five minutes
             ],
         )  # fmt: skip
         await until(self._ready, what="Prometheus")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlencode
 
 import aiohttp
+import yaml
 from finetune_operator import names
 from finetune_operator.decide.guards import quantile
 from finetune_operator.pods import STATISTICS, totals
@@ -15,6 +19,7 @@ from finetune_operator.traffic import ArmTotals
 from tests.router.conftest import NEW, OLD, World
 from tests.router.harness import CHAT, Router, structure, until
 
+FILES = Path(__file__).resolve().parents[2] / "charts" / "finetune-operator" / "files"
 SPLIT = structure(OLD, NEW)
 USER = {"x-user-id": "ada"}
 
@@ -143,3 +148,28 @@ async def test_the_statistics_asked_for_are_those_of_arms_and_no_more(world: Wor
     assert clusters == {f"infer_{OLD.arm}", f"infer_{NEW.arm}"}
     assert len(lines) < 250, "a poll of every router every two seconds stays small"
     assert totals(text)[NEW.arm].requests == 1
+
+
+async def test_what_prometheus_scrapes_is_what_dashboard_and_alerts_ask_for(world: World) -> None:
+    """By arm, requests without a user apart, and nothing else of the hundreds that Envoy counts."""
+    endpoint = next(e for e in yaml.safe_load((FILES / "endpoints.yaml").read_text()) if e["port"] == "metrics")
+    asked = set(re.findall(r"envoy_cluster_\w+", (FILES / "alerts.yaml").read_text() + (FILES / "dashboard.json").read_text()))
+    router = await world.started(SPLIT, 100)
+    for headers in (USER, {}):
+        assert await router.status(CHAT, method="POST", headers=headers, json={}) == 200
+    found: dict[str, set[str]] = {}
+
+    async def scraped() -> bool:
+        path = f"{endpoint['path']}?{urlencode({'filter': endpoint['params']['filter'][0]})}"
+        async with router.request("GET", path, names.ROUTER_METRICS_PORT) as answer:
+            text = await answer.text()
+        for name, cluster in re.findall(r'^(\w+)\{.*envoy_cluster_name="(\w+)"', text, re.MULTILINE):
+            found.setdefault(name, set()).add(cluster)
+        return "envoy_cluster_upstream_rq_time_bucket" in found
+
+    await until(scraped, "a histogram, which Envoy counts once a second")
+    arms = {f"infer_{OLD.arm}", f"infer_{NEW.arm}"}
+    assert asked <= set(found)
+    assert set(found) - asked == {"envoy_cluster_upstream_rq_time_sum", "envoy_cluster_upstream_rq_time_count"}
+    assert found["envoy_cluster_upstream_rq_xx"] == {f"infer_{NEW.arm}", "anonymous"}
+    assert found["envoy_cluster_membership_healthy"] == arms | {"anonymous"}
