@@ -15,7 +15,7 @@ from finetune_operator import kinds, names, plan, status
 from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, digest, extract
 from finetune_operator.api.load import load_spec
 from finetune_operator.api.spec import Spec
-from finetune_operator.api.status import Cleaning, Status
+from finetune_operator.api.status import Cleaning, Status, Trouble
 from finetune_operator.build.jobs import Stage, job_name
 from finetune_operator.build.pods import GPU_TOLERATION, Accelerator, Images, Manifest, Owner
 from finetune_operator.decide import decide
@@ -155,10 +155,10 @@ def test_every_pod_is_whole_restricted_and_as_the_user_says(name: str, spec: dic
 GPUS = {"accelerator": "h100", "gpusPerNode": 4, "memory": "64Gi"}
 
 
-def scoring(**changes: Any) -> Manifest:
-    """The baseline's pod on GPUs."""
+def scoring(stage: str = "baseline", **changes: Any) -> Manifest:
+    """The pod that scores, of the baseline or of the tuned model, on GPUs."""
     spec = {"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}, **changes}
-    return next(pod for o in life("bot", spec) for what, pod in pod_specs(manifests(o)) if "baseline" in what)
+    return next(pod for o in life("bot", spec) for what, pod in pod_specs(manifests(o)) if stage in what)
 
 
 def test_scoring_on_gpus_is_served_by_vllm_with_shared_memory() -> None:
@@ -174,6 +174,42 @@ def test_the_loss_is_computed_where_the_model_fits() -> None:
     assert "initContainers" not in pod
     assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "1", "memory": "64Gi"}
     assert "nodeAffinity" in pod["affinity"]
+
+
+@pytest.mark.parametrize("metrics", [None, [{"type": "ExactMatch"}]])
+def test_what_was_forgotten_is_measured_first_on_a_gpu_of_what_follows(metrics: list[Any] | None) -> None:
+    """A pod asks for the most of any container that runs before the others, and for the sum of those: no GPU more than without."""
+    pod = scoring("evaluate", compute={**GPUS, "cpu": 6}, evaluation={"metrics": metrics} if metrics else {}, serving={})
+    probe, *servers = pod["initContainers"]
+    assert (probe["name"], probe["args"][0], "restartPolicy" in probe) == ("probe", "probe", False)
+    assert probe["image"] == pod["containers"][0]["image"]
+    assert probe["resources"] == {"requests": {"cpu": "6", "memory": "64Gi"}, "limits": {"nvidia.com/gpu": "1", "memory": "64Gi"}}
+    assert [s["resources"]["limits"]["nvidia.com/gpu"] for s in servers] == (["4"] if metrics else [])
+    assert "nodeAffinity" in pod["affinity"]
+    assert [c["name"] for c in scoring(compute=GPUS, serving={}).get("initContainers", [])] == [], "the base model has forgotten nothing"
+
+
+def test_a_job_fails_of_its_probe_too() -> None:
+    spec = {"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}}
+    jobs = {m["metadata"]["labels"][names.STAGE]: m for o in life("bot", spec) for kind, m in manifests(o) if kind is kinds.JOB}
+    of = {
+        stage: [rule["onExitCodes"]["containerName"] for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+        for stage, job in jobs.items()
+    }
+    assert (of["baseline"], of["evaluate"]) == (["trainer"], ["trainer", "probe"])
+    for stage, job in jobs.items():
+        pod = job["spec"]["template"]["spec"]
+        assert set(of[stage]) <= {c["name"] for c in [*pod["containers"], *pod.get("initContainers", ())]}, "the API server refuses others"
+
+
+def test_after_a_try_that_was_killed_for_its_memory_an_evaluation_goes_without_the_probe() -> None:
+    spec = {"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}}
+    o = next(o for o in life("bot", spec) if any(job.stage == "evaluate" for job in decide(o).jobs))
+    for reason, count in ((None, 1), ("Error", 1), ("OOMKilled", 0)):
+        revision = o.status.revisions[0].model_copy(update={"trouble": reason and Trouble(reason=reason, message="m")})
+        again = replace(o, status=o.status.model_copy(update={"revisions": [revision]}))
+        [(_, pod)] = [(what, pod) for what, pod in pod_specs(manifests(again)) if "evaluate" in what]
+        assert len(pod.get("initContainers", [])) == count, reason
 
 
 def arms(**changes: Any) -> dict[str, Manifest]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_operator.api.status import Estimate, Rows, Score
+from finetune_operator.api.status import Estimate, Forgetting, Rows, Score
 from finetune_operator.decide import layout
 from finetune_operator.decide.stages import _fetched, _prepared, _scored
 from finetune_operator.workloads import EXIT_CLASSES, parse_result, root_cause
@@ -70,6 +70,10 @@ def test_a_score_with_its_interval_and_difference() -> None:
         "stage": "evaluate", "name": "tuned", "excluded": 3, "advice": ["Bring more rows. " * 40, "Train on.", "3", "4", "5"], "path": "/work/revisions/r/evaluations/tuned-k",
         "metrics": {"ExactMatch": scoring.interval("ExactMatch", scored, 95)},
         "paired": scoring.paired("ExactMatch", scored, {str(n): 0.0 for n in range(40)}, 95),
+        "forgetting": {
+            "percent": 6.210487, "low": -3.3, "high": 1e9, "texts": 40, "tokens": 2301, "base": {"perplexity": 24.834362, "low": 13.9, "high": 43.3},
+            "tuned": {"perplexity": 1e9, "low": 14.7, "high": 1e9}, "kl": 0.061163, "klP95": 0.166833, "agreement": 0.836234, "prompts": "sha256:" + "9" * 64,
+        },
     }  # fmt: skip
     found = _scored("k", told(result))
     assert (found.metric, found.score.score, found.score.n, found.excluded) == ("ExactMatch", "0.75", 40, 3)
@@ -79,6 +83,13 @@ def test_a_score_with_its_interval_and_difference() -> None:
     assert found.difference.difference == "0.75"
     assert float(found.difference.low) <= 0.75 <= float(found.difference.high)
     assert Score.model_validate(found.score.to_dict()) == found.score
+    assert found.forgetting == Forgetting(
+        percent="6.2105", low="-3.3", high="1000000000", base="24.8344", tuned="1000000000", kl="0.0612", kl_p95="0.1668", agreement_percent="83.6234",
+        texts=40, tokens=2301,
+    )  # fmt: skip
+    why = "the model takes about 1.2 GiB, and the container has 1.0 GiB"
+    assert _scored("k", told({**result, "forgetting": {"unmeasured": why}})).forgetting == Forgetting(unmeasured=why)
+    assert _scored("k", told({**result, "forgetting": None})).forgetting is None
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from finetune_operator import names
 from finetune_operator.api.load import load_spec
 from finetune_operator.api.status import Attempt, Cleaning, Estimate, Revision
-from finetune_operator.build import runconfig
+from finetune_operator.build import jobs, runconfig
 from finetune_operator.build.arm import Served, serve_args
 from finetune_operator.build.jobs import Stage
 from finetune_operator.build.runconfig import Scoring
@@ -33,6 +33,7 @@ SCORINGS = st.builds(
     adapter=st.none() | st.just("/work/revisions/1f2e3d4c/a1-0b6c1d2e/artifact"),
     reference=st.none() | st.just("/work/revisions/1f2e3d4c/evaluations/baseline-ab12cd34"),
     exclude_trained_on=st.none() | st.just("/work/data/0a0b0c0d"),
+    forgetting=st.none() | st.just(runconfig.forgetting("1f2e3d4c", "/work/models/9c1d")),
 )
 ESTIMATE = Estimate.model_validate({"memoryBytes": 61 * 10**9, "seconds": 1700, "passTokens": 4096, "longest": 700})
 REVISIONS = st.builds(
@@ -123,11 +124,12 @@ def test_a_method_carries_its_own_blocks_and_the_learning_rate_that_is_usual_for
 
 def test_a_report_is_told_what_the_gate_asks_and_what_an_hour_costs() -> None:
     smallest = {"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}}
-    gate = {"minScore": "0.9", "minImprovement": "0"}
+    gate = {"minScore": "0.9", "minImprovement": "0", "maxForgettingPercent": 5}
     spec = load_spec({"metadata": {"name": "bot"}, "spec": {**smallest, "evaluation": {"gate": gate}}})
     revision = Revision(name="r", created="2026-01-01T00:00:00Z", artifact="/work/a", estimate=ESTIMATE)
     assert runconfig.report(spec, "0a0b0c0d", revision, TRAINED, "USD") == {
-        "reference": "0a0b0c0d", "artifact": "/work/a", "gate": {"minScore": 0.9, "minImprovement": 0.0, "minImprovementOverLive": None},
+        "reference": "0a0b0c0d", "artifact": "/work/a",
+        "gate": {"minScore": 0.9, "minImprovement": 0.0, "minImprovementOverLive": None, "maxForgettingPercent": 5},
         "spent": {"gpus": 8, "gpuHour": 2.5, "currency": "USD", "estimatedSeconds": 1700, "estimatedMemoryBytes": 61 * 10**9},
     }  # fmt: skip
 
@@ -143,7 +145,7 @@ def test_a_misspelt_key_is_refused() -> None:
 
 def test_the_stages_are_the_trainers_commands() -> None:
     commands = {"evaluate" if stage == "baseline" else stage for stage in (*names.STAGES, names.CLEAN)}
-    assert commands == set(trainer.STAGES)
+    assert {*commands, jobs.PROBE} == set(trainer.STAGES)
 
 
 @pytest.mark.parametrize("adapter", [None, "/work/artifact"])

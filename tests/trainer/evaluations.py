@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from finetune_trainer.config import GateConfig, SpentConfig
@@ -32,6 +33,21 @@ def made(**changes: Any) -> dict[str, Any]:
         "time": "2026-11-29T09:00:00Z",
     }
     return {**document, **changes}
+
+
+def forgetting(percent: float = 6.2, kinds: Sequence[str] = ("prose", "questions", "languages", "code"), **changes: Any) -> dict[str, Any]:
+    """What a probe found: a rise of so many percent, more or less of each kind of text."""
+
+    def figures(rise: float, texts: int, base: float) -> dict[str, Any]:
+        tuned = {name: value * (1 + rise / 100) for name, value in (("perplexity", base), ("low", base * 0.7), ("high", base * 1.4))}
+        return {
+            "percent": rise, "low": rise - 60 / texts, "high": rise + 70 / texts, "texts": texts, "tokens": 57 * texts,
+            "base": {"perplexity": base, "low": base * 0.7, "high": base * 1.4}, "tuned": tuned, "kl": 0.0612, "klP95": 0.1668,
+            "agreement": 0.9134,
+        }  # fmt: skip
+
+    every = {kind: figures(percent * (0.4 + 0.4 * n), 12, 30.0 / (n + 1)) for n, kind in enumerate(kinds)}
+    return {**figures(percent, 40, 24.83), "prompts": "sha256:" + "99d2" * 16, "kinds": every, **changes}
 
 
 def scored(metric: str, count: int, share: float, seed: int) -> list[ScoredRow]:
@@ -75,7 +91,9 @@ def report(
     known: dict[str, Any] = {
         "finetune": "ml/shop", "revision": "6364d116", "reference": reference, "compared": compared, "pairs": pairs, "excluded": 0,
         "confidence": 95.0, "advice": advice.advise(facts), "made": document, "rows": document.get("rows") or {},
-        "gate": GateConfig.model_validate({"minScore": 0.8, "minImprovement": 0.05} if metric != "Loss" else {}),
+        "gate": GateConfig.model_validate(
+            {"minScore": 0.8, "minImprovement": 0.05, "maxForgettingPercent": 5} if metric != "Loss" else {}
+        ),
         "spent": SpentConfig.model_validate(
             {"gpus": 8, "gpuHour": 2.5, "currency": "USD", "estimatedSeconds": 400, "estimatedMemoryBytes": 2**34}
         ),

@@ -46,6 +46,33 @@ def test_the_page_has_scores_with_intervals_curves_rows_and_where_it_comes_from(
         assert words in told, words
 
 
+def test_what_was_forgotten_is_shown_by_kind_of_text_with_what_the_gate_allows() -> None:
+    text = report.render(made.report(forgetting=made.forgetting()))
+    told = visible(text)
+    for words in (
+        "+6.2 %perplexity of general text",
+        "General text, before and after", "+6.2 % [+4.7, +8.0]", "24.83", "26.37", "0.0612", "91.3 %", "other languages",
+        "questions, answered", "code", "English prose", "sha256:99d299d299d299d2",
+        "The gate asks that the lower end of the rise of all texts is not above 5 %.",
+    ):  # fmt: skip
+        assert words in told, words
+    assert "rise of perplexity in percent" in text
+    assert text.count("the gate asks for this") == 3, "score, difference, and how much may be forgotten"
+    assert "The gate asks that the lower end" not in visible(report.render(made.report("Loss", forgetting=made.forgetting())))
+
+
+def test_what_was_not_measured_says_why_and_what_was_not_asked_says_nothing() -> None:
+    told = visible(report.render(made.report(forgetting={"unmeasured": f"no room {EVIL}"})))
+    assert f"Not measured: no room {EVIL}" in told
+    assert "perplexity of general text" not in told
+    assert "General text" not in visible(report.render(made.report()))
+
+
+def test_a_rise_beyond_all_bounds_can_be_drawn() -> None:
+    told = visible(report.render(made.report(forgetting=made.forgetting(1e9, tuned={"perplexity": 1e9, "low": 1e9, "high": 1e9}))))
+    assert "+1.0e+09 %" in told
+
+
 def test_a_loss_is_in_bits_per_byte_and_has_no_right_and_wrong() -> None:
     told = visible(report.render(made.report("Loss", shares=(1.3, 0.95), reference="0a0b0c0d")))
     assert "against revision 0a0b0c0d" in told
@@ -167,6 +194,13 @@ ADVICE: dict[str, tuple[advice.Facts, str]] = {
     "it stopped early": (facts(training={"stoppedEarly": True}, validations=[[1, 3.0], [2, 2.0], [3, 1.0]]), ""),
     "most are wrong for one reason": (facts(pairs=answered(*["no such column"] * 3, "other")), "3 of 4 wrong answers"),
     "all are wrong for one reason": (facts(pairs=answered(*["other"] * 5)), ""),
+    "general text is forgotten": (
+        facts(forgetting=made.forgetting(20.0)),
+        "its perplexity rose by 20.0 %, beyond chance by more than 10 %",
+    ),
+    "as much of it as is borne": (facts(forgetting=made.forgetting(11.0)), ""),
+    "more of it than the gate allows": (facts(forgetting=made.forgetting(11.0), max_forgetting_percent=3.0), "more than 3 %"),
+    "what is forgotten is not known": (facts(forgetting={"unmeasured": "no room"}), ""),
     "there are few examples": (facts(rows={"train": 60}), "There are 60 training rows"),
     "there are few test rows": (facts(gated=gated(0.4, 0.6, n=20)), "rests on 20 test rows: bring"),
     "the interval is wide": (facts(gated=gated(0.4, 0.6, score=(0.5, 0.8))), "(its interval is 30 points wide)"),
@@ -239,6 +273,17 @@ def test_a_card_has_the_hubs_front_matter_and_says_how_it_is_used() -> None:
     assert "base_model" not in front(whole), "the hub does not know it"
     assert "PeftModel" not in whole
     assert "| dpo beta | 0.1 |" in whole
+
+
+def test_a_card_has_what_was_forgotten() -> None:
+    scored = made.report()
+    text = card.render(made.made(), card.Results("base", scored.compared, 95, made.forgetting()))
+    assert "## General text against the base model" in text
+    line = "| all texts | 40 | 2\u202f280 | 24.83 | 26.37 | 0.0612 | 0.1668 | 91.3 % | +6.2 % [+4.7, +8.0] |"
+    assert line in text
+    assert front(text)["library_name"] == "peft"
+    for nothing in (None, {"unmeasured": "no room"}):
+        assert "General text" not in card.render(made.made(), card.Results("base", scored.compared, 95, nothing))
 
 
 def test_a_card_says_nothing_of_time_and_chance() -> None:

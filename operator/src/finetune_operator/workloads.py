@@ -36,6 +36,7 @@ PRECEDENCE: Final[Mapping[FailureClass, int]] = {
 ECHO: Final = 4
 ECHOES: Final = ("PeerLost", "Error")  # reasons of an infrastructure failure that only says that another rank is gone, or nothing
 KILLED: Final = (137, 143)
+OOM_KILLED: Final = "OOMKilled"  # the kubelet's reason, and ours
 TOLD_SECONDS: Final = 600.0  # so long after a Job's end its pods are asked for, if the watch has not told theirs
 UNREACHABLE_SECONDS: Final = 60.0  # a pod that is still there so long after its grace period is on a node that is lost
 STOPPED_SECONDS: Final = 5.0  # so long after a rank has stopped it is clear that no suspension is behind it
@@ -281,13 +282,13 @@ def _pod_ending(pod: Mapping[str, Any]) -> _Ending | None:
         result = parse_result(ended.get("message"))
         kind: FailureClass = EXIT_CLASSES.get(code, "error")
         deleted = not disrupted and bool(asked) and (not at or asked <= at)
-        if ended.get("reason") == "OOMKilled":
+        if ended.get("reason") == OOM_KILLED:
             kind = "outOfMemory"
         elif (disrupted or deleted) and kind not in ("user", "nonFinite", "outOfMemory"):
             kind = "disruption"
         if kind in ("error", "infrastructure") and (killed := next(iter(_ended_by_memory(status)), None)):
             text = f"sidecar {killed['name']} used more memory than its limit; raise serving.resources"
-            return _Ending(at, Failure("outOfMemory", "OOMKilled", text, name, node, result, rank))
+            return _Ending(at, Failure("outOfMemory", OOM_KILLED, text, name, node, result, rank))
         reason, text = _explain(ended, code, result, disrupted, deleted=deleted)
         return _Ending(since or (asked if deleted else at), Failure(kind, reason, text, name, node, result, rank), deleted)
     if disrupted:
@@ -307,7 +308,7 @@ def _ended_by_memory(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [
         c
         for c in status.get("initContainerStatuses") or ()
-        if any(((c.get(state) or {}).get("terminated") or {}).get("reason") == "OOMKilled" for state in ("state", "lastState"))
+        if any(((c.get(state) or {}).get("terminated") or {}).get("reason") == OOM_KILLED for state in ("state", "lastState"))
     ]
 
 
@@ -328,8 +329,8 @@ def _explain(
         return str(error.get("reason", "Error")), f"{error.get('message', '')}{fix}"
     if disrupted:
         return str(disrupted.get("reason", "Disrupted")), str(disrupted.get("message", "the pod was disrupted"))
-    if ended.get("reason") == "OOMKilled":
-        return "OOMKilled", "the container used more memory than its limit; raise compute.memory, or serving.resources if it is a server"
+    if ended.get("reason") == OOM_KILLED:
+        return OOM_KILLED, "the container used more memory than its limit; raise compute.memory, or serving.resources if it is a server"
     if deleted:
         return "PodDeleted", "the pod was deleted"
     tail = str(ended.get("message") or "").strip()[-400:]

@@ -156,9 +156,21 @@ def _scores(seen: Seen) -> Iterator[str]:
         rows += [("tuned", evaluation.get("tuned"), "score"), ("gain", evaluation.get("improvement"), "difference")]
     for number, (who, value, key) in enumerate(r for r in rows if r[1]):
         yield _row("Scores" if number == 0 else "", f"{metric if number == 0 else '':<14} {who:<9} {_score(metric, value or {}, key)}")
+    if evaluation and (text := _forgot(evaluation.get("forgetting"))):
+        yield _row("", f"{'':<14} {'general':<9} {text}")
     if evaluation and evaluation.get("verdict"):
         verdict = evaluation["verdict"]
         yield _row("", f"{'':<14} {'gate':<9} {seen.paint(verdict, GOOD if verdict == 'Passed' else BAD)}")
+
+
+def _forgot(found: Object | None) -> str:
+    """How general text fares: the rise of its perplexity with the interval, and the divergence from the base model."""
+    if not found:
+        return ""
+    if found.get("percent") is None:
+        return _clean(f"not measured: {found.get('unmeasured', '')}")
+    rise, low, high = (float(found[key]) for key in ("percent", "low", "high"))
+    return f"perplexity {rise:+.1f} % [{low:+.1f}, {high:+.1f}]   KL {float(found['kl']):.3f}"
 
 
 def _advice(seen: Seen) -> Iterator[str]:

@@ -45,7 +45,7 @@ def full_finetune() -> Manifest:
         evaluation={
             "metrics": [{"type": "ExactMatch"}, {"type": "SqlExecution", "sqlExecution": {"schema": "configmap://shop/schema.sql"}}],
             "skipTrainingIfBaselineAtLeast": "0.95",
-            "gate": {"minScore": "0.9", "minImprovement": "0.05"},
+            "gate": {"minScore": "0.9", "minImprovement": "0.05", "maxForgettingPercent": 5},
         },
         serving={"runtime": "Auto", "image": "", "replicas": 2, "resources": {}, "modelName": "support-bot"},
         rollout={
@@ -197,7 +197,6 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     ),
     "a budget of no time": (changed(_BASE, "spec.budget", {"maxDuration": "0h"}), "spec.budget.maxDuration: must be above 0"),
     "a provider": (changed(_BASE, "spec.provider", {"type": "OpenAI"}), "spec.provider: not supported yet"),
-    "a limit of forgetting": (changed(_BASE, "spec.evaluation.gate", {"maxForgettingPercent": 5}), "spec.evaluation.gate.maxForgettingPercent: not supported yet"),
     "a schema from the web": (
         changed(_BASE, "spec.evaluation.metrics", [{"type": "SqlExecution", "sqlExecution": {"schema": "https://example.com/s.sql"}}]),
         "sqlExecution.schema: not supported yet",

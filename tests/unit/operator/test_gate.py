@@ -7,12 +7,20 @@ from typing import Any
 import pytest
 from finetune_operator import conditions as c
 from finetune_operator.api.spec import Gate
-from finetune_operator.api.status import Scored
+from finetune_operator.api.status import Forgetting, Scored
 from finetune_operator.decide.gate import gate, verdict
 
 from tests.unit.operator.helpers import draft, make_observed, make_revision, make_scored
 
 BASE = "base"
+
+
+def forgot(percent: str, low: str, high: str) -> Scored:
+    """An improvement beyond chance, and so much forgotten."""
+    return make_scored("0.5", "0.1", "0.2").model_copy(update={"forgetting": Forgetting(percent=percent, low=low, high=high)})
+
+
+UNMEASURED = make_scored("0.5", "0.1", "0.2").model_copy(update={"forgetting": Forgetting(unmeasured="no room")})
 # score with the interval of its difference, gate, reference → what is missed (words), nothing when it passes
 CASES: dict[str, tuple[Scored, dict[str, Any] | None, str, list[str]]] = {
     "base: the lower bound is above 0": (make_scored("0.5", "0.01", "0.2"), None, BASE, []),
@@ -46,7 +54,25 @@ CASES: dict[str, tuple[Scored, dict[str, Any] | None, str, list[str]]] = {
     "the score reaches minScore": (make_scored("0.6", "0.1", "0.2"), {"minScore": "0.6"}, BASE, []),
     "both are missed, and both are told": (make_scored("0.1", "-1", "0"), {"minScore": "0.6"}, BASE, ["minScore", "lower bound"]),
     "nothing could be paired": (make_scored("0.9"), None, BASE, ["could not be paired"]),
-}
+    "forgetting is not asked for": (forgot("50", "40", "60"), None, BASE, []),
+    "it forgot less than is borne": (forgot("2", "1", "3"), {"maxForgettingPercent": 5}, BASE, []),
+    "it clearly forgot more": (
+        forgot("7", "5.1", "9"), {"maxForgettingPercent": 5}, BASE, ["at least 5.1 %, is above evaluation.gate.maxForgettingPercent 5"],
+    ),
+    "it seems to have forgotten more": (forgot("7", "5", "9"), {"maxForgettingPercent": 5}, BASE, []),
+    "nothing may be forgotten, and it knows more": (forgot("-2", "-3", "-1"), {"maxForgettingPercent": 0}, BASE, []),
+    "nothing may be forgotten": (forgot("0.2", "0.1", "0.3"), {"maxForgettingPercent": 0}, BASE, ["maxForgettingPercent 0"]),
+    "live: it is against the base model all the same": (forgot("7", "5.1", "9"), {"maxForgettingPercent": 5}, "r0", ["at least 5.1 %"]),
+    "what it forgot could not be measured, and nobody asks": (UNMEASURED, None, BASE, []),
+    "what it forgot could not be measured": (
+        UNMEASURED, {"maxForgettingPercent": 100}, BASE, ["was not measured, but evaluation.gate.maxForgettingPercent is 100: no room"],
+    ),
+    "its evaluation did not look for it": (make_scored("0.5", "0.1", "0.2"), {"maxForgettingPercent": 100}, BASE, ["went without"]),
+    "it forgot too much, and could not be paired": (
+        forgot("7", "6", "8").model_copy(update={"difference": None}), {"maxForgettingPercent": 5}, BASE,
+        ["at least 6 %", "could not be paired"],
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -55,6 +81,26 @@ def test_verdict(case: str) -> None:
     found = verdict(Gate.model_validate(asked) if asked else None, scored, against)
     assert len(found) == len(missed)
     assert all(words in text for words, text in zip(missed, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("scored", "limit", "words"),
+    [
+        (forgot("7", "5", "9"), 5, "but whether it forgot more than evaluation.gate.maxForgettingPercent 5 is not clear: ExactMatch"),
+        (forgot("5", "4", "6"), 5, "gate passed: ExactMatch"),
+        (forgot("7", "5", "9"), None, "gate passed: ExactMatch"),
+        (forgot("7", "5", "9"), None, "difference 0 [0.1, 0.2], perplexity of general text +7 % [5, 9]"),
+        (forgot("-0.5", "-1", "0"), 5, "perplexity of general text -0.5 % [-1, 0]"),
+        (UNMEASURED, None, "difference 0 [0.1, 0.2]"),
+    ],
+)  # fmt: skip
+def test_what_was_forgotten_is_told_and_where_it_is_not_clear_that_too(scored: Scored, limit: int | None, words: str) -> None:
+    asked = {"evaluation": {"gate": {"maxForgettingPercent": limit}}} if limit is not None else {}
+    o = make_observed(make_revision(artifact="/a", baseline=make_scored("0.1"), evaluated=scored), changes=asked)
+    found = gate(o, draft(o))
+    assert found.status.evaluation is not None
+    assert words in (found.status.evaluation.message or "")
+    assert found.status.evaluation.forgetting == scored.forgetting
 
 
 def test_the_verdict_is_told_with_both_intervals_and_n_and_changes_with_the_gate_alone() -> None:

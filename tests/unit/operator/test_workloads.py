@@ -61,6 +61,7 @@ def disrupted(at: str = "11:59:00") -> Object:
     }
 
 
+INITIALISING = {"name": "trainer", "state": {"waiting": {"reason": "PodInitializing"}}}
 SIDECAR = ended(143, name="server")
 STARVED = {"name": "server", "state": {"running": {}}, "lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}
 BY_RULE = "Container trainer for pod ml/job-1 failed with exit code 21 matching FailJob rule at index 1"
@@ -156,6 +157,11 @@ CAUSES: dict[str, tuple[Object, list[Object], tuple[str, str, str, str]]] = {
         job("Failed"),
         [gone(0, ended(24), initContainerStatuses=[STARVED])],
         ("outOfMemory", "OOMKilled", "job-0", "serving.resources"),
+    ),
+    "the probe was killed for its memory before the evaluator began": (
+        job("Failed"),
+        [gone(0, INITIALISING, initContainerStatuses=[ended(137, name="probe", reason="OOMKilled")])],
+        ("outOfMemory", "OOMKilled", "job-0", "raise compute.memory"),
     ),
     "the deadline passed, and the pods were ended for it": (
         job("Failed", reason="DeadlineExceeded", message="too long"),

@@ -108,6 +108,14 @@ def test_losses_are_bits_per_byte_and_smaller_is_better() -> None:
     assert "gate      Failed" in shown
 
 
+def test_what_was_forgotten_is_shown_below_the_scores() -> None:
+    finetune = recorded("Live")
+    finetune["status"]["evaluation"]["forgetting"] = {"percent": "6.2105", "low": "-0.5", "high": "8.25", "kl": "0.0612"}
+    assert " general   perplexity +6.2 % [-0.5, +8.2]   KL 0.061" in text(finetune)
+    finetune["status"]["evaluation"]["forgetting"] = {"unmeasured": "no room"}
+    assert " general   not measured: no room" in text(finetune)
+
+
 def test_advice_of_the_newest_revision_is_shown() -> None:
     finetune = recorded("Live")
     finetune["status"]["revisions"][0]["evaluated"]["advice"] = ["Bring a larger data.test. " * 6, "Train on."]

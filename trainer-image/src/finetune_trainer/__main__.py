@@ -1,4 +1,4 @@
-"""`finetune-trainer fetch|prepare|train|evaluate|clean --config FILE` and `finetune-trainer serve …`.
+"""`finetune-trainer fetch|prepare|train|probe|evaluate|clean --config FILE` and `finetune-trainer serve …`.
 
 Invariant: every way out of a stage is an exit code of `docs/contracts.md` with its termination message.
 """
@@ -22,6 +22,7 @@ STAGES = {
     "fetch": "finetune_trainer.fetch",
     "prepare": "finetune_trainer.data.prepare",
     "train": "finetune_trainer.train.launch",
+    "probe": "finetune_trainer.evaluate.probe",
     "evaluate": "finetune_trainer.evaluate.cli",
     "clean": "finetune_trainer.clean",
 }
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         "fetch": "fill the model folder from its source",
         "prepare": "turn raw rows into checked, masked, tokenised splits and estimate the run",
         "train": "train one attempt; all pods of the gang run this",
+        "probe": "measure what the tuned model has forgotten, with the configuration of evaluate and before it",
         "evaluate": "score a served model on the sealed test split",
         "clean": "remove from the work volume what is no longer kept",
     }
@@ -57,10 +59,12 @@ def _parser() -> argparse.ArgumentParser:
 def _run(stage: str, path: str) -> int:
     try:
         config = load_clean(path) if stage == "clean" else load(path)
-        if config.stage != stage:
+        if config.stage != ("evaluate" if stage == "probe" else stage):
             raise exits.UserError("ConfigurationInvalid", f"the configuration is for {config.stage}, not for {stage}")
         if stage != "train":
             signal.signal(signal.SIGTERM, _interrupt)
+        if stage == "probe":
+            _wait_without_spinning()
         run = cast(StageMain, import_module(STAGES[stage]).main)
         result = run(config)
     except SystemExit as error:
@@ -73,15 +77,19 @@ def _run(stage: str, path: str) -> int:
 
 
 def _serve(argv: list[str]) -> int:
-    # Read when torch is loaded. Servers share cores, and threads that spin while they wait take them from one another:
-    # two servers of two threads on two cores answered three times as fast without.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _wait_without_spinning()
     try:
         return int(import_module("finetune_trainer.serve.cli").main(argv) or 0)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except BaseException as error:
         return fail("serve", error)
+
+
+def _wait_without_spinning() -> None:
+    """Read when torch is loaded. Servers and what scores them share cores, and threads that spin while they wait take them from one
+    another: two servers of two threads on two cores answered three times as fast without."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def fail(stage: str, error: BaseException, **facts: object) -> int:

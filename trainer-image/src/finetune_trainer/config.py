@@ -244,6 +244,7 @@ class GateConfig(Model):
     min_score: float | None = None
     min_improvement: float | None = None
     min_improvement_over_live: float | None = None
+    max_forgetting_percent: float | None = None
 
 
 class SpentConfig(Model):
@@ -265,6 +266,13 @@ class ReportConfig(Model):
     spent: SpentConfig = SpentConfig()
 
 
+class ForgettingConfig(Model):
+    """The folder of the untouched base model, and where the probe leaves what it finds."""
+
+    base: Path
+    path: Path
+
+
 class EvaluationConfig(Model):
     """What to score, against which endpoint, and where the result goes."""
 
@@ -280,6 +288,7 @@ class EvaluationConfig(Model):
     adapter_path: Path | None = None
     metrics: tuple[MetricConfig, ...] = Field(min_length=1)
     report: ReportConfig | None = None
+    forgetting: ForgettingConfig | None = None
 
 
 _NEEDS: dict[str, tuple[str, ...]] = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from finetune_trainer.config import ComputeConfig, TrainingConfig
@@ -60,6 +62,29 @@ def cpu_limit() -> int:
         except (OSError, ValueError, IndexError):
             continue
     return available
+
+
+def memory() -> tuple[int | None, str, str]:
+    """(bytes, whose they are, how there would be more): of one accelerator, or else what this container may use; None where not known."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0], "the accelerator", "Ask for accelerators with more memory."
+    return cpu_memory(), "the container", "Raise compute.memory."
+
+
+def cpu_memory(
+    limits: Sequence[Path] = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")),
+    meminfo: Path = Path("/proc/meminfo"),
+) -> int | None:
+    """Bytes that this container may use: its cgroup's limit (v2 or v1), and no more than the machine has available."""
+    found = []
+    with suppress(OSError, StopIteration, ValueError):
+        found.append(1024 * int(next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")).split()[1]))
+    for path in limits:
+        with suppress(OSError, ValueError):
+            found.append(int(path.read_text()))
+    return min(found, default=None)
 
 
 def killed_for_memory() -> bool:

@@ -368,7 +368,6 @@ NOT_YET: Final = (
     ),
     *(_only(path, "format", _FORMATS, f"use {', '.join(_FORMATS[1:])}") for path in ROWS),
     _not_from("spec.evaluation.metrics[].sqlExecution", "schema", ("hf://", "s3://", "https://"), "use configmap://, pvc:// or image:///"),
-    _unset("spec.evaluation.gate", "maxForgettingPercent"),
     _unset("spec", "provider"),
 )
 

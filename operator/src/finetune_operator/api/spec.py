@@ -346,7 +346,12 @@ class Gate(SpecModel):
     min_improvement_over_live: Annotated[Decimal | None, LIVE] = Field(
         default=None, description="Over the live revision; default: not provably worse."
     )
-    max_forgetting_percent: Annotated[int | None, LIVE] = Field(default=None, ge=0, le=100)
+    max_forgetting_percent: Annotated[int | None, LIVE] = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="How much the perplexity of general text may rise over the base model's, of the interval's lower bound; default: any.",
+    )
 
 
 class Evaluation(SpecModel):

@@ -69,6 +69,22 @@ class Difference(StatusModel):
     n: Count
 
 
+class Forgetting(StatusModel):
+    """General text as the tuned model finds it, against the base model; where there are no figures, why."""
+
+    percent: Decimal | None = Field(default=None, description="The rise of its perplexity, with its interval.")
+    low: Decimal | None = None
+    high: Decimal | None = None
+    base: Decimal | None = Field(default=None, description="Perplexity under the base model.")
+    tuned: Decimal | None = None
+    kl: Decimal | None = Field(default=None, description="KL(base‖tuned) of the next token in nats, its mean.")
+    kl_p95: Decimal | None = Field(default=None, description="What 95 % of the tokens stay below.")
+    agreement_percent: Decimal | None = Field(default=None, description="Tokens of which both find the same one likeliest.")
+    texts: Count | None = None
+    tokens: Count | None = None
+    unmeasured: Text | None = None
+
+
 class Scored(StatusModel):
     """One evaluation that was run: what of, against what, and what came out."""
 
@@ -77,6 +93,7 @@ class Scored(StatusModel):
     metric: Short
     score: Score
     difference: Difference | None = None
+    forgetting: Forgetting | None = None
     excluded: Count | None = Field(default=None, description="Test rows left out, for the live revision was trained on them.")
     advice: list[Text] | None = Field(default=None, max_length=4, description="What its numbers say should be done next.")
 
@@ -235,6 +252,7 @@ class Evaluation(StatusModel):
     baseline: Score | None = None
     tuned: Score | None = None
     improvement: Difference | None = None
+    forgetting: Forgetting | None = None
     verdict: Short | None = None
     message: Text | None = None
 

@@ -18,7 +18,7 @@ from finetune_operator.build import pods, sources
 from finetune_operator.build.arm import Served, server, shared_memory
 from finetune_operator.build.pods import NO_DEVICES, Devices, Images, Manifest, Owner
 
-CONTAINER = "trainer"
+CONTAINER, PROBE = "trainer", "probe"
 ONLINE = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # who fetches the model, or data of a hub, may ask it
 SHORTEST_KEEP_SECONDS = 3600  # a finished Job stays for its logs, and for the operator that was away when it ended
 SCORING_DEADLINE_SECONDS = 6 * 3600  # a sidecar that never starts does not fail a Job by itself
@@ -63,7 +63,7 @@ def stage_job(
         "completionMode": "Indexed",
         "backoffLimit": 0,
         "podReplacementPolicy": "Failed",
-        "podFailurePolicy": _failure_policy(training=training),
+        "podFailurePolicy": _failure_policy(training=training, probes=_probes(config)),
         "ttlSecondsAfterFinished": max(SHORTEST_KEEP_SECONDS, int(seconds(spec.retention.jobs))),
         "template": _template(owner, spec, stage, config, images, served, devices, labels),
     }
@@ -114,7 +114,7 @@ def _avoiding(affinity: Manifest, nodes: Sequence[str]) -> Manifest:
     return pods.with_terms(affinity, "nodeAffinity", pods.PREFERRED, [{"weight": 100, "preference": {"matchFields": fields}}])
 
 
-def _failure_policy(*, training: bool) -> Manifest:
+def _failure_policy(*, training: bool, probes: bool) -> Manifest:
     """One lost pod ends the Job: a gang is started again as a whole, by the operator, from the last checkpoint.
 
     But ranks that stop on request do not, so that a Job which its queue suspends stays suspended and resumes with a fresh gang. Its
@@ -125,7 +125,10 @@ def _failure_policy(*, training: bool) -> Manifest:
         "rules": [
             {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             *([stopped] if training else ()),
-            {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "NotIn", "values": [0]}},
+            *(
+                {"action": "FailJob", "onExitCodes": {"containerName": name, "operator": "NotIn", "values": [0]}}
+                for name in (CONTAINER, *([PROBE] if probes else ()))
+            ),
         ]
     }
 
@@ -138,13 +141,14 @@ def _template(
     training = stage.name == "train"
     own = _own_devices(spec, stage, served, devices)
     sidecar = server(spec, served, images, devices) if served else None
+    first = [_probe(spec, stage, images, devices)] if _probes(config) else []  # to its end, before the server starts
     memory = [pods.shared_memory(own.shared_memory())] if training else shared_memory(spec) if sidecar else []
     shared: list[Manifest] = [pods.work_volume(owner), pods.tmp_volume(), _config_volume(), *memory, *source_volumes]
     spec_of_pod = pods.pod_spec(
         owner,
         spec,
         containers=[_container(spec, stage, images, own, source_mounts, computes=_computes(stage, served))],
-        init_containers=[{**_as_sidecar(sidecar)}] if sidecar else None,
+        init_containers=[*first, *([_as_sidecar(sidecar)] if sidecar else [])],
         volumes=shared,
         devices=devices if sidecar else own,
         grace_seconds=TRAIN_GRACE_SECONDS if training else 30,
@@ -160,6 +164,18 @@ def _template(
         },
         "spec": spec_of_pod,
     }
+
+
+def _probes(config: Mapping[str, Any]) -> bool:
+    """Is it measured, before an evaluation, what the tuned model has forgotten?"""
+    return bool((config.get("evaluation") or {}).get("forgetting"))
+
+
+def _probe(spec: Spec, stage: Stage, images: Images, devices: Devices) -> Manifest:
+    """The trainer's image reading base and tuned model, on an accelerator that the server or the trainer's container has after it: the
+    kubelet gives a container the devices of those that ended before it, so the pod asks for no more."""
+    made = _container(spec, stage, images, replace(devices, count=min(1, devices.count)), [], computes=True)
+    return {key: value for key, value in {**made, "name": PROBE, "args": [PROBE, *made["args"][1:]]}.items() if key != "ports"}
 
 
 def _computes(stage: Stage, served: Served | None) -> bool:

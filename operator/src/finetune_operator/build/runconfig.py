@@ -30,7 +30,8 @@ LEARNING_RATES: Final[Mapping[str, float]] = {
 
 @dataclass(frozen=True)
 class Scoring:
-    """What an evaluation is given: whose answers, where to put them, what to pair them with and to report of it (None: nothing)."""
+    """What an evaluation is given: whose answers, where to put them, what to pair them with, what to report of it and
+    what it may have forgotten of (None: nothing)."""
 
     path: str
     served_name: str
@@ -39,6 +40,7 @@ class Scoring:
     reference: str | None
     exclude_trained_on: str | None
     report: Config | None = None
+    forgetting: Config | None = None
 
 
 def resolve(spec: Spec) -> Config:
@@ -60,6 +62,11 @@ def data_path(revision: str) -> str:
 def evaluation_path(revision: str, kind: str, key: str) -> str:
     """The folder of an evaluation: `kind` is `baseline` or `tuned`."""
     return f"{names.WORK}/revisions/{revision}/evaluations/{kind}-{key}"
+
+
+def forgetting(revision: str, base: str) -> Config:
+    """What a revision is asked for what it forgot of the model folder `base`; it is found once, whatever it is scored by."""
+    return {"base": base, "path": f"{names.WORK}/revisions/{revision}/evaluations/forgetting"}
 
 
 def build(
@@ -249,6 +256,7 @@ def _evaluation(spec: Spec, stage: Stage, scoring: Scoring) -> Config:
         "adapterPath": scoring.adapter,
         "metrics": metrics(spec),
         "report": scoring.report,
+        "forgetting": scoring.forgetting,
     }
 
 
@@ -263,6 +271,7 @@ def report(spec: Spec, against: str, revision: Revision, attempt: Attempt | None
             "minScore": _decimal(gate.min_score),
             "minImprovement": _decimal(gate.min_improvement),
             "minImprovementOverLive": _decimal(gate.min_improvement_over_live),
+            "maxForgettingPercent": gate.max_forgetting_percent,
         },
         "spent": {
             "gpus": (attempt.gpus or 0) if attempt else 0,

@@ -2,17 +2,20 @@
 
 Against the base model the improvement's lower bound must reach `minImprovement` (unset: it must be above 0). Against a
 live revision, which has already brought that improvement, the tuned model must not be provably worse, unless
-`minImprovementOverLive` asks for more (docs/adr/0002).
+`minImprovementOverLive` asks for more (docs/adr/0002). What it forgot is always against the base model, and stops it only where the
+rise of general text's perplexity is clearly above `maxForgettingPercent`: where its interval's lower bound is.
 """
 
 from __future__ import annotations
 
 from finetune_operator import conditions
 from finetune_operator.api.spec import Gate
-from finetune_operator.api.status import Evaluation, Scored, Stopped
+from finetune_operator.api.status import Evaluation, Forgetting, Scored, Stopped
 from finetune_operator.decide.draft import Draft, stamp
 from finetune_operator.decide.stages import BASE, reference
 from finetune_operator.observed import Observed
+
+WITHOUT = "its evaluation went without, as one of an older version does, and one after a try whose memory ran out (compute.memory)"
 
 
 def gate(o: Observed, d: Draft) -> Draft:
@@ -23,12 +26,13 @@ def gate(o: Observed, d: Draft) -> Draft:
     if scored is None or base is None:
         return d
     against = reference(d)
-    failures = verdict(o.spec.evaluation.gate if o.spec.evaluation else None, scored, against)
+    asked = o.spec.evaluation.gate if o.spec.evaluation else None
+    failures = verdict(asked, scored, against)
     passed = not failures
-    message = _sentence(scored, base, against, failures)
+    message = _sentence(asked, scored, base, against, failures)
     evaluation = Evaluation(
         metric=scored.metric, reference=against, baseline=base.score, tuned=scored.score, improvement=scored.difference,
-        verdict="Passed" if passed else "Failed", message=message[:1024],
+        forgetting=scored.forgetting, verdict="Passed" if passed else "Failed", message=message[:1024],
     )  # fmt: skip
     d = d.set(evaluation=evaluation)
     if passed:
@@ -49,6 +53,7 @@ def verdict(gate: Gate | None, scored: Scored, against: str) -> list[str]:
     minimum = gate.min_score if gate else None
     if minimum is not None and float(scored.score.score) < float(minimum):
         failures.append(f"its score {scored.score.score} is below evaluation.gate.minScore {minimum}")
+    failures += _forgot(gate, scored.forgetting)
     difference = scored.difference
     if difference is None:
         return [*failures, "it could not be paired with the reference's rows"]
@@ -67,7 +72,28 @@ def verdict(gate: Gate | None, scored: Scored, against: str) -> list[str]:
     return failures
 
 
-def _sentence(scored: Scored, base: Scored, against: str, failures: list[str]) -> str:
+def _forgot(gate: Gate | None, found: Forgetting | None) -> list[str]:
+    """Is what it forgot clearly more than the gate bears? What was not measured is not known to be less."""
+    limit = gate.max_forgetting_percent if gate else None
+    if limit is None:
+        return []
+    if found is None or found.low is None:
+        why = found.unmeasured if found and found.unmeasured else WITHOUT
+        return [f"what it forgot was not measured, but evaluation.gate.maxForgettingPercent is {limit}: {why}"]
+    if float(found.low) > limit:
+        return [f"the rise of general text's perplexity, at least {found.low} %, is above evaluation.gate.maxForgettingPercent {limit}"]
+    return []
+
+
+def _unclear(gate: Gate | None, found: Forgetting | None) -> str:
+    """What is said of a model that passes although it seems to have forgotten too much."""
+    limit = gate.max_forgetting_percent if gate else None
+    if limit is None or found is None or found.percent is None or float(found.percent) <= limit:
+        return ""
+    return f", but whether it forgot more than evaluation.gate.maxForgettingPercent {limit} is not clear"
+
+
+def _sentence(gate: Gate | None, scored: Scored, base: Scored, against: str, failures: list[str]) -> str:
     who = "the base model" if against == BASE else f"live revision {against}"
     numbers = (
         f"{scored.metric}: tuned {scored.score.score} [{scored.score.low}, {scored.score.high}], {who} {base.score.score} "
@@ -75,6 +101,8 @@ def _sentence(scored: Scored, base: Scored, against: str, failures: list[str]) -
     )
     if scored.difference:
         numbers += f", difference {scored.difference.difference} [{scored.difference.low}, {scored.difference.high}]"
+    if (found := scored.forgetting) and found.percent is not None:
+        numbers += f", perplexity of general text {float(found.percent):+g} % [{found.low}, {found.high}]"
     if not failures:
-        return f"gate passed: {numbers}"
+        return f"gate passed{_unclear(gate, found)}: {numbers}"
     return f"gate failed: {'; '.join(failures)} ({numbers}). Lower the gate, or change data, method or training."

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_operator import conditions, names
 from finetune_operator.api.fields import digest
-from finetune_operator.api.status import Difference, Estimate, Rows, Score, Scored, Trouble
+from finetune_operator.api.status import Difference, Estimate, Forgetting, Rows, Score, Scored, Trouble
 from finetune_operator.decide.draft import Draft, finite
 from finetune_operator.decide.retry import after_failure, trouble, wait
 from finetune_operator.observed import Observed
@@ -28,6 +28,7 @@ WORDS = {
 }
 POLL_SECONDS = 5.0
 MAX_ADVICE, ADVICE_CHARACTERS = 4, 400  # of an evaluation, in the status; its report has all
+UNMEASURED_CHARACTERS = 400
 BASE = "base"  # the untouched model, where a revision is named
 
 
@@ -203,9 +204,23 @@ def _scored(key: str, result: Mapping[str, Any]) -> Scored:
         difference=Difference(difference=_text(paired["difference"]), low=_text(paired["low"]), high=_text(paired["high"]), n=paired["n"])
         if paired
         else None,
+        forgetting=_forgetting(result.get("forgetting")),
         excluded=result.get("excluded") or None,
         advice=_advice(result.get("advice")),
     )
+
+
+def _forgetting(told: Mapping[str, Any] | None) -> Forgetting | None:
+    """What the probe found; None of an image that does not probe."""
+    if not told:
+        return None
+    if "unmeasured" in told:
+        return Forgetting(unmeasured=str(told["unmeasured"])[:UNMEASURED_CHARACTERS])
+    return Forgetting(
+        percent=_text(told["percent"]), low=_text(told["low"]), high=_text(told["high"]),
+        base=_text(told["base"]["perplexity"]), tuned=_text(told["tuned"]["perplexity"]), kl=_text(told["kl"]), kl_p95=_text(told["klP95"]),
+        agreement_percent=_text(100 * told["agreement"]), texts=told["texts"], tokens=told["tokens"],
+    )  # fmt: skip
 
 
 def _advice(said: Any) -> list[str] | None:

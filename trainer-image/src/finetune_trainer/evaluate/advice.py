@@ -6,7 +6,7 @@ fifty rows says little of a share near 0 or 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from finetune_trainer.evaluate.comparison import LOSS, Compared, Pair, changed, 
 FEW_EXAMPLES = 100
 FEW_TEST_ROWS = 50
 WIDE = 0.2  # of a score's interval, from end to end
+FORGOTTEN = 10  # percent that the perplexity of general text may rise unmentioned, where the gate names no limit
 CLEAR, SEVERAL = 0.3, 3  # share of the wrong answers that have one reason, and how many they are at least
 
 
@@ -27,11 +28,13 @@ class Facts:
     rows: dict[str, Any]
     training: dict[str, Any]
     validations: Sequence[Sequence[float]]
+    forgetting: Mapping[str, Any] | None = None
+    max_forgetting_percent: float | None = None
 
 
 def advise(facts: Facts) -> list[str]:
     """Everything that applies, what weighs most first."""
-    rules = (_worse, _no_gain, _broken, _overfit, _still_falling, _one_reason, _few_examples, _few_test_rows)
+    rules = (_worse, _no_gain, _broken, _forgot, _overfit, _still_falling, _one_reason, _few_examples, _few_test_rows)
     return [text for rule in rules for text in rule(facts)]
 
 
@@ -61,6 +64,16 @@ def _broken(f: Facts) -> Iterator[str]:
         yield f"{count} of {len(f.pairs)} rows were right before and are wrong now: see whether they have something in common."
     elif f.gated.metric == LOSS and worse * 4 > len(f.pairs):
         yield f"The loss of {worse} of {len(f.pairs)} rows rose: the gain on the others is paid for by these."
+
+
+def _forgot(f: Facts) -> Iterator[str]:
+    found = f.forgetting or {}
+    borne = FORGOTTEN if f.max_forgetting_percent is None else f.max_forgetting_percent
+    if found.get("low", 0) > borne:
+        yield (
+            f"General text surprises the tuned model more: its perplexity rose by {found['percent']:.1f} %, beyond chance by more than "
+            f"{borne:g} %. Rows of general data beside yours (data.mix), a lower learning rate or fewer epochs keep more of what it knew."
+        )
 
 
 def _overfit(f: Facts) -> Iterator[str]:

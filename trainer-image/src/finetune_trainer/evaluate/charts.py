@@ -63,6 +63,15 @@ def scores(compared: Compared, reference: str, gate: GateConfig | None) -> str:
     return drawn + _axis(f"difference of {metric}", row, low, high, limits, metric, zero=True)
 
 
+def rises(rows: Sequence[tuple[str, tuple[float, float, float], str]], limit: float | None) -> str:
+    """Rises of perplexity (low, middle, high; in percent), each with its name and in words, and what the gate allows."""
+    lines = [] if limit is None else [limit / 100]
+    shares = [(name, (low / 100, middle / 100, high / 100), text) for name, (low, middle, high), text in rows]
+    low, high = _range([0.0, *lines, *(edge for _, interval, _ in shares for edge in interval)])
+    drawn = [(*row, "bad" if row[1][0] > 0 else "good" if row[1][2] < 0 else "test") for row in shares]
+    return _axis("rise of perplexity in percent, smaller is better", drawn, low, high, lines, "", zero=True)
+
+
 def _figure(metric: str, found: Mapping[str, Any], key: str) -> str:
     """The middle with its unit (bits per byte are in the title), then the interval without one."""
     text = value(metric, found) if key == "score" else difference(metric, found)

@@ -15,7 +15,7 @@ import aiohttp
 
 from finetune_trainer import layout
 from finetune_trainer.config import DataConfig, EvaluationConfig, RunConfig, need
-from finetune_trainer.evaluate import client, report, rows, scoring
+from finetune_trainer.evaluate import client, probe, report, rows, scoring
 from finetune_trainer.evaluate.answers import Kept
 from finetune_trainer.evaluate.client import Endpoint, Reply
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
@@ -63,8 +63,9 @@ def _evaluate(config: RunConfig, evaluation: EvaluationConfig, data: DataConfig,
     if any(metric.type == "Loss" for metric in evaluation.metrics):
         scored = scoring.with_loss(config, evaluation, test, scored, progress)
     reference = rows.read(evaluation.reference) if evaluation.reference else None
-    result = _result(evaluation, scored, reference, excluded)
-    told = report.gather(config, evaluation.report, test, scored, reference or [], excluded) if evaluation.report else None
+    forgetting = probe.told(evaluation.forgetting) if evaluation.forgetting else None
+    result = {**_result(evaluation, scored, reference, excluded), **_told(forgetting)}
+    told = report.gather(config, evaluation.report, test, scored, reference or [], excluded, forgetting) if evaluation.report else None
     if told is not None:
         result["advice"] = list(told.advice)
     with layout.transaction(evaluation.path) as work:
@@ -120,6 +121,11 @@ def _result(evaluation: EvaluationConfig, scored: Sequence[ScoredRow], reference
         "excluded": excluded,
         "path": str(evaluation.path),
     }
+
+
+def _told(forgetting: JsonObject | None) -> JsonObject:
+    """What of it belongs in the result: not the figures of each kind of text."""
+    return {} if forgetting is None else {"forgetting": {name: value for name, value in forgetting.items() if name != "kinds"}}
 
 
 def _fingerprint(evaluation: EvaluationConfig, test: Sequence[TestRow]) -> str:

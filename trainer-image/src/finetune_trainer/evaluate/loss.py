@@ -27,12 +27,13 @@ MAX_ROWS = 16
 def loss_rows(loaded: Loaded, rows: Sequence[TestRow], done: Callable[[int], None]) -> list[ScoredRow]:
     """Every row with its score; `done` is told how many are finished. Raises UserError for an unusable template."""
     encoder = ChatEncoder(loaded.tokenizer)
-    encoded = [_encode(encoder, row, loaded.max_model_len) for row in rows]
+    encoded = [encode(encoder, row, loaded.max_model_len) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: len(encoded[index][0]))
     bits: dict[int, float] = {}
-    for batch in _batches(order, [len(ids) for ids, _ in encoded]):
-        for index, value in zip(batch, _bits(loaded, [encoded[i] for i in batch]), strict=True):
-            bits[index] = value
+    for batch in batches(order, [len(ids) for ids, _ in encoded], BATCH_TOKENS):
+        logits = read(loaded, [encoded[index][0] for index in batch])
+        for index, of_row in zip(batch, logits, strict=True):
+            bits[index] = _row_bits(of_row, *encoded[index])
         done(len(bits))
     return [ScoredRow(row.id, None, {"Loss": -bits[index] / max(1, len(row.reference.encode()))}) for index, row in enumerate(rows)]
 
@@ -42,8 +43,8 @@ def loss_dtype() -> torch.dtype | None:
     return None if torch.cuda.is_available() else torch.float32
 
 
-def _encode(encoder: ChatEncoder, row: TestRow, longest: int) -> tuple[list[int], int]:
-    """Token ids up to the end of the reference turn, and where it begins."""
+def encode(encoder: ChatEncoder, row: TestRow, longest: int) -> tuple[list[int], int]:
+    """Token ids up to the end of the reference turn, and where it begins. Raises UserError."""
     messages = (*row.messages, {"role": "assistant", "content": row.reference})
     try:
         encoded = encoder.encode(Row("test", 0, messages, content_digest(messages)))
@@ -59,12 +60,12 @@ def _encode(encoder: ChatEncoder, row: TestRow, longest: int) -> tuple[list[int]
     return ids, first
 
 
-def _batches(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    """`order` (shortest first) in groups within the token budget."""
+def batches(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """`order` in groups of at most so many padded tokens; a row that is longer is alone."""
     groups: list[list[int]] = []
     for index in order:
-        fits = groups and len(groups[-1]) < MAX_ROWS and lengths[index] * (len(groups[-1]) + 1) <= BATCH_TOKENS
-        if fits:
+        longest = max(lengths[i] for i in (*(groups[-1] if groups else ()), index))
+        if groups and len(groups[-1]) < MAX_ROWS and longest * (len(groups[-1]) + 1) <= tokens:
             groups[-1].append(index)
         else:
             groups.append([index])
@@ -72,19 +73,20 @@ def _batches(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def _bits(loaded: Loaded, batch: Sequence[tuple[list[int], int]]) -> list[float]:
-    """Bits of each row's reference turn. Rows are padded on the right, where a causal model does not look."""
-    width = max(len(ids) for ids, _ in batch)
-    tokens = torch.zeros(len(batch), width, dtype=torch.long)
+def read(loaded: Loaded, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Logits (rows, columns, vocabulary) of rows of token ids, padded on the right, where a causal model does not look."""
+    width = max(map(len, rows))
+    tokens = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros_like(tokens)
-    for index, (ids, _) in enumerate(batch):
+    for index, ids in enumerate(rows):
         tokens[index, : len(ids)] = torch.tensor(ids)
         mask[index, : len(ids)] = 1
-    cache, mask, positions = begin(loaded.prefix, len(batch), mask.to(loaded.device))
+    cache, mask, positions = begin(loaded.prefix, len(rows), mask.to(loaded.device))
     output: Any = loaded.model(
         input_ids=tokens.to(loaded.device), attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
     )
-    return [_row_bits(output.logits[index], ids, first) for index, (ids, first) in enumerate(batch)]
+    logits: torch.Tensor = output.logits
+    return logits
 
 
 def _row_bits(logits: torch.Tensor, ids: list[int], first: int) -> float:

@@ -6,7 +6,7 @@ the gate asks; the verdict is the operator's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune_trainer import card, layout, pages
 from finetune_trainer.config import GateConfig, ReportConfig, RunConfig, SpentConfig, need
-from finetune_trainer.evaluate import advice, charts, comparison
+from finetune_trainer.evaluate import advice, charts, comparison, forgotten
 from finetune_trainer.evaluate.comparison import LOSS, Compared, Pair
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
 from finetune_trainer.pages import number, section
@@ -27,7 +27,7 @@ TURNS = {"right in both": "train", "now right": "good", "now wrong": "bad", "wro
 @dataclass(frozen=True)
 class Report:
     """Everything that is told. `made` is the artifact's revision.json (empty where it cannot be read), `rows` the counts of the prepared
-    data, `confidence` the percent of all intervals."""
+    data, `confidence` the percent of all intervals, `forgetting` what the probe found (None: it was not asked)."""
 
     finetune: str
     revision: str
@@ -41,6 +41,7 @@ class Report:
     spent: SpentConfig
     made: dict[str, Any]
     rows: dict[str, Any]
+    forgetting: Mapping[str, Any] | None = None
 
     @property
     def gated(self) -> Compared:
@@ -60,7 +61,7 @@ class Report:
 
 def gather(
     config: RunConfig, asked: ReportConfig, test: Sequence[TestRow], tuned: Sequence[ScoredRow], reference: Sequence[ScoredRow],
-    excluded: int,
+    excluded: int, forgetting: Mapping[str, Any] | None = None,
 ) -> Report:  # fmt: skip
     """What the report tells, from the scores and from what lies on the volume."""
     evaluation, data = need(config.evaluation, "evaluation"), need(config.data, "data")
@@ -70,7 +71,8 @@ def gather(
     made = _manifest(asked.artifact, layout.ARTIFACT_MANIFEST) if asked.artifact else {}
     rows = dict(_manifest(data.path, layout.DATA_MANIFEST).get("rows") or {})
     validations = (made.get("curves") or {}).get("validations") or []
-    facts = advice.Facts(compared[0], pairs, rows, dict(made.get("result") or {}), validations)
+    limit = asked.gate.max_forgetting_percent
+    facts = advice.Facts(compared[0], pairs, rows, dict(made.get("result") or {}), validations, forgetting, limit)
     return Report(
         finetune=f"{config.finetune.namespace}/{config.finetune.name}",
         revision=config.finetune.revision,
@@ -84,6 +86,7 @@ def gather(
         spent=asked.spent,
         made=made,
         rows=rows,
+        forgetting=forgetting,
     )
 
 
@@ -91,7 +94,8 @@ def write(folder: Path, report: Report) -> None:
     """The page and the card, into the folder of the evaluation."""
     (folder / PAGE).write_text(render(report))
     if report.made:
-        (folder / card.CARD).write_text(card.render(report.made, card.Results(report.reference, report.compared, report.confidence)))
+        results = card.Results(report.reference, report.compared, report.confidence, report.forgetting)
+        (folder / card.CARD).write_text(card.render(report.made, results))
 
 
 def render(report: Report) -> str:
@@ -99,6 +103,7 @@ def render(report: Report) -> str:
     sections = (
         section("What to do next", _list(report.advice)),
         section("Scores on the sealed test split", _scores(report)),
+        section("General text, before and after", forgotten.section(report.forgetting, report.gate, report.confidence)),
         section("Rows that changed", _turned(report)),
         section("Training", _training(report)),
         section("Why answers are wrong", _reasons(report)),
@@ -131,6 +136,7 @@ def _tiles(report: Report) -> str:
     shown.append((f"{gated.metric}, tuned", charts.value(gated.metric, gated.after)))
     if gated.difference:
         shown.append(("better by", charts.difference(gated.metric, gated.difference)))
+    shown += [("perplexity of general text", forgotten.rise(report.forgetting))] if forgotten.rise(report.forgetting) else []
     shown.append(("test rows", number(int(gated.after["n"]))))
     shown += [("left out: the live model was trained on them", number(report.excluded))] if report.excluded else []
     return pages.tiles(shown)

@@ -6,6 +6,7 @@ paired.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ _CHUNK = 2_000_000  # drawn indices held at once
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `n` rows with its confidence bounds."""
+    """A mean, or a ratio of sums, over `n` rows with its confidence bounds."""
 
     mean: float
     low: float
@@ -35,6 +36,19 @@ def bootstrap(values: list[float], confidence_percent: float, *, resamples: int 
     tail = (100 - confidence_percent) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
     return Interval(float(array.mean()), float(low), float(high), len(values))
+
+
+def ratio(
+    values: Sequence[float], weights: Sequence[float], confidence_percent: float, *, resamples: int = RESAMPLES, seed: int = SEED
+) -> Interval | None:  # fmt: skip
+    """Sum of `values` over sum of `weights` (all above 0), with the percentile interval over rows kept whole; None if there are none."""
+    if not values:
+        return None
+    above, below = np.asarray(values, dtype=np.float64), np.asarray(weights, dtype=np.float64)
+    drawn = _resampled_means(above, resamples, seed) / _resampled_means(below, resamples, seed)
+    tail = (100 - confidence_percent) / 2
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return Interval(float(above.sum() / below.sum()), float(low), float(high), len(values))
 
 
 def paired_differences(scores: dict[str, float], reference: dict[str, float]) -> list[float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,20 @@ def load(
     return Loaded(network, tokenizer, end_ids(network, tokenizer), min(room, max_model_len or room), device, prefix)
 
 
+def adapt(base: Loaded, adapter: Path, work: Path = WORK) -> Loaded:
+    """`base` with an adapter folder upon it, as `load` has it. The same network is changed: what `base` was is no longer there. Raises as
+    `load` does."""
+    check(adapter, work)
+    try:
+        network, wrapped = _tuned(base.model, adapter)
+    except (OSError, ValueError) as error:
+        raise_volume_failure(error)
+        raise UserError("AdapterNotServable", f"{adapter} cannot be loaded: {' '.join(str(error).split())}") from error
+    prefix = None if wrapped is None else of(wrapped.to(base.device))
+    room = base.max_model_len - (prefix.tokens if prefix else 0)
+    return replace(base, model=network.eval().requires_grad_(False), max_model_len=room, prefix=prefix)
+
+
 def check(folder: Path, work: Path = WORK) -> None:
     """Raise unless `folder` exists and, under the work volume, is complete."""
     if not folder.is_dir():
@@ -86,11 +100,17 @@ def _network(model: Path, adapter: Path | None, device: torch.device, dtype: tor
     network: Any = AutoModelForCausalLM.from_pretrained(
         model, dtype=merge_dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
     )
-    wrapped = None if adapter is None else adapted(network, adapter)
-    if wrapped is not None and not wrapped.active_peft_config.is_prompt_learning:
-        network, wrapped = wrapped.merge_and_unload(safe_merge=True), None
+    network, wrapped = (network, None) if adapter is None else _tuned(network, adapter)
     network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return network, None if wrapped is None else of(wrapped.to(device))
+
+
+def _tuned(network: Any, adapter: Path) -> tuple[Any, Any]:
+    """(`network` with an adapter of low rank merged into it, None), or (`network`, PEFT's model of it with a trained prompt)."""
+    wrapped = adapted(network, adapter)
+    if wrapped.active_peft_config.is_prompt_learning:
+        return network, wrapped
+    return wrapped.merge_and_unload(safe_merge=True), None
 
 
 def adapted(network: Any, adapter: Path) -> Any:

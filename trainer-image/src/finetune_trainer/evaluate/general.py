@@ -1,0 +1,76 @@
+"""The texts by which forgetting is seen: short ones of many kinds and languages, which no tuning is about. They come with the package.
+
+Invariant: the digest names the texts; results of other texts are never compared or taken up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from finetune_trainer.data.templates import ChatEncoder
+from finetune_trainer.evaluate.loss import encode
+from finetune_trainer.evaluate.rows import TestRow
+from finetune_trainer.exits import UserError
+
+TEXTS = "general.jsonl"
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text by its name and kind (`prose`, `languages`, `code`, `questions`): its token ids, of which those from `first` on count."""
+
+    name: str
+    kind: str
+    ids: tuple[int, ...]
+    first: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens count."""
+        return len(self.ids) - self.first
+
+
+def digest() -> str:
+    """Names the texts: `sha256:<hex>`."""
+    return f"sha256:{hashlib.sha256(_content().encode()).hexdigest()}"
+
+
+def documents() -> list[dict[str, str]]:
+    """What the file holds: name, kind and language, and a text or a question with its answer."""
+    return [json.loads(line) for line in _content().split("\n") if line]
+
+
+def encoded(tokenizer: Any, longest: int) -> list[Text]:
+    """All texts that fit into `longest` tokens. Of a plain one every token counts that another comes before; of a question, asked by the
+    chat template, those of the answer. A question that the template refuses is left out."""
+    encoder = ChatEncoder(tokenizer)
+    found: list[Text] = []
+    for document in documents():
+        with suppress(UserError):
+            found.append(Text(document["id"], document["kind"], *_ids(encoder, document, longest)))
+    return [text for text in found if text.tokens > 0 and len(text.ids) <= longest]
+
+
+def _ids(encoder: ChatEncoder, document: dict[str, str], longest: int) -> tuple[tuple[int, ...], int]:
+    if "text" in document:
+        return tuple(encoder.tokenizer(document["text"])["input_ids"]), 1
+    asked = ({"role": "user", "content": document["question"]},)
+    ids, first = encode(encoder, TestRow(document["id"], asked, document["answer"]), longest)
+    return tuple(ids), first
+
+
+def kinds(texts: Sequence[Text]) -> list[str]:
+    """The kinds there are, in the order in which they come first."""
+    return list(dict.fromkeys(text.kind for text in texts))
+
+
+@cache
+def _content() -> str:
+    return resources.files(__package__).joinpath(TEXTS).read_text(encoding="utf-8")

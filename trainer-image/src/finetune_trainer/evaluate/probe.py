@@ -1,0 +1,104 @@
+"""`finetune-trainer probe`: measures before an evaluation how much the tuned model has forgotten, into a folder that the evaluation reads.
+
+It runs before the model server starts, with the accelerator that this will have. Whatever keeps it from measuring, but the volume, is
+written down as the reason: an evaluation does not fail of it.
+Invariant: a folder that counts and measured the same two models with the same texts is taken as it is.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import traceback
+from pathlib import Path
+
+from finetune_trainer import exits, hardware, layout
+from finetune_trainer.config import EvaluationConfig, ForgettingConfig, RunConfig, need
+from finetune_trainer.exits import Infrastructure, Interrupted, JsonObject, OutOfMemory
+
+RESULT = "result.json"
+UNMEASURED = "unmeasured"  # why there are no figures
+RUNTIME_BYTES = 1_300_000_000  # beside the weights: the libraries, and the logits of some texts
+
+
+def main(config: RunConfig) -> JsonObject:
+    """`{stage, …}` with what `told` gives. Raises Infrastructure where the volume fails."""
+    evaluation = need(config.evaluation, "evaluation")
+    asked = need(evaluation.forgetting, "evaluation.forgetting")
+    key = _key(config.model.path, evaluation.adapter_path, asked.base)
+    if not (layout.is_of(asked.path, key) and UNMEASURED not in told(asked)):
+        found = _measured(config.model.path, evaluation, asked)
+        with layout.transaction(asked.path) as work:
+            layout.write_json(work.folder / RESULT, found)
+            work.facts.update(key=key)
+    return {"stage": "probe", "forgetting": told(asked)}
+
+
+def told(asked: ForgettingConfig) -> JsonObject:
+    """What the probe found: the figures of `forgetting.summary`, or `{unmeasured}`, which says why there are none."""
+    try:
+        layout.verify(asked.path)
+        return dict(json.loads((asked.path / RESULT).read_text()))
+    except (layout.Corrupt, OSError, ValueError) as error:
+        return {UNMEASURED: f"the probe left no result: {error}"}
+
+
+def _measured(tuned: Path, evaluation: EvaluationConfig, asked: ForgettingConfig) -> JsonObject:
+    try:
+        return measure(asked.base, tuned, evaluation.adapter_path, evaluation.confidence_percent)
+    except Exception as error:
+        known = exits.classify(error)
+        if isinstance(known, Infrastructure | Interrupted):
+            raise
+        if type(known) is exits.TrainerError:
+            traceback.print_exception(error)
+        return {UNMEASURED: f"{known.message} {known.fix}".strip()}
+
+
+def measure(base: Path, tuned: Path, adapter: Path | None, confidence_percent: float) -> JsonObject:
+    """The figures of `forgetting.summary`: of the model folder `base` against the folder `tuned`, or an adapter upon `base`. Raises
+    UserError, OutOfMemory, or Infrastructure and OSError where the volume fails."""
+    from finetune_trainer.evaluate import forgetting, general  # torch is loaded here
+    from finetune_trainer.evaluate.loss import loss_dtype
+    from finetune_trainer.serve.loading import adapt, check, load
+
+    for folder in (base, tuned):
+        check(folder)
+    _require_room(max(base, tuned, key=_weights))
+    loaded = load(base, None, dtype=loss_dtype())
+    texts = general.encoded(loaded.tokenizer, loaded.max_model_len // 2)  # a trained prompt takes some of the room
+    said = forgetting.remember(loaded, texts)
+    if adapter is not None:
+        loaded = adapt(loaded, adapter)
+    else:
+        del loaded
+        gc.collect()
+        loaded = load(tuned, None, dtype=loss_dtype())
+    return forgetting.summary(forgetting.compare(loaded, texts, said), confidence_percent)
+
+
+def _require_room(model: Path) -> None:
+    """Raise OutOfMemory for a model that one accelerator, or else this container, has no room for."""
+    from finetune_trainer.evaluate.loss import loss_dtype
+
+    width = 2 if loss_dtype() is None else 4
+    wanted = _weights(model) // 2 * width + RUNTIME_BYTES
+    room, where, fix = hardware.memory()
+    if room is not None and wanted > room:
+        raise OutOfMemory(
+            "ModelTooLarge", f"the model takes about {wanted / 2**30:.1f} GiB, and {where} has {room / 2**30:.1f} GiB", fix
+        )  # fmt: skip
+
+
+def _weights(model: Path) -> int:
+    """Bytes of a folder's weights as 16-bit numbers, whatever they are stored in."""
+    from finetune_trainer.train.model import stored_dtype
+
+    return sum(file.stat().st_size for file in model.glob("*.safetensors")) * 2 // stored_dtype(model).itemsize
+
+
+def _key(*folders: Path | None) -> str:
+    from finetune_trainer.evaluate import general
+
+    return hashlib.sha256(json.dumps([general.digest(), *map(str, folders)]).encode()).hexdigest()
