@@ -395,7 +395,7 @@ async def _until(verdict: Verdict, what: str, counted: Callable[[], Awaitable[in
             verdict.problems.append(f"{what}: {found} of {wanted} after {seconds:.0f} s")
             break
         await asyncio.sleep(0.5)
-    verdict.seconds = time.monotonic() - started
+    verdict.seconds += time.monotonic() - started
 
 
 async def _phase(life: Life, wanted: str) -> None:
