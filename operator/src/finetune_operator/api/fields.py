@@ -66,7 +66,7 @@ def extract(value: Mapping[str, Any], model: type[BaseModel], wanted: FieldClass
     """The fields of one class as written, in canonical form; what is absent or empty stays absent."""
     result: dict[str, Any] = {}
     for item in _fields(model):
-        if value.get(item.key) is None:
+        if wanted not in item.within or value.get(item.key) is None:
             continue
         part = _part(value[item.key], item, wanted)
         if part not in (None, {}, [], ""):
@@ -76,20 +76,27 @@ def extract(value: Mapping[str, Any], model: type[BaseModel], wanted: FieldClass
 
 @dataclass(frozen=True)
 class _Field:
-    """What a model says of one of its fields: its name on the wire, its class or its model, and the canonical form of a text."""
+    """What a model says of one of its fields: its name on the wire, its class or its model, and the canonical form of a text.
+
+    `within`: the classes of all leaves below it.
+    """
 
     key: str
     marker: FieldClass | None
     nested: type[BaseModel] | None
     kind: str | None
+    within: frozenset[FieldClass]
 
 
 @lru_cache(maxsize=256)
 def _fields(model: type[BaseModel]) -> tuple[_Field, ...]:
-    return tuple(
-        _Field(info.alias or name, field_class(info), nested_model(info.annotation), _kind(info))
-        for name, info in model.model_fields.items()
-    )
+    return tuple(_field(info.alias or name, info) for name, info in model.model_fields.items())
+
+
+def _field(key: str, info: FieldInfo) -> _Field:
+    marker, nested = field_class(info), nested_model(info.annotation)
+    found = {marker} if marker else {below for _, below in classes(nested)} if nested else set()
+    return _Field(key, marker, nested, _kind(info), frozenset(m for m in found if m))
 
 
 def _part(value: Any, item: _Field, wanted: FieldClass) -> Any:

@@ -33,11 +33,10 @@ class StatusModel(BaseModel):
 
 
 def _without_empty(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: kept for k, v in value.items() if (kept := _without_empty(v)) != {}}
     if isinstance(value, list):
-        return [_without_empty(v) for v in value]
-    return value
+        return [_without_empty(v) if isinstance(v, (dict, list)) else v for v in value]
+    kept = {k: _without_empty(v) if isinstance(v, (dict, list)) else v for k, v in value.items()}
+    return {k: v for k, v in kept.items() if v != {}}
 
 
 class Condition(StatusModel):
