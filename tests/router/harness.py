@@ -17,7 +17,7 @@ import aiohttp
 from finetune_operator import kinds, names, tokens
 from finetune_operator.api.spec import Serving, Spec
 from finetune_operator.build import envoy, listeners, router
-from finetune_operator.build.exposure import KEY_VARIABLE, Exposures
+from finetune_operator.build.exposure_log import KEY_VARIABLE, Exposures
 from finetune_operator.build.pods import Owner
 from finetune_operator.pods import PodClient
 from finetune_operator.traffic import Backend as Arm

@@ -14,7 +14,7 @@ from typing import Any
 from finetune_operator import kinds, names
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Revision
-from finetune_operator.build import arm, exposure, jobs, revision, router, runconfig
+from finetune_operator.build import arm, exposure_log, jobs, revision, router, runconfig
 from finetune_operator.build import volume as work_volume
 from finetune_operator.build.arm import Served
 from finetune_operator.build.jobs import Stage
@@ -124,7 +124,7 @@ def arms(c: Context) -> Iterator[Child]:
 def routers(c: Context) -> Iterator[Child]:
     """What routes the users; not held up by an arm that is refused, for a rollback needs it."""
     if c.draft.routing is not None:
-        routing, exposures = c.draft.routing, exposure.wanted(c.spec, c.draft.status.rollout)
+        routing, exposures = c.draft.routing, exposure_log.wanted(c.spec, c.draft.status.rollout)
         yield from router.children(c.owner, c.spec, c.images.router, routing.structure, routing.weight, c.jwks, exposures)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from finetune_operator import kinds, names
-from finetune_operator.build import exposure
+from finetune_operator.build import exposure_log
 from finetune_operator.kinds import CHILDREN, FINETUNE, Kind
 
 from tests.unit.operator.helpers import SPEC, condition, edit, good_outcomes, make_finetune, scores, status_of
@@ -679,7 +679,7 @@ async def aborted_rollout_is_remembered_and_tried_again_on_request(kill: str) ->
 def exposures(world: World) -> Object:
     """What the routers are told to log; empty: nothing."""
     (routes,) = json.loads(world.api.store[kinds.CONFIGMAP, "ml", "bot-router"]["data"]["rds.json"])["resources"]
-    return dict(routes["virtual_hosts"][0]["typed_per_filter_config"][exposure.FILTER].get("filter_context") or {})
+    return dict(routes["virtual_hosts"][0]["typed_per_filter_config"][exposure_log.FILTER].get("filter_context") or {})
 
 
 async def experiment_is_held_and_logged_until_it_is_promoted(kill: str) -> World:

@@ -8,8 +8,8 @@ from typing import Any
 from finetune_operator import names, tokens
 from finetune_operator.api.fields import REDEPLOY, extract
 from finetune_operator.api.spec import Spec
-from finetune_operator.build import access, exposure, identity, router
-from finetune_operator.build.exposure import Exposures
+from finetune_operator.build import access, exposure_log, identity, router
+from finetune_operator.build.exposure_log import Exposures
 from finetune_operator.build.pods import Owner
 from finetune_operator.traffic import Backend, Source, Structure
 
@@ -199,11 +199,11 @@ def test_filters_run_only_where_they_are_asked_for() -> None:
         return {name: options.get("disabled", False) for name, options in routes["virtual_hosts"][0]["typed_per_filter_config"].items()}
 
     reads = Structure(OLD, NEW, "salt", (Source(body_field="user"),))
-    none = {access.FILTER: True, identity.FILTER: True, exposure.FILTER: True}
+    none = {access.FILTER: True, identity.FILTER: True, exposure_log.FILTER: True}
     assert disabled(SPEC, SPLIT) == none
     assert disabled(KEYED, SPLIT) == {**none, access.FILTER: False}
     assert disabled(SPEC, reads) == {**none, identity.FILTER: False}
-    assert disabled(SPEC, SPLIT, Exposures("a1b2c3d4", 50)) == {**none, exposure.FILTER: False}
+    assert disabled(SPEC, SPLIT, Exposures("a1b2c3d4", 50)) == {**none, exposure_log.FILTER: False}
 
 
 def test_neither_keys_nor_tls_are_part_of_what_an_arm_is() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from finetune_operator.build.exposure import LOG
+from finetune_operator.build.exposure_log import LOG
 from kubectl_finetune.ab.compare import hashed, key_id
 
 KEY = b"correct horse battery staple"

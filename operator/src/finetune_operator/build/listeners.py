@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from finetune_operator import names
-from finetune_operator.build import access, exposure, identity
+from finetune_operator.build import access, exposure_log, identity
 from finetune_operator.build.envoy import CONFIG, REQUEST_TIMEOUT, TYPE, address, file, lua_filter
 from finetune_operator.build.pods import Manifest
 from finetune_operator.tokens import ISSUER
@@ -63,11 +63,11 @@ def _users_listener(name: str, port: int) -> Manifest:
             "request_headers_timeout": "10s",
             "request_timeout": "60s",  # to receive it: a body that is waited for, for an identity, is held
             "early_header_mutation_extensions": identity.without_forgery(),
-            "access_log": [exposure.access_log()],
+            "access_log": [exposure_log.access_log()],
             "http_filters": [
                 lua_filter(access.FILTER, access.SCRIPT),
                 lua_filter(identity.FILTER, identity.SCRIPT),
-                lua_filter(exposure.FILTER, exposure.SCRIPT),
+                lua_filter(exposure_log.FILTER, exposure_log.SCRIPT),
                 _router_filter(),
             ],
         },

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 from finetune_operator import kinds, names
 from finetune_operator.api.spec import Serving, Spec
-from finetune_operator.build import access, exposure, identity, listeners, pods
+from finetune_operator.build import access, exposure_log, identity, listeners, pods
 from finetune_operator.build.envoy import ADMIN_PORT, CONFIG, TYPE, address, endpoints, file, lua_options
-from finetune_operator.build.exposure import Exposures
+from finetune_operator.build.exposure_log import Exposures
 from finetune_operator.build.pods import Manifest, Owner
 from finetune_operator.build.upstreams import METADATA, arm_cluster, forwarding
 from finetune_operator.kinds import Kind
@@ -135,7 +135,7 @@ def _deployment(owner: Owner, spec: Spec, image: str) -> Manifest:
             "--config-yaml", _text(_bootstrap()), "--service-cluster", owner.name, "--service-node", "$(POD_NAME)",
             "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning",
         ],
-        "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}, *added["env"], *exposure.key(spec)],
+        "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}, *added["env"], *exposure_log.key(spec)],
         "ports": [
             {"name": "traffic", "containerPort": names.TRAFFIC_PORT},
             {"name": "control", "containerPort": names.CONTROL_PORT},
@@ -261,7 +261,7 @@ def _routes(serving: Serving | None, structure: Structure, weight: int, exposure
                 "typed_per_filter_config": {
                     access.FILTER: lua_options(access.context(serving, STRUCTURE_PATH)),
                     identity.FILTER: lua_options(identity.context(structure)),
-                    exposure.FILTER: lua_options(exposure.context(exposures, structure, INFERENCE_PATHS)),
+                    exposure_log.FILTER: lua_options(exposure_log.context(exposures, structure, INFERENCE_PATHS)),
                 },
             }
         ],

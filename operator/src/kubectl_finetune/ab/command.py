@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from finetune_operator import names
-from finetune_operator.build.exposure import KEY_BYTES, KEY_ENTRY
+from finetune_operator.build.exposure_log import KEY_BYTES, KEY_ENTRY
 
 from kubectl_finetune.ab import compare, exposures, html, outcomes, view
 from kubectl_finetune.ab.compare import Comparison

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
-from finetune_operator.build.exposure import KEY_DIGITS, USER_DIGITS
+from finetune_operator.build.exposure_log import KEY_DIGITS, USER_DIGITS
 
 from kubectl_finetune.ab import statistics
 from kubectl_finetune.ab.exposures import Pair, Seen, Tally

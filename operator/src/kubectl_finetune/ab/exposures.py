@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from finetune_operator.build.exposure import LOG
+from finetune_operator.build.exposure_log import LOG
 
 from kubectl_finetune.kubectl import PluginError
 

@@ -1,5 +1,5 @@
 -- What an A/B test's log says of an inference request, for Envoy's Lua filter (LuaJIT, for its bit operations). It writes into the
--- request's metadata, from which the access log (build/exposure.py) makes a line; who has none there is not logged.
+-- request's metadata, from which the access log (build/exposure_log.py) makes a line; who has none there is not logged.
 --
 -- A user is HMAC-SHA256 of what the routes hash, under a key that this process was started with: without the key nobody can
 -- tell, or try out, whom a line is of. Without a key of KEY_BYTES nothing is logged. The answer is passed on chunk by chunk, as it comes; of it

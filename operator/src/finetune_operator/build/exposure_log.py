@@ -1,6 +1,6 @@
 """Who saw which arm: the log of an A/B test, lines of JSON on the routers' standard output.
 
-It is written by Envoy's access log, for a request that the filter (exposure.lua) has found to be a user's inference; the filter runs
+It is written by Envoy's access log, for a request that the filter (exposure_log.lua) has found to be a user's inference; the filter runs
 only where the routes tell it to, while a rollout with `rollout.experiment.log` is under way. Users are known by a keyed hash alone.
 What each field means: docs/contracts.md. Why the router logs it: docs/adr/0013.
 """
@@ -18,7 +18,7 @@ from finetune_operator.build.upstreams import METADATA
 from finetune_operator.traffic import Structure
 
 FILTER: Final = "finetune.exposure"
-SCRIPT: Final = script("exposure.lua")
+SCRIPT: Final = script("exposure_log.lua")
 KEY_VARIABLE: Final = "FINETUNE_EXPOSURE_KEY"
 KEY_ENTRY: Final = "key"  # of the Secret
 KEY_BYTES: Final = 16  # a shorter key could be guessed: the filter then logs nothing

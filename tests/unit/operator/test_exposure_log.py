@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Rollout
-from finetune_operator.build import exposure
-from finetune_operator.build.exposure import Exposures
+from finetune_operator.build import exposure_log
+from finetune_operator.build.exposure_log import Exposures
 from finetune_operator.traffic import Backend, Source, Structure
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,7 +59,7 @@ def filter_under(key: bytes) -> tuple[Any, Any]:
     """(the Lua, the stand-in's function) of a router that was started with this key."""
     lua = LuaRuntime(encoding=None)
     lua.execute("local key = ...; os.getenv = function(name) return name == 'FINETUNE_EXPOSURE_KEY' and key or nil end", key)
-    lua.execute(exposure.SCRIPT)
+    lua.execute(exposure_log.SCRIPT)
     return lua, lua.eval(HANDLE)
 
 
@@ -71,7 +71,7 @@ def marked(
 ) -> dict[str, Any]:
     """The metadata of a request with these headers that is answered so."""
     lua, handle = running
-    told = exposure.context(Exposures("a1b2c3d4", 30), SPLIT, PATHS)
+    told = exposure_log.context(Exposures("a1b2c3d4", 30), SPLIT, PATHS)
     given = {":method": "POST", ":path": PATHS[0], **sent}
     found = handle(_lua(lua, told), _lua(lua, given), lua.table_from(list(chunks)), encoding and encoding.encode())
     return {k.decode(): v.decode() if isinstance(v, bytes) else v for k, v in found.items()} if found else {}
@@ -86,7 +86,7 @@ def _lua(lua: Any, value: Any) -> Any:
 
 
 def hashed(user: str, key: bytes = KEY) -> str:
-    return hmac.new(key, user.encode(), hashlib.sha256).hexdigest()[: exposure.USER_DIGITS]
+    return hmac.new(key, user.encode(), hashlib.sha256).hexdigest()[: exposure_log.USER_DIGITS]
 
 
 @given(st.text(min_size=1, max_size=300).filter(lambda t: "\0" not in t))
@@ -98,7 +98,7 @@ def test_a_user_is_a_keyed_hash_of_what_the_routes_hash(user: str) -> None:
 def test_every_key_is_one(key: bytes) -> None:
     found = marked({"x-user-id": "ada"}, running=filter_under(key))
     assert found["user"] == hashed("ada", key)
-    assert found["key"] == hashed("", key)[: exposure.KEY_DIGITS]
+    assert found["key"] == hashed("", key)[: exposure_log.KEY_DIGITS]
 
 
 @pytest.mark.parametrize("key", [b"", b"fifteen letters", b"   fifteen letters\n"])
@@ -159,7 +159,7 @@ def test_of_a_compressed_answer_the_time_alone_is_read() -> None:
 
 def asked(**experiment: Any) -> Callable[[Rollout | None], Exposures | None]:
     spec = Spec.model_validate(make_spec(rollout={"experiment": experiment} if experiment else {}))
-    return lambda running: exposure.wanted(spec, running)
+    return lambda running: exposure_log.wanted(spec, running)
 
 
 def test_a_log_is_kept_only_where_it_is_asked_for() -> None:
@@ -169,4 +169,4 @@ def test_a_log_is_kept_only_where_it_is_asked_for() -> None:
     log = asked(weight=30, log={"secretName": "ab"})
     assert log(running) == Exposures("a1b2c3d4", 30)
     assert log(None) is None
-    assert exposure.context(log(running), Structure(OLD, None, "salt", SPLIT.identity), PATHS) is None
+    assert exposure_log.context(log(running), Structure(OLD, None, "salt", SPLIT.identity), PATHS) is None

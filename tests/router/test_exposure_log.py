@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
-from finetune_operator.build import exposure
-from finetune_operator.build.exposure import Exposures
+from finetune_operator.build import exposure_log
+from finetune_operator.build.exposure_log import Exposures
 from finetune_operator.traffic import Source
 from kubectl_finetune.ab.compare import by_user, compare
 from kubectl_finetune.ab.exposures import Asked, read
@@ -71,7 +71,7 @@ async def test_a_line_says_who_saw_which_arm_and_how_it_went(world: World) -> No
     arm = OLD if arms[USERS[0]] == OLD.arm else NEW
     assert line.pop("response").startswith(f"chatcmpl-{'old' if arm == OLD else 'new'}-")
     assert line == {
-        "log": exposure.LOG, "user": hashed(USERS[0]), "key": hashed("")[:8], "rollout": "a1b2c3d4", "canary": NEW.arm, "split": 50,
+        "log": exposure_log.LOG, "user": hashed(USERS[0]), "key": hashed("")[:8], "rollout": "a1b2c3d4", "canary": NEW.arm, "split": 50,
         "arm": arm.arm, "revision": arm.revision, "status": 200, "flags": "-", "prompt_tokens": 12, "completion_tokens": 345,
     }  # fmt: skip
 
