@@ -109,12 +109,14 @@ def cleaning(c: Context) -> Iterator[Child]:
 
 def arms(c: Context) -> Iterator[Child]:
     """Model servers."""
-    replicas = c.spec.serving.replicas if c.spec.serving else 1
+    replicas = _replicas(c)
     for wanted in c.draft.arms:
         stored = c.observed.templates.get(wanted.name)
         template = stored["template"] if stored else _template(c, wanted)
         yield kinds.SERVICE, arm.service(c.owner, wanted.name)
         yield kinds.DEPLOYMENT, arm.deployment(c.owner, wanted.name, wanted.revision, template, replicas)
+        if replicas > 1:
+            yield kinds.PDB, arm.disruption_budget(c.owner, wanted.name)
 
 
 def routers(c: Context) -> Iterator[Child]:
@@ -126,9 +128,10 @@ def routers(c: Context) -> Iterator[Child]:
 def leftovers(c: Context, there: Callable[[Kind], Mapping[str, Mapping[str, Any]]]) -> Iterator[tuple[Kind, str]]:
     """What is not wanted any more: arms that the routers have let go of, routers without arms, Services of gangs that ended."""
     wanted = {names.arm(c.owner.name, a.name) for a in c.draft.arms}
-    for kind in (kinds.DEPLOYMENT, kinds.SERVICE):  # in this order: an arm that has a Deployment may be wanted again
+    budgeted = wanted if _replicas(c) > 1 else set()
+    for kind in (kinds.DEPLOYMENT, kinds.SERVICE, kinds.PDB):  # in this order: an arm that has a Deployment may be wanted again
         for name, child in list(there(kind).items()):
-            if child["metadata"]["labels"].get(names.ARM) and name not in wanted:
+            if child["metadata"]["labels"].get(names.ARM) and name not in (budgeted if kind is kinds.PDB else wanted):
                 yield kind, name
     if c.draft.routing is None:
         name = names.router(c.owner.name)
@@ -153,6 +156,10 @@ def nudges(c: Context, pods: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[
 
 def _annotations(obj: Mapping[str, Any]) -> Mapping[str, str]:
     return obj["metadata"].get("annotations") or {}
+
+
+def _replicas(c: Context) -> int:
+    return c.spec.serving.replicas if c.spec.serving else 1
 
 
 def _template(c: Context, wanted: ArmWanted) -> Manifest:

@@ -33,13 +33,10 @@ def template(owner: Owner, spec: Spec, served: Served, images: Images, devices: 
     """The pod template of an arm, without what changes in place (replicas)."""
     volumes = [pods.work_volume(owner), pods.tmp_volume(), *shared_memory(spec)]
     container = {**server(spec, served, images, devices), "lifecycle": {"preStop": {"sleep": {"seconds": PRESTOP_SECONDS}}}}
-    return {
-        "metadata": {"annotations": pods.pod_annotations(spec)},
-        "spec": pods.pod_spec(
-            owner, spec, containers=[container], volumes=volumes, devices=devices,
-            grace_seconds=GRACE_SECONDS,
-        ),
-    }  # fmt: skip
+    pod = pods.pod_spec(owner, spec, containers=[container], volumes=volumes, devices=devices, grace_seconds=GRACE_SECONDS)
+    if spec.storage.access_mode == "ReadWriteMany":  # else all are where the volume is
+        pod["topologySpreadConstraints"] = pods.spread(owner, "arm")
+    return {"metadata": {"annotations": pods.pod_annotations(spec)}, "spec": pod}
 
 
 def server(spec: Spec, served: Served, images: Images, devices: Devices) -> Manifest:
@@ -130,7 +127,7 @@ def deployment(owner: Owner, arm: str, revision: str, kept: Manifest, replicas: 
             "revisionHistoryLimit": 0,
             "progressDeadlineSeconds": READY_SECONDS,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-            "selector": {"matchLabels": {names.NAME: owner.name, names.ARM: arm}},
+            "selector": {"matchLabels": _selector(owner, arm)},
             "template": merged,
         },
     }
@@ -144,10 +141,15 @@ def service(owner: Owner, arm: str) -> Manifest:
         "metadata": owner.metadata(names.arm(owner.name, arm), "arm", {names.ARM: arm}),
         "spec": {
             "clusterIP": "None",
-            "selector": {names.NAME: owner.name, names.ARM: arm},
+            "selector": _selector(owner, arm),
             "ports": [{"name": "http", "port": names.MODEL_PORT, "targetPort": "http"}],
         },
     }
+
+
+def disruption_budget(owner: Owner, arm: str) -> Manifest:
+    """Of an arm with more than one pod: a drained node takes one at a time."""
+    return pods.disruption_budget(owner.metadata(names.arm(owner.name, arm), "arm", {names.ARM: arm}), _selector(owner, arm))
 
 
 def host(owner: Owner, arm: str) -> str:
@@ -157,6 +159,10 @@ def host(owner: Owner, arm: str) -> str:
     with `<name>.<namespace>.svc`, which is found under the second or third.
     """
     return names.arm(owner.name, arm)
+
+
+def _selector(owner: Owner, arm: str) -> dict[str, str]:
+    return {names.NAME: owner.name, names.ARM: arm}
 
 
 def _labels(owner: Owner, arm: str) -> dict[str, str]:
