@@ -73,7 +73,7 @@ class Children:
 
     async def _create(self, kind: Kind, manifest: Manifest) -> Mapping[str, Any]:
         try:
-            made = await self.cluster.create(kind, manifest)
+            made = await self.cluster.create(kind, _without_annotations(manifest))
         except AlreadyExists:
             found = await self.cluster.get(kind, self.key[0], manifest["metadata"]["name"])
             if found is None or not _ours(found, manifest):
@@ -81,6 +81,11 @@ class Children:
             made = found
         self.cache.put(kind, made)
         return made
+
+
+def _without_annotations(manifest: Manifest) -> Manifest:
+    """Annotations are left to the apply that follows: what is made with one keeps it, whatever an apply leaves out later."""
+    return {**manifest, "metadata": {key: value for key, value in manifest["metadata"].items() if key != "annotations"}}
 
 
 def _ours(found: Mapping[str, Any], manifest: Manifest) -> bool:

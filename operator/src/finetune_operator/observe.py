@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from finetune_operator import conditions, kinds, names, preflight
+from finetune_operator import conditions, exposures, kinds, names, preflight
 from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, digest, extract
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Revision, Status
@@ -21,9 +21,11 @@ from finetune_operator.build.pods import Accelerator
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.decide.arms import router_moves
+from finetune_operator.decide.exposure import extra_kinds
 from finetune_operator.decide.guards import asks_servers
 from finetune_operator.decide.rollout import ACTIVE
-from finetune_operator.observed import ArmHealth, Observed
+from finetune_operator.extras import Asked
+from finetune_operator.observed import ArmHealth, Exposure, Observed
 from finetune_operator.pods import PodClient
 from finetune_operator.tokens import sign
 from finetune_operator.traffic import RouterState, ServerState
@@ -59,6 +61,8 @@ class Observer:
     signing_key: str
     profiles: Mapping[str, Accelerator]
     storage_classes: preflight.StorageClasses
+    extras: Asked
+    ingress_annotations: tuple[str, ...] = ()
 
     async def observe(self, finetune: Object, spec: Spec, now: datetime) -> Observed:
         """The FineTune's snapshot; ClusterError when the API server cannot be asked."""
@@ -101,8 +105,20 @@ class Observer:
             routers=routers,
             servers=servers,
             routers_wanted=_replicas(self.cache.children(kinds.DEPLOYMENT, key).get(names.router(key[1]))),
+            ingress_annotations=self.ingress_annotations,
+            exposures=await self._exposures(key, extra_kinds(spec, status.extra_kinds)),
             router_waiting=next((w for w in (waiting(p, now) for p in router_pods) if w), None),
         )
+
+    async def _exposures(self, key: tuple[str, str], looked_for: list[kinds.Kind]) -> dict[str, Exposure]:
+        found = {}
+        for kind in looked_for:
+            if missing := await self.extras.missing(kind, key[0]):
+                found[kind.kind] = Exposure(missing=missing)
+            else:
+                child = self.cache.children(kind, key).get(names.users_service(key[1]))
+                found[kind.kind] = exposures.read(kind, child)
+        return found
 
     def _kept(self, key: tuple[str, str]) -> tuple[dict[str, Mapping[str, Any]], dict[str, Mapping[str, Any]]]:
         revisions: dict[str, Mapping[str, Any]] = {}

@@ -26,13 +26,26 @@ class ArmHealth:
 
 
 @dataclass(frozen=True)
+class Exposure:
+    """An object that lets users outside the cluster call: is it there, what its controller says (as a condition, empty while it says
+    nothing), and what keeps it from being made."""
+
+    there: bool = False
+    status: str = ""
+    reason: str = ""
+    message: str = ""
+    missing: Waiting | None = None
+
+
+@dataclass(frozen=True)
 class Observed:
     """One FineTune and everything that is its own, at one moment.
 
     `retrain`, `redeploy` and `reevaluate` are the spec's fields of that class as the user wrote them, in canonical form;
     `progress` is what the Jobs' leaders say, by Job;
     `control` is what the user asks of a rollout, as annotated;
-    `profiles` are the operator's accelerators by name;
+    `profiles` are the operator's accelerators by name, `ingress_annotations` those that it lets onto an Ingress (`…*`: that begin so);
+    `exposures` are the objects by kind that let users outside the cluster call, of the kinds that were looked for;
     `revisions` ({fields, resolved}) and `templates` ({revision, fields, template}) are the ControllerRevisions' data by name.
     """
 
@@ -59,6 +72,8 @@ class Observed:
     servers: tuple[ServerState, ...] = ()
     routers_wanted: int = 0
     router_waiting: Waiting | None = None
+    ingress_annotations: tuple[str, ...] = ()
+    exposures: Mapping[str, Exposure] = field(default_factory=dict)
 
     def run(self, job: str) -> Run:
         """The Job of that name, read; `ABSENT` when there is none."""

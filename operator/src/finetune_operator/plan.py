@@ -1,7 +1,7 @@
 """Everything that must exist because of a decision, in the order in which it is made.
 
 `volume` and `fields` follow from the spec alone. `fields`, `once`, `cleaning`: made and never changed (ControllerRevisions, Jobs).
-`volume`, `arms`, `routers`: made and held as wanted.
+`volume`, `arms`, `routers`, `exposure`: made and held as wanted.
 `leftovers`: what serves no longer. `nudges`: routers that have not seen their document yet.
 """
 
@@ -15,6 +15,7 @@ from finetune_operator import kinds, names
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Revision
 from finetune_operator.build import arm, jobs, revision, router, runconfig
+from finetune_operator.build import exposure as exposing
 from finetune_operator.build import volume as work_volume
 from finetune_operator.build.arm import Served
 from finetune_operator.build.jobs import Stage
@@ -22,6 +23,7 @@ from finetune_operator.build.pods import Devices, Images, Manifest, Owner
 from finetune_operator.decide import layout
 from finetune_operator.decide.attempts import avoided, divisor, folders, numbered
 from finetune_operator.decide.draft import ArmWanted, Draft, JobWanted
+from finetune_operator.decide.exposure import asked
 from finetune_operator.decide.stages import BASE, evaluation_key, reference
 from finetune_operator.errors import SpecError
 from finetune_operator.kinds import Kind
@@ -125,6 +127,13 @@ def routers(c: Context) -> Iterator[Child]:
         yield from router.children(c.owner, c.spec, c.images.router, c.draft.routing.structure, c.draft.routing.weight, c.jwks)
 
 
+def exposure(c: Context) -> Iterator[Child]:
+    """What lets users outside the cluster call the routers."""
+    serving = c.spec.serving
+    if c.draft.exposed and serving and serving.expose:
+        yield exposing.kind(serving.expose), exposing.child(c.owner, serving, serving.expose)
+
+
 def leftovers(c: Context, there: Callable[[Kind], Mapping[str, Mapping[str, Any]]]) -> Iterator[tuple[Kind, str]]:
     """What is not wanted any more: arms that the routers have let go of, routers without arms, Services of gangs that ended."""
     wanted = {names.arm(c.owner.name, a.name) for a in c.draft.arms}
@@ -137,6 +146,10 @@ def leftovers(c: Context, there: Callable[[Kind], Mapping[str, Mapping[str, Any]
         name = names.router(c.owner.name)
         yield from ((kind, name) for kind in (kinds.DEPLOYMENT, kinds.CONFIGMAP, kinds.PDB))
         yield kinds.SERVICE, names.users_service(c.owner.name)
+    for kind in kinds.EXPOSURES:
+        seen = c.observed.exposures.get(kind.kind)
+        if seen and seen.there and (c.draft.routing is None or kind is not asked(c.spec)):
+            yield kind, names.users_service(c.owner.name)
     for attempt in c.draft.status.attempts:
         job = names.attempt_job(c.owner.name, attempt.revision, attempt.number)
         if attempt.outcome != "Running" and c.observed.run(job).state not in ("Waiting", "Running", "Ending"):

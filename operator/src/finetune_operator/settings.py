@@ -36,6 +36,7 @@ class Settings:
     sweep_seconds: float = 300.0
     log_format: str = "json"
     profiles: Mapping[str, Accelerator] = field(default_factory=dict)
+    ingress_annotations: tuple[str, ...] = ()  # that a FineTune may set; `…*`: those that begin so
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -44,7 +45,7 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
         trainer_image=_required(environ, "FINETUNE_TRAINER_IMAGE"),
         router_image=_required(environ, "FINETUNE_ROUTER_IMAGE"),
         vllm_image=environ.get("FINETUNE_VLLM_IMAGE", ""),
-        namespaces=tuple(n.strip() for n in environ.get("FINETUNE_NAMESPACES", "").split(",") if n.strip()),
+        namespaces=_list(environ, "FINETUNE_NAMESPACES"),
         lease_namespace=environ.get("FINETUNE_LEASE_NAMESPACE", "default"),
         lease_name=environ.get("FINETUNE_LEASE_NAME", "finetune-operator"),
         identity=environ.get("FINETUNE_IDENTITY") or environ.get("HOSTNAME", "finetune-operator"),
@@ -54,6 +55,7 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
         sweep_seconds=_number(environ, "FINETUNE_SWEEP_SECONDS", 300, 1, 86400),
         log_format=_choice(environ, "FINETUNE_LOG_FORMAT", ("json", "text")),
         profiles=_profiles(environ.get("FINETUNE_PROFILES_FILE")),
+        ingress_annotations=_list(environ, "FINETUNE_INGRESS_ANNOTATIONS"),
     )
 
 
@@ -161,6 +163,10 @@ def _required(environ: Mapping[str, str], name: str) -> str:
     if not value:
         raise SettingsError(f"{name} is not set: it must name an image (the chart's values set it)")
     return value
+
+
+def _list(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in environ.get(name, "").split(",") if word.strip())
 
 
 def _number(environ: Mapping[str, str], name: str, default: float, low: float, high: float) -> float:

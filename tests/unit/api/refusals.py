@@ -81,6 +81,7 @@ def changed(base: Manifest, path: str, value: Any) -> Manifest:
 
 _BASE = make_finetune()
 _ROWS = "spec.data.train"
+_INGRESS = {"className": "nginx", "host": "bot.example.com"}
 _METRIC = {"type": "ExactMatch"}
 
 # What is wrong → (the object, a part of the message).
@@ -190,6 +191,21 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "a duration without a unit": (changed(_BASE, "spec.rollout.bake", "30"), "spec.rollout.bake"),
     "no pods in the gang": (changed(_BASE, "spec.compute.nodes", 0), "spec.compute.nodes"),
     "a quantity that is none": (changed(_BASE, "spec.storage.size", "10 GB"), "spec.storage.size"),
+    "no way in": (changed(_BASE, "spec.serving", {"expose": {}}), "spec.serving.expose: name either an ingress or an httpRoute"),
+    "both ways in": (
+        changed(_BASE, "spec.serving", {"expose": {"ingress": _INGRESS, "httpRoute": {"parentRefs": [{"name": "gw"}], "hostnames": ["a.b"]}}}),
+        "spec.serving.expose: name either an ingress or an httpRoute",
+    ),
+    **{
+        f"a host that is none: {host}": (changed(_BASE, "spec.serving", {"expose": {"ingress": {**_INGRESS, "host": host}}}), "spec.serving.expose.ingress.host")
+        for host in ("Bot.example.com", "bot_1.example.com", "*.example.com", "10.0.0.1", "bot..com", "-bot.com", "bot.com.", "b" * 64 + ".com", "https://bot.com")
+    },
+    "a host of a route that is none": (
+        changed(_BASE, "spec.serving", {"expose": {"httpRoute": {"parentRefs": [{"name": "gw"}], "hostnames": ["10.0.0.1"]}}}), "hostnames",
+    ),
+    "a route without a Gateway": (
+        changed(_BASE, "spec.serving", {"expose": {"httpRoute": {"parentRefs": [], "hostnames": ["a.b"]}}}), "parentRefs",
+    ),
     "no steps at all": (changed(_BASE, "spec.rollout.steps", []), "spec.rollout.steps"),
     "a field deep in a body": (changed(_BASE, "spec.rollout.identity", [{"bodyField": "metadata.user"}]), "spec.rollout.identity"),
     "a field without a name": (changed(_BASE, "spec.rollout.identity", [{"bodyField": ""}]), "spec.rollout.identity"),

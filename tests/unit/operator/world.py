@@ -27,13 +27,15 @@ from finetune_operator.build.router import STRUCTURE_PATH
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.events import Events
-from finetune_operator.kinds import CHILDREN, FINETUNE, Kind
+from finetune_operator.extras import Asked
+from finetune_operator.kinds import CHILDREN, EXTRAS, FINETUNE, Kind
 from finetune_operator.metrics import Metrics
 from finetune_operator.pods import PodClient
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
 from finetune_operator.tokens import generate_key
 from finetune_operator.traffic import ArmTotals, RouterState, ServerState, Structure
+from finetune_operator.workloads import Waiting
 
 Object = dict[str, Any]
 Id = tuple[Kind, str, str]
@@ -239,6 +241,7 @@ class World:
     volume: set[str] = field(default_factory=set)  # data/<revision>, revisions/<revision>/<attempt>/artifact and …/checkpoints
     lacked: list[str] = field(default_factory=list)  # who needed which folder in vain
     cleaning: dict[str, Object] = field(default_factory=dict)  # by Job: what its pods were told to remove
+    lacks: dict[Kind, Waiting] = field(default_factory=dict)  # kinds that the cluster does not know
     leaving: dict[str, int] = field(default_factory=dict)  # by uid of a pod that is to end: turns since
 
     def __post_init__(self) -> None:
@@ -450,6 +453,12 @@ class World:
     async def training_progress(self, ip: str) -> dict[str, Any] | None:
         return self.progress or None
 
+    async def missing(self, kind: Kind, namespace: str) -> Waiting | None:
+        return self.lacks.get(kind)
+
+    def forget(self, namespace: str) -> None:
+        """Whether the kind is there is looked up each time."""
+
     def _arms(self) -> set[str]:
         labels = (d["metadata"]["labels"] for d in self.api.all(kinds.DEPLOYMENT))
         return {x[names.ARM] for x in labels if names.ARM in x}
@@ -476,14 +485,23 @@ class Operator:
         self._told: dict[Kind, list[tuple[list[Object], frozenset[str]]]] = defaultdict(list)
         self.cache = Cache()
         cluster = cast(Cluster, world.api)
-        settings = Settings("trainer:1", "router:1", profiles={"h100": Accelerator("h100", "nvidia.com/gpu")})
+        profiles = {"h100": Accelerator("h100", "nvidia.com/gpu")}
+        settings = Settings("trainer:1", "router:1", profiles=profiles, ingress_annotations=("cert-manager.io/*",))
         self.reconciler = Reconciler(
-            cluster, self.cache, cast(PodClient, _Pods(world)), world.clock, settings, Metrics(), Events(cluster, world.clock, "test"), KEY
+            cluster,
+            self.cache,
+            cast(PodClient, _Pods(world)),
+            world.clock,
+            settings,
+            Metrics(),
+            Events(cluster, world.clock, "test"),
+            KEY,
+            cast(Asked, world),
         )
 
     def watch(self) -> None:
         """Everything that the watches would have told by now."""
-        for kind in (FINETUNE, *CHILDREN):
+        for kind in (FINETUNE, *CHILDREN, *EXTRAS):
             told = self._told[kind]
             told.append((list(self.world.api.all(kind)), self.cache.uids(kind)))
             if len(told) > self.late.get(kind, 0):

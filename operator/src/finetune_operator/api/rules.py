@@ -249,6 +249,12 @@ ALWAYS: Final = (
         lambda metric: (metric["type"] == "SqlExecution") == ("sqlExecution" in metric),
     ),
     Rule(
+        "spec.serving.expose", "",
+        "has(self.ingress) != has(self.httpRoute)",
+        "name either an ingress or an httpRoute",
+        lambda expose: ("ingress" in expose) != ("httpRoute" in expose),
+    ),
+    Rule(
         "spec.rollout", "steps",
         "!has(self.steps) || (self.steps[self.steps.size() - 1].weight == 100 && self.steps.map(s, s.weight).isSorted() && "
         "self.steps.all(a, self.steps.exists_one(b, b.weight == a.weight)))",

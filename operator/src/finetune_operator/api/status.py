@@ -327,3 +327,7 @@ class Status(StatusModel):
     attempt: Short | None = None
     reason: Short | None = None
     endpoint: Short | None = Field(default=None, description="The users' address inside the cluster.")
+    url: Annotated[str, Field(max_length=512)] | None = Field(default=None, description="The users' address outside of it.")
+    extra_kinds: list[Short] | None = Field(
+        default=None, max_length=8, description="Kinds of children that not every FineTune has and this one does, or may still have."
+    )

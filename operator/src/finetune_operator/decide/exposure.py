@@ -1,0 +1,65 @@
+"""May users outside the cluster call it? Decides which object exposes it, and says why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from finetune_operator import conditions as c
+from finetune_operator.api.spec import Ingress, Spec
+from finetune_operator.build import exposure
+from finetune_operator.decide.draft import Draft, soonest
+from finetune_operator.kinds import EXTRAS, Kind
+from finetune_operator.observed import Exposure, Observed
+from finetune_operator.workloads import Waiting
+
+LOOK_AGAIN_SECONDS: Final = 60.0  # for what the cluster lacks: no watch tells that it has come
+
+
+def asked(spec: Spec) -> Kind | None:
+    """The kind of the object that the user asks for."""
+    return exposure.kind(spec.serving.expose) if spec.serving and spec.serving.expose else None
+
+
+def extra_kinds(spec: Spec, known: list[str] | None) -> list[Kind]:
+    """Kinds to look for: what the spec asks for, and what was made for an earlier one."""
+    return [kind for kind in EXTRAS if kind is asked(spec) or kind.kind in (known or ())]
+
+
+def exposed(o: Observed, d: Draft) -> Draft:
+    """The object is there while there are routers to call. What it lacks holds nothing else up."""
+    kind = asked(o.spec)
+    there = {name for name, seen in o.exposures.items() if seen.there or _may_be_there(o, name, seen)}
+    if kind is None or d.routing is None:
+        return _remember(d, there)
+    problem = o.exposures.get(kind.kind, Exposure()).missing or _refused(o)
+    if problem is None:
+        return replace(_remember(d, there | {kind.kind}), exposed=True)
+    if problem.reason not in {x.reason for x in o.status.conditions if x.type == c.EXPOSED}:
+        d = d.note("Warning", problem.reason, problem.message)
+    return replace(_remember(d, there), unexposed=problem, requeue=soonest(d.requeue, LOOK_AGAIN_SECONDS))
+
+
+def _may_be_there(o: Observed, name: str, seen: Exposure) -> bool:
+    """One was made, and may not be looked for any more; without its kind there can be none."""
+    return name in (o.status.extra_kinds or ()) and seen.missing is not None and seen.missing.reason != c.GATEWAY_API_MISSING
+
+
+def _remember(d: Draft, kinds: set[str]) -> Draft:
+    """Said before one is made and until none is there: a restarted operator would not look for it else."""
+    return d.set(extra_kinds=sorted(kinds) or None)
+
+
+def _refused(o: Observed) -> Waiting | None:
+    """Annotations steer the controller, for everybody who uses it: which may be set is the administrator's word."""
+    way = o.spec.serving.expose.way if o.spec.serving and o.spec.serving.expose else None
+    given = (way.annotations or {}) if isinstance(way, Ingress) else {}
+    refused = sorted(name for name in given if not any(_admits(entry, name) for entry in o.ingress_annotations))
+    if not refused:
+        return None
+    text = f"serving.expose.ingress.annotations: the operator's setting expose.ingressAnnotations does not list {', '.join(refused)}"
+    return Waiting(c.ANNOTATION_REFUSED, f"{text[:700]}: remove what it does not, or have it added to the chart's values")
+
+
+def _admits(entry: str, name: str) -> bool:
+    return name.startswith(entry[:-1]) if entry.endswith("*") else name == entry
