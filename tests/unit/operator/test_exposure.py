@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from finetune_operator import conditions as c
 from finetune_operator import errors, exposures, kinds, names
 from finetune_operator.api.load import load_spec
@@ -90,6 +92,13 @@ def test_whatever_is_asked_for_no_more_shows_in_the_digest() -> None:
 )
 def test_the_url_is_what_users_call(expose: dict[str, Any], url: str) -> None:
     assert exposure.url(Expose.model_validate(expose)) == url
+
+
+def test_the_charts_usual_annotations_are_enough_for_the_example() -> None:
+    root = Path(__file__).resolve().parents[3]
+    asked = yaml.safe_load((root / "examples" / "support-labels" / "exposed.yaml").read_text())["spec"]["serving"]["expose"]["ingress"]
+    let_through = yaml.safe_load((root / "charts" / "finetune-operator" / "values.yaml").read_text())["expose"]["ingressAnnotations"]
+    assert set(asked["annotations"]) <= set(let_through)
 
 
 def ingress(**status: Any) -> Manifest:
