@@ -73,6 +73,10 @@ _DRAWN: Final[dict[str, Strategy]] = {
     "spec.rollout.steps": st.sets(st.integers(1, 99), max_size=4).flatmap(_steps),
     "spec.rollout.identity[]": st.fixed_dictionaries({"header": st.sampled_from(["x-user-id", "X-Tenant"])})
     | st.fixed_dictionaries({"bodyField": st.sampled_from(["user", "safety_identifier"])}),
+    "spec.serving.autoscaling": st.fixed_dictionaries(
+        {"maxReplicas": st.integers(5, 9), "metric": st.just({"name": "requests", "averageValue": "4"})},
+        optional={"minReplicas": st.integers(1, 5)},
+    ) | st.fixed_dictionaries({"maxReplicas": st.integers(1, 9), "autoscaler": st.just("External")}),
     "spec.serving.expose": st.fixed_dictionaries(
         {"ingress": st.fixed_dictionaries({"className": st.just("nginx"), "host": st.just("bot.example.com")},
             optional={"tlsSecretName": st.just("bot-tls"), "annotations": st.just({"cert-manager.io/issuer": "ca"})})},

@@ -88,7 +88,7 @@ def life(name: str, spec: dict[str, Any], cycles: int = CYCLES) -> Iterator[Obse
                 place = "templates" if labels[names.COMPONENT] == "arm" else "revisions"
                 known[place][labels[names.REVISION]] = manifest["data"]
             if kind is kinds.DEPLOYMENT and names.ARM in labels:
-                replicas = manifest["spec"]["replicas"]
+                replicas = manifest["spec"].get("replicas") or known["arms"][labels[names.ARM]].wanted
                 known["arms"][labels[names.ARM]] = ArmHealth(wanted=replicas, ready=replicas, pods=replicas)
         for kind, manifest in made:
             if kind is kinds.JOB:

@@ -41,6 +41,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [get, list, watch, create, patch, delete] # watched once a FineTune has serving.autoscaling
 {{- if .Values.expose.ingress }}
 - apiGroups: [networking.k8s.io]
   resources: [ingresses]

@@ -17,9 +17,10 @@ from finetune_operator.workloads import Waiting
 Scope = str | None  # a namespace, or None for all of them
 BY_ITSELF: Final = "It goes on by itself within a minute of that."
 FORBIDDEN: Final = {
-    kinds.INGRESS: ("serving.expose.ingress", "expose.ingress"),
-    kinds.HTTP_ROUTE: ("serving.expose.httpRoute", "expose.httpRoute"),
-}  # the field that asks for it, and the chart's value that allows it
+    kinds.INGRESS: ("serving.expose.ingress", "install its chart with expose.ingress=true"),
+    kinds.HTTP_ROUTE: ("serving.expose.httpRoute", "install its chart with expose.httpRoute=true"),
+    kinds.HPA: ("serving.autoscaling", "upgrade its chart"),
+}  # the field that asks for it, and what gives the operator the right to it
 ABSENT: Final = {kinds.HTTP_ROUTE: (conditions.GATEWAY_API_MISSING, "install the CRDs of the Gateway API (its standard channel)")}
 
 
@@ -68,9 +69,9 @@ class Extras:
 
 def lacking(kind: Kind, error: errors.ClusterError) -> Waiting:
     """Why a list of the kind was refused, and what to do about it."""
-    field, value = FORBIDDEN[kind]
+    field, allowed = FORBIDDEN[kind]
     if isinstance(error, errors.Forbidden):
-        text = f"{field}: the operator may not make objects of kind {kind.kind}: install its chart with {value}=true. {BY_ITSELF}"
+        text = f"{field}: the operator may not make objects of kind {kind.kind}: {allowed}. {BY_ITSELF}"
         return Waiting(conditions.EXPOSURE_FORBIDDEN, text)
     reason, fix = ABSENT.get(kind, (conditions.REFUSED, f"use an API server that serves {kind.api_version}"))
     return Waiting(reason, f"{field}: the cluster knows no {kind.kind} of {kind.api_version}: {fix}. {BY_ITSELF}")

@@ -39,6 +39,7 @@ SERVICE: Final = Kind("", "v1", "services", "Service")
 CONFIGMAP: Final = Kind("", "v1", "configmaps", "ConfigMap")
 PVC: Final = Kind("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 PDB: Final = Kind("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+HPA: Final = Kind("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler")
 INGRESS: Final = Kind("networking.k8s.io", "v1", "ingresses", "Ingress")
 HTTP_ROUTE: Final = Kind("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
 EVENT: Final = Kind("", "v1", "events", "Event")
@@ -54,4 +55,4 @@ CHILDREN: Final = (*WATCHED, *UNWATCHED)
 # Children that few FineTunes have, of kinds that not every cluster has or lets the operator make (`extras`): cached and watched from
 # when the first FineTune asks for one.
 EXPOSURES: Final = (INGRESS, HTTP_ROUTE)
-EXTRAS: Final = EXPOSURES
+EXTRAS: Final = (*EXPOSURES, HPA)

@@ -21,7 +21,7 @@ from finetune_operator.build.pods import Accelerator
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.decide.arms import router_moves
-from finetune_operator.decide.exposure import extra_kinds
+from finetune_operator.decide.extras import looked_for
 from finetune_operator.decide.guards import asks_servers
 from finetune_operator.decide.rollout import ACTIVE
 from finetune_operator.extras import Asked
@@ -106,16 +106,19 @@ class Observer:
             servers=servers,
             routers_wanted=_replicas(self.cache.children(kinds.DEPLOYMENT, key).get(names.router(key[1]))),
             ingress_annotations=self.ingress_annotations,
-            exposures=await self._exposures(key, extra_kinds(spec, status.extra_kinds)),
+            exposures=await self._exposures(key, looked_for(spec, status.extra_kinds)),
+            autoscaled=bool(self.cache.children(kinds.HPA, key)),
             router_waiting=next((w for w in (waiting(p, now) for p in router_pods) if w), None),
         )
 
-    async def _exposures(self, key: tuple[str, str], looked_for: list[kinds.Kind]) -> dict[str, Exposure]:
+    async def _exposures(self, key: tuple[str, str], wanted: list[kinds.Kind]) -> dict[str, Exposure]:
+        """Of those kinds the cache knows all from here on; what is to be said of the ones that expose it."""
         found = {}
-        for kind in looked_for:
-            if missing := await self.extras.missing(kind, key[0]):
+        for kind in wanted:
+            missing = await self.extras.missing(kind, key[0])
+            if kind in kinds.EXPOSURES and missing:
                 found[kind.kind] = Exposure(missing=missing)
-            else:
+            elif kind in kinds.EXPOSURES:
                 child = self.cache.children(kind, key).get(names.users_service(key[1]))
                 found[kind.kind] = exposures.read(kind, child)
         return found

@@ -46,6 +46,7 @@ class Observed:
     `control` is what the user asks of a rollout, as annotated;
     `profiles` are the operator's accelerators by name, `ingress_annotations` those that it lets onto an Ingress (`…*`: that begin so);
     `exposures` are the objects by kind that let users outside the cluster call, of the kinds that were looked for;
+    `autoscaled`: there is a HorizontalPodAutoscaler of its arms;
     `revisions` ({fields, resolved}) and `templates` ({revision, fields, template}) are the ControllerRevisions' data by name.
     """
 
@@ -74,6 +75,7 @@ class Observed:
     router_waiting: Waiting | None = None
     ingress_annotations: tuple[str, ...] = ()
     exposures: Mapping[str, Exposure] = field(default_factory=dict)
+    autoscaled: bool = False
 
     def run(self, job: str) -> Run:
         """The Job of that name, read; `ABSENT` when there is none."""

@@ -191,6 +191,18 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "a duration without a unit": (changed(_BASE, "spec.rollout.bake", "30"), "spec.rollout.bake"),
     "no pods in the gang": (changed(_BASE, "spec.compute.nodes", 0), "spec.compute.nodes"),
     "a quantity that is none": (changed(_BASE, "spec.storage.size", "10 GB"), "spec.storage.size"),
+    "fewer replicas at most than at least": (
+        changed(_BASE, "spec.serving", {"autoscaling": {"minReplicas": 3, "maxReplicas": 2, "autoscaler": "External"}}),
+        "spec.serving.autoscaling.maxReplicas: must be at least minReplicas",
+    ),
+    "two metrics to scale by": (
+        changed(_BASE, "spec.serving", {"autoscaling": {"maxReplicas": 2, "targetCPUUtilizationPercentage": 50, "metric": {"name": "m", "averageValue": "1"}}}),
+        "spec.serving.autoscaling.metric: and targetCPUUtilizationPercentage exclude each other",
+    ),
+    "a share of a CPU that nobody requests": (
+        changed(_BASE, "spec.serving", {"autoscaling": {"maxReplicas": 2}, "resources": {"requests": {"memory": "1Gi"}}}),
+        "spec.serving.autoscaling: the CPU is measured by resources.requests.cpu",
+    ),
     "no way in": (changed(_BASE, "spec.serving", {"expose": {}}), "spec.serving.expose: name either an ingress or an httpRoute"),
     "both ways in": (
         changed(_BASE, "spec.serving", {"expose": {"ingress": _INGRESS, "httpRoute": {"parentRefs": [{"name": "gw"}], "hostnames": ["a.b"]}}}),

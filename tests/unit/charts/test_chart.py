@@ -43,6 +43,7 @@ CALLS: dict[Kind, set[str]] = {
     kinds.CONFIGMAP: {*KEPT, "delete"},
     kinds.PVC: KEPT,
     kinds.PDB: {*KEPT, "delete"},
+    kinds.HPA: {*KEPT, "delete"},
     kinds.EVENT: {"create", "list"},  # events; observe, for a volume that cannot be mounted
 }
 SWITCHED: dict[str, Kind] = {"expose.ingress": kinds.INGRESS, "expose.httpRoute": kinds.HTTP_ROUTE}  # by the value that switches them on

@@ -241,6 +241,7 @@ class World:
     volume: set[str] = field(default_factory=set)  # data/<revision>, revisions/<revision>/<attempt>/artifact and …/checkpoints
     lacked: list[str] = field(default_factory=list)  # who needed which folder in vain
     cleaning: dict[str, Object] = field(default_factory=dict)  # by Job: what its pods were told to remove
+    full: int | None = None  # pods of a Deployment that find room; None: all
     lacks: dict[Kind, Waiting] = field(default_factory=dict)  # kinds that the cluster does not know
     leaving: dict[str, int] = field(default_factory=dict)  # by uid of a pod that is to end: turns since
 
@@ -273,6 +274,8 @@ class World:
             self._job(job)
         for deployment in list(self.api.all(kinds.DEPLOYMENT)):
             self._deployment(deployment)
+        for scaler in list(self.api.all(kinds.HPA)):
+            self._scale(scaler)
         self._sync()
         self._traffic()
 
@@ -363,13 +366,21 @@ class World:
     def _deployment(self, deployment: Object) -> None:
         self._needs(deployment["metadata"]["name"], _SERVED, deployment["spec"]["template"])
         pods = self._pods(deployment["metadata"]["uid"])
-        wanted = deployment["spec"]["replicas"]
+        wanted = deployment["spec"]["replicas"] if self.full is None else min(deployment["spec"]["replicas"], self.full)
         taken = {p["metadata"]["name"] for p in pods}
         free = (name for name in (f"{deployment['metadata']['name']}-{index}" for index in itertools.count()) if name not in taken)
         for name in itertools.islice(free, max(0, wanted - len(pods))):
             self._pod(deployment, name, deployment["spec"]["template"]["metadata"]["labels"], {})
         for pod in pods[wanted:]:
             self.api.remove(kinds.POD, pod["metadata"]["namespace"], pod["metadata"]["name"])
+
+    def _scale(self, scaler: Object) -> None:
+        """What an autoscaler does whatever the load is."""
+        meta, spec = scaler["metadata"], scaler["spec"]
+        target = self.api.store.get((kinds.DEPLOYMENT, meta["namespace"], spec["scaleTargetRef"]["name"]))
+        if target is not None:
+            replicas = max(spec["minReplicas"], min(spec["maxReplicas"], target["spec"]["replicas"]))
+            self.api.change(kinds.DEPLOYMENT, target, {**target, "spec": {**target["spec"], "replicas": replicas}})
 
     def _pod(self, owner: Object, name: str, labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
         template = owner["spec"]["template"]

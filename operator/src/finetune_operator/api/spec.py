@@ -435,6 +435,28 @@ class Expose(SpecModel):
         return self.ingress or cast(HttpRoute, self.http_route)  # a rule has seen to it that one is
 
 
+class PodMetric(SpecModel):
+    """A metric of the arm's pods, from the cluster's custom metrics."""
+
+    name: Annotated[Word, LIVE] = Field(description="As its adapter calls it.")
+    average_value: Annotated[Quantity, LIVE] = Field(description="Of each pod.")
+
+
+class Autoscaling(SpecModel):
+    """The replicas of each arm follow its load; `replicas` does not count then. While users are moved no arm falls below what the present one had."""
+
+    min_replicas: Annotated[int, LIVE] = Field(default=1, ge=1, le=1000)
+    max_replicas: Annotated[int, LIVE] = Field(ge=1, le=1000, description="Of each arm; two arms run while users are moved.")
+    target_cpu: Annotated[int | None, LIVE] = Field(
+        alias="targetCPUUtilizationPercentage", default=None, ge=1, le=1000,
+        description="Of resources.requests.cpu, on average over the pods; default 80 without a metric.",
+    )  # fmt: skip
+    metric: PodMetric | None = Field(default=None, description="Instead of the CPU, which says little of a server on GPUs.")
+    autoscaler: Annotated[Literal["HPA", "External"], LIVE] = Field(
+        default="HPA", description="External: none is made; yours (KEDA) sets the replicas of the arm's Deployment."
+    )
+
+
 class Serving(SpecModel):
     """How the model serves; absent: train only."""
 
@@ -447,6 +469,7 @@ class Serving(SpecModel):
     replicas: Annotated[int, LIVE] = Field(
         default=1, ge=1, le=1000, description="Of each arm, with gpusPerNode GPUs each; two arms run while users are moved."
     )
+    autoscaling: Autoscaling | None = None
     resources: Annotated[Resources | None, REDEPLOY] = None
     model_name: Annotated[ServedName | None, REDEPLOY] = Field(default=None, description="Default: the FineTune's name.")
     api_keys: ApiKeys | None = None

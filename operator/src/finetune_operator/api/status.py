@@ -268,6 +268,9 @@ class Rollout(StatusModel):
     weight: Count
     step: Count = 0
     steps: Count = 0
+    capacity: Count | None = Field(
+        default=None, description="Pods that both arms keep while users are moved, where an autoscaler sets them: what the load needed."
+    )
     next_step_at: Time | None = None
     evidence: list[Text] = Field(default_factory=list, max_length=16)
     last_decision: Text | None = None

@@ -9,7 +9,7 @@ from finetune_operator import conditions as c
 from finetune_operator.api.spec import Ingress, Spec
 from finetune_operator.build import exposure
 from finetune_operator.decide.draft import Draft, soonest
-from finetune_operator.kinds import EXTRAS, Kind
+from finetune_operator.kinds import Kind
 from finetune_operator.observed import Exposure, Observed
 from finetune_operator.workloads import Waiting
 
@@ -21,33 +21,17 @@ def asked(spec: Spec) -> Kind | None:
     return exposure.kind(spec.serving.expose) if spec.serving and spec.serving.expose else None
 
 
-def extra_kinds(spec: Spec, known: list[str] | None) -> list[Kind]:
-    """Kinds to look for: what the spec asks for, and what was made for an earlier one."""
-    return [kind for kind in EXTRAS if kind is asked(spec) or kind.kind in (known or ())]
-
-
 def exposed(o: Observed, d: Draft) -> Draft:
     """The object is there while there are routers to call. What it lacks holds nothing else up."""
     kind = asked(o.spec)
-    there = {name for name, seen in o.exposures.items() if seen.there or _may_be_there(o, name, seen)}
     if kind is None or d.routing is None:
-        return _remember(d, there)
+        return d
     problem = o.exposures.get(kind.kind, Exposure()).missing or _refused(o)
     if problem is None:
-        return replace(_remember(d, there | {kind.kind}), exposed=True)
+        return replace(d, exposed=True)
     if problem.reason not in {x.reason for x in o.status.conditions if x.type == c.EXPOSED}:
         d = d.note("Warning", problem.reason, problem.message)
-    return replace(_remember(d, there), unexposed=problem, requeue=soonest(d.requeue, LOOK_AGAIN_SECONDS))
-
-
-def _may_be_there(o: Observed, name: str, seen: Exposure) -> bool:
-    """One was made, and may not be looked for any more; without its kind there can be none."""
-    return name in (o.status.extra_kinds or ()) and seen.missing is not None and seen.missing.reason != c.GATEWAY_API_MISSING
-
-
-def _remember(d: Draft, kinds: set[str]) -> Draft:
-    """Said before one is made and until none is there: a restarted operator would not look for it else."""
-    return d.set(extra_kinds=sorted(kinds) or None)
+    return replace(d, unexposed=problem, requeue=soonest(d.requeue, LOOK_AGAIN_SECONDS))
 
 
 def _refused(o: Observed) -> Waiting | None:
