@@ -9,8 +9,8 @@ from typing import Final
 from devcluster import nodebinary
 from devcluster.shell import DevclusterError, run
 
-MODULE: Final = "sigs.k8s.io/gateway-api@v1.4.0"
-SUM: Final = "h1:ZwlNM6zOHq0h3WUX2gfByPs2yAEsy/EenYJB78jpQfQ="
+MODULE: Final = "sigs.k8s.io/gateway-api@v1.5.1"
+SUM: Final = "h1:RqVRIlkhLhUO8wOHKTLnTJA6o/1un4po4/6M1nRzdd0="
 GO: Final = (1, 24)
 
 

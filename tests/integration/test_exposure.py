@@ -88,7 +88,7 @@ async def is_gone(admin: Admin, kind: Kind, space: Space) -> None:
 
 
 def annotations(obj: Object) -> Object:
-    return {key: value for key, value in obj["metadata"]["annotations"].items() if key != names.MANIFEST}
+    return {key: value for key, value in (obj["metadata"].get("annotations") or {}).items() if key != names.MANIFEST}
 
 
 def backend(ingress: Object) -> Object:
