@@ -205,8 +205,9 @@ async def test_an_http_route_from_its_making_to_its_end(plane: ControlPlane, adm
     await space.edit(serving={"expose": {"httpRoute": {"hostnames": ["a.example.com", "b.example.com"]}}})
     await becomes(admin, HTTP_ROUTE, space, lambda o: o["spec"]["hostnames"] == ["a.example.com", "b.example.com"], "the edit")
     await space.wait(is_exposed("Unknown", "NoGateway"))
-    await admin.patch(HTTP_ROUTE, "route", "bot", {"spec": {"rules": []}})
-    await becomes(admin, HTTP_ROUTE, space, lambda o: o["spec"].get("rules"), "setting it right")
+    theirs = {"rules": [{"backendRefs": [{"name": "bot-arm", "port": 8000}]}]}
+    await admin.patch(HTTP_ROUTE, "route", "bot", {"spec": theirs})
+    await becomes(admin, HTTP_ROUTE, space, lambda o: o["spec"]["rules"] == made["spec"]["rules"], "setting it right")
 
     plane.kubectl("delete", "crd", "httproutes.gateway.networking.k8s.io", "--timeout=60s")
     status = await space.wait(is_exposed("False", "GatewayApiMissing"))
