@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,31 @@ from finetune_operator import conditions as c
 from finetune_operator import errors, exposures, kinds, names
 from finetune_operator.api.load import load_spec
 from finetune_operator.api.spec import Expose
+from finetune_operator.api.status import Condition
 from finetune_operator.build import exposure
 from finetune_operator.build.envoy import REQUEST_SECONDS
 from finetune_operator.build.pods import Manifest, Owner
+from finetune_operator.decide import exposure as decide_exposure
+from finetune_operator.decide import extras as extras_rule
+from finetune_operator.decide.draft import ArmWanted, Draft, Note, Routing
 from finetune_operator.extras import Extras
 from finetune_operator.kinds import FINETUNE, HTTP_ROUTE, INGRESS, Kind
 from finetune_operator.observed import Exposure
+from finetune_operator.traffic import Backend, Structure
 from finetune_operator.workloads import Waiting
 
-from tests.unit.operator.helpers import condition, edit, good_outcomes, make_finetune, make_spec, status_of
+from tests.unit.operator.helpers import (
+    BY_HEADER,
+    STAMP,
+    condition,
+    draft,
+    edit,
+    good_outcomes,
+    make_finetune,
+    make_observed,
+    make_spec,
+    status_of,
+)
 from tests.unit.operator.world import Operator, World, run
 
 OWNER = Owner("ml", "bot", "uid-bot")
@@ -258,6 +275,96 @@ async def test_a_refusal_of_the_api_server_is_told_and_what_serves_goes_on() -> 
     await run(world, lambda s: s.get("phase") == "Live" and s.get("reason") == c.REFUSED)
     assert said(world) == ("False", "NotYet")
     assert "url" not in status_of(world)
+
+
+ROUTED = Routing(Structure(Backend("a", "bot-a", "r1"), None, "salt", BY_HEADER), 0)
+LACKS = Waiting(c.GATEWAY_API_MISSING, "no HTTPRoutes")
+
+
+def decided(serving: dict[str, Any], *, status: dict[str, Any] | None = None, **seen: Any) -> Draft:
+    """What comes of a FineTune that serves."""
+    o = make_observed(changes={"serving": serving}, status=status, **seen)
+    return decide_exposure.exposed(o, replace(draft(o), routing=ROUTED))
+
+
+def saying(type_: str, reason: str) -> dict[str, Any]:
+    return {"conditions": [Condition.model_validate({"type": type_, "status": "False", "reason": reason, "lastTransitionTime": STAMP})]}
+
+
+def test_what_lacks_is_told_once_and_looked_for_again_in_a_minute() -> None:
+    lacking = {"HTTPRoute": Exposure(missing=LACKS)}
+    told = Note("Warning", LACKS.reason, LACKS.message)
+    first = decided(BY_ROUTE, exposures=lacking)
+    assert (first.exposed, first.unexposed, first.requeue, first.notes) == (False, LACKS, 60.0, (told,))
+    assert decided(BY_ROUTE, exposures=lacking, status=saying(c.EXPOSED, LACKS.reason)).notes == ()
+    assert decided(BY_ROUTE, exposures=lacking, status=saying(c.EXPOSED, "NotYet")).notes == (told,)
+    assert decided(BY_ROUTE, exposures=lacking, status=saying(c.READY, LACKS.reason)).notes == (told,)
+
+
+# what the setting lists → which of these two are refused
+ADMITTED: dict[str, tuple[tuple[str, ...], list[str]]] = {
+    "both by name": (("a.io/x", "b.io/y"), []),
+    "neither": ((), ["a.io/x", "b.io/y"]),
+    "one by name": (("b.io/y",), ["a.io/x"]),
+    "one by how it begins": (("a.io/*",), ["b.io/y"]),
+    "both by how they begin": (("b.*", "a.*"), []),
+    "a name is no beginning": (("a.io/", "b.io"), ["a.io/x", "b.io/y"]),
+    "nor is another beginning": (("a.io/y*", "b.io/x*"), ["a.io/x", "b.io/y"]),
+    "everything": (("*",), []),
+}
+
+
+@pytest.mark.parametrize("case", ADMITTED)
+def test_annotations_are_let_through_by_name_or_by_how_they_begin(case: str) -> None:
+    admitted, refused = ADMITTED[case]
+    asked = {"expose": {"ingress": {**HOST, "annotations": {"b.io/y": "1", "a.io/x": "1"}}}}
+    found = decided(asked, ingress_annotations=admitted)
+    assert found.exposed is not bool(refused)
+    assert [name for name in ("a.io/x", "b.io/y") if found.unexposed and name in found.unexposed.message.partition("list ")[2]] == refused
+    assert found.unexposed is None or found.unexposed.reason == c.ANNOTATION_REFUSED
+
+
+def remembered(serving: dict[str, Any], known: list[str] | None, *, live: bool = True, **seen: Any) -> list[str] | None:
+    o = make_observed(changes={"serving": serving}, status={"extra_kinds": known}, **seen)
+    d = replace(draft(o), routing=ROUTED if live else None, arms=(ArmWanted("a", "r1"),) if live else ())
+    return extras_rule.remembered(o, decide_exposure.exposed(o, d)).status.extra_kinds
+
+
+SCALED = {"autoscaling": {"maxReplicas": 2, "metric": {"name": "m", "averageValue": "1"}}}
+FORBIDDEN = Waiting(c.EXPOSURE_FORBIDDEN, "no right")
+REMEMBERED: dict[str, tuple[list[str] | None, list[str] | None]] = {
+    "nothing": (remembered({}, None), None),
+    "what is to be made": (remembered(BY_INGRESS, None), ["Ingress"]),
+    "not before users are served": (remembered({**BY_INGRESS, **SCALED}, None, live=False), None),
+    "several, in order": (remembered({**BY_INGRESS, **SCALED}, None), ["HorizontalPodAutoscaler", "Ingress"]),
+    "what is still there": (remembered({}, ["Ingress"], exposures={"Ingress": Exposure(there=True)}), ["Ingress"]),
+    "what is gone": (remembered({}, ["Ingress"], exposures={"Ingress": Exposure()}), None),
+    "what may not be looked for": (remembered({}, ["Ingress"], exposures={"Ingress": Exposure(missing=FORBIDDEN)}), ["Ingress"]),
+    "what was never made": (remembered(BY_INGRESS, None, exposures={"Ingress": Exposure(missing=FORBIDDEN)}), None),
+    "what cannot be there": (remembered({}, ["HTTPRoute"], exposures={"HTTPRoute": Exposure(missing=LACKS)}), None),
+    "an autoscaler that is still there": (remembered({}, ["HorizontalPodAutoscaler"], autoscaled=True), ["HorizontalPodAutoscaler"]),
+    "somebody else's autoscaler": (remembered({"autoscaling": {"maxReplicas": 2, "autoscaler": "External"}}, None), None),
+}
+
+
+@pytest.mark.parametrize("case", REMEMBERED)
+def test_kinds_are_remembered_from_before_one_is_made_until_none_is_there(case: str) -> None:
+    found, expected = REMEMBERED[case]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("serving", "known", "expected"),
+    [
+        ({}, None, []),
+        (BY_INGRESS, None, [INGRESS]),
+        (BY_ROUTE, ["Ingress"], [INGRESS, HTTP_ROUTE]),
+        (SCALED, None, [kinds.HPA]),
+        ({}, ["HorizontalPodAutoscaler"], [kinds.HPA]),
+    ],
+)
+def test_no_kind_is_looked_for_that_nobody_asked_for(serving: dict[str, Any], known: list[str] | None, expected: list[Kind]) -> None:
+    assert extras_rule.looked_for(make_observed(changes={"serving": serving}).spec, known) == expected
 
 
 class Lists:

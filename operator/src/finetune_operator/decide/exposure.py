@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
 from finetune_operator import conditions as c
-from finetune_operator.api.spec import Ingress, Spec
+from finetune_operator.api.spec import Serving, Spec
 from finetune_operator.build import exposure
 from finetune_operator.decide.draft import Draft, soonest
 from finetune_operator.kinds import Kind
@@ -26,7 +27,7 @@ def exposed(o: Observed, d: Draft) -> Draft:
     kind = asked(o.spec)
     if kind is None or d.routing is None:
         return d
-    problem = o.exposures.get(kind.kind, Exposure()).missing or _refused(o)
+    problem = o.exposures.get(kind.kind, Exposure()).missing or _refused(o.spec.serving, o.ingress_annotations)
     if problem is None:
         return replace(d, exposed=True)
     if problem.reason not in {x.reason for x in o.status.conditions if x.type == c.EXPOSED}:
@@ -34,11 +35,11 @@ def exposed(o: Observed, d: Draft) -> Draft:
     return replace(d, unexposed=problem, requeue=soonest(d.requeue, LOOK_AGAIN_SECONDS))
 
 
-def _refused(o: Observed) -> Waiting | None:
+def _refused(serving: Serving | None, admitted: Iterable[str]) -> Waiting | None:
     """Annotations steer the controller, for everybody who uses it: which may be set is the administrator's word."""
-    way = o.spec.serving.expose.way if o.spec.serving and o.spec.serving.expose else None
-    given = (way.annotations or {}) if isinstance(way, Ingress) else {}
-    refused = sorted(name for name in given if not any(_admits(entry, name) for entry in o.ingress_annotations))
+    ingress = serving.expose.ingress if serving and serving.expose else None
+    given = (ingress.annotations or {}) if ingress else {}
+    refused = sorted(name for name in given if not any(_admits(entry, name) for entry in admitted))
     if not refused:
         return None
     text = f"serving.expose.ingress.annotations: the operator's setting expose.ingressAnnotations does not list {', '.join(refused)}"
