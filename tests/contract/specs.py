@@ -83,6 +83,17 @@ _DRAWN: Final[dict[str, Strategy]] = {
     "spec.rollout.identity[]": st.fixed_dictionaries({"header": st.sampled_from(["x-user-id", "X-Tenant"])})
     | st.fixed_dictionaries({"bodyField": st.sampled_from(["user", "safety_identifier"])}),
     "spec.rollout.guards.queries": st.sets(st.sampled_from(["refusals", "orders"]), min_size=1).flatmap(_queries),
+    "spec.serving.autoscaling": st.fixed_dictionaries(
+        {"maxReplicas": st.integers(5, 9), "metric": st.just({"name": "requests", "averageValue": "4"})},
+        optional={"minReplicas": st.integers(1, 5)},
+    ) | st.fixed_dictionaries({"maxReplicas": st.integers(1, 9), "autoscaler": st.just("External")}),
+    "spec.serving.expose": st.fixed_dictionaries(
+        {"ingress": st.fixed_dictionaries({"className": st.just("nginx"), "host": st.just("bot.example.com")},
+            optional={"tlsSecretName": st.just("bot-tls"), "annotations": st.just({"cert-manager.io/issuer": "ca"})})},
+    ) | st.fixed_dictionaries(
+        {"httpRoute": st.just({"parentRefs": [{"name": "gw", "namespace": "infra"}], "hostnames": ["bot.example.com"]})},
+        optional={"scheme": st.sampled_from(["http", "https"])},
+    ),
     "spec.pods.env[]": st.fixed_dictionaries({"name": st.sampled_from(["A", "B_2"])}, optional={"value": _WORDS}),
 }  # fmt: skip
 

@@ -59,7 +59,8 @@ def observe(name: str, spec: dict[str, Any], kept: Status, known: Mapping[str, A
     seen = Status.model_validate(json.loads(json.dumps(kept.to_dict())))
     return Observed(
         namespace="ml", name=name, uid="0b6c1d2e-0000-4000-8000-000000000000", generation=1, spec=loaded, status=seen,
-        profiles=PROFILES, retrain=extract(written, Spec, RETRAIN), redeploy=extract(written, Spec, REDEPLOY),
+        profiles=PROFILES, ingress_annotations=("cert-manager.io/*",),
+        retrain=extract(written, Spec, RETRAIN), redeploy=extract(written, Spec, REDEPLOY),
         reevaluate=extract(written, Spec, REEVALUATE), tried=digest({"spec": written, "retry": ""}), now=now, **copy.deepcopy(dict(known)),
     )  # fmt: skip
 
@@ -67,7 +68,7 @@ def observe(name: str, spec: dict[str, Any], kept: Status, known: Mapping[str, A
 def manifests(o: Observed) -> list[tuple[Kind, Manifest]]:
     """All that must exist by the decision on a snapshot."""
     context = plan.Context(Owner(o.namespace, o.name, o.uid), o, decide(o), IMAGES, JWKS)
-    made = (plan.volume, plan.fields, plan.once, plan.cleaning, plan.arms, plan.routers)
+    made = (plan.volume, plan.fields, plan.once, plan.cleaning, plan.arms, plan.routers, plan.exposure)
     return [child for part in made for child in part(context)]
 
 
@@ -87,7 +88,7 @@ def life(name: str, spec: dict[str, Any], cycles: int = CYCLES) -> Iterator[Obse
                 place = "templates" if labels[names.COMPONENT] == "arm" else "revisions"
                 known[place][labels[names.REVISION]] = manifest["data"]
             if kind is kinds.DEPLOYMENT and names.ARM in labels:
-                replicas = manifest["spec"]["replicas"]
+                replicas = manifest["spec"].get("replicas") or known["arms"][labels[names.ARM]].wanted
                 known["arms"][labels[names.ARM]] = ArmHealth(wanted=replicas, ready=replicas, pods=replicas)
         for kind, manifest in made:
             if kind is kinds.JOB:

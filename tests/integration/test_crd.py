@@ -49,14 +49,15 @@ def test_designs_example_applies(plane: ControlPlane) -> None:
 
 
 def test_defaults_land(plane: ControlPlane) -> None:
-    kept = apply(plane, make_finetune("smallest", serving={}))["spec"]
+    scaling = {"maxReplicas": 2, "metric": {"name": "m", "averageValue": "4"}}
+    kept = apply(plane, make_finetune("smallest", serving={"autoscaling": scaling}))["spec"]
     assert kept == {
         **make_finetune()["spec"],
         "compute": {"nodes": 1, "sharding": "Auto", "offload": "Auto"},
         "storage": {"size": "50Gi", "accessMode": "ReadWriteOnce", "retain": True},
         "retries": {"error": 2, "outOfMemory": 2, "infrastructure": 10},
         "retention": {"jobs": "24h", "checkpoints": 0, "revisions": 5},
-        "serving": {"runtime": "Auto", "replicas": 1},
+        "serving": {"runtime": "Auto", "replicas": 1, "autoscaling": {**scaling, "minReplicas": 1, "autoscaler": "HPA"}},
         "rollout": {
             "guards": {
                 "maxErrorRatePercent": 2,

@@ -83,7 +83,8 @@ def of_a_served_life(status: dict[str, Any]) -> dict[tuple[str, str], int]:
     arms = [arm["name"] for arm in status["arms"]]
     jobs = [*(f"bot-{revision}-{tail}" for tail in ("fetch", "prepare", "baseline", "a1", "evaluate")), "bot-clean-1"]
     made = [
-        ("persistentvolumeclaims", "bot-work"), ("configmaps", "bot-router"), ("poddisruptionbudgets", "bot-router"),
+        ("persistentvolumeclaims", "bot-work"), ("configmaps", "bot-router"),
+        *(("poddisruptionbudgets", f"bot-{name}") for name in ("router", *arms)),
         *(("jobs", job) for job in jobs),
         *(("controllerrevisions", f"bot-{name}") for name in (revision, *arms)),
         *(("deployments", f"bot-{name}") for name in ("router", *arms)),

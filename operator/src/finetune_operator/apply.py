@@ -13,7 +13,7 @@ from finetune_operator.build.pods import Manifest
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import AlreadyExists, FineTuneError, NotFound
-from finetune_operator.kinds import Kind
+from finetune_operator.kinds import DEPLOYMENT, Kind
 from finetune_operator.workloads import Waiting
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Children:
         if actual is None:
             actual = await self._create(kind, manifest)
         if not contains(actual, manifest):
-            version = actual["metadata"]["resourceVersion"]
+            version, manifest = actual["metadata"]["resourceVersion"], _with_replicas(kind, manifest, actual)
             log.info("apply", extra=logs.of(kind=kind.kind, name=name, namespace=self.key[0]))
             self.cache.put(kind, await self.cluster.apply(kind, manifest, resource_version=version))
 
@@ -73,7 +73,7 @@ class Children:
 
     async def _create(self, kind: Kind, manifest: Manifest) -> Mapping[str, Any]:
         try:
-            made = await self.cluster.create(kind, manifest)
+            made = await self.cluster.create(kind, _without_annotations(manifest))
         except AlreadyExists:
             found = await self.cluster.get(kind, self.key[0], manifest["metadata"]["name"])
             if found is None or not _ours(found, manifest):
@@ -81,6 +81,19 @@ class Children:
             made = found
         self.cache.put(kind, made)
         return made
+
+
+def _with_replicas(kind: Kind, manifest: Manifest, actual: Mapping[str, Any]) -> Manifest:
+    """A Deployment whose replicas are left to an autoscaler is applied with those it has: left out, a field that was once applied is taken
+    back, and falls to its default, 1."""
+    if kind is not DEPLOYMENT or "replicas" in manifest["spec"]:
+        return manifest
+    return {**manifest, "spec": {**manifest["spec"], "replicas": actual["spec"].get("replicas", 1)}}
+
+
+def _without_annotations(manifest: Manifest) -> Manifest:
+    """Annotations are left to the apply that follows: what is made with one keeps it, whatever an apply leaves out later."""
+    return {**manifest, "metadata": {key: value for key, value in manifest["metadata"].items() if key != "annotations"}}
 
 
 def _ours(found: Mapping[str, Any], manifest: Manifest) -> bool:

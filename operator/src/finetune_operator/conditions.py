@@ -14,6 +14,7 @@ TRAINED: Final = "Trained"
 EVALUATED: Final = "Evaluated"
 AVAILABLE: Final = "Available"  # users are served
 ROLLED_OUT: Final = "RolledOut"
+EXPOSED: Final = "Exposed"  # users outside the cluster can call; there only where serving.expose asks for it
 
 # Phases, derived from the conditions' inputs, for people.
 PENDING: Final = "Pending"
@@ -74,5 +75,8 @@ PROMETHEUS_UNKNOWN: Final = (
     "spec.rollout.guards.queries need a Prometheus, and the operator knows none: set the chart's value prometheus.url, or remove them"
 )
 CLEANING_FAILED: Final = "CleaningFailed"  # of an Event alone: what retention no longer keeps could not be removed
+EXPOSURE_FORBIDDEN: Final = "ExposureForbidden"  # the chart does not let the operator make what serving.expose asks for
+GATEWAY_API_MISSING: Final = "GatewayApiMissing"  # the cluster knows no HTTPRoutes
+ANNOTATION_REFUSED: Final = "AnnotationRefused"  # one that the operator's setting does not let onto an Ingress
 PRICE_UNKNOWN: Final = "PriceUnknown"  # budget.maxCost, and no price to keep it by
 BASELINE_GOOD_ENOUGH: Final = "BaselineGoodEnough"

@@ -39,6 +39,9 @@ SERVICE: Final = Kind("", "v1", "services", "Service")
 CONFIGMAP: Final = Kind("", "v1", "configmaps", "ConfigMap")
 PVC: Final = Kind("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 PDB: Final = Kind("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+HPA: Final = Kind("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler")
+INGRESS: Final = Kind("networking.k8s.io", "v1", "ingresses", "Ingress")
+HTTP_ROUTE: Final = Kind("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
 EVENT: Final = Kind("", "v1", "events", "Event")
 SECRET: Final = Kind("", "v1", "secrets", "Secret")
 LEASE: Final = Kind("coordination.k8s.io", "v1", "leases", "Lease")
@@ -49,3 +52,7 @@ STORAGE_CLASS: Final = Kind("storage.k8s.io", "v1", "storageclasses", "StorageCl
 WATCHED: Final = (JOB, POD, DEPLOYMENT, SERVICE, CONFIGMAP, PDB)
 UNWATCHED: Final = (CONTROLLER_REVISION, PVC)
 CHILDREN: Final = (*WATCHED, *UNWATCHED)
+# Children that few FineTunes have, of kinds that not every cluster has or lets the operator make (`extras`): cached and watched from
+# when the first FineTune asks for one.
+EXPOSURES: Final = (INGRESS, HTTP_ROUTE)
+EXTRAS: Final = (*EXPOSURES, HPA)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from finetune_operator import conditions, kinds, names, preflight
+from finetune_operator import conditions, exposures, kinds, names, preflight
 from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, digest, extract
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Revision, Status
@@ -21,10 +21,12 @@ from finetune_operator.build.pods import Accelerator
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.decide.arms import router_moves
+from finetune_operator.decide.extras import looked_for
 from finetune_operator.decide.guards import asks_servers
 from finetune_operator.decide.queries import questions
 from finetune_operator.decide.rollout import ACTIVE, GUARDED
-from finetune_operator.observed import Answer, ArmHealth, Observed
+from finetune_operator.extras import Asked
+from finetune_operator.observed import Answer, ArmHealth, Exposure, Observed
 from finetune_operator.pods import PodClient
 from finetune_operator.prometheus import Prometheus
 from finetune_operator.tokens import sign
@@ -62,6 +64,8 @@ class Observer:
     profiles: Mapping[str, Accelerator]
     storage_classes: preflight.StorageClasses
     prometheus: Prometheus
+    extras: Asked
+    ingress_annotations: tuple[str, ...] = ()
 
     async def observe(self, finetune: Object, spec: Spec, now: datetime) -> Observed:
         """The FineTune's snapshot; ClusterError when the API server cannot be asked."""
@@ -107,8 +111,23 @@ class Observer:
             answers=answers,
             prometheus=bool(self.prometheus.url),
             routers_wanted=_replicas(self.cache.children(kinds.DEPLOYMENT, key).get(names.router(key[1]))),
+            ingress_annotations=self.ingress_annotations,
+            exposures=await self._exposures(key, looked_for(spec, status.extra_kinds)),
+            autoscaled=bool(self.cache.children(kinds.HPA, key)),
             router_waiting=next((w for w in (waiting(p, now) for p in router_pods) if w), None),
         )
+
+    async def _exposures(self, key: tuple[str, str], wanted: list[kinds.Kind]) -> dict[str, Exposure]:
+        """Of those kinds the cache knows all from here on; what is to be said of the ones that expose it."""
+        found = {}
+        for kind in wanted:
+            missing = await self.extras.missing(kind, key[0])
+            if kind in kinds.EXPOSURES and missing:
+                found[kind.kind] = Exposure(missing=missing)
+            elif kind in kinds.EXPOSURES:
+                child = self.cache.children(kind, key).get(names.users_service(key[1]))
+                found[kind.kind] = exposures.read(kind, child)
+        return found
 
     def _kept(self, key: tuple[str, str]) -> tuple[dict[str, Mapping[str, Any]], dict[str, Mapping[str, Any]]]:
         revisions: dict[str, Mapping[str, Any]] = {}

@@ -55,14 +55,28 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Exposure:
+    """An object that lets users outside the cluster call: is it there, what its controller says (as a condition, empty while it says
+    nothing), and what keeps it from being made."""
+
+    there: bool = False
+    status: str = ""
+    reason: str = ""
+    message: str = ""
+    missing: Waiting | None = None
+
+
+@dataclass(frozen=True)
 class Observed:
     """One FineTune and everything that is its own, at one moment.
 
     `retrain`, `redeploy` and `reevaluate` are the spec's fields of that class as the user wrote them, in canonical form;
     `progress` is what the Jobs' leaders say, by Job;
     `control` is what the user asks of a rollout, as annotated;
-    `profiles` are the operator's accelerators by name;
+    `profiles` are the operator's accelerators by name, `ingress_annotations` those that it lets onto an Ingress (`…*`: that begin so);
     `prometheus` says whether the operator knows one;
+    `exposures` are the objects by kind that let users outside the cluster call, of the kinds that were looked for;
+    `autoscaled`: there is a HorizontalPodAutoscaler of its arms;
     `revisions` ({fields, resolved}) and `templates` ({revision, fields, template}) are the ControllerRevisions' data by name.
     """
 
@@ -91,6 +105,9 @@ class Observed:
     prometheus: bool = True
     routers_wanted: int = 0
     router_waiting: Waiting | None = None
+    ingress_annotations: tuple[str, ...] = ()
+    exposures: Mapping[str, Exposure] = field(default_factory=dict)
+    autoscaled: bool = False
 
     def run(self, job: str) -> Run:
         """The Job of that name, read; `ABSENT` when there is none."""

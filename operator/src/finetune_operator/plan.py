@@ -1,7 +1,7 @@
 """Everything that must exist because of a decision, in the order in which it is made.
 
 `volume` and `fields` follow from the spec alone. `fields`, `once`, `cleaning`: made and never changed (ControllerRevisions, Jobs).
-`volume`, `arms`, `routers`: made and held as wanted.
+`volume`, `arms`, `routers`, `exposure`: made and held as wanted.
 `leftovers`: what serves no longer. `nudges`: routers that have not seen their document yet.
 """
 
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_operator import kinds, names
-from finetune_operator.api.spec import Spec
+from finetune_operator.api.spec import Autoscaling, Spec
 from finetune_operator.api.status import Revision
 from finetune_operator.build import arm, exposure_log, jobs, revision, router, runconfig
+from finetune_operator.build import exposure as exposing
 from finetune_operator.build import volume as work_volume
 from finetune_operator.build.arm import Served
 from finetune_operator.build.jobs import Stage
@@ -22,6 +23,8 @@ from finetune_operator.build.pods import ANY_GPU, Accelerator, Devices, Images, 
 from finetune_operator.decide import layout
 from finetune_operator.decide.attempts import avoided, divisor, folders, numbered
 from finetune_operator.decide.draft import ArmWanted, Draft, JobWanted
+from finetune_operator.decide.exposure import asked
+from finetune_operator.decide.rollout import ACTIVE
 from finetune_operator.decide.stages import BASE, evaluation_key, reference
 from finetune_operator.errors import SpecError
 from finetune_operator.kinds import Kind
@@ -113,12 +116,17 @@ def cleaning(c: Context) -> Iterator[Child]:
 
 def arms(c: Context) -> Iterator[Child]:
     """Model servers."""
-    replicas = c.spec.serving.replicas if c.spec.serving else 1
+    scaling, least = _scaling(c), _least(c)
     for wanted in c.draft.arms:
         stored = c.observed.templates.get(wanted.name)
         template = stored["template"] if stored else _template(c, wanted)
         yield kinds.SERVICE, arm.service(c.owner, wanted.name)
-        yield kinds.DEPLOYMENT, arm.deployment(c.owner, wanted.name, wanted.revision, template, replicas)
+        begun = scaling is not None and wanted.name in c.observed.arms
+        yield kinds.DEPLOYMENT, arm.deployment(c.owner, wanted.name, wanted.revision, template, None if begun else least)
+        if scaling and scaling.autoscaler == "HPA":
+            yield kinds.HPA, arm.autoscaler(c.owner, wanted.name, scaling, least)
+        if _most(c) > 1:
+            yield kinds.PDB, arm.disruption_budget(c.owner, wanted.name)
 
 
 def routers(c: Context) -> Iterator[Child]:
@@ -128,17 +136,35 @@ def routers(c: Context) -> Iterator[Child]:
         yield from router.children(c.owner, c.spec, c.images.router, routing.structure, routing.weight, c.jwks, exposures)
 
 
+def exposure(c: Context) -> Iterator[Child]:
+    """What lets users outside the cluster call the routers."""
+    serving = c.spec.serving
+    if c.draft.exposed and serving and serving.expose:
+        yield exposing.kind(serving.expose), exposing.child(c.owner, serving, serving.expose)
+
+
 def leftovers(c: Context, there: Callable[[Kind], Mapping[str, Mapping[str, Any]]]) -> Iterator[tuple[Kind, str]]:
     """What is not wanted any more: arms that the routers have let go of, routers without arms, Services of gangs that ended."""
     wanted = {names.arm(c.owner.name, a.name) for a in c.draft.arms}
-    for kind in (kinds.DEPLOYMENT, kinds.SERVICE):  # in this order: an arm that has a Deployment may be wanted again
+    scaling = _scaling(c)
+    kept = {
+        kinds.HPA: wanted if scaling and scaling.autoscaler == "HPA" else set(),  # first: it would undo what is set by hand
+        kinds.DEPLOYMENT: wanted,  # before its Service: an arm that has a Deployment may be wanted again
+        kinds.SERVICE: wanted,
+        kinds.PDB: wanted if _most(c) > 1 else set(),
+    }
+    for kind, those in kept.items():
         for name, child in list(there(kind).items()):
-            if child["metadata"]["labels"].get(names.ARM) and name not in wanted:
+            if child["metadata"]["labels"].get(names.ARM) and name not in those:
                 yield kind, name
     if c.draft.routing is None:
         name = names.router(c.owner.name)
         yield from ((kind, name) for kind in (kinds.DEPLOYMENT, kinds.CONFIGMAP, kinds.PDB))
         yield kinds.SERVICE, names.users_service(c.owner.name)
+    for kind in kinds.EXPOSURES:
+        seen = c.observed.exposures.get(kind.kind)
+        if seen and seen.there and (c.draft.routing is None or kind is not asked(c.spec)):
+            yield kind, names.users_service(c.owner.name)
     for attempt in c.draft.status.attempts:
         job = names.attempt_job(c.owner.name, attempt.revision, attempt.number)
         if attempt.outcome != "Running" and c.observed.run(job).state not in ("Waiting", "Running", "Ending"):
@@ -158,6 +184,25 @@ def nudges(c: Context, pods: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[
 
 def _annotations(obj: Mapping[str, Any]) -> Mapping[str, str]:
     return obj["metadata"].get("annotations") or {}
+
+
+def _scaling(c: Context) -> Autoscaling | None:
+    return c.spec.serving.autoscaling if c.spec.serving else None
+
+
+def _least(c: Context) -> int:
+    """Pods that an arm has, or an autoscaled one has at least: while users are moved what the load needed before."""
+    scaling, rollout = _scaling(c), c.draft.status.rollout
+    if scaling is None:
+        return c.spec.serving.replicas if c.spec.serving else 1
+    held = rollout.capacity if rollout and rollout.state in ACTIVE else None
+    return max(scaling.min_replicas, min(held or 0, scaling.max_replicas))
+
+
+def _most(c: Context) -> int:
+    """Pods that an arm may come to have."""
+    scaling = _scaling(c)
+    return scaling.max_replicas if scaling else _least(c)
 
 
 def _template(c: Context, wanted: ArmWanted) -> Manifest:

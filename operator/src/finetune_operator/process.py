@@ -27,8 +27,9 @@ from finetune_operator.cache import Cache, Key
 from finetune_operator.clock import SystemClock
 from finetune_operator.cluster import Cluster
 from finetune_operator.events import Events
+from finetune_operator.extras import Extras
 from finetune_operator.informer import LONGEST_PAUSE, Informer, patiently
-from finetune_operator.kinds import CHILDREN, FINETUNE, UNWATCHED, WATCHED, Kind
+from finetune_operator.kinds import CHILDREN, EXTRAS, FINETUNE, UNWATCHED, WATCHED, Kind
 from finetune_operator.leadership import Elector
 from finetune_operator.metrics import Metrics
 from finetune_operator.pods import PodClient
@@ -56,6 +57,7 @@ class Operator:
         self.elector = Elector(Cluster(api), self.clock, settings.lease_namespace, settings.lease_name, settings.identity)
         self.cluster = Cluster(api, may_write=self.elector.may_write, count=self.metrics.count_write)
         self.informer = Informer(self.cluster, self.cache, self.queue, self.metrics.watch_restarts.inc)
+        self.extras = Extras(self.informer.fill, everywhere=not settings.namespaces)
         self.pods = PodClient()
         self.filled = False
         self.closed: set[str] = set()  # namespaces that the settings name and the API server refuses
@@ -84,6 +86,8 @@ class Operator:
             tasks.create_task(self._watch())
             for namespace, kind in product(self._namespaces(), WATCHED):
                 tasks.create_task(self.informer.follow(kind, namespace, partial(self._is_open, namespace)))
+            for namespace, kind in product(self._namespaces(), EXTRAS):
+                tasks.create_task(self.informer.follow(kind, namespace, partial(self.extras.watched, kind, namespace)))
             for _ in range(self.settings.workers):
                 tasks.create_task(self._work(reconciler.reconcile))
 
@@ -95,7 +99,7 @@ class Operator:
         _collect_garbage()
         log.info("filled", extra=logs.of(finetunes=len(self.cache.owners())))
         events = Events(self.cluster, self.clock, self.settings.identity)
-        return Reconciler(self.cluster, self.cache, self.pods, self.clock, self.settings, self.metrics, events, key)
+        return Reconciler(self.cluster, self.cache, self.pods, self.clock, self.settings, self.metrics, events, key, self.extras)
 
     async def _sweep(self) -> None:
         """Hold what no watch tells for sure against what is there: some kinds have none, and kopf's may have missed something."""
@@ -288,7 +292,7 @@ async def run(settings: Settings) -> None:
     except kubernetes_config.ConfigException:
         await kubernetes_config.load_kube_config()  # type: ignore[no-untyped-call]
     configuration = Configuration.get_default_copy()
-    configuration.connection_pool_maxsize += len(WATCHED) * max(1, len(settings.namespaces))  # the watches hold theirs for good
+    configuration.connection_pool_maxsize += len((*WATCHED, *EXTRAS)) * max(1, len(settings.namespaces))  # the watches hold theirs for good
     configuration.client_session_kwargs = {"trust_env": bool(getproxies())}  # else a thread is asked for a proxy at each request
     async with ApiClient(configuration) as api:
         task = asyncio.ensure_future(Operator(api, settings).run())

@@ -27,6 +27,7 @@ from finetune_operator.decide import decide
 from finetune_operator.decide.draft import Draft, soonest
 from finetune_operator.errors import Forbidden, Invalid, NotFound, SpecError
 from finetune_operator.events import Events
+from finetune_operator.extras import Asked
 from finetune_operator.kinds import FINETUNE, JOB, POD, SERVICE, Kind
 from finetune_operator.metrics import Metrics
 from finetune_operator.observe import Observer
@@ -57,6 +58,7 @@ class Reconciler:
     metrics: Metrics
     events: Events
     signing_key: str
+    extras: Asked
     problems: dict[Key, Waiting] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -85,7 +87,7 @@ class Reconciler:
         except SpecError as error:
             await self._commit(finetune, status.invalid(_status(finetune), _generation(finetune), str(error), now))
             return None
-        known = (self.settings.profiles, self.storage_classes, self.prometheus)
+        known = (self.settings.profiles, self.storage_classes, self.prometheus, self.extras, self.settings.ingress_annotations)
         observer = Observer(self.cluster, self.cache, self.pods, self.signing_key, *known)
         observed = await observer.observe(finetune, spec, now)
         decision = decide(observed)
@@ -146,9 +148,18 @@ class Reconciler:
             problem = await _bring(children.make, plan.once(context))
         problem = await _bring(children.ensure, plan.arms(context), beyond_refusals=True) or problem
         problem = await _bring(children.ensure, plan.routers(context), beyond_refusals=True) or problem
+        refused = await self._expose(context, children)
         for pod, version in plan.nudges(context, self.cache.children(POD, children.key)):
             await children.annotate(POD, pod, {names.NUDGE: version})
-        return problem
+        return problem or refused
+
+    async def _expose(self, context: plan.Context, children: Children) -> Waiting | None:
+        """Let users outside the cluster call; why the API server does not let them."""
+        try:
+            return await _bring(children.ensure, plan.exposure(context))
+        except NotFound:  # the kind itself may be gone, with its CRD: the next cycle says so
+            self.extras.forget(children.key[0])
+            raise
 
     async def _push(self, o: Observed, d: Draft) -> None:
         """Tell the routers their weights now; one that does not hear it is asked again in the next cycle."""

@@ -40,6 +40,7 @@ class Settings:
     prometheus_url: str = ""  # empty: none, and no FineTune may ask for guards of its own
     prometheus_seconds: float = 10.0  # until it is asked the same again
     prometheus_authorization: str = field(default="", repr=False)
+    ingress_annotations: tuple[str, ...] = ()  # that a FineTune may set; `…*`: those that begin so
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -48,7 +49,7 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
         trainer_image=_required(environ, "FINETUNE_TRAINER_IMAGE"),
         router_image=_required(environ, "FINETUNE_ROUTER_IMAGE"),
         vllm_image=environ.get("FINETUNE_VLLM_IMAGE", ""),
-        namespaces=tuple(n.strip() for n in environ.get("FINETUNE_NAMESPACES", "").split(",") if n.strip()),
+        namespaces=_list(environ, "FINETUNE_NAMESPACES"),
         lease_namespace=environ.get("FINETUNE_LEASE_NAMESPACE", "default"),
         lease_name=environ.get("FINETUNE_LEASE_NAME", "finetune-operator"),
         identity=environ.get("FINETUNE_IDENTITY") or environ.get("HOSTNAME", "finetune-operator"),
@@ -61,6 +62,7 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
         prometheus_url=_address(environ, "FINETUNE_PROMETHEUS_URL"),
         prometheus_seconds=_number(environ, "FINETUNE_PROMETHEUS_SECONDS", 10, 1, 300),
         prometheus_authorization=environ.get("FINETUNE_PROMETHEUS_AUTHORIZATION", "").strip(),
+        ingress_annotations=_list(environ, "FINETUNE_INGRESS_ANNOTATIONS"),
     )
 
 
@@ -177,6 +179,10 @@ def _required(environ: Mapping[str, str], name: str) -> str:
     if not value:
         raise SettingsError(f"{name} is not set: it must name an image (the chart's values set it)")
     return value
+
+
+def _list(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in environ.get(name, "").split(",") if word.strip())
 
 
 def _number(environ: Mapping[str, str], name: str, default: float, low: float, high: float) -> float:

@@ -9,8 +9,10 @@ from datetime import datetime
 from finetune_operator import conditions as c
 from finetune_operator import names
 from finetune_operator.api.status import Condition, Revision, Rows, Scored, Status
+from finetune_operator.build import exposure
 from finetune_operator.decide.draft import Draft, stamp
-from finetune_operator.observed import Observed
+from finetune_operator.decide.exposure import asked
+from finetune_operator.observed import Exposure, Observed
 from finetune_operator.workloads import Waiting
 
 _REASON = re.compile(r"^[A-Za-z]([A-Za-z0-9_,:]{0,251}[A-Za-z0-9_])?$")  # what the API server takes; an image may say anything
@@ -20,6 +22,7 @@ PROGRESSING = frozenset(c.PHASES) - c.READY_PHASES - c.STALLED_PHASES - {c.SUSPE
 def compute(o: Observed, d: Draft, problem: Waiting | None = None) -> Status:
     """The status to write; `problem` is what kept the last cycle from making a child."""
     phase, reason, message = d.phase, d.reason or d.phase, d.message
+    problem = problem or d.unexposed
     if problem is not None:
         reason, message = problem.reason, problem.message
     since = _since(o.status, phase, reason, o.now)
@@ -32,6 +35,7 @@ def compute(o: Observed, d: Draft, problem: Waiting | None = None) -> Status:
         c.RECONCILING: _reconciling(phase, problem, message),
         c.STALLED: _stalled(phase, reason, message),
         **_stages(o, d),
+        c.EXPOSED: _exposed(o, d),
     }
     wanted = {type_: fact for type_, fact in facts.items() if fact is not None}
     return status.model_copy(update={"conditions": merge(o.status.conditions, wanted, o.generation, o.now)})
@@ -178,6 +182,19 @@ def _available(d: Draft) -> Fact:
     return ("True", "Serving", pods) if serving.ready else ("False", "NoReadyPods", pods)
 
 
+def _exposed(o: Observed, d: Draft) -> Fact | None:
+    """Can users outside the cluster call? Nothing is said where nobody asked for it."""
+    kind = asked(o.spec)
+    if kind is None:
+        return None
+    if d.unexposed:
+        return ("False", d.unexposed.reason, d.unexposed.message)
+    seen = o.exposures.get(kind.kind, Exposure())
+    if d.exposed and seen.reason:
+        return (seen.status, seen.reason, seen.message)
+    return ("False", "NotYet", f"{kind.kind} {o.name} is being made" if d.exposed else "no arm serves users yet")
+
+
 def _dropped(rows: Rows) -> str:
     long = f", {rows.too_long} too long" if rows.too_long else ""
     alike = f", {rows.near_duplicate} near-duplicates" if rows.near_duplicate else ""
@@ -191,6 +208,8 @@ def _columns(o: Observed, d: Draft, reason: str) -> dict[str, str | None]:
     scored, tuned = d.revision.baseline, d.revision.evaluated
     score = f"{scored.score.score} → {tuned.score.score if tuned else '?'}" if scored else None
     rolling = status.rollout
+    exposed = d.exposed and any(seen.there for seen in o.exposures.values())
+    exposing = o.spec.serving.expose if o.spec.serving and exposed else None
     scheme = "https" if o.spec.serving and o.spec.serving.tls else "http"
     return {
         "progress": f"{live.percent}%" if live and not d.revision.artifact else None,
@@ -199,6 +218,7 @@ def _columns(o: Observed, d: Draft, reason: str) -> dict[str, str | None]:
         "weight": f"{rolling.weight}%" if rolling else None,
         "attempt": str(attempt.number) if attempt else None,
         "reason": reason,
+        "url": exposure.url(exposing) if exposing else None,
         "endpoint": f"{scheme}://{names.users_service(o.name)}.{o.namespace}.svc/v1" if status.live_arm else None,
     }
 

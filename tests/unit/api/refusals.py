@@ -88,6 +88,7 @@ def changed(base: Manifest, path: str, value: Any) -> Manifest:
 
 _BASE = make_finetune()
 _ROWS = "spec.data.train"
+_INGRESS = {"className": "nginx", "host": "bot.example.com"}
 _METRIC = {"type": "ExactMatch"}
 _QUERY = {"name": "q", "query": "up"}
 
@@ -210,6 +211,33 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "a duration without a unit": (changed(_BASE, "spec.rollout.bake", "30"), "spec.rollout.bake"),
     "no pods in the gang": (changed(_BASE, "spec.compute.nodes", 0), "spec.compute.nodes"),
     "a quantity that is none": (changed(_BASE, "spec.storage.size", "10 GB"), "spec.storage.size"),
+    "fewer replicas at most than at least": (
+        changed(_BASE, "spec.serving", {"autoscaling": {"minReplicas": 3, "maxReplicas": 2, "autoscaler": "External"}}),
+        "spec.serving.autoscaling.maxReplicas: must be at least minReplicas",
+    ),
+    "two metrics to scale by": (
+        changed(_BASE, "spec.serving", {"autoscaling": {"maxReplicas": 2, "targetCPUUtilizationPercentage": 50, "metric": {"name": "m", "averageValue": "1"}}}),
+        "spec.serving.autoscaling.metric: and targetCPUUtilizationPercentage exclude each other",
+    ),
+    "a share of a CPU that nobody requests": (
+        changed(_BASE, "spec.serving", {"autoscaling": {"maxReplicas": 2}, "resources": {"requests": {"memory": "1Gi"}}}),
+        "spec.serving.autoscaling: the CPU is measured by resources.requests.cpu",
+    ),
+    "no way in": (changed(_BASE, "spec.serving", {"expose": {}}), "spec.serving.expose: name either an ingress or an httpRoute"),
+    "both ways in": (
+        changed(_BASE, "spec.serving", {"expose": {"ingress": _INGRESS, "httpRoute": {"parentRefs": [{"name": "gw"}], "hostnames": ["a.b"]}}}),
+        "spec.serving.expose: name either an ingress or an httpRoute",
+    ),
+    **{
+        f"a host that is none: {host}": (changed(_BASE, "spec.serving", {"expose": {"ingress": {**_INGRESS, "host": host}}}), "spec.serving.expose.ingress.host")
+        for host in ("Bot.example.com", "bot_1.example.com", "*.example.com", "10.0.0.1", "bot..com", "-bot.com", "bot.com.", "b" * 64 + ".com", "https://bot.com")
+    },
+    "a host of a route that is none": (
+        changed(_BASE, "spec.serving", {"expose": {"httpRoute": {"parentRefs": [{"name": "gw"}], "hostnames": ["10.0.0.1"]}}}), "hostnames",
+    ),
+    "a route without a Gateway": (
+        changed(_BASE, "spec.serving", {"expose": {"httpRoute": {"parentRefs": [], "hostnames": ["a.b"]}}}), "parentRefs",
+    ),
     "no steps at all": (changed(_BASE, "spec.rollout.steps", []), "spec.rollout.steps"),
     "a field deep in a body": (changed(_BASE, "spec.rollout.identity", [{"bodyField": "metadata.user"}]), "spec.rollout.identity"),
     "a field without a name": (changed(_BASE, "spec.rollout.identity", [{"bodyField": ""}]), "spec.rollout.identity"),

@@ -43,8 +43,10 @@ CALLS: dict[Kind, set[str]] = {
     kinds.CONFIGMAP: {*KEPT, "delete"},
     kinds.PVC: KEPT,
     kinds.PDB: {*KEPT, "delete"},
+    kinds.HPA: {*KEPT, "delete"},
     kinds.EVENT: {"create", "list"},  # events; observe, for a volume that cannot be mounted
 }
+SWITCHED: dict[str, Kind] = {"expose.ingress": kinds.INGRESS, "expose.httpRoute": kinds.HTTP_ROUTE}  # by the value that switches them on
 CLUSTER: dict[Kind, set[str]] = {kinds.STORAGE_CLASS: {"get", "list"}}  # preflight
 VERBS = {"apply": "patch", "annotate": "patch", "replace": "update"}
 
@@ -95,6 +97,14 @@ def test_for_some_namespaces_the_rights_are_there_alone() -> None:
         assert rights(one(manifests, "Role", "ops", namespace)) == EVERYWHERE
         subject = {"kind": "ServiceAccount", "name": "ops", "namespace": "system"}
         assert one(manifests, "RoleBinding", "ops", namespace)["subjects"] == [subject]
+
+
+@pytest.mark.parametrize("value", SWITCHED)
+@pytest.mark.parametrize("namespaces", [(), ("--set", "namespaces={ml}")])
+def test_the_rights_to_a_way_into_the_cluster_are_there_where_it_is_switched_on(value: str, namespaces: tuple[str, ...]) -> None:
+    manifests = rendered("--set", f"{value}=true", *namespaces)
+    found = rights(one(manifests, "Role", "ops", "ml") if namespaces else one(manifests, "ClusterRole", "system-ops"))
+    assert found == {**EVERYWHERE, **({} if namespaces else called(CLUSTER)), **called({SWITCHED[value]: {*KEPT, "delete"}})}
 
 
 def test_in_its_own_namespace_it_has_its_lease_and_its_key() -> None:
@@ -155,6 +165,7 @@ def test_the_operator_reads_its_settings(tmp_path: Path) -> None:
     settings = from_environment({**environment, "FINETUNE_PROFILES_FILE": str(file)})
     assert (settings.trainer_image, settings.router_image) == ("example.com/trainer:1", "envoyproxy/envoy:v1.40.0")
     assert (settings.lease_namespace, settings.lease_name, settings.identity, settings.namespaces) == ("system", "ops", "ops-1", ())
+    assert "nginx.ingress.kubernetes.io/proxy-read-timeout" in settings.ingress_annotations
     assert sorted(settings.profiles) == ["a100-40", "a100-80", "b200", "h100", "h100-mig-3g.40gb", "h200", "l40s"]
     mounted = {mount["mountPath"] for mount in container()["volumeMounts"]}
     assert str(Path(environment["FINETUNE_PROFILES_FILE"]).parent) in mounted
@@ -293,6 +304,7 @@ def test_the_crd_outlives_the_release() -> None:
     [
         ("no trainer image", ("--set", "images.operator=a:1"), "images.trainer: build Dockerfile.trainer"),
         ("a misspelt value", (*IMAGES, "--set", "replica=2"), "'replica' not allowed"),
+        ("a pattern of annotations that is none", (*IMAGES, "--set", "expose.ingressAnnotations={a*b}"), "a*b"),
         ("a log format that is none", (*IMAGES, "--set", "logFormat=xml"), "logFormat"),
         ("a Prometheus without a scheme", (*IMAGES, "--set", "prometheus.url=prometheus:9090"), "/prometheus/url"),
         ("a profile with a misspelt key", (*IMAGES, "--set", "profiles.x.resource=a/b,profiles.x.labels.a=b"), "'labels' not allowed"),

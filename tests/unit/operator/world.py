@@ -27,7 +27,8 @@ from finetune_operator.build.router import STRUCTURE_PATH
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.events import Events
-from finetune_operator.kinds import CHILDREN, FINETUNE, Kind
+from finetune_operator.extras import Asked
+from finetune_operator.kinds import CHILDREN, EXTRAS, FINETUNE, Kind
 from finetune_operator.metrics import Metrics
 from finetune_operator.observed import Answer, Question
 from finetune_operator.pods import PodClient
@@ -36,6 +37,7 @@ from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
 from finetune_operator.tokens import generate_key
 from finetune_operator.traffic import ArmTotals, RouterState, ServerState, Structure
+from finetune_operator.workloads import Waiting
 
 Object = dict[str, Any]
 Id = tuple[Kind, str, str]
@@ -242,6 +244,8 @@ class World:
     volume: set[str] = field(default_factory=set)  # data/<revision>, revisions/<revision>/<attempt>/artifact and …/checkpoints
     lacked: list[str] = field(default_factory=list)  # who needed which folder in vain
     cleaning: dict[str, Object] = field(default_factory=dict)  # by Job: what its pods were told to remove
+    full: int | None = None  # pods of a Deployment that find room; None: all
+    lacks: dict[Kind, Waiting] = field(default_factory=dict)  # kinds that the cluster does not know
     leaving: dict[str, int] = field(default_factory=dict)  # by uid of a pod that is to end: turns since
 
     def __post_init__(self) -> None:
@@ -274,6 +278,8 @@ class World:
             self._job(job)
         for deployment in list(self.api.all(kinds.DEPLOYMENT)):
             self._deployment(deployment)
+        for scaler in list(self.api.all(kinds.HPA)):
+            self._scale(scaler)
         self._sync()
         self._traffic()
 
@@ -364,13 +370,21 @@ class World:
     def _deployment(self, deployment: Object) -> None:
         self._needs(deployment["metadata"]["name"], _SERVED, deployment["spec"]["template"])
         pods = self._pods(deployment["metadata"]["uid"])
-        wanted = deployment["spec"]["replicas"]
+        wanted = deployment["spec"]["replicas"] if self.full is None else min(deployment["spec"]["replicas"], self.full)
         taken = {p["metadata"]["name"] for p in pods}
         free = (name for name in (f"{deployment['metadata']['name']}-{index}" for index in itertools.count()) if name not in taken)
         for name in itertools.islice(free, max(0, wanted - len(pods))):
             self._pod(deployment, name, deployment["spec"]["template"]["metadata"]["labels"], {})
         for pod in pods[wanted:]:
             self.api.remove(kinds.POD, pod["metadata"]["namespace"], pod["metadata"]["name"])
+
+    def _scale(self, scaler: Object) -> None:
+        """What an autoscaler does whatever the load is."""
+        meta, spec = scaler["metadata"], scaler["spec"]
+        target = self.api.store.get((kinds.DEPLOYMENT, meta["namespace"], spec["scaleTargetRef"]["name"]))
+        if target is not None:
+            replicas = max(spec["minReplicas"], min(spec["maxReplicas"], target["spec"]["replicas"]))
+            self.api.change(kinds.DEPLOYMENT, target, {**target, "spec": {**target["spec"], "replicas": replicas}})
 
     def _pod(self, owner: Object, name: str, labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
         template = owner["spec"]["template"]
@@ -454,6 +468,12 @@ class World:
     async def training_progress(self, ip: str) -> dict[str, Any] | None:
         return self.progress or None
 
+    async def missing(self, kind: Kind, namespace: str) -> Waiting | None:
+        return self.lacks.get(kind)
+
+    def forget(self, namespace: str) -> None:
+        """Whether the kind is there is looked up each time."""
+
     def _arms(self) -> set[str]:
         labels = (d["metadata"]["labels"] for d in self.api.all(kinds.DEPLOYMENT))
         return {x[names.ARM] for x in labels if names.ARM in x}
@@ -491,16 +511,25 @@ class Operator:
         self._told: dict[Kind, list[tuple[list[Object], frozenset[str]]]] = defaultdict(list)
         self.cache = Cache()
         cluster = cast(Cluster, world.api)
-        settings = Settings("trainer:1", "router:1", profiles={"h100": Accelerator("h100", "nvidia.com/gpu")})
+        profiles = {"h100": Accelerator("h100", "nvidia.com/gpu")}
+        settings = Settings("trainer:1", "router:1", profiles=profiles, ingress_annotations=("cert-manager.io/*",))
         self.reconciler = Reconciler(
-            cluster, self.cache, cast(PodClient, _Pods(world)), world.clock, settings, Metrics(), Events(cluster, world.clock, "test"), KEY
+            cluster,
+            self.cache,
+            cast(PodClient, _Pods(world)),
+            world.clock,
+            settings,
+            Metrics(),
+            Events(cluster, world.clock, "test"),
+            KEY,
+            cast(Asked, world),
         )
         if world.prometheus:
             self.reconciler.prometheus = cast(Prometheus, _Prometheus(world.prometheus))
 
     def watch(self) -> None:
         """Everything that the watches would have told by now."""
-        for kind in (FINETUNE, *CHILDREN):
+        for kind in (FINETUNE, *CHILDREN, *EXTRAS):
             told = self._told[kind]
             told.append((list(self.world.api.all(kind)), self.cache.uids(kind)))
             if len(told) > self.late.get(kind, 0):

@@ -103,6 +103,12 @@ def _offload_fits(compute: Node) -> bool:
     return offload in ("Auto", "None") or sharding in ("Auto", "ZeRO3") or (offload == "Optimizer" and sharding != "DDP")
 
 
+def _cpu_is_requested(serving: Node) -> bool:
+    scaling = serving.get("autoscaling")
+    by_cpu = scaling is not None and "metric" not in scaling and scaling.get("autoscaler", "HPA") == "HPA"
+    return not by_cpu or "cpu" in (serving.get("resources", {}).get("requests") or {})
+
+
 def _formats_fit(spec: Node) -> bool:
     """Whether every format that is named is one that the objective learns from."""
     wanted = spec["method"].get("objective") == "DPO"
@@ -265,6 +271,31 @@ ALWAYS: Final = (
         "(self.type == 'SqlExecution') == has(self.sqlExecution)",
         "belongs to type SqlExecution, which needs it: name the schema there",
         lambda metric: (metric["type"] == "SqlExecution") == ("sqlExecution" in metric),
+    ),
+    Rule(
+        "spec.serving.autoscaling", "maxReplicas",
+        "!has(self.minReplicas) || self.minReplicas <= self.maxReplicas",
+        "must be at least minReplicas",
+        lambda scaling: scaling.get("minReplicas", 1) <= scaling["maxReplicas"],
+    ),
+    Rule(
+        "spec.serving.autoscaling", "metric",
+        "!(has(self.metric) && has(self.targetCPUUtilizationPercentage))",
+        "and targetCPUUtilizationPercentage exclude each other; remove one",
+        lambda scaling: not ("metric" in scaling and "targetCPUUtilizationPercentage" in scaling),
+    ),
+    Rule(
+        "spec.serving", "autoscaling",
+        "!has(self.autoscaling) || has(self.autoscaling.metric) || self.autoscaling.autoscaler == 'External' || "
+        "(has(self.resources) && has(self.resources.requests) && 'cpu' in self.resources.requests)",
+        "the CPU is measured by resources.requests.cpu; set that, or name a metric",
+        _cpu_is_requested,
+    ),
+    Rule(
+        "spec.serving.expose", "",
+        "has(self.ingress) != has(self.httpRoute)",
+        "name either an ingress or an httpRoute",
+        lambda expose: ("ingress" in expose) != ("httpRoute" in expose),
     ),
     Rule(
         "spec.rollout", "steps",

@@ -7,7 +7,7 @@ What the schema has but no code yet does is listed in `rules.NOT_YET` and refuse
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -70,6 +70,9 @@ ServedName = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0
 _OBJECT = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"  # name of an object of the cluster
 ModelSource = Annotated[str, Field(max_length=1024, pattern=rf"^(image:///|pvc://{_OBJECT}/|hf://|https://|s3://|oci://).+$")]
 DataSource = Annotated[str, Field(max_length=1024, pattern=rf"^((configmap|pvc)://{_OBJECT}/|image:///|hf://|https://|s3://).+$")]
+Host = Annotated[
+    str, Field(max_length=253, pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\.)*[a-z]([-a-z0-9]{0,61}[a-z0-9])?$")
+]  # neither an address nor a wildcard
 Percent = Annotated[int, Field(ge=0, le=100)]
 Quantity = Annotated[
     str, BeforeValidator(_written), Field(max_length=32, pattern=QUANTITY_PATTERN, json_schema_extra={"x-kubernetes-int-or-string": True})
@@ -386,6 +389,80 @@ class Tls(SpecModel):
     )
 
 
+class Ingress(SpecModel):
+    """An Ingress for the users' Service; path /v1 alone."""
+
+    class_name: Annotated[Name, LIVE] = Field(description="IngressClass of the controller.")
+    host: Annotated[Host, LIVE] = Field(description="The name that users call, as bot.example.com.")
+    tls_secret_name: Annotated[Name | None, LIVE] = Field(
+        default=None, description="Secret of type kubernetes.io/tls with which the controller ends TLS; absent: what the controller has."
+    )
+    annotations: Annotated[dict[Word, Annotated[str, Field(max_length=1024)]] | None, LIVE] = Field(
+        default=None,
+        max_length=32,
+        description="For the controller (timeouts), cert-manager, external-dns: those that the operator's setting lets through.",
+    )
+
+
+class ParentRef(SpecModel):
+    """A Gateway, or a listener of it."""
+
+    name: Annotated[Name, LIVE] = Field(description="Of the Gateway.")
+    namespace: Annotated[LabelName | None, LIVE] = Field(
+        default=None, description="Default: the FineTune's; the Gateway's listener must admit routes from that."
+    )
+    section_name: Annotated[Name | None, LIVE] = Field(default=None, description="Name of the listener; absent: all that admit it.")
+
+
+class HttpRoute(SpecModel):
+    """An HTTPRoute of the Gateway API for the users' Service; path /v1 alone."""
+
+    parent_refs: list[ParentRef] = Field(min_length=1, max_length=8, description="Gateways that are to take it.")
+    hostnames: Annotated[list[Host], LIVE] = Field(min_length=1, max_length=16, description="The names that users call.")
+
+    @property
+    def host(self) -> str:
+        """The name that status.url says."""
+        return self.hostnames[0]
+
+
+class Expose(SpecModel):
+    """Makes the model callable from outside the cluster, once it serves users; by one of both."""
+
+    ingress: Ingress | None = None
+    http_route: HttpRoute | None = None
+    scheme: Annotated[Literal["http", "https"] | None, LIVE] = Field(
+        default=None, description="Of status.url; absent: https with ingress.tlsSecretName, else http."
+    )
+
+    @property
+    def way(self) -> Ingress | HttpRoute:
+        """The one that is named."""
+        return self.ingress or cast(HttpRoute, self.http_route)  # a rule has seen to it that one is
+
+
+class PodMetric(SpecModel):
+    """A metric of the arm's pods, from the cluster's custom metrics."""
+
+    name: Annotated[Word, LIVE] = Field(description="As its adapter calls it.")
+    average_value: Annotated[Quantity, LIVE] = Field(description="Of each pod.")
+
+
+class Autoscaling(SpecModel):
+    """The replicas of each arm follow its load; `replicas` does not count then. While users are moved no arm falls below what the present one had."""
+
+    min_replicas: Annotated[int, LIVE] = Field(default=1, ge=1, le=1000)
+    max_replicas: Annotated[int, LIVE] = Field(ge=1, le=1000, description="Of each arm; two arms run while users are moved.")
+    target_cpu: Annotated[int | None, LIVE] = Field(
+        alias="targetCPUUtilizationPercentage", default=None, ge=1, le=1000,
+        description="Of resources.requests.cpu, on average over the pods; default 80 without a metric.",
+    )  # fmt: skip
+    metric: PodMetric | None = Field(default=None, description="Instead of the CPU, which says little of a server on GPUs.")
+    autoscaler: Annotated[Literal["HPA", "External"], LIVE] = Field(
+        default="HPA", description="External: none is made; yours (KEDA) sets the replicas of the arm's Deployment."
+    )
+
+
 class Serving(SpecModel):
     """How the model serves; absent: train only."""
 
@@ -398,10 +475,12 @@ class Serving(SpecModel):
     replicas: Annotated[int, LIVE] = Field(
         default=1, ge=1, le=1000, description="Of each arm, with gpusPerNode GPUs each; two arms run while users are moved."
     )
+    autoscaling: Autoscaling | None = None
     resources: Annotated[Resources | None, REDEPLOY] = None
     model_name: Annotated[ServedName | None, REDEPLOY] = Field(default=None, description="Default: the FineTune's name.")
     api_keys: ApiKeys | None = None
     tls: Tls | None = None
+    expose: Expose | None = None
 
 
 class Step(SpecModel):

@@ -293,6 +293,9 @@ class Rollout(StatusModel):
     weight: Count
     step: Count = 0
     steps: Count = 0
+    capacity: Count | None = Field(
+        default=None, description="Pods that both arms keep while users are moved, where an autoscaler sets them: what the load needed."
+    )
     next_step_at: Time | None = None
     experiment: Experiment | None = None
     evidence: list[Text] = Field(default_factory=list, max_length=16)
@@ -353,3 +356,7 @@ class Status(StatusModel):
     attempt: Short | None = None
     reason: Short | None = None
     endpoint: Short | None = Field(default=None, description="The users' address inside the cluster.")
+    url: Annotated[str, Field(max_length=512)] | None = Field(default=None, description="The users' address outside of it.")
+    extra_kinds: list[Short] | None = Field(
+        default=None, max_length=8, description="Kinds of children that not every FineTune has and this one does, or may still have."
+    )

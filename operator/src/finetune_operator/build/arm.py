@@ -6,14 +6,15 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from finetune_operator import names
+from finetune_operator import kinds, names
 from finetune_operator.api.rules import PROMPTS
-from finetune_operator.api.spec import Spec
+from finetune_operator.api.spec import Autoscaling, Spec
 from finetune_operator.build import pods
 from finetune_operator.build.pods import Devices, Images, Manifest, Owner
 
 PRESTOP_SECONDS = 8  # longer than the routers' DNS refresh and health checks take
 GRACE_SECONDS = 60
+TARGET_CPU: Final = 80  # percent of the request
 READY_SECONDS = 900  # a model server may load for this long before it is restarted
 VLLM_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # --max-lora-rank takes no other (tools/vllm_options.py)
 
@@ -33,13 +34,10 @@ def template(owner: Owner, spec: Spec, served: Served, images: Images, devices: 
     """The pod template of an arm, without what changes in place (replicas)."""
     volumes = [pods.work_volume(owner), pods.tmp_volume(), *shared_memory(spec)]
     container = {**server(spec, served, images, devices), "lifecycle": {"preStop": {"sleep": {"seconds": PRESTOP_SECONDS}}}}
-    return {
-        "metadata": {"annotations": pods.pod_annotations(spec)},
-        "spec": pods.pod_spec(
-            owner, spec, containers=[container], volumes=volumes, devices=devices,
-            grace_seconds=GRACE_SECONDS,
-        ),
-    }  # fmt: skip
+    pod = pods.pod_spec(owner, spec, containers=[container], volumes=volumes, devices=devices, grace_seconds=GRACE_SECONDS)
+    if spec.storage.access_mode == "ReadWriteMany":  # else all are where the volume is
+        pod["topologySpreadConstraints"] = pods.spread(owner, "arm")
+    return {"metadata": {"annotations": pods.pod_annotations(spec)}, "spec": pod}
 
 
 def server(spec: Spec, served: Served, images: Images, devices: Devices) -> Manifest:
@@ -114,8 +112,8 @@ def _vllm(spec: Spec) -> bool:
     return runtime(spec) == "vLLM" and not (spec.serving and spec.serving.image)
 
 
-def deployment(owner: Owner, arm: str, revision: str, kept: Manifest, replicas: int) -> Manifest:
-    """The arm's Deployment from its kept template."""
+def deployment(owner: Owner, arm: str, revision: str, kept: Manifest, replicas: int | None) -> Manifest:
+    """The arm's Deployment from its kept template; without replicas where an autoscaler has them in hand."""
     labels = _labels(owner, arm)
     merged = {
         "metadata": {**kept["metadata"], "labels": {**labels, names.REVISION: revision, **pods.volume_label(owner)}},
@@ -126,11 +124,11 @@ def deployment(owner: Owner, arm: str, revision: str, kept: Manifest, replicas: 
         "kind": "Deployment",
         "metadata": owner.metadata(names.arm(owner.name, arm), "arm", {names.ARM: arm, names.REVISION: revision}),
         "spec": {
-            "replicas": replicas,
+            **({} if replicas is None else {"replicas": replicas}),
             "revisionHistoryLimit": 0,
             "progressDeadlineSeconds": READY_SECONDS,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-            "selector": {"matchLabels": {names.NAME: owner.name, names.ARM: arm}},
+            "selector": {"matchLabels": _selector(owner, arm)},
             "template": merged,
         },
     }
@@ -144,10 +142,39 @@ def service(owner: Owner, arm: str) -> Manifest:
         "metadata": owner.metadata(names.arm(owner.name, arm), "arm", {names.ARM: arm}),
         "spec": {
             "clusterIP": "None",
-            "selector": {names.NAME: owner.name, names.ARM: arm},
+            "selector": _selector(owner, arm),
             "ports": [{"name": "http", "port": names.MODEL_PORT, "targetPort": "http"}],
         },
     }
+
+
+def disruption_budget(owner: Owner, arm: str) -> Manifest:
+    """Of an arm with more than one pod: a drained node takes one at a time."""
+    return pods.disruption_budget(owner.metadata(names.arm(owner.name, arm), "arm", {names.ARM: arm}), _selector(owner, arm))
+
+
+def autoscaler(owner: Owner, arm: str, scaling: Autoscaling, least: int) -> Manifest:
+    """The arm's HorizontalPodAutoscaler; `least` is how few pods it may have now."""
+    name = names.arm(owner.name, arm)
+    return {
+        "apiVersion": kinds.HPA.api_version,
+        "kind": kinds.HPA.kind,
+        "metadata": owner.metadata(name, "arm", {names.ARM: arm}),
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
+            "minReplicas": least,
+            "maxReplicas": scaling.max_replicas,
+            "metrics": [_metric(scaling)],
+        },
+    }
+
+
+def _metric(scaling: Autoscaling) -> Manifest:
+    if scaling.metric:
+        target = {"type": "AverageValue", "averageValue": scaling.metric.average_value}
+        return {"type": "Pods", "pods": {"metric": {"name": scaling.metric.name}, "target": target}}
+    utilization = {"type": "Utilization", "averageUtilization": scaling.target_cpu or TARGET_CPU}
+    return {"type": "Resource", "resource": {"name": "cpu", "target": utilization}}
 
 
 def host(owner: Owner, arm: str) -> str:
@@ -157,6 +184,10 @@ def host(owner: Owner, arm: str) -> str:
     with `<name>.<namespace>.svc`, which is found under the second or third.
     """
     return names.arm(owner.name, arm)
+
+
+def _selector(owner: Owner, arm: str) -> dict[str, str]:
+    return {names.NAME: owner.name, names.ARM: arm}
 
 
 def _labels(owner: Owner, arm: str) -> dict[str, str]:

@@ -189,6 +189,28 @@ def pod_spec(
     return {**result, **placed, **given}
 
 
+def spread(owner: Owner, component: str) -> list[Manifest]:
+    """Constraints that have the pods of one template keep to different zones, and to different nodes, where there is room."""
+    return [
+        {
+            "maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": {names.NAME: owner.name, names.COMPONENT: component}},
+            "matchLabelKeys": ["pod-template-hash"],
+        }
+        for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+    ]  # fmt: skip
+
+
+def disruption_budget(metadata: Manifest, selector: dict[str, str]) -> Manifest:
+    """A PodDisruptionBudget: of the pods selected one is evicted at a time, and one that does not serve always may be."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": metadata,
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector}, "unhealthyPodEvictionPolicy": "AlwaysAllow"},
+    }
+
+
 def overrides(spec: Spec) -> Manifest:
     """What the user says of every pod (`spec.pods`), without affinity and variables."""
     if spec.pods is None:

@@ -55,19 +55,7 @@ def children(
         },
     )
     yield kinds.DEPLOYMENT, _deployment(owner, spec, image)
-    yield (
-        kinds.PDB,
-        {
-            "apiVersion": "policy/v1",
-            "kind": "PodDisruptionBudget",
-            "metadata": owner.metadata(name, "router"),
-            "spec": {
-                "maxUnavailable": 1,
-                "selector": {"matchLabels": _selector(owner)},
-                "unhealthyPodEvictionPolicy": "AlwaysAllow",
-            },
-        },
-    )
+    yield kinds.PDB, pods.disruption_budget(owner.metadata(name, "router"), _selector(owner))
     yield (
         kinds.SERVICE,
         {
@@ -149,10 +137,6 @@ def _deployment(owner: Owner, spec: Spec, image: str) -> Manifest:
         "securityContext": pods.RESTRICTED_CONTAINER,
         "volumeMounts": [{"name": "config", "mountPath": CONFIG, "readOnly": True}, *added["volumeMounts"]],
     }  # fmt: skip
-    spread = {
-        "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
-        "labelSelector": {"matchLabels": _selector(owner)},
-    }  # fmt: skip
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -169,7 +153,7 @@ def _deployment(owner: Owner, spec: Spec, image: str) -> Manifest:
                     "enableServiceLinks": False,
                     "securityContext": pods.RESTRICTED_POD,
                     "terminationGracePeriodSeconds": DRAIN_SECONDS + 20,
-                    "topologySpreadConstraints": [spread],
+                    "topologySpreadConstraints": pods.spread(owner, "router"),
                     "containers": [container],
                     "volumes": [{"name": "config", "configMap": {"name": name}}, *access.volumes(spec.serving)],
                     "affinity": pods.affinity(spec),

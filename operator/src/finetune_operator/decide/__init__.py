@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from finetune_operator.decide import arms, budget, control, gate, layout, retention, retry, revision, stages, suspend, train
+from finetune_operator.decide import (
+    arms,
+    budget,
+    control,
+    exposure,
+    extras,
+    gate,
+    layout,
+    retention,
+    retry,
+    revision,
+    stages,
+    suspend,
+    train,
+)
 from finetune_operator.decide.draft import Draft, Rule
 from finetune_operator.observed import Observed
 
-# The newest revision's way, in order; the first rule that must wait blocks the ones behind it. `heard`, `rollout`, `obsolete` and
-# `clean` always run: what serves goes on serving, and what rolls out goes on, whatever the newest revision waits for.
+# The newest revision's way, in order; the first rule that must wait blocks the ones behind it. `heard`, `rollout`, `exposed`, `remembered`,
+# `obsolete` and `clean` always run: what serves goes on serving, and what rolls out goes on, whatever the newest revision waits for.
 RULES: tuple[Rule, ...] = (
     revision.current,
     retention.recalled,
@@ -26,6 +40,8 @@ RULES: tuple[Rule, ...] = (
     gate.gate,
     control.heard,
     arms.rollout,
+    exposure.exposed,
+    extras.remembered,
     suspend.obsolete,
     retention.clean,
 )

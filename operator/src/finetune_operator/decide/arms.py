@@ -103,6 +103,7 @@ def _never_served(o: Observed, d: Draft) -> bool:
 
 
 def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> Draft:
+    running = _with_capacity(o, running)
     structure = _structure(o, d, running)
     superseded = wanted is not None and wanted.name != running.arm
     live = _arm(d.status, running.stable)
@@ -117,6 +118,7 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
         answers=o.answers,
         router_waiting=o.router_waiting,
         hold=o.spec.suspend,
+        capacity=running.capacity or 0,
         wish=control.wish(d.status, running),
         abort=_otherwise(wanted, running) if superseded and wanted else _refused(d, running),
         stable_patience=machine.OUTAGE_SECONDS if live and live.promoted else seconds(o.spec.rollout.progress_deadline),
@@ -140,6 +142,17 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
     if step.reason in (c.PAUSED, c.PAUSED_BY_USER):
         return d.block(c.PAUSED, step.message, reason=c.GUARD_UNDECIDED if step.reason == c.PAUSED else step.reason)
     return d.block(PHASES[step.rollout.state], step.message, reason=step.reason if step.reason != "Superseded" else "")
+
+
+def _with_capacity(o: Observed, r: Rollout) -> Rollout:
+    """What autoscaled arms keep while users are moved: as many pods as the load was seen to need, which only grows. The arm that users
+    leave would shrink else, and could not take them back."""
+    scaling = o.spec.serving.autoscaling if o.spec.serving else None
+    if scaling is None:
+        return r.model_copy(update={"capacity": None}) if r.capacity else r
+    loaded = _health(o, r.arm).wanted if r.weight >= 100 else 0
+    needed = max(scaling.min_replicas, r.capacity or 0, _health(o, r.stable).wanted, loaded)
+    return r.model_copy(update={"capacity": min(needed, scaling.max_replicas)})
 
 
 def _otherwise(wanted: ArmWanted, running: Rollout) -> str:

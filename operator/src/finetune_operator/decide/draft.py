@@ -13,7 +13,7 @@ from finetune_operator import conditions
 from finetune_operator.api.status import Cleaning, Revision, Stage, Status
 from finetune_operator.observed import Observed
 from finetune_operator.traffic import Structure
-from finetune_operator.workloads import time
+from finetune_operator.workloads import Waiting, time
 
 MAX_STAGES = 20
 MAX_REVISIONS = 10
@@ -80,6 +80,8 @@ class Draft:
     arms: tuple[ArmWanted, ...] = ()
     routing: Routing | None = None
     serving: Serving | None = None
+    exposed: bool = False  # the object that lets users outside the cluster call must exist
+    unexposed: Waiting | None = None  # why there can be none, though the spec asks for it
     notes: tuple[Note, ...] = ()
     requeue: float | None = None
 

@@ -65,7 +65,8 @@ class Plan:
 class Scene:
     """What is seen of both arms, of the routers, of the arms' servers and of Prometheus where a guard asks them. `abort` says why the
     canary is wanted no longer; `stable_patience` is how many seconds the present arm may be without a ready pod before the new one
-    takes all its users; `wish` is what the user asks of this rollout."""
+    takes all its users; `wish` is what the user asks of this rollout; `capacity` is how many pods the load needs, where an autoscaler
+    sets them."""
 
     now: datetime
     stable: ArmHealth
@@ -78,6 +79,7 @@ class Scene:
     router_waiting: Waiting | None = None
     stable_patience: float = OUTAGE_SECONDS
     hold: bool = False
+    capacity: int = 0
     abort: str = ""
     wish: str = ""
 
@@ -187,6 +189,8 @@ def _shift(plan: Plan, scene: Scene, r: Rollout) -> Step:
     """The next step of today's plan: the first that is above the weight in force, whatever was edited meanwhile."""
     if scene.held:
         return _held(scene, r, f"held at {r.weight} %")
+    if _too_few(scene, r):
+        return _awaits_pods(scene, r)
     last, at_once = (len(plan.steps), 100), bool(r.memory.get("outage")) or scene.wish == PROMOTE
     step, weight = next(((n, w) for n, (w, _) in enumerate(plan.steps, 1) if w > r.weight and not at_once), last)
     asked = ", promoted by the user" if scene.wish == PROMOTE else ""
@@ -197,6 +201,17 @@ def _shift(plan: Plan, scene: Scene, r: Rollout) -> Step:
         r, state=SHIFTING, step=step, steps=len(plan.steps), weight=weight, next_step_at=None, last_decision=decision, memory=memory
     )
     return Step(shifted, _unheard(scene, weight), f"step {step} of {len(plan.steps)}: moving {weight} % of the users")
+
+
+def _too_few(scene: Scene, r: Rollout) -> bool:
+    """Capacity before traffic: has the load grown, and not all of the pods that it needs are ready on the new arm?"""
+    return scene.canary.ready < scene.capacity and not r.memory.get("outage")
+
+
+def _awaits_pods(scene: Scene, r: Rollout) -> Step:
+    waits = scene.canary.waiting
+    message = f"held at {r.weight} %: {scene.canary.ready} of the {scene.capacity} pods that the load needs are ready on the new arm"
+    return Step(r, _unheard(scene, r.weight), message + (f"; {waits.message}" if waits else ""), waits.reason if waits else "")
 
 
 def _shifting(plan: Plan, scene: Scene, r: Rollout) -> Step:
@@ -227,7 +242,8 @@ def _holding(plan: Plan, scene: Scene, r: Rollout) -> Step:
     where = f"step {r.step} of {r.steps}, {r.weight} %"
     match overall(findings):
         case "Pass":
-            return _shift(plan, scene, r if scene.held else _with(r, evidence=_evidence(findings)))
+            stays = scene.held or _too_few(scene, r)
+            return _shift(plan, scene, r if stays else _with(r, evidence=_evidence(findings)))
         case "Insufficient":
             return _unjudged(plan, scene, r, where)
         case _:

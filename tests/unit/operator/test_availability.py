@@ -1,0 +1,280 @@
+"""What keeps routers and servers up: budgets, pods that keep apart, and replicas that follow the load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+from finetune_operator import kinds, names
+from finetune_operator.api.spec import Spec
+from finetune_operator.api.status import Rollout
+from finetune_operator.apply import Children
+from finetune_operator.build import arm, router
+from finetune_operator.build.arm import Served
+from finetune_operator.build.pods import NO_DEVICES, Images, Manifest, Owner
+from finetune_operator.cache import Cache
+from finetune_operator.cluster import Cluster
+from finetune_operator.decide import rollout as machine
+from finetune_operator.kinds import Kind
+from finetune_operator.traffic import Backend, Structure
+
+from tests.unit.operator.helpers import BY_HEADER, condition, edit, good_outcomes, make_finetune, make_spec, status_of
+from tests.unit.operator.test_life import arms, live_with
+from tests.unit.operator.test_rollout import FINE, PLAN, READY, at, holding, scene
+from tests.unit.operator.test_rollout import router as serving
+from tests.unit.operator.world import ApiServer, HandClock, World, run
+
+OWNER = Owner("ml", "bot", "uid-bot")
+SHARED = {"storage": {"accessMode": "ReadWriteMany"}}
+
+
+def arm_pod(**changes: Any) -> Manifest:
+    spec = Spec.model_validate(make_spec(**changes))
+    made = arm.template(OWNER, spec, Served("/work/models/m", None, "r1", "bot"), Images("trainer:1", "router:1"), NO_DEVICES)
+    return dict(made["spec"])
+
+
+def router_template() -> Manifest:
+    structure = Structure(Backend("aaa11111", "bot-aaa11111", "r1"), None, "salt", BY_HEADER)
+    made = dict(router.children(OWNER, Spec.model_validate(make_spec()), "envoy:1", structure, 0, {}))
+    return dict(made[kinds.DEPLOYMENT]["spec"]["template"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "pod"),
+    [
+        (router_template()["metadata"]["labels"], router_template()["spec"]),
+        (
+            arm.deployment(OWNER, "aaa11111", "r1", {"metadata": {}, "spec": {}}, 2)["spec"]["template"]["metadata"]["labels"],
+            arm_pod(**SHARED),
+        ),
+    ],
+    ids=["routers", "an arm on a volume of many nodes"],
+)
+def test_pods_of_one_template_keep_to_different_zones_and_nodes_where_there_is_room(labels: dict[str, str], pod: Manifest) -> None:
+    zones, nodes = pod["topologySpreadConstraints"]
+    assert [zones["topologyKey"], nodes["topologyKey"]] == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+    for constraint in (zones, nodes):
+        assert (constraint["whenUnsatisfiable"], constraint["maxSkew"]) == ("ScheduleAnyway", 1)
+        assert constraint["labelSelector"]["matchLabels"].items() <= labels.items(), "its own pods are counted"
+        assert constraint["matchLabelKeys"] == ["pod-template-hash"], "and neither the other arm's, nor those that are replaced"
+
+
+def test_servers_that_must_share_a_node_are_not_spread() -> None:
+    assert "topologySpreadConstraints" not in arm_pod(storage={"accessMode": "ReadWriteOnce"})
+    assert "topologySpreadConstraints" not in arm_pod()
+
+
+def test_a_budget_selects_its_arm_alone_and_lets_one_pod_go_at_a_time() -> None:
+    made, labels = arm.disruption_budget(OWNER, "aaa11111"), {names.NAME: "bot", names.ARM: "aaa11111"}
+    assert made["metadata"]["name"] == "bot-aaa11111"
+    assert made["metadata"]["ownerReferences"] == [OWNER.reference()]
+    assert made["spec"] == {"maxUnavailable": 1, "selector": {"matchLabels": labels}, "unhealthyPodEvictionPolicy": "AlwaysAllow"}
+    assert (
+        labels.items()
+        <= arm.deployment(OWNER, "aaa11111", "r1", {"metadata": {}, "spec": {}}, 2)["spec"]["selector"]["matchLabels"].items()
+    )
+
+
+def budgets(world: World) -> set[str]:
+    return {b["metadata"]["name"] for b in world.api.all(kinds.PDB)}
+
+
+@pytest.mark.parametrize("kill", ["never", "every"])
+async def test_each_arm_of_several_pods_has_a_budget_while_it_serves(kill: str) -> None:
+    world = World(outcomes=good_outcomes())
+    world.api.put(kinds.FINETUNE, make_finetune())
+
+    def baking(status: Any) -> bool:
+        return status.get("phase") == "Baking"
+
+    await run(world, baking, kill=kill)
+    assert len(arms(world)) == 2
+    assert budgets(world) >= {f"bot-{name}" for name in arms(world)}
+    await run(world, live_with(1), kill=kill)
+    await run(world)
+    assert budgets(world) == {"bot-router", f"bot-{status_of(world)['liveArm']}"}, "the old arm's is gone with it"
+
+    edit(world, serving={"replicas": 1})
+    await run(world)
+    assert budgets(world) == {"bot-router"}
+    edit(world, serving={"replicas": 3})
+    await run(world)
+    assert budgets(world) == {"bot-router", f"bot-{status_of(world)['liveArm']}"}
+    edit(world, serving=None)
+    await run(world)
+    assert budgets(world) == set()
+
+
+CPU = {"resources": {"requests": {"cpu": "2"}}}
+SCALED = {"serving": {**CPU, "autoscaling": {"minReplicas": 2, "maxReplicas": 8}}}
+STEPS = {"steps": [{"weight": 50, "hold": "4s"}, {"weight": 100}], "bake": "4s", "progressDeadline": "90s", "guards": {"minRequests": 0}}
+NEW_RATE = {"learningRate": "1e-3"}
+
+
+def scaler(**autoscaling: Any) -> Manifest:
+    spec = Spec.model_validate(make_spec(serving={**CPU, "autoscaling": {"maxReplicas": 8, **autoscaling}}))
+    assert spec.serving is not None
+    assert spec.serving.autoscaling is not None
+    return dict(arm.autoscaler(OWNER, "aaa11111", spec.serving.autoscaling, 3)["spec"])
+
+
+def test_an_autoscaler_follows_the_cpu_or_a_metric_of_the_pods() -> None:
+    assert scaler() == {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "bot-aaa11111"},
+        "minReplicas": 3, "maxReplicas": 8,
+        "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}],
+    }  # fmt: skip
+    assert scaler(targetCPUUtilizationPercentage=50)["metrics"][0]["resource"]["target"]["averageUtilization"] == 50
+    (metric,) = scaler(metric={"name": "vllm_requests_waiting", "averageValue": "4"})["metrics"]
+    assert metric == {
+        "type": "Pods", "pods": {"metric": {"name": "vllm_requests_waiting"}, "target": {"type": "AverageValue", "averageValue": "4"}},
+    }  # fmt: skip
+
+
+def replicas(world: World) -> dict[str, int]:
+    found = {d["metadata"]["labels"].get(names.ARM): d["spec"]["replicas"] for d in world.api.all(kinds.DEPLOYMENT)}
+    return {name: count for name, count in found.items() if name}
+
+
+def least(world: World) -> dict[str, int]:
+    return {h["metadata"]["labels"][names.ARM]: h["spec"]["minReplicas"] for h in world.api.all(kinds.HPA)}
+
+
+def load(world: World, name: str, count: int) -> None:
+    """The autoscaler finds that the load needs so many."""
+    found = world.api.store[kinds.DEPLOYMENT, "ml", f"bot-{name}"]
+    world.api.change(kinds.DEPLOYMENT, found, {**found, "spec": {**found["spec"], "replicas": count}})
+
+
+def rolling(weight: int, arms_known: int = 3) -> Callable[[Any], bool]:
+    return lambda s: (s.get("rollout") or {}).get("weight") == weight and len(s["arms"]) == arms_known
+
+
+async def live(**changes: Any) -> World:
+    world = World(outcomes=good_outcomes())
+    world.api.put(kinds.FINETUNE, make_finetune(rollout=STEPS, **changes))
+    await run(world, live_with(1))
+    await run(world)
+    return world
+
+
+async def test_what_an_autoscaler_sets_is_left_alone() -> None:
+    world = await live(**SCALED)
+    (name,) = arms(world)
+    assert (replicas(world), least(world)) == ({name: 2}, {name: 2})
+    load(world, name, 5)
+    before = len(world.api.writes)
+    await run(world)
+    assert replicas(world) == {name: 5}
+    assert [w for w in world.api.writes[before:] if w[1] == "Deployment"] == []
+    assert budgets(world) == {"bot-router", f"bot-{name}"}
+
+
+@pytest.mark.parametrize("kill", ["never", "every"])
+async def test_while_users_move_no_arm_has_fewer_pods_than_the_load_was_seen_to_need(kill: str) -> None:
+    world = await live(**SCALED)
+    (old,) = arms(world)
+    load(world, old, 5)
+    edit(world, training=NEW_RATE)
+    operator = await run(world, rolling(50), kill=kill)
+    (new,) = set(arms(world)) - {old}
+    assert status_of(world)["rollout"]["capacity"] == 5
+    assert (replicas(world), least(world)) == ({old: 5, new: 5}, {old: 5, new: 5})
+    load(world, old, 7)  # more users come
+    await run(world, rolling(100), kill=kill, start=operator)
+    assert (replicas(world), least(world)) == ({old: 7, new: 7}, {old: 7, new: 7}), "the old one could take them back"
+    await run(world, live_with(2), kill=kill)
+    await run(world)
+    assert (replicas(world), least(world)) == ({new: 7}, {new: 2}), "from now on as the load says"
+
+
+async def test_nobody_is_moved_to_fewer_pods_than_the_load_needs() -> None:
+    world = await live(**SCALED)
+    (old,) = arms(world)
+    edit(world, training=NEW_RATE)
+    operator = await run(world, rolling(50))
+    (new,) = set(arms(world)) - {old}
+    world.full = 2  # no node has room for more
+    load(world, old, 6)
+    operator = await run(world, lambda s: "pods that the load needs" in condition(s, "Ready").get("message", ""), start=operator)
+    assert status_of(world)["rollout"]["weight"] == 50
+    assert "held at 50 %: 2 of the 6 pods that the load needs are ready on the new arm" in condition(status_of(world), "Ready")["message"]
+    before = len(world.api.writes)
+    for _ in range(20):
+        await operator.cycle()
+        world.turn()
+        world.clock.seconds += 2
+    assert len(world.api.writes) - before < 3, "it waits without a word"
+    world.full = None
+    await run(world, rolling(100), start=operator)
+    assert replicas(world)[new] == 6
+
+
+async def test_the_most_that_is_asked_for_is_never_passed() -> None:
+    world = await live(serving={**CPU, "autoscaling": {"minReplicas": 2, "maxReplicas": 3}})
+    (old,) = arms(world)
+    load(world, old, 9)  # by hand, before the autoscaler looks
+    edit(world, training=NEW_RATE)
+    await run(world, rolling(50))
+    assert set(replicas(world).values()) == {3}
+
+
+async def test_autoscaling_comes_and_goes_without_a_pod_being_lost() -> None:
+    world = await live(serving={**CPU, "replicas": 3})
+    (name,) = arms(world)
+    edit(world, serving=SCALED["serving"])
+    await run(world)
+    assert (replicas(world), least(world), status_of(world)["extraKinds"]) == ({name: 3}, {name: 2}, ["HorizontalPodAutoscaler"])
+    edit(world, serving={**CPU, "replicas": 4})
+    await run(world)
+    assert (replicas(world), least(world)) == ({name: 4}, {})
+    assert "extraKinds" not in status_of(world)
+    assert arms(world) == [name], "it is no new arm"
+
+
+async def test_somebody_elses_autoscaler_is_left_alone_and_none_is_made() -> None:
+    world = await live(serving={"autoscaling": {"minReplicas": 2, "maxReplicas": 8, "autoscaler": "External"}})
+    (name,) = arms(world)
+    load(world, name, 6)
+    await run(world)
+    assert (replicas(world), least(world)) == ({name: 6}, {})
+    assert "extraKinds" not in status_of(world)
+    edit(world, training=NEW_RATE)
+    await run(world, rolling(50))
+    assert set(replicas(world).values()) == {6}, "the new arm begins with what the load needs"
+
+
+async def test_an_apply_leaves_an_autoscaled_deployment_its_replicas() -> None:
+    """Left out, what was once applied would be taken back, and fall to 1."""
+    api = ApiServer(HandClock())
+    children = Children(cast(Cluster, api), Cache(), ("ml", "bot"))
+    kept = {"metadata": {}, "spec": {"containers": [{"name": "server", "image": "a"}]}}
+    await children.ensure(kinds.DEPLOYMENT, arm.deployment(OWNER, "aaa11111", "r1", kept, 5))
+    applied: list[Manifest] = []
+    changed = {**kept, "metadata": {"annotations": {"a": "1"}}}
+    merge = api.apply
+
+    async def apply(kind: Kind, obj: Manifest, **rest: Any) -> Manifest:
+        applied.append(obj)
+        return await merge(kind, obj, **rest)
+
+    api.apply = apply  # type: ignore[method-assign,assignment]
+    await children.ensure(kinds.DEPLOYMENT, arm.deployment(OWNER, "aaa11111", "r1", changed, None))
+    assert [obj["spec"]["replicas"] for obj in applied] == [5]
+
+
+@pytest.mark.parametrize(
+    ("case", "rollout", "state"),
+    [
+        ("it waits at no users", at(machine.CONNECTING), machine.CONNECTING),
+        ("at the weight that it has", holding(), machine.HOLDING),
+        ("but not where nothing else serves", at(machine.CONNECTING, memory={"outage": True}), machine.SHIFTING),
+    ],
+)
+def test_a_step_waits_for_the_pods_that_the_load_needs(case: str, rollout: Rollout, state: str) -> None:
+    seen = scene(serving(**{**FINE, "weight": rollout.weight}), capacity=READY.ready + 1)
+    assert machine.advance(PLAN, seen, rollout).rollout.state == state
+    assert machine.advance(PLAN, replace(seen, capacity=READY.ready), rollout).rollout.state == machine.SHIFTING
