@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from devcluster import procs, shell
+from devcluster import procs, prometheus, shell
 from devcluster.shell import CommandError, DevclusterError, Progress
 
 
@@ -91,3 +91,11 @@ def test_a_pid_file_that_says_nothing_is_no_process(tmp_path: Path, text: str) -
     assert procs.running(file) is None
     procs.stop(file)
     assert not file.exists()
+
+
+def test_prometheus_is_taken_from_the_cache_and_without_apt_says_where_to_put_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(DevclusterError, match=f"put prometheus and promtool into {cache}/tools/prometheus/usr/bin"):
+        prometheus.unpacked("promtool")
+    (cache / "tools" / "prometheus").mkdir(parents=True)
+    assert prometheus.unpacked("promtool") == cache / "tools" / "prometheus" / "usr" / "bin" / "promtool"

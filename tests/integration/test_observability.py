@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -46,9 +47,10 @@ async def kubelet(admin: Admin) -> AsyncIterator[Told]:
 
 
 async def test_a_real_prometheus_sees_guards_and_is_seen(admin: Admin, kubelet: Told, plane: ControlPlane, tmp_path: Path) -> None:
-    operator = Operator(plane, tmp_path, "watched")
-    watching = Watching(plane, tmp_path, operator.metrics_port)
-    operator._environment |= {"FINETUNE_PROMETHEUS_URL": watching.url, "FINETUNE_PROMETHEUS_SECONDS": "1"}
+    watching = Watching(plane, tmp_path)
+    known = {"FINETUNE_PROMETHEUS_URL": watching.url, "FINETUNE_PROMETHEUS_SECONDS": "1"}
+    operator = Operator(plane, tmp_path, "watched", settings=known)
+    watching.scrape(operator.metrics_port)
     await watching.start()
     following = asyncio.create_task(watching.follow(admin))
     async with operator:
@@ -112,25 +114,15 @@ async def _fails(space: Space, watching: Watching) -> None:
 
 
 async def _every_query_has_data(watching: Watching) -> None:
-    """A scrape after all has happened; rules are asked for what they compare, for a comparison that holds nowhere is empty."""
-
-    async def lacking() -> list[str]:
-        return [f"{panel}: {expression}" for panel, expression in dashboard() if not await watching.query(_without_comparison(expression))]
-
-    last: list[str] = []
+    lacking = list(dashboard())
 
     async def none_lacks() -> bool:
-        last[:] = await lacking()
-        return not last
+        lacking[:] = [(panel, query) for panel, query in lacking if not await watching.query(query)]
+        return not lacking
 
-    try:
+    with contextlib.suppress(AssertionError):
         await until(none_lacks, seconds=20)
-    except AssertionError:
-        assert last == []
-
-
-def _without_comparison(expression: str) -> str:
-    return expression.removesuffix(" > 0")
+    assert lacking == []
 
 
 async def _held_while_prometheus_is_away(held: Space, watching: Watching) -> None:

@@ -50,25 +50,28 @@ def hurried() -> str:
 
 
 def dashboard() -> Iterator[tuple[str, str]]:
-    """(panel, query) with Grafana's variables put in, of all FineTunes."""
+    """(panel, query) with Grafana's variables put in, of all FineTunes; an annotation's without its comparison, which holds at moments."""
     document = json.loads((FILES / "dashboard.json").read_text())
     shown = [(panel["title"], target["expr"]) for panel in document["panels"] for target in panel.get("targets", ())]
-    for title, expression in [*shown, *((a["name"], a["expr"]) for a in document["annotations"]["list"])]:
+    for title, expression in [*shown, *((a["name"], a["expr"].removesuffix(" > 0")) for a in document["annotations"]["list"])]:
         yield title, expression.replace("$__rate_interval", WINDOW).replace("$namespace", ".*").replace("$name", ".*")
 
 
 class Watching:
     """A Prometheus of its own, which can be stopped and goes on with what it has."""
 
-    def __init__(self, plane: ControlPlane, folder: Path, metrics_port: int) -> None:
+    def __init__(self, plane: ControlPlane, folder: Path) -> None:
         self._plane = plane
         (self.port,) = _free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
         self._home = folder / "prometheus"
         self._home.mkdir()
         (self._home / "alerts.yaml").write_text(hurried())
-        (self._home / "prometheus.yaml").write_text(yaml.safe_dump(_configuration(metrics_port)))
         self._process: subprocess.Popen[bytes] | None = None
+
+    def scrape(self, metrics_port: int) -> None:
+        """The operator there, and the pods that `follow` finds."""
+        (self._home / "prometheus.yaml").write_text(yaml.safe_dump(_configuration(metrics_port)))
 
     async def start(self) -> None:
         program = prometheus.unpacked("prometheus")
