@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import openai
@@ -16,11 +15,10 @@ from finetune_trainer.serve.loading import Loaded
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_params
 
-from tests.trainer import surface
+from tests.trainer import surface, transcript
 from tests.trainer.hosting import NAME, REVISION, Hosted, hosted
 from tests.trainer.surface import ASKED, QUESTION, REFUSED, UNCHANGED, asked, joined
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "openai.md"
 PROMPTS = ("This", "Name the old drum.", "A kite, really", "0123456789 " * 8, "é€🙂 and so on", "q")
 
 
@@ -229,4 +227,5 @@ def test_no_value_in_a_turn_is_the_servers_failure(odd: str, client: openai.Open
 def test_the_table_in_the_docs_is_what_the_server_does(client: openai.OpenAI) -> None:
     table = surface.table(client)
     assert surface.WRONG not in table
-    assert table in DOCS.read_text(), "python -m tests.trainer.transcript writes it anew"
+    page = transcript.PAGE.read_text()
+    assert page.startswith(transcript.HEAD + table + transcript.NOTES), "make transcript writes it anew"

@@ -134,7 +134,7 @@ REFUSALS: dict[str, tuple[str, Any, int, str | None]] = {
     "a role nobody has": (CHAT, {**ASKED, "messages": [{"role": "x", "content": "a"}]}, 400, "messages[0].role"),
     "an answer longer than the context": (CHAT, {**ASKED, "max_tokens": 9999}, 400, "max_tokens"),
     "tools, which are not there": (CHAT, {**ASKED, "tools": [{"type": "x"}]}, 400, "tools"),
-    "two answers": (CHAT, {**ASKED, "n": 2}, 400, "n"),
+    "more answers than 16": (CHAT, {**ASKED, "n": 17}, 400, "n"),
     "text that is no JSON": ("/v1/completions", b"{", 400, None),
     "an empty prompt": ("/v1/completions", {"model": "bot", "prompt": ""}, 400, "prompt"),
     "a path that is not there": ("/v1/embeddings", {}, 404, None),

@@ -36,6 +36,7 @@ What a client may rely on:
   which `rollout.identity` may tell users apart). Nothing is quietly left out.
 - `model` is the name that `serving.modelName` gives, or `ft:BASE:ORGANISATION:NAME`, `…:NAME:REVISION`, `…::NAME`. A revision is that one
   alone: while users are moved, the other arm does not have it and answers `NotFoundError`. BASE and ORGANISATION are not compared.
+  vLLM knows `serving.modelName` alone.
 - `system_fingerprint` is the revision that answered.
 - A stop string never shows, not even in part, streamed or not, also where tokens do not end with it.
 - Log-probabilities are the model's own, before `temperature` and `top_p`. The token that ends the turn is not among them; one that spells
