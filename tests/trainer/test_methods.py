@@ -65,7 +65,7 @@ def test_a_method_learns_resumes_and_serves_what_it_has_learnt(name: str, work: 
         assert (lives.served_logits(untouched, prompt) - trained).abs().max() > 0.01, "training changed something"
     alone = [lives.greedy(lambda ids: lives.served_logits(loaded, ids), prompt, 6) for prompt in lives.PROMPTS]
     assert lives.generated(loaded) == alone, "together they are answered as each alone"
-    bits = loss._bits(loaded, [(prompt, 1) for prompt in lives.PROMPTS])
+    bits = [loss._row_bits(read, ids, 1) for read, ids in zip(loss.read(loaded, lives.PROMPTS), lives.PROMPTS, strict=True)]
     assert bits == pytest.approx([bits_of(lives.served_logits(loaded, prompt), prompt) for prompt in lives.PROMPTS], rel=1e-4)
 
 
