@@ -197,7 +197,7 @@ def test_what_keeps_it_from_measuring_is_the_result_and_is_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr(hardware, "memory", lambda: (2**30, "the container", "Raise compute.memory."))
         found = probe.main(asked)["forgetting"]
-    assert found == {"unmeasured": "the model takes about 1.2 GiB, and the container has 1.0 GiB Raise compute.memory."}
+    assert found == {"unmeasured": "the model takes about 1.2 GiB, and the container has 1.0 GiB. Raise compute.memory."}
     layout.verify(tmp_path / "found")
     assert "unmeasured" not in probe.main(asked)["forgetting"]  # type: ignore[operator]
 
@@ -206,7 +206,7 @@ def test_what_keeps_it_from_measuring_is_the_result_and_is_tried_again(
     ("error", "words"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
-        (exits.UserError("AdapterNotServable", "it has no weights", "Train it again."), "it has no weights Train it again."),
+        (exits.UserError("AdapterNotServable", "it has no weights", "Train it again."), "it has no weights. Train it again."),
         (RuntimeError("an operator that is not there"), "an operator that is not there"),
     ],
 )

@@ -53,7 +53,7 @@ def _measured(tuned: Path, evaluation: EvaluationConfig, asked: ForgettingConfig
             raise
         if type(known) is exits.TrainerError:
             traceback.print_exception(error)
-        return {UNMEASURED: f"{known.message} {known.fix}".strip()}
+        return {UNMEASURED: f"{known.message.rstrip('.')}. {known.fix}".strip()}
 
 
 def measure(base: Path, tuned: Path, adapter: Path | None, confidence_percent: float) -> JsonObject:
