@@ -1,6 +1,6 @@
 """The operator's process, forked from one that has imported everything: it starts in a tenth of a second and dies by SIGKILL.
 
-It runs `finetune_operator.__main__.main` as it is; only the clock's time of day can be moved, by a file that names the seconds.
+It runs `finetune_operator` as it is; only the clock's time of day can be moved, by a file that names the seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Final
 
 import yaml
-from finetune_operator import __main__ as entry
+from finetune_operator import process
+from finetune_operator.__main__ import main
 from finetune_operator.clock import SystemClock
 from kubernetes.aio.config import kube_config
 
@@ -53,9 +54,9 @@ def _run(environment: Mapping[str, str], log: str) -> None:
     kube_config.KUBE_CONFIG_DEFAULT_LOCATION = environment["KUBECONFIG"]  # read when it was imported
     if SECRETS in environment:
         _as_in_a_pod(Path(environment[SECRETS]))
-    entry.SystemClock = MovedClock  # type: ignore[misc]
+    process.SystemClock = MovedClock  # type: ignore[misc]
     sys.argv = ["finetune-operator"]
-    sys.exit(entry.main())
+    sys.exit(main())
 
 
 def _as_in_a_pod(secrets: Path) -> None:

@@ -106,6 +106,8 @@ def _reconciled(spec: dict[str, Any]) -> dict[str, Any]:
     data = {slot: _with_format(value, preferences) if slot in SLOTS else value for slot, value in spec["data"].items()}
     if "mix" in data:
         data["mix"] = [_with_format(source, preferences) for source in data["mix"]]
+    if "languages" not in (quality := data.get("quality", {})):
+        data |= {"quality": {key: value for key, value in quality.items() if key != "languagePercent"}} if quality else {}
     found = {**spec, "method": method, "data": data}
     if "compute" in spec:
         found["compute"] = _divided(spec["compute"], kind, preferences)

@@ -143,7 +143,9 @@ def test_every_pod_is_whole_restricted_and_as_the_user_says(name: str, spec: dic
             on_gpus = any(
                 "nvidia.com/gpu" in c["resources"].get("limits", {}) for c in [*pod["containers"], *pod.get("initContainers", ())]
             )
-            assert (pod.get("tolerations") or []) == [*([GPU_TOLERATION] if on_gpus else []), *(pods.get("tolerations") or [])], what
+            follows = o.spec.compute.gpus_each > 0 and o.spec.storage.access_mode == "ReadWriteOnce" and "work" in volumes
+            tolerated = [GPU_TOLERATION] if on_gpus or follows else []
+            assert (pod.get("tolerations") or []) == [*tolerated, *(pods.get("tolerations") or [])], what
             assert (pod.get("nodeSelector") or {}) == (pods.get("nodeSelector") or {}), what
             for container in [*pod["containers"], *pod.get("initContainers", ())]:
                 assert {m["name"] for m in container["volumeMounts"]} <= set(volumes), f"{what}: {container['name']}"
@@ -286,8 +288,8 @@ def test_what_cleans_the_volume_is_a_pod_like_the_others_and_asks_for_no_acceler
     assert container["args"][0] == "clean"
     assert container["resources"] == {"requests": {"cpu": "100m", "memory": "128Mi"}}
     assert [v["name"] for v in pod["volumes"]] == ["work", "tmp", "config"]
-    assert pod["tolerations"] == [{"key": "mine"}]
-    assert "podAffinity" in pod["affinity"], "where the volume is"
+    assert pod["tolerations"] == [GPU_TOLERATION, {"key": "mine"}], "it goes where the volume is"
+    assert "podAffinity" in pod["affinity"]
 
 
 def test_what_cleans_the_volume_is_built_though_the_spec_names_an_unknown_accelerator() -> None:

@@ -16,10 +16,15 @@ from pathlib import Path
 import pytest
 
 from demo.cluster import OPERATOR_NAMESPACE
-from tests.e2e.world import FineTune, Object, Space, World, audit, condition, labelled_rows, spec
+from tests.e2e.world import FineTune, Object, Space, Users, World, audit, condition, labelled_rows, spec
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 LIFE_SECONDS = 400.0
+CONTROL_PORT = 10001
+ROUTER_PORTS = (10000, CONTROL_PORT, 10002, 9901)
+HELD = 30  # percent of the step that waits for traffic
+ROUTERS = "finetune.dev/name=bot,finetune.dev/component=router"
+_OPERATOR_PODS = ("-n", OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/name=finetune-operator")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,7 @@ async def test_two_ranks_train_it_and_it_goes_live(bot: FineTune) -> None:
 
 async def test_no_test_row_is_in_a_training_file(bot: FineTune) -> None:
     status = bot.status()
-    found = json.loads(_read_volume(bot, _SPLITS, status["revision"]))
+    found = json.loads(_in_server(bot, _SPLITS, status["revision"]))
     assert found["test"] > 0
     assert found["train"] > 0
     assert found["both"] == 0
@@ -89,9 +94,8 @@ async def test_at_rest_it_writes_nothing(bot: FineTune) -> None:
 
 async def test_a_restarted_operator_writes_nothing(bot: FineTune) -> None:
     since = datetime.now(UTC)
-    selector = ("-n", OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/name=finetune-operator")
-    bot.kubectl("delete", "pod", *selector, "--wait=true", seconds=120)
-    bot.kubectl("wait", "pod", *selector, "--for=condition=Ready", "--timeout=60s")
+    bot.kubectl("delete", "pod", *_OPERATOR_PODS, "--wait=true", seconds=120)
+    bot.kubectl("wait", "pod", *_OPERATOR_PODS, "--for=condition=Ready", "--timeout=60s")
     await asyncio.sleep(12)
     assert _by_operator(since) == []
 
@@ -173,12 +177,80 @@ async def test_an_image_that_answers_errors_is_taken_back_from_every_user(bot: F
     await bot.phase("Live", seconds=60)
 
 
+async def test_without_traffic_it_is_neither_promoted_nor_rolled_back(bot: FineTune) -> None:
+    changed = bot.get()["spec"]
+    changed["serving"]["resources"]["requests"]["memory"] = "260Mi"
+    changed["rollout"] |= {"steps": [{"weight": HELD, "hold": "2s"}, {"weight": 100}], "progressDeadline": "10m"}
+    changed["rollout"]["guards"]["minRequests"] = 50
+    before = bot.status()["liveArm"]
+    bot.apply(changed)
+    await bot.until("the first step", _at_held_step, seconds=120)
+    await asyncio.sleep(12)
+    status = bot.status()
+    assert _at_held_step(status), bot.describe()
+    assert status["liveArm"] == before
+    assert "requests" in " ".join(status["rollout"]["evidence"]), "it says what it waits for"
+
+
+async def test_nobody_else_moves_a_weight(bot: FineTune) -> None:
+    addresses = _routers(bot).values()
+    asked = [f"http://{address}:{port}/runtime_modify?routing.weight=100" for address in addresses for port in ROUTER_PORTS]
+    for token in ("", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJmaW5ldHVuZS1vcGVyYXRvciJ9."):
+        told = json.loads(_in_server(bot, _INTRUDER, token, *asked))
+        assert len(told) == 2 * len(ROUTER_PORTS)
+        assert 200 not in told.values(), told
+        assert {told[url] for url in asked if f":{CONTROL_PORT}/" in url} == {401}, told
+    assert _at_held_step(bot.status())
+
+
+async def test_while_the_operator_is_away_traffic_stays_and_then_goes_on(bot: FineTune) -> None:
+    old = bot.status()["liveArm"]
+    served = _lives_of_pods(bot, old)
+    operator = ("-n", OPERATOR_NAMESPACE, "deployment/finetune-operator")
+    bot.kubectl("scale", *operator, "--replicas=0")
+    try:
+        bot.kubectl("wait", "pod", *_OPERATOR_PODS, "--for=delete", "--timeout=60s", seconds=70)
+        async with bot.users(every=0.05) as users:
+            await asyncio.sleep(8)
+            gone = next(iter(_routers(bot)))
+            bot.kubectl("-n", bot.space.name, "delete", "pod", gone, "--wait=true", seconds=120)
+            bot.kubectl("-n", bot.space.name, "wait", "pod", "-l", ROUTERS, "--for=condition=Ready", "--timeout=90s", seconds=100)
+            restarted = time.monotonic()
+            await asyncio.sleep(8)
+            assert users.failed == []
+            moved = {user for user, arms in _arms_by_user(users).items() if len(arms) > 1}
+            assert moved == set(), "a router that starts meanwhile serves the last document"
+            assert users.arms(since=restarted) == users.arms() != {old}, "both arms, before and after"
+            bot.kubectl("scale", *operator, "--replicas=1")
+            status = await bot.until("the promotion", lambda s: s["liveArm"] != old, seconds=90)
+            assert _lives_of_pods(bot, old) == served, "no pod of the old model was restarted by the promotion"
+            await bot.phase("Live", seconds=60)
+    finally:
+        bot.kubectl("scale", *operator, "--replicas=1")
+    assert status["rollout"]["state"] in ("Baking", "Promoted"), status["rollout"]
+    assert users.failed == []
+
+
 _SPLITS = """
 import json, pathlib, sys
 folder = pathlib.Path("/work/data") / sys.argv[1]
 test = [json.loads(line)["id"] for line in (folder / "test.jsonl").read_text().splitlines()]
 train = set((folder / "train-hashes.txt").read_text().split())
 print(json.dumps({"test": len(test), "train": len(train), "both": len(train & set(test))}))
+"""
+
+_INTRUDER = """
+import json, sys, urllib.error, urllib.request
+told = {}
+for url in sys.argv[2:]:
+    headers = {"Authorization": f"Bearer {sys.argv[1]}"} if sys.argv[1] else {}
+    try:
+        told[url] = urllib.request.urlopen(urllib.request.Request(url, method="POST", headers=headers), timeout=3).status
+    except urllib.error.HTTPError as error:
+        told[url] = error.code
+    except OSError as error:
+        told[url] = str(error)
+print(json.dumps(told))
 """
 
 
@@ -194,8 +266,8 @@ def _plugin(bot: FineTune, folder: Path, command: str, *options: str) -> str:
     return done.stdout
 
 
-def _read_volume(bot: FineTune, script: str, *arguments: str) -> str:
-    """What a script prints in a model server's pod, which mounts the work volume."""
+def _in_server(bot: FineTune, script: str, *arguments: str) -> str:
+    """What a script prints in a model server's pod, which mounts the work volume and has no rights of its own."""
     pod = next(p["metadata"]["name"] for p in bot.children("pods", "finetune.dev/component=arm"))
     return bot.kubectl("-n", bot.space.name, "exec", pod, "--", "python3", "-c", script, *arguments)
 
@@ -209,6 +281,31 @@ def _by_operator(since: datetime) -> list[str]:
 
 def _arms(bot: FineTune) -> list[str]:
     return [d["metadata"]["labels"]["finetune.dev/arm"] for d in bot.children("deployments", "finetune.dev/arm")]
+
+
+def _at_held_step(status: Object) -> bool:
+    rollout = status.get("rollout") or {}
+    return bool(status["phase"] == "RollingOut" and rollout.get("weight") == HELD and rollout.get("state") != "Promoted")
+
+
+def _routers(bot: FineTune) -> dict[str, str]:
+    """Addresses of the router pods by name."""
+    pods = bot.children("pods", "finetune.dev/component=router")
+    return {p["metadata"]["name"]: p["status"]["podIP"] for p in pods if "deletionTimestamp" not in p["metadata"]}
+
+
+def _lives_of_pods(bot: FineTune, arm: str) -> dict[str, int]:
+    """Restarts of the arm's pods by uid."""
+    pods = bot.children("pods", f"finetune.dev/arm={arm}")
+    return {p["metadata"]["uid"]: sum(c["restartCount"] for c in p["status"]["containerStatuses"]) for p in pods}
+
+
+def _arms_by_user(users: Users) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for call in users.calls:
+        if call.ok:
+            found.setdefault(call.user, set()).add(call.arm)
+    return found
 
 
 def _lives_another(status: Object, revision: str) -> bool:

@@ -21,6 +21,7 @@ import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -106,6 +107,8 @@ def _swap_methods(old: type, new: type) -> None:
             setattr(old, name, method)
         elif isinstance(mine, property) and isinstance(method, property):
             _swap(mine.fget, method.fget)  # type: ignore[arg-type]
+        elif isinstance(mine, cached_property) and isinstance(method, cached_property):
+            _swap(mine.func, method.func)  # type: ignore[arg-type]
         elif isinstance(mine, FunctionType) and not mine.__closure__:
             _swap(mine, method)
 

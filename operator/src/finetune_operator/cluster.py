@@ -21,6 +21,7 @@ from finetune_operator.kinds import FINETUNE, Kind
 
 TIMEOUT_SECONDS: Final = 15.0
 WATCH_SECONDS: Final = 300  # after about so long the API server ends a watch
+SILENCE_SECONDS: Final = 130.0  # its bookmarks come once a minute: a connection that says nothing for so long is dead
 PAGE: Final = 200
 JSON: Final = "application/json"
 METADATA: Final = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -94,7 +95,7 @@ class Cluster:
         lasting = round(WATCH_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311
         query = {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version, "timeoutSeconds": str(lasting)}
         query |= {"labelSelector": label_selector} if label_selector else {}
-        timeout = aiohttp.ClientTimeout(sock_read=lasting + TIMEOUT_SECONDS)
+        timeout = aiohttp.ClientTimeout(sock_read=SILENCE_SECONDS)
         path = kind.path(namespace)
         async with self._response("GET", path, query=query, within=timeout) as response:
             async for line in _lines(response):

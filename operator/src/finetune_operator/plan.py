@@ -19,7 +19,7 @@ from finetune_operator.build import exposure as exposing
 from finetune_operator.build import volume as work_volume
 from finetune_operator.build.arm import Served
 from finetune_operator.build.jobs import Stage
-from finetune_operator.build.pods import Devices, Images, Manifest, Owner
+from finetune_operator.build.pods import ANY_GPU, Accelerator, Devices, Images, Manifest, Owner
 from finetune_operator.decide import layout
 from finetune_operator.decide.attempts import avoided, divisor, folders, numbered
 from finetune_operator.decide.draft import ArmWanted, Draft, JobWanted
@@ -57,16 +57,18 @@ class Context:
         """What the status knows of a revision."""
         return next(r for r in self.draft.status.revisions if r.name == name)
 
+    def profile(self) -> Accelerator | None:
+        """The spec's accelerator profile; None when the operator has none of that name."""
+        name = self.spec.compute.accelerator
+        return self.observed.profiles.get(name) if name else ANY_GPU
+
     def devices(self) -> Devices:
         """The accelerators of each pod; SpecError when there is no such profile."""
-        compute = self.spec.compute
-        if not compute.accelerator:
-            return Devices(compute.gpus_each)
-        profiles = self.observed.profiles
-        if compute.accelerator not in profiles:
-            known = ", ".join(sorted(profiles)) or "none"
-            raise SpecError(f"spec.compute.accelerator: the operator has no profile {compute.accelerator!r}; it has: {known}")
-        return Devices(compute.gpus_each, profiles[compute.accelerator])
+        profile = self.profile()
+        if profile is None:
+            known = ", ".join(sorted(self.observed.profiles)) or "none"
+            raise SpecError(f"spec.compute.accelerator: the operator has no profile {self.spec.compute.accelerator!r}; it has: {known}")
+        return Devices(self.spec.compute.gpus_each, profile)
 
 
 def volume(c: Context) -> Iterator[Child]:
@@ -107,7 +109,8 @@ def cleaning(c: Context) -> Iterator[Child]:
     if c.draft.clean and listed:
         stage = Stage(names.CLEAN, c.draft.revision.name, listed.number)
         config = runconfig.clean(c.owner.namespace, c.owner.name, c.owner.uid, stage, listed)
-        yield kinds.JOB, jobs.stage_job(c.owner, c.spec, stage, config, c.images)
+        devices = Devices(c.spec.compute.gpus_each, c.profile() or ANY_GPU)
+        yield kinds.JOB, jobs.stage_job(c.owner, c.spec, stage, config, c.images, devices=devices)
 
 
 def arms(c: Context) -> Iterator[Child]:

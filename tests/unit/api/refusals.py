@@ -129,6 +129,7 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "rows of a volume behind a Secret": (changed(_BASE, f"{_ROWS}.secretName", "s"), "spec.data.train.secretName: belongs to a source of https://"),
     "rows that are half alike": (changed(_BASE, "spec.data.quality", {"nearDuplicatePercent": 49}), "spec.data.quality.nearDuplicatePercent"),
     "a language by its name": (changed(_BASE, "spec.data.quality", {"languages": ["english"]}), "spec.data.quality.languages"),
+    "how sure, of no language": (changed(_BASE, "spec.data.quality", {"languagePercent": 95}), "set languages"),
     "no language at all": (changed(_BASE, "spec.data.quality", {"languages": []}), "spec.data.quality.languages"),
     "plain text": (changed(_BASE, f"{_ROWS}.format", "Text"), "spec.data.train.format: not supported yet"),
     "preferences for SFT": (changed(_BASE, f"{_ROWS}.format", "Preference"), "spec.method.objective: DPO learns from rows of format Preference"),

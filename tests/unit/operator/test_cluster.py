@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import Any, cast
 
 import pytest
+from aiohttp import web
+from finetune_operator import cluster as module
 from finetune_operator import errors, kinds
 from finetune_operator.cluster import Cluster, _classified
-from kubernetes.aio.client import ApiClient
+from kubernetes.aio.client import ApiClient, Configuration
 
 ANSWERS = {
     400: errors.Invalid,
@@ -53,3 +57,30 @@ async def test_a_deletion_says_of_which_object_and_what_becomes_of_what_it_owns(
     assert cluster.asked == [
         ("DELETE", "/apis/batch/v1/namespaces/ml/jobs/bot-clean-1", {"propagationPolicy": policy, "preconditions": {"uid": "u"}})
     ]
+
+
+async def test_a_watch_whose_connection_has_died_silently_ends_and_goes_on_from_what_it_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SILENCE_SECONDS", 0.2)
+    event = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "7"}}}
+
+    async def dead(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(json.dumps(event).encode() + b"\n")
+        await asyncio.sleep(60)
+        return response
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", dead)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    configuration = Configuration()
+    configuration.host = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        async with asyncio.timeout(10), ApiClient(configuration) as api:
+            told = [found async for found in Cluster(api).watch(kinds.JOB, "ml", "", "5")]
+    finally:
+        await runner.cleanup()
+    assert told == [("BOOKMARK", event["object"])]

@@ -42,9 +42,16 @@ def test_a_gang_gets_what_its_profile_says() -> None:
 
 
 def test_a_stage_without_accelerators_gets_none_of_it() -> None:
-    pod = pod_of(PREPARE, Devices(8, H100))
+    pod = pod_of(PREPARE, Devices(8, H100), storage={"accessMode": "ReadWriteMany"})
     assert "priorityClassName" not in pod
     assert "tolerations" not in pod
+    assert "limits" not in pod["containers"][0]["resources"]
+
+
+def test_a_stage_without_accelerators_follows_its_volume_to_a_node_that_has_them() -> None:
+    pod = pod_of(PREPARE, Devices(8, H100), pods={"tolerations": [{"key": "mine"}]})
+    assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}, {"key": "mine"}]
+    assert "priorityClassName" not in pod
     assert "limits" not in pod["containers"][0]["resources"]
 
 

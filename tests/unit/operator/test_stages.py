@@ -349,6 +349,7 @@ def disrupted(*saved: tuple[int | None, int | None]) -> list[Attempt]:
         ([(None, None)], 1),
         ([(None, None)] * 7, 7),
         ([(None, 10)], 0),
+        ([(None, 1)], 0),
         ([(None, 10), (10, None), (10, 10)], 2),
         ([(None, 10), (10, None), (10, 20)], 0),
         ([(None, 10), (15, None)], 0),  # the one before had saved as it was stopped, unseen

@@ -8,12 +8,11 @@ from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
-from finetune_operator import __main__ as entry
-from finetune_operator import errors
-from finetune_operator.__main__ import Operator
+from finetune_operator import errors, process
 from finetune_operator.cluster import Cluster, Page
 from finetune_operator.informer import Informer
 from finetune_operator.kinds import CHILDREN, FINETUNE, POD, Kind
+from finetune_operator.process import Operator
 from finetune_operator.settings import Settings
 from kubernetes.aio.client import ApiClient
 
@@ -99,7 +98,7 @@ async def test_a_lacking_right_to_children_is_an_error_and_closes_no_namespace()
 
 
 async def test_what_was_deleted_before_a_list_of_the_watches_is_missed_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry, "LISTED_SECONDS", 0.05)
+    monkeypatch.setattr(process, "LISTED_SECONDS", 0.05)
     operator = Operator(cast(ApiClient, None), Settings("trainer", "router", sweep_seconds=86400))
     given(operator, Closed())
     operator.cache.put(FINETUNE, {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}})

@@ -13,11 +13,11 @@ import kopf
 import pytest
 import yaml
 from aiohttp import web
-from finetune_operator import __main__ as entry
-from finetune_operator.__main__ import Operator
+from finetune_operator import process
 from finetune_operator.cluster import Cluster, Page
 from finetune_operator.informer import Informer
 from finetune_operator.kinds import FINETUNE, Kind
+from finetune_operator.process import Operator
 from finetune_operator.settings import Settings
 from kubernetes.aio.client import ApiClient
 
@@ -173,7 +173,7 @@ async def test_a_kopf_that_does_not_end_is_left_to_itself(monkeypatch: pytest.Mo
             await asyncio.sleep(0.01)
 
     monkeypatch.setattr(kopf, "operator", kopf_operator)
-    monkeypatch.setattr(entry, "ENDING_SECONDS", 0.1)
+    monkeypatch.setattr(process, "ENDING_SECONDS", 0.1)
     operator = Operator(cast(ApiClient, None), Settings("trainer", "router"))
     operator.informer = Informer(cast(Cluster, Empty()), operator.cache, operator.queue)
     watching = asyncio.create_task(operator._watch())

@@ -146,6 +146,12 @@ ALWAYS: Final = (
         lambda o: len(o["metadata"]["name"]) <= 40 and re.match(NAME_PATTERN, o["metadata"]["name"]) is not None,
     ),
     Rule(
+        "spec.data.quality", "languagePercent",
+        "!has(self.languagePercent) || has(self.languages)",
+        "says how sure a language must be, and no language is asked for: set languages, or remove it",
+        lambda quality: "languagePercent" not in quality or "languages" in quality,
+    ),
+    Rule(
         "spec.model", "revision",
         "!self.source.startsWith('https://') || (has(self.revision) && self.revision.matches('^(sha256:)?[0-9a-fA-F]{64}$'))",
         "an https:// model is an archive whose sha256 must be given here",
@@ -361,15 +367,13 @@ NOT_YET: Final = (
 )
 
 RULES: Final = (*ALWAYS, *CHANGES, *NOT_YET)
+_PATHS: Final = frozenset(rule.path for rule in RULES if rule.holds)
 
 
 def broken(finetune: Mapping[str, Any]) -> list[str]:
     """Texts of the rules that an object (with its defaults) breaks."""
-    found = []
-    for rule in RULES:
-        if rule.holds is not None and not all(rule.holds(node) for node in nodes(finetune, rule.path)):
-            found.append(rule.text)
-    return found
+    there = {path: list(nodes(finetune, path)) for path in _PATHS}  # many rules stand on the same nodes
+    return [rule.text for rule in RULES if rule.holds and not all(map(rule.holds, there[rule.path]))]
 
 
 def nodes(obj: Node, path: str) -> Iterator[Node]:

@@ -136,7 +136,7 @@ def _template(
 ) -> Manifest:  # fmt: skip
     source_volumes, source_mounts = sources.volumes(sources.of_stage(spec, stage.name))
     training = stage.name == "train"
-    own = _own_devices(stage, served, devices)
+    own = _own_devices(spec, stage, served, devices)
     sidecar = server(spec, served, images, devices) if served else None
     memory = [pods.shared_memory(own.shared_memory())] if training else shared_memory(spec) if sidecar else []
     shared: list[Manifest] = [pods.work_volume(owner), pods.tmp_volume(), _config_volume(), *memory, *source_volumes]
@@ -167,10 +167,10 @@ def _computes(stage: Stage, served: Served | None) -> bool:
     return stage.name == "train" or (stage.name in ("baseline", "evaluate") and served is None)
 
 
-def _own_devices(stage: Stage, served: Served | None, devices: Devices) -> Devices:
+def _own_devices(spec: Spec, stage: Stage, served: Served | None, devices: Devices) -> Devices:
     """The accelerators of the trainer's own container: all of them to train, one to compute the loss of test rows."""
     if not _computes(stage, served):
-        return NO_DEVICES
+        return replace(devices, count=0, beside=devices.count > 0 and spec.storage.access_mode == "ReadWriteOnce")
     return devices if stage.name == "train" else replace(devices, count=min(1, devices.count))
 
 

@@ -79,10 +79,14 @@ ANY_GPU: Final = Accelerator("", "nvidia.com/gpu")
 
 @dataclass(frozen=True)
 class Devices:
-    """The accelerators of one pod: how many, and of which profile."""
+    """The accelerators of one pod: how many, and of which profile.
+
+    `beside`: it has none, but its volume may be where a pod that has them is running, and it must follow there.
+    """
 
     count: int = 0
     profile: Accelerator = ANY_GPU
+    beside: bool = False
 
     def limits(self) -> dict[str, str]:
         """What the container asks the device plugin for."""
@@ -106,9 +110,10 @@ class Devices:
 
     def placement(self) -> Manifest:
         """Fields of a pod's spec that let it on the nodes that have them."""
-        if not self.count:
-            return {}
-        given = {"tolerations": [dict(t) for t in self.profile.tolerations], "priorityClassName": self.profile.priority_class}
+        given = {
+            "tolerations": [dict(t) for t in self.profile.tolerations] if self.count or self.beside else [],
+            "priorityClassName": self.profile.priority_class if self.count else "",
+        }
         return {key: value for key, value in given.items() if value}
 
 
