@@ -153,12 +153,29 @@ def test_an_arm_that_was_promoted_before_is_tested_no_more() -> None:
     assert (again.steps, again.experiment) == (((100, 0.0),), None)
 
 
-def planned(**experiment: Any) -> m.Plan:
+def planned(fixed: Experiment | None = None, **experiment: Any) -> m.Plan:
     o = make_observed(changes={"rollout": {"experiment": experiment}})
-    return arms._plan(o, draft(o), "new")
+    return arms._plan(o, draft(o), "new", fixed)
 
 
 def test_it_is_a_step_among_the_steps() -> None:
     assert planned(weight=50, duration="14d").steps == ((10, 1800.0), (50, 14 * DAY), (100, 0.0))
     assert planned(weight=30).steps == ((10, 1800.0), (30, m.ENDLESS), (50, 3600.0), (100, 0.0))
     assert planned(weight=5).experiment == (5, m.ENDLESS)
+
+
+def test_a_split_that_is_fixed_stays_whatever_weight_the_spec_names_meanwhile() -> None:
+    assert planned(TODAY, weight=30, duration="14d").experiment == (50, 14 * DAY)
+    assert after(DAY, planned(TODAY, weight=30), begun()).weight == 50
+
+
+def test_after_its_end_the_spec_names_another_one_and_users_move_on_as_by_the_steps() -> None:
+    edited = planned(DONE, weight=75)
+    assert (edited.steps, edited.experiment) == (((10, 1800.0), (50, 3600.0), (100, 0.0)), None)
+    held = m.advance(edited, scene(router(weight=50)), at(m.SHIFTING, 50, 2, {"began": STAMP}, experiment=DONE)).rollout
+    assert (held.state, held.next_step_at) == (m.HOLDING, "2026-01-01T13:00:00Z")
+
+
+def test_a_weight_that_is_held_below_an_experiment_without_end_has_an_end() -> None:
+    held = m.advance(planned(weight=30), scene(router(weight=20)), at(m.SHIFTING, 20, 2, {"began": STAMP})).rollout
+    assert held.next_step_at == "2026-01-01T13:00:00Z"

@@ -13,7 +13,7 @@ from finetune_operator import conditions as c
 from finetune_operator.api.fields import digest
 from finetune_operator.api.quantities import seconds
 from finetune_operator.api.spec import Identity, Spec, Step
-from finetune_operator.api.status import Arm, Rollout, Status, Stopped
+from finetune_operator.api.status import Arm, Experiment, Rollout, Status, Stopped
 from finetune_operator.build import arm as arms
 from finetune_operator.build.pods import Owner
 from finetune_operator.decide import control
@@ -123,7 +123,7 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
         abort=_otherwise(wanted, running) if superseded and wanted else _refused(d, running),
         stable_patience=machine.OUTAGE_SECONDS if live and live.promoted else seconds(o.spec.rollout.progress_deadline),
     )
-    step = machine.advance(_plan(o, d, running.arm), scene, running)
+    step = machine.advance(_plan(o, d, running.arm, running.experiment), scene, running)
     d = _stages(o, d, running, step.rollout.state)
     d = d.set(rollout=step.rollout)
     if step.rollout.last_decision != running.last_decision and step.rollout.last_decision:
@@ -266,13 +266,13 @@ def _backend(o: Observed, name: str, revision: str) -> Backend:
     return Backend(name, arms.host(Owner(o.namespace, o.name, o.uid), name), revision, ready)
 
 
-def _plan(o: Observed, d: Draft, arm: str) -> machine.Plan:
-    """The user's steps; an arm that was promoted before takes all users at once, and bakes."""
+def _plan(o: Observed, d: Draft, arm: str, fixed: Experiment | None = None) -> machine.Plan:
+    """The user's steps; an arm that was promoted before takes all users at once, and bakes. `fixed`: the rollout's A/B test until now."""
     spec: Spec = o.spec
     known = _arm(d.status, arm)
     steps = tuple((s.weight, seconds(s.hold)) for s in spec.rollout.steps or DEFAULT_STEPS)
     again = bool(known and known.promoted)
-    experiment = None if again else _experiment(spec)
+    experiment = None if again else _experiment(spec, fixed)
     if experiment:
         share = experiment[0]
         steps = (*(s for s in steps if s[0] < share), experiment, *(s for s in steps if s[0] > share))
@@ -282,12 +282,12 @@ def _plan(o: Observed, d: Draft, arm: str) -> machine.Plan:
     return machine.Plan(steps, bake, deadline, guards, seconds(guards.max_extension), experiment)
 
 
-def _experiment(spec: Spec) -> tuple[int, float] | None:
-    """The step of the A/B test."""
+def _experiment(spec: Spec, fixed: Experiment | None) -> tuple[int, float] | None:
+    """The step of the A/B test, of which a rollout has one: a split that was fixed stays, and what is over does not begin again."""
     asked = spec.rollout.experiment
-    if asked is None:
+    if asked is None or (fixed and fixed.until):
         return None
-    return asked.weight, seconds(asked.duration) if asked.duration else machine.ENDLESS
+    return fixed.weight if fixed else asked.weight, seconds(asked.duration) if asked.duration else machine.ENDLESS
 
 
 def _remember(d: Draft, wanted: ArmWanted) -> Draft:

@@ -323,9 +323,9 @@ def _endless(r: Rollout) -> bool:
 
 def _hold(plan: Plan, r: Rollout) -> float:
     """How many seconds the weight in force is held. A split that is fixed stays so, whatever weight the spec names meanwhile."""
-    if plan.experiment and experimenting(r):
+    if plan.experiment and (experimenting(r) or (r.experiment is None and r.weight == plan.experiment[0])):
         return plan.experiment[1]
-    return next((hold for weight, hold in plan.steps if weight >= r.weight), 0.0)
+    return next((hold for weight, hold in plan.steps if weight >= r.weight and hold != ENDLESS), 0.0)
 
 
 def _until(r: Rollout, began: datetime, seconds: float) -> Rollout:
