@@ -199,7 +199,7 @@ CASES: dict[str, Case] = {
         2, 12, 26, {**OF, "reason": "NeverReady"},
     ),
     "FineTuneUsersNotServed": Case(
-        {f'finetune_not_ready{{{BOT}, reason="NoReadyPods"}}': "_x3 1x9 _x9", f'finetune_phase{{{BOT}, phase="Deploying"}}': "1x30"},
+        {f"finetune_available{{{BOT}}}": "1x3 0x9 1x9"},
         2, 6, 19, OF,
     ),
     "FineTuneErrors": Case(

@@ -10,13 +10,15 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from finetune_operator import conditions
-from finetune_operator.decide.rollout import ACTIVE
+from finetune_operator.decide.rollout import ACTIVE, DEPLOYING
+from finetune_operator.decide.stages import BASE
 
 Key = tuple[str, str]
 # Gauge of a FineTune → what it says, and its labels beside namespace and name.
 GAUGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "finetune_phase": ("1 for the phase that a FineTune is in", ("phase",)),
     "finetune_not_ready": ("1 for the reason why a FineTune is not ready", ("reason",)),
+    "finetune_available": ("1 while a pod of what is live is ready, 0 while none is", ()),
     "finetune_arm": ("1 for each arm that users are on or are moved to", ("role", "arm", "revision")),
     "finetune_rollout_state": ("1 for the state of the last rollout", ("state",)),
     "finetune_rollout_weight_percent": ("Share of users on the newest arm", ()),
@@ -77,11 +79,20 @@ class _FineTunes(Collector):
 
 def samples(status: Mapping[str, Any]) -> Samples:
     """What a status says, in numbers."""
-    found = {("finetune_phase", (str(status.get("phase", conditions.PENDING)),)): 1.0}
-    ready: Mapping[str, Any] = next((c for c in status.get("conditions") or () if c["type"] == conditions.READY), {})
+    found: dict[tuple[str, tuple[str, ...]], float] = {("finetune_phase", (str(status.get("phase", conditions.PENDING)),)): 1.0}
+    told = {c["type"]: c for c in status.get("conditions") or ()}
+    ready, available = told.get(conditions.READY, {}), told.get(conditions.AVAILABLE)
     if ready.get("status") == "False":
         found["finetune_not_ready", (str(ready["reason"]),)] = 1.0
+    if available and _has_users(status):
+        found["finetune_available", ()] = float(available["status"] == "True")
     return found | _training(status) | _serving(status)
+
+
+def _has_users(status: Mapping[str, Any]) -> bool:
+    """Is something live, and not merely on its way there for the first time?"""
+    first = status.get("liveRevision") == BASE and (status.get("rollout") or {}).get("state") == DEPLOYING
+    return bool(status.get("liveArm")) and not first
 
 
 def _training(status: Mapping[str, Any]) -> dict[tuple[str, tuple[str, ...]], float]:

@@ -66,6 +66,7 @@ class Operator:
 
     async def run(self) -> None:
         """Serve health and metrics, wait for the Lease, then work until it is lost or the process is asked to stop."""
+        _collect_garbage()  # a candidate may wait for months
         runners = [await _serve(self.settings.health_port, self._health()), await _serve(self.settings.metrics_port, self._metrics())]
         try:
             await self.elector.acquire()
@@ -94,9 +95,12 @@ class Operator:
     async def _prepared(self) -> Reconciler:
         """With the key and full caches, also from an API server that is busy: a process that ends for that is started ever later."""
         key = await patiently(partial(signing.key, self.cluster, self.settings.lease_namespace))
-        await self._each_kind(self.informer.fill, CHILDREN)
+        gc.disable()  # a list is all new objects and no garbage
+        try:
+            await self._each_kind(self.informer.fill, CHILDREN)
+        finally:
+            _collect_garbage()
         self.filled = True
-        _collect_garbage()
         log.info("filled", extra=logs.of(finetunes=len(self.cache.owners())))
         events = Events(self.cluster, self.clock, self.settings.identity)
         return Reconciler(self.cluster, self.cache, self.pods, self.clock, self.settings, self.metrics, events, key, self.extras)

@@ -20,7 +20,7 @@ from finetune_operator.observed import Answer, Question
 
 TIMEOUT: Final = aiohttp.ClientTimeout(total=3.0)
 LARGEST: Final = 64 * 1024  # bytes of an answer: one number is wanted
-AT_ONCE: Final = 4
+AT_ONCE: Final = 16  # all that one FineTune may ask: what waits for another's answer does so within its own time
 Key = tuple[str, str]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
 from finetune_operator.metrics import Metrics
 from prometheus_client import generate_latest
 
@@ -54,6 +55,30 @@ def test_attempts_are_counted_by_how_they_ended() -> None:
         'finetune_phase{phase="Training"}': 1, 'finetune_training_attempts{outcome="outOfMemory"}': 2,
         'finetune_training_attempts{outcome="succeeded"}': 1,
     }  # fmt: skip
+
+
+AVAILABLE = {"type": "Available", "status": "False", "reason": "NoReadyPods"}
+# what the status says beside a live arm without a ready pod → what is told of its users
+SERVED: dict[str, tuple[dict[str, Any], float | None]] = {
+    "while another revision trains": ({"phase": "Training"}, 0),
+    "while users are moved": ({"phase": "RollingOut", "rollout": {"state": "Holding", "weight": 10, "arm": "a2", "revision": "r2"}}, 0),
+    "after a rollback": ({"phase": "Rejected"}, 0),
+    "a pod is ready": ({"conditions": [{**AVAILABLE, "status": "True"}]}, 1),
+    "a base that serves until the first rollout is through": (
+        {"liveRevision": "base", "rollout": {"state": "Holding", "weight": 10, "arm": "a2", "revision": "r2"}}, 0,
+    ),
+    "a base that is just being deployed": (
+        {"liveRevision": "base", "rollout": {"state": "Deploying", "weight": 0, "arm": "a2", "revision": "r2"}}, None,
+    ),
+    "nothing is live": ({"liveArm": None}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SERVED)
+def test_users_without_a_ready_pod_are_told_in_every_phase(case: str) -> None:
+    changes, expected = SERVED[case]
+    found = of(**{"phase": "Live", "liveArm": "a1", "liveRevision": "r1", "conditions": [NOT_READY, AVAILABLE], **changes})
+    assert found.get("finetune_available") == expected
 
 
 def test_what_the_status_says_no_longer_is_gone() -> None:

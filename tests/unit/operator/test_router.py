@@ -167,7 +167,10 @@ def test_a_secret_is_mounted_and_a_pod_without_it_does_not_start() -> None:
 def test_the_key_of_an_experiments_log_is_a_variable_that_a_pod_waits_for() -> None:
     spec = Spec.model_validate(make_spec(rollout={"experiment": {"weight": 50, "log": {"secretName": "bot-ab"}}}))
     (container,) = built(spec=spec)["Deployment"]["spec"]["template"]["spec"]["containers"]
-    assert container["env"][-1] == {"name": "FINETUNE_EXPOSURE_KEY", "valueFrom": {"secretKeyRef": {"name": "bot-ab", "key": "key"}}}
+    assert container["env"][-1] == {
+        "name": "FINETUNE_EXPOSURE_KEY",
+        "valueFrom": {"secretKeyRef": {"name": "bot-ab", "key": "key", "optional": True}},
+    }
     unlogged = Spec.model_validate(make_spec(rollout={"experiment": {"weight": 50}}))
     assert built(spec=unlogged)["Deployment"] == built()["Deployment"]
 

@@ -66,11 +66,11 @@ def access_log() -> dict[str, Any]:
 
 
 def key(spec: Spec) -> list[dict[str, Any]]:
-    """The router's variable with the key. A pod without the Secret does not start; one that runs keeps the key that it began with."""
+    """The router's variable with the key. A pod keeps the key that it began with; one that found no Secret serves, and logs nothing."""
     experiment = spec.rollout.experiment
     if experiment is None or experiment.log is None:
         return []
-    secret = {"name": experiment.log.secret_name, "key": KEY_ENTRY}
+    secret = {"name": experiment.log.secret_name, "key": KEY_ENTRY, "optional": True}
     return [{"name": KEY_VARIABLE, "valueFrom": {"secretKeyRef": secret}}]
 
 
