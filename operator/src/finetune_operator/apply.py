@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from finetune_operator import conditions, logs, names
 from finetune_operator.api.quantities import quantity
@@ -32,6 +32,10 @@ class NameTaken(FineTuneError):
         return Waiting(conditions.NAME_TAKEN, str(self))
 
 
+WHOLE: Final = frozenset({"nodeSelector", "affinity"})  # what others add to these would change what the user asked for
+COPIES: Final = {"serviceAccount": "serviceAccountName"}  # fields that the API server keeps equal to another one
+
+
 @dataclass(frozen=True)
 class Children:
     """Writes the children of one FineTune."""
@@ -54,7 +58,10 @@ class Children:
         if not contains(actual, manifest):
             version, manifest = actual["metadata"]["resourceVersion"], _with_replicas(kind, manifest, actual)
             log.info("apply", extra=logs.of(kind=kind.kind, name=name, namespace=self.key[0]))
-            self.cache.put(kind, await self.cluster.apply(kind, manifest, resource_version=version))
+            applied = await self.cluster.apply(kind, manifest, resource_version=version)
+            if not contains(applied, manifest):  # what it was made with is not taken back by an apply that leaves it out
+                applied = await self.cluster.replace(kind, completed(manifest, applied))
+            self.cache.put(kind, applied)
 
     async def remove(self, kind: Kind, name: str, *, foreground: bool = False) -> None:
         """Delete the child if it is there and not on its way out; `foreground`: it is seen until what it owns is gone."""
@@ -108,17 +115,28 @@ def _ours(found: Mapping[str, Any], manifest: Manifest) -> bool:
 def contains(actual: Any, wanted: Any) -> bool:
     """Is everything that is wanted there? What others added (defaults, status) does not count.
 
-    Lists of objects are compared in order and length; an empty wanted mapping or list matches an absent one.
+    Lists of objects are compared in order and length, and so are `WHOLE` mappings; an empty wanted mapping or list matches an absent one.
     """
     if isinstance(wanted, Mapping):
         given = actual if isinstance(actual, Mapping) else {}
-        return all(contains(given.get(k), v) for k, v in wanted.items())
+        return all(contains(given.get(k), v) and (k not in WHOLE or contains(v, given.get(k) or {})) for k, v in wanted.items())
     if isinstance(wanted, list):
         given_list = actual if isinstance(actual, list) else []
         return len(given_list) == len(wanted) and all(contains(a, w) for a, w in zip(given_list, wanted, strict=True))
     if actual is None and wanted in ("", None):
         return True
     return bool(actual == wanted) or _same_quantity(actual, wanted)
+
+
+def completed(wanted: Any, actual: Any) -> Any:
+    """What is wanted, with what others added: lists have the wanted items alone, each as it is there under its name."""
+    if isinstance(wanted, Mapping) and isinstance(actual, Mapping):
+        others = {k: v for k, v in actual.items() if COPIES.get(k) not in wanted}
+        return {**others, **{k: v if k in WHOLE else completed(v, actual.get(k)) for k, v in wanted.items()}}
+    if isinstance(wanted, list) and isinstance(actual, list):
+        there = {item["name"]: item for item in actual if isinstance(item, Mapping) and "name" in item}
+        return [completed(item, there.get(item["name"])) if isinstance(item, Mapping) and "name" in item else item for item in wanted]
+    return wanted
 
 
 def _same_quantity(actual: Any, wanted: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 from finetune_operator import errors, kinds, names
-from finetune_operator.apply import Children, NameTaken, contains
+from finetune_operator.apply import Children, NameTaken, completed, contains
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.events import QUIET_SECONDS, Events
@@ -28,6 +28,10 @@ CONTAINS: dict[str, tuple[Any, Any, bool]] = {
     "items with defaults": ({"a": [{"x": 1, "protocol": "TCP"}]}, {"a": [{"x": 1}]}, True),
     "a quantity, written otherwise": ({"cpu": "1"}, {"cpu": "1000m"}, True),
     "another quantity": ({"cpu": "2"}, {"cpu": "1000m"}, False),
+    "one label more of a node": ({"nodeSelector": {"a": "1", "b": "2"}}, {"nodeSelector": {"a": "1"}}, False),
+    "no label of a node any more": ({"nodeSelector": {"a": "1"}}, {"nodeSelector": {}}, False),
+    "the same labels of a node": ({"nodeSelector": {"a": "1"}}, {"nodeSelector": {"a": "1"}}, True),
+    "no affinity": ({}, {"affinity": {}}, True),
     "a text instead of a mapping": ({"a": "x"}, {"a": {"b": 1}}, False),
 }
 
@@ -36,6 +40,26 @@ CONTAINS: dict[str, tuple[Any, Any, bool]] = {
 def test_contains(case: str) -> None:
     actual, wanted, expected = CONTAINS[case]
     assert contains(actual, wanted) is expected
+
+
+# what is wanted, what is there → what is put in its place
+COMPLETED: dict[str, tuple[Any, Any, Any]] = {
+    "what others added stays": ({"a": {"x": 1}}, {"a": {"x": 2, "y": 3}, "b": 4}, {"a": {"x": 1, "y": 3}, "b": 4}),
+    "an item goes, another keeps its defaults": (
+        {"a": [{"name": "n", "x": 1}]}, {"a": [{"name": "m"}, {"name": "n", "x": 2, "y": 3}]}, {"a": [{"name": "n", "x": 1, "y": 3}]},
+    ),
+    "items without names are as wanted": ({"a": [{"port": 80}]}, {"a": [{"port": 80, "z": 1}, {"port": 443}]}, {"a": [{"port": 80}]}),
+    "labels of a node are as wanted": ({"nodeSelector": {"a": "1"}}, {"nodeSelector": {"b": "2"}}, {"nodeSelector": {"a": "1"}}),
+    "a copy goes with its original": (
+        {"serviceAccountName": ""}, {"serviceAccountName": "s", "serviceAccount": "s"}, {"serviceAccountName": ""},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", COMPLETED)
+def test_completed(case: str) -> None:
+    wanted, actual, expected = COMPLETED[case]
+    assert completed(wanted, actual) == expected
 
 
 def manifest(data: str = "1", owner: str = "uid-bot") -> dict[str, Any]:

@@ -211,6 +211,9 @@ def disruption_budget(metadata: Manifest, selector: dict[str, str]) -> Manifest:
     }
 
 
+NO_OVERRIDES: Final[Mapping[str, Any]] = {"serviceAccountName": "", "imagePullSecrets": [], "nodeSelector": {}, "tolerations": []}
+
+
 def overrides(spec: Spec) -> Manifest:
     """What the user says of every pod (`spec.pods`), without affinity and variables."""
     if spec.pods is None:
