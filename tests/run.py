@@ -30,13 +30,13 @@ class Tier:
 
 
 TIERS = (
-    Tier("unit", "dev", ("tests/unit", "tests/contract"), 2),
+    Tier("unit", "dev", ("tests/unit", "tests/contract"), 3),
     Tier("trainer", "trainer", ("tests/trainer",), 8, setup=("tests.trainer.s3server",)),
     Tier("numerics", "oracle", ("tests/numerics",), 3),
     Tier(
-        "integration", "dev", ("tests/integration", "tests/devcluster", "tests/router", "tests/gitops"), 12, setup=("devcluster", "binary")
+        "integration", "dev", ("tests/integration", "tests/devcluster", "tests/router", "tests/gitops"), 16, setup=("devcluster", "binary")
     ),
-    Tier("e2e", "dev", ("tests/e2e",), 15, setup=("devcluster", "images"), arguments=("-vv",)),
+    Tier("e2e", "dev", ("tests/e2e",), 12, setup=("devcluster", "images"), arguments=("-vv",)),
 )
 ENDING_SECONDS = 180
 

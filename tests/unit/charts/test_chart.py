@@ -28,8 +28,8 @@ Manifest = dict[str, Any]
 Rights = dict[tuple[str, str], set[str]]
 
 # What the code calls, by kind. `informer` lists each kind that is cached, watches children and gets what no watch has told; kopf
-# watches FineTunes; `apply` creates children, gets one whose name is taken, patches those that are kept as wanted (and puts what an apply does not take back), deletes those that
-# are not wanted any more (plan.leftovers, obsolete).
+# watches FineTunes; `apply` creates children, gets one whose name is taken, patches those that are kept as wanted (and puts what an
+# apply does not take back), deletes those that are not wanted any more (plan.leftovers, obsolete).
 CACHED = {"get", "list", "watch"}
 MADE_ONCE = {*CACHED, "create"}
 KEPT = {*MADE_ONCE, "patch", "update"}
