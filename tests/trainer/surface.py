@@ -111,12 +111,17 @@ PARTS = [{"type": "text", "text": "Name the "}, {"type": "text", "text": "small 
 UNCHANGED: dict[str, tuple[str, dict[str, Any]]] = {
     "a user's name": ("chat", {"user": "ada", "safety_identifier": "ada", "metadata": {"a": "b"}}),
     "a field by which the router may know the user": ("chat", {"extra_body": {"customer": "ada"}}),
+    "a client's own tags": ("chat", {"extra_body": {"tenant": 17, "share": 0.5, "trial": True, "tags": [], "context": {}}}),
     "how it is billed and cached": ("chat", {"service_tier": "auto", "prompt_cache_key": "a"}),
     "a guess at the answer": ("chat", {"prediction": {"type": "content", "content": "a"}}),
     "no tools": ("chat", {"tools": [], "tool_choice": "none", "parallel_tool_calls": True}),
     "plain text": ("chat", {"response_format": {"type": "text"}, "modalities": ["text"], "verbosity": "medium"}),
     "no penalty": ("chat", {"presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "top_p": 1, "n": 1, "store": False}),
     "nulls": ("chat", {"stop": None, "seed": None, "logprobs": None, "tools": None, "response_format": None, "extra_body": {"odd": None}}),
+    "nulls of other servers' fields": ("chat", {"extra_body": {"ignore_eos": None, "guided_json": None, "top_k": None}}),
+    "no reasoning": ("chat", {"reasoning_effort": "none", "extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}),
+    "other servers' fields at rest": ("chat", {"extra_body": {"top_k": -1, "stop_token_ids": [], "skip_special_tokens": True}}),
+    "others of them": ("completions", {"extra_body": {"use_beam_search": False, "length_penalty": 1, "repeat_penalty": 1.0}}),
     "one of one": ("completions", {"best_of": 1, "n": 1, "echo": False, "suffix": None}),
     "a name in a turn": ("chat", {"messages": [{**QUESTION[0], "name": "ada"}]}),
     "text in parts": ("chat", {"messages": [{"role": "user", "content": PARTS}]}),
@@ -126,6 +131,7 @@ UNCHANGED: dict[str, tuple[str, dict[str, Any]]] = {
 Refused = tuple[str, dict[str, Any], str, str]
 CALLED = {"role": "tool", "content": "a", "tool_call_id": "1"}
 LONG = [{"role": "user", "content": "7 " * 3000}]
+NO_TEXT = {"role": "user", "content": [{"type": "text", "text": None}]}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 REFUSED: dict[str, Refused] = {
     "a prompt longer than the context": ("chat", {"messages": LONG}, "messages", "context_length_exceeded"),
@@ -145,7 +151,10 @@ REFUSED: dict[str, Refused] = {
     "a turn that called tools": (
         "chat", {"messages": [*QUESTION, {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[1]", "invalid_value",
     ),
-    "a picture": ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "invalid_value"),
+    "a picture": (
+        "chat", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "invalid_value",
+    ),
+    "a part without its text": ("chat", {"messages": [NO_TEXT]}, "messages[0].content[0].text", "invalid_value"),
     "tools": ("chat", {"tools": [TOOL]}, "tools", "unsupported_parameter"),
     "a tool that must be called": ("chat", {"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
     "functions": ("chat", {"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
@@ -168,9 +177,16 @@ REFUSED: dict[str, Refused] = {
     "an empty prompt": ("completions", {"prompt": ""}, "prompt", "invalid_value"),
     "no prompt": ("completions", {"prompt": None}, "prompt", "invalid_value"),
     "a token nobody has": ("completions", {"prompt": [100000]}, "prompt", "invalid_value"),
-    "a field of no name": ("chat", {"extra_body": {"temprature": 0}}, "temprature", "unknown_parameter"),
+    "a misspelt field": ("chat", {"extra_body": {"temprature": 0}}, "temprature", "unknown_parameter"),
+    "a field in another case": ("chat", {"extra_body": {"maxTokens": 5}}, "maxTokens", "unknown_parameter"),
+    "what nobody knows, and is no tag": ("chat", {"extra_body": {"policy": {"deny": ["a"]}}}, "policy", "unknown_parameter"),
     "another server's field": ("chat", {"extra_body": {"min_tokens": 4}}, "min_tokens", "unsupported_parameter"),
-    "another server's text": ("chat", {"extra_body": {"guided_regex": "a+"}}, "guided_regex", "unsupported_parameter"),
+    "another server's text": ("chat", {"extra_body": {"guided_json": '{"type": "object"}'}}, "guided_json", "unsupported_parameter"),
+    "another server's form": ("chat", {"extra_body": {"format": "json"}}, "format", "unsupported_parameter"),
+    "another server's length": ("chat", {"extra_body": {"num_predict": 5}}, "num_predict", "unsupported_parameter"),
+    "a chat's length of a completion": (
+        "completions", {"extra_body": {"max_completion_tokens": 5}}, "max_completion_tokens", "unsupported_parameter",
+    ),
 }  # fmt: skip
 UNKNOWN: dict[str, Refused] = {"a model that is not there": ("chat", {"model": "gpt-4o"}, "model", "model_not_found")}
 

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import openai
 import pytest
 import torch
-from finetune_trainer.serve import protocol
+from finetune_trainer.serve import fields, protocol
 from finetune_trainer.serve.loading import Loaded
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_params
@@ -163,9 +163,113 @@ def test_an_answer_goes_back_into_the_conversation_as_the_client_gave_it(client:
     ],
 )
 def test_every_field_that_the_client_has_is_known_here(hints: Any, request_type: type[protocol.Request]) -> None:
-    known = request_type.model_fields.keys() | protocol.NEUTRAL.keys() | protocol.IGNORED
+    known = request_type.model_fields.keys() | fields.NEUTRAL.keys() | fields.IGNORED
     assert get_type_hints(hints).keys() - known == set()
-    assert protocol.NEUTRAL.keys() & protocol.IGNORED == set()
+    assert fields.NEUTRAL.keys() & fields.IGNORED == set()
+
+
+KINDS: dict[str, tuple[type[protocol.Request], dict[str, Any]]] = {
+    "chat": (protocol.ChatRequest, {"model": NAME, "messages": QUESTION}),
+    "completion": (protocol.CompletionRequest, {"model": NAME, "prompt": "a"}),
+}
+
+
+def refused_by(kind: type[protocol.Request], document: dict[str, Any]) -> tuple[str | None, str | None] | None:
+    """(param, code) with which it is refused; None: it is accepted."""
+    try:
+        protocol.parse(kind, document)
+    except protocol.ApiError as error:
+        return error.param, error.code
+    return None
+
+
+@pytest.mark.parametrize(("kind", "needed"), KINDS.values(), ids=KINDS)
+def test_whatever_is_not_served_is_accepted_at_its_neutral_values_alone(kind: type[protocol.Request], needed: dict[str, Any]) -> None:
+    assert fields.OPENAI.keys() & fields.ELSEWHERE.keys() == set()
+    for name, neutral in fields.NEUTRAL.items():
+        if name in kind.model_fields:
+            continue
+        for value in (None, *neutral):
+            assert refused_by(kind, {**needed, name: value}) is None, f"{name}: {value}"
+        for value in ("json", 17, 0.25, {"a": "b"}, ["a"], *(flag for flag in (True, False) if flag not in neutral)):
+            assert refused_by(kind, {**needed, name: value}) == (name, "unsupported_parameter"), f"{name}: {value}"
+
+
+@pytest.mark.parametrize(("kind", "needed"), KINDS.values(), ids=KINDS)
+def test_null_is_as_good_as_nothing(kind: type[protocol.Request], needed: dict[str, Any]) -> None:
+    plain = protocol.parse(kind, needed)
+    for name in kind.model_fields.keys() - needed.keys():
+        assert protocol.parse(kind, {**needed, name: None}) == plain, name
+    options = {**needed, "stream": True, "stream_options": {"include_usage": None}}
+    assert not protocol.parse(kind, options).wants_usage
+
+
+TAGS = ("", "ada", 17, 0.5, -1, True, False, None, [], {}, "9" * 5000)
+MISSPELT = {
+    "temprature": "temperature", "temperatur": "temperature", "temperture": "temperature", "tempersture": "temperature",
+    "temperatures": "temperature", "Temperature": "temperature", "max_token": "max_tokens", "max-tokens": "max_tokens",
+    "maxTokens": "max_tokens", "topP": "top_p", "numPredict": "num_predict", "responseFormat": "response_format",
+    "max_completion_token": "max_completion_tokens", "stream_option": "stream_options",
+}  # fmt: skip
+OF_THEIR_OWN = (
+    "customer", "user_id", "tenant", "message", "document", "function", "mode", "models", "stops", "seeds", "team", "x", "", "é",
+    "temperament", "tokens", "max_items", "session_id", "request_id", "conversation", "prompts", "a" * 5000,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "needed"), KINDS.values(), ids=KINDS)
+def test_a_clients_own_tag_passes_and_what_is_no_tag_does_not(kind: type[protocol.Request], needed: dict[str, Any]) -> None:
+    for name in OF_THEIR_OWN:
+        assert [refused_by(kind, {**needed, name: value}) for value in TAGS] == [None] * len(TAGS), name
+        for value in ({"a": 1}, ["a"], [None], {"a": {}}):
+            assert refused_by(kind, {**needed, name: value}) == (name, "unknown_parameter"), f"{name}: {value}"
+
+
+def test_the_first_wrong_field_is_told() -> None:
+    kind, needed = KINDS["chat"]
+    wrong: dict[str, Any] = {"tools": ["a"], "format": "json", "policy": {"a": 1}}
+    for first in wrong:
+        assert (refused_by(kind, {**needed, first: wrong[first], **wrong}) or ())[0] == first
+
+
+@pytest.mark.parametrize(("written", "meant"), MISSPELT.items(), ids=MISSPELT)
+def test_a_misspelt_field_is_told_what_it_may_mean(written: str, meant: str) -> None:
+    kind, needed = KINDS["chat"]
+    with pytest.raises(protocol.ApiError, match=f"{written}; did you mean {meant}") as refused:
+        protocol.parse(kind, {**needed, written: 0})
+    assert (refused.value.param, refused.value.code) == (written, "unknown_parameter")
+
+
+def test_special_tokens_are_where_the_endpoint_has_them() -> None:
+    for kind, right in (("chat", False), ("completion", True)):
+        request, needed = KINDS[kind]
+        assert refused_by(request, {**needed, "add_special_tokens": right}) is None
+        assert refused_by(request, {**needed, "add_special_tokens": not right}) == ("add_special_tokens", "invalid_value")
+
+
+PARTS: dict[str, tuple[object, str]] = {
+    "null": ([{"type": "text", "text": None}], "messages[0].content[0].text"),
+    "a number": ([{"type": "text", "text": "a"}, {"type": "text", "text": 5}], "messages[0].content[1].text"),
+    "a list": ([{"type": "text", "text": ["a"]}], "messages[0].content[0].text"),
+    "no text": ([{"type": "text"}], "messages[0].content[0].text"),
+    "no type": ([{"text": "a"}], "messages[0].content[0].type"),
+    "no part": (["a"], "messages[0].content[0]"),
+    "a number as content": (5, "messages[0].content"),
+    "a part as content": ({"type": "text", "text": "a"}, "messages[0].content"),
+}
+
+
+@pytest.mark.parametrize(("content", "param"), PARTS.values(), ids=PARTS)
+def test_a_text_that_is_none_is_refused_where_it_is(content: object, param: str) -> None:
+    found = refused_by(protocol.ChatRequest, {"model": NAME, "messages": [{"role": "user", "content": content}]})
+    assert found is not None
+    assert found[0] == param
+
+
+@pytest.mark.parametrize(("content", "text"), [(None, ""), ("a", "a"), ([], ""), (surface.PARTS, "Name the small lamp.")])
+def test_a_turn_says_its_text_whole_or_in_parts(content: object, text: str) -> None:
+    request = protocol.parse(protocol.ChatRequest, {"model": NAME, "messages": [{"role": "assistant", "content": content}]})
+    assert [message.text for message in request.messages] == [text]
 
 
 ELSEWHERE: dict[str, tuple[str, bytes, type[openai.APIStatusError], int]] = {
@@ -206,7 +310,7 @@ def test_no_value_of_any_field_is_the_servers_failure(odd: str, kind: type[proto
     chat = kind is protocol.ChatRequest
     needed = {"messages": json.dumps(QUESTION)} if chat else {"prompt": '"a"'}
     plain = {"model": f'"{NAME}"', "max_tokens": "1", **needed}
-    for name in (*kind.model_fields, *protocol.NEUTRAL, *protocol.IGNORED, "nobody_knows"):
+    for name in (*kind.model_fields, *fields.NEUTRAL, *fields.IGNORED, "nobody_knows"):
         body = ",".join(f"{json.dumps(key)}:{value}" for key, value in {**plain, name: odd}.items())
         refused = refusal(client, "/chat/completions" if chat else "/completions", f"{{{body}}}")
         assert refused is None or refused.status_code in (400, 404), f"{name}: {refused}"

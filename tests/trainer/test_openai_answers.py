@@ -7,12 +7,14 @@ anew, transformers' greedy generation.
 from __future__ import annotations
 
 import asyncio
+import collections
 import functools
 import itertools
 import math
 import random
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +111,8 @@ def test_a_stop_string_ends_the_count_of_tokens_too(client: openai.OpenAI, host:
 @functools.cache
 def vocabulary(tokenizer: Any) -> dict[str, int]:
     """Tokens by what they spell."""
-    return {logprobs.spell(tokenizer, token).text: token for token in range(len(tokenizer))}
+    speller = logprobs.Speller(tokenizer)
+    return {speller.spell(token).text: token for token in range(len(tokenizer))}
 
 
 def tokens_of(host: Hosted, told: list[Any]) -> list[int]:
@@ -204,19 +207,47 @@ SPELLED: dict[str, tuple[str, list[int]]] = {
 @pytest.mark.parametrize(("piece", "spelled"), SPELLED.items(), ids=SPELLED)
 def test_a_token_spells_what_it_is_within_a_text(piece: str, spelled: tuple[str, list[int]]) -> None:
     tokenizer = sentencepiece()
-    found = logprobs.spell(tokenizer, tokenizer.convert_tokens_to_ids(piece))
+    found = logprobs.Speller(tokenizer).spell(tokenizer.convert_tokens_to_ids(piece))
     assert (found.text, list(found.bytes or ())) == spelled
 
 
 def test_every_byte_of_a_vocabulary_of_bytes_is_spelled(host: Hosted) -> None:
     assert {char: byte for byte, char in bytes_to_unicode().items()} == logprobs.BYTE_OF
-    found = [logprobs.spell(host.loaded.tokenizer, token) for token in range(3, len(host.loaded.tokenizer))]
+    speller = logprobs.Speller(host.loaded.tokenizer)
+    found = [speller.spell(token) for token in range(3, len(host.loaded.tokenizer))]
     assert {each.bytes for each in found} == {(byte,) for byte in range(256)}
     assert len({each.text for each in found}) == 256
 
 
+class Counting:
+    """A tokenizer that counts what it is asked."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self.asked = tokenizer, collections.Counter[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked[name] += 1
+        return getattr(self._tokenizer, name)
+
+
+def test_each_token_is_spelled_once_whatever_asks_for_it(host: Hosted) -> None:
+    tokenizer = Counting(host.loaded.tokenizer)
+    engine = Engine(replace(host.loaded, tokenizer=tokenizer), 2)
+    requests = [Generation([5], Sampling(8, temperature=0, ignore_end=True, logprobs=20), lambda _: None) for _ in range(4)]
+    engine.start()
+    engine.submit(*requests[:3])
+    wait_until("three answers", lambda: all(each.tokens == 8 for each in requests[:3]))
+    assert tokenizer.asked["encode"] == 1
+    spelled = tokenizer.asked["convert_ids_to_tokens"]
+    engine.submit(requests[3])
+    engine.stop(30)
+    assert requests[3].tokens == 8
+    assert (tokenizer.asked["encode"], tokenizer.asked["convert_ids_to_tokens"]) == (1, spelled), "a later request finds them"
+    assert 0 < spelled <= len(host.loaded.tokenizer)
+
+
 def test_what_cannot_be_is_told_in_a_number_that_json_has(host: Hosted) -> None:
-    scores = logprobs.Scores(host.loaded.tokenizer, 2)
+    scores = logprobs.Scores(logprobs.Speller(host.loaded.tokenizer), 2)
     scores.add(7, torch.tensor([0.0, *[-math.inf] * 9]), 0, "a")
     [found] = scores.before(None)
     assert (found.logprob, [logprob for _, logprob in found.others]) == (logprobs.IMPOSSIBLE, [0.0, logprobs.IMPOSSIBLE])

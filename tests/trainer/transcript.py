@@ -32,8 +32,9 @@ for each row of the table anew and compares it with this page. What vLLM has bey
 NOTES = """
 What a client may rely on:
 
-- Whatever would change an answer and is not supported is refused by its name; so is a field that nobody knows, unless it is a text (by
-  which `rollout.identity` may tell users apart). Nothing is quietly left out.
+- Whatever would change an answer and is not supported is refused by its name, other servers' fields too, unless its value asks for
+  nothing; so is a field whose name is one of a served field but for a letter or its case. A client's own tag passes, a text, a number, a
+  flag or something empty under a name that nobody knows (`rollout.identity` may tell users apart by it); an object or a list is refused.
 - `model` is the name that `serving.modelName` gives, or `ft:BASE:ORGANISATION:NAME`, `…:NAME:REVISION`, `…::NAME`. A revision is that one
   alone: while users are moved, the other arm does not have it and answers `NotFoundError`. BASE and ORGANISATION are not compared.
   vLLM knows `serving.modelName` alone.

@@ -16,6 +16,7 @@ import torch
 from finetune_trainer.serve.batch import Batch
 from finetune_trainer.serve.generation import Generation
 from finetune_trainer.serve.loading import Loaded
+from finetune_trainer.serve.logprobs import Speller
 
 QUEUE_PER_SLOT = 16  # requests that may wait for each that runs
 CACHE_TOKENS = 32768  # rows x columns: 16 rows of 2048; 4 GiB where a token takes 128 KiB (8 billion parameters, bfloat16)
@@ -35,6 +36,7 @@ class Engine:
 
     def __init__(self, loaded: Loaded, slots: int) -> None:
         self._loaded, self._slots = loaded, slots
+        self._speller = Speller(loaded.tokenizer)
         self._waiting: deque[Generation] = deque()
         self._changed = threading.Condition()
         self._stopping = False
@@ -119,7 +121,7 @@ class Engine:
                     joining.append(candidate)
                 self._waiting.popleft()
         for row in joining:
-            row.begin(self._loaded.tokenizer, self._loaded.end_ids)
+            row.begin(self._loaded.tokenizer, self._speller, self._loaded.end_ids)
         return joining
 
     def _fits(self, joining: list[Generation]) -> bool:

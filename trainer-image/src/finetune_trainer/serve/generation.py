@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.serve.logprobs import Scores, TokenLogprob
+from finetune_trainer.serve.logprobs import Scores, Speller, TokenLogprob
 from finetune_trainer.serve.text import Detokenizer, StopStrings
 
 
@@ -74,12 +74,12 @@ class Generation:
     first_token: float = 0.0
     last: int = 0
 
-    def begin(self, tokenizer: Any, end_ids: frozenset[int]) -> None:
+    def begin(self, tokenizer: Any, speller: Speller, end_ids: frozenset[int]) -> None:
         """Make ready to take tokens (in the engine's thread)."""
         self._text, self._stops = Detokenizer(tokenizer), StopStrings(self.sampling.stop)
         self._end_ids = frozenset() if self.sampling.ignore_end else end_ids
         self._random = _generator(self.sampling)
-        self._scores = None if self.sampling.logprobs is None else Scores(tokenizer, self.sampling.logprobs)
+        self._scores = None if self.sampling.logprobs is None else Scores(speller, self.sampling.logprobs)
         self._decoded = self._given = 0  # characters: of all tokens, of the pieces
 
     def take(self, token: int, logits: torch.Tensor) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,13 +41,45 @@ class TokenLogprob:
     others: tuple[tuple[Spelled, float], ...]
 
 
+class Speller:
+    """What single tokens of a tokenizer spell. Each is worked out once and kept: no more than the vocabulary has."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, Spelled] = {}
+
+    def spell(self, token: int) -> Spelled:
+        """What `token` spells within a text: some tokenizers take a space away from the beginning of one."""
+        if token not in self._known:
+            self._known[token] = self._spell(token)
+        return self._known[token]
+
+    @cached_property
+    def _before(self) -> tuple[int, int]:
+        """A token that may stand before any other, and how many characters it spells."""
+        token = self._tokenizer.encode("a", add_special_tokens=False)[-1]
+        return token, len(self._tokenizer.decode([token]))
+
+    def _spell(self, token: int) -> Spelled:
+        before, length = self._before
+        text = self._tokenizer.decode([before, token])[length:]
+        if "\ufffd" not in text:
+            return Spelled(text, tuple(text.encode()))
+        raw = _bytes(str(self._tokenizer.convert_ids_to_tokens(token)))
+        if raw is None:
+            return Spelled(text, None)
+        try:
+            return Spelled(raw.decode(), tuple(raw))
+        except UnicodeDecodeError:
+            return Spelled("".join(f"\\x{byte:02x}" for byte in raw), tuple(raw))
+
+
 class Scores:
     """Tokens and their log-probabilities until their text is given out. They are the model's own: before temperature and top_p."""
 
-    def __init__(self, tokenizer: Any, others: int) -> None:
-        self._tokenizer, self._others = tokenizer, others
+    def __init__(self, speller: Speller, others: int) -> None:
+        self._spell, self._others = speller.spell, others
         self._held: deque[TokenLogprob] = deque()
-        self._spelled: dict[int, Spelled] = {}
 
     def add(self, token: int, logits: torch.Tensor, decoded: int, text: str) -> None:
         """Keep `token`, chosen from `logits` (float32, vocabulary), which after `decoded` characters brought out `text`: its own, and
@@ -64,26 +97,6 @@ class Scores:
         while self._held and (end is None or self._held[0].offset < end):
             given.append(self._held.popleft())
         return tuple(given)
-
-    def _spell(self, token: int) -> Spelled:
-        if token not in self._spelled:
-            self._spelled[token] = spell(self._tokenizer, token)
-        return self._spelled[token]
-
-
-def spell(tokenizer: Any, token: int) -> Spelled:
-    """What `token` spells within a text: some tokenizers take a space away from the beginning of one."""
-    before = tokenizer.encode("a", add_special_tokens=False)[-1]
-    text = tokenizer.decode([before, token])[len(tokenizer.decode([before])) :]
-    if "\ufffd" not in text:
-        return Spelled(text, tuple(text.encode()))
-    raw = _bytes(str(tokenizer.convert_ids_to_tokens(token)))
-    if raw is None:
-        return Spelled(text, None)
-    try:
-        return Spelled(raw.decode(), tuple(raw))
-    except UnicodeDecodeError:
-        return Spelled("".join(f"\\x{byte:02x}" for byte in raw), tuple(raw))
 
 
 def _bytes(piece: str) -> bytes | None:

@@ -28,7 +28,7 @@ def chat_prompt(tokenizer: Any, request: ChatRequest) -> list[int]:
     """The conversation through the model's chat template, ready for the assistant's turn. Raises ApiError."""
     if not tokenizer.chat_template:
         raise ApiError(400, "this model has no chat template; use /v1/completions", param="messages")
-    messages = [{"role": ROLES.get(m.role, m.role), "content": m.content} for m in request.messages]
+    messages = [{"role": ROLES.get(m.role, m.role), "content": m.text} for m in request.messages]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **RENDERING)
     except TemplateError as error:
@@ -73,7 +73,7 @@ def sampling(request: Request, prompt_tokens: int, limits: Limits) -> Sampling:
         max_tokens=asked or min(default, room),
         temperature=_temperature(request.temperature),
         top_p=1.0 if request.top_p is None else request.top_p,
-        seed=request.seed, stop=tuple(request.stop), ignore_end=request.ignore_eos,
+        seed=request.seed, stop=tuple(request.stop), ignore_end=bool(request.ignore_eos),
         logprobs=request.alternatives,
     )  # fmt: skip
 

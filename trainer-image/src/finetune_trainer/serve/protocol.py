@@ -1,7 +1,8 @@
 """OpenAI's requests: what is accepted, what is refused and how.
 
-Invariant: a field that would change the answer and is not supported is refused by name, never ignored, and so is one that nobody
-knows; a field at its neutral value is accepted. Texts of unknown names pass: `rollout.identity` may find the user in them.
+Invariant: a field that would change the answer and is not supported is refused by name, never ignored, also where its name is
+misspelt; a field at its neutral value is accepted. What nobody knows may be a client's own tag, by which `rollout.identity` may find
+the user: it passes unless something is in it that no tag has, an object or a list.
 """
 
 from __future__ import annotations
@@ -11,25 +12,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from finetune_trainer.serve.fields import IGNORED, NEUTRAL, Names
+
 MAX_STOPS = 16
 MAX_CHOICES = 16  # an empty queue takes as many for each slot
 MAX_CHAT_LOGPROBS = 20
 MAX_COMPLETION_LOGPROBS = 5
-# What changes no answer here.
-IGNORED = frozenset({
-    "user", "safety_identifier", "metadata", "service_tier", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",
-    "prediction", "parallel_tool_calls",
-})  # fmt: skip
-# What would change an answer, or do something beside it, and the values at which it does not. Fields of OpenAI and of its users'
-# other servers.
-NEUTRAL: dict[str, tuple[object, ...]] = {
-    "best_of": (1,), "logit_bias": ({},), "presence_penalty": (0,), "frequency_penalty": (0,), "tools": ([],), "functions": ([],),
-    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "response_format": ({"type": "text"},), "suffix": ("",),
-    "echo": (False,), "modalities": (["text"],), "audio": (), "web_search_options": (), "moderation": (), "store": (False,),
-    "verbosity": ("medium",), "reasoning_effort": (), "repetition_penalty": (1,), "min_p": (0,), "top_k": (0, -1),
-    "min_tokens": (0,), "chat_template": (), "guided_regex": (), "guided_grammar": (), "guided_decoding_backend": (),
-    "structural_tag": (), "regex": (), "ebnf": (), "json_schema": (),
-}  # fmt: skip
 _FINE_TUNED = re.compile(r"ft:[^:]+:[^:]*:(.*)")
 _IN_MESSAGES = frozenset({"role", "content", "name", "annotations"})
 
@@ -50,19 +38,22 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-def _text(content: object) -> object:
-    """Content as text: a string, or OpenAI's list of text parts."""
+def _parts(content: object) -> object:
+    """Content as OpenAI's list of parts."""
     if content is None:
-        return ""
-    if isinstance(content, list):
-        if any(not isinstance(part, dict) or part.get("type") != "text" for part in content):
-            raise ValueError("only parts of type text are supported")
-        return "".join(str(part.get("text", "")) for part in content)
-    return content
+        return []
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _listed(value: object) -> object:
     return [] if value is None else [value] if isinstance(value, str) else value
+
+
+class Part(BaseModel):
+    """A piece of a turn's text."""
+
+    type: Literal["text"]
+    text: str
 
 
 class Message(BaseModel):
@@ -70,7 +61,12 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_text)]
+    content: Annotated[list[Part], BeforeValidator(_parts)]
+
+    @property
+    def text(self) -> str:
+        """What the turn says."""
+        return "".join(part.text for part in self.content)
 
     @model_validator(mode="before")
     @classmethod
@@ -85,7 +81,7 @@ class Message(BaseModel):
 class StreamOptions(BaseModel):
     """Whether the last event tells the usage. `include_obfuscation` is ignored: nothing is hidden by padding here."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class Request(BaseModel):
@@ -101,14 +97,15 @@ class Request(BaseModel):
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_listed)] = Field(default=[], max_length=MAX_STOPS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    ignore_eos: bool = False
+    ignore_eos: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _supported(cls, document: Any) -> Any:
         if isinstance(document, dict):
-            for name in document.keys() - cls.model_fields.keys() - IGNORED:
-                _check_supported(str(name), document[name])
+            for name, value in document.items():
+                if name not in cls.model_fields and name not in IGNORED:
+                    _check_supported(str(name), value)
         return document
 
     @model_validator(mode="after")
@@ -130,7 +127,7 @@ class Request(BaseModel):
     @property
     def wants_usage(self) -> bool:
         """Whether a stream ends with a usage event."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 R = TypeVar("R", bound=Request)
@@ -143,6 +140,7 @@ class ChatRequest(Request):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_CHAT_LOGPROBS)
+    add_special_tokens: Literal[False] | None = None  # the template writes them
 
     @model_validator(mode="after")
     def _consistent_chat(self) -> ChatRequest:
@@ -168,6 +166,7 @@ class CompletionRequest(Request):
 
     prompt: str | list[int] | Annotated[list[str], Field(min_length=1, max_length=1)]
     logprobs: int | None = Field(default=None, ge=0, le=MAX_COMPLETION_LOGPROBS)
+    add_special_tokens: Literal[True] | None = None
 
     @property
     def alternatives(self) -> int | None:
@@ -201,13 +200,19 @@ def check_model(asked: str, served: str, revision: str) -> None:
         )  # fmt: skip
 
 
+_SERVED = ChatRequest.model_fields | CompletionRequest.model_fields
+_NAMES = Names(_SERVED.keys() | NEUTRAL.keys(), (name for name, field in _SERVED.items() if not field.is_required()))
+
+
 def _check_supported(name: str, value: object) -> None:
     if value is None or value in NEUTRAL.get(name, ()):
         return
     if name in NEUTRAL:
         raise ApiError(400, f"{name} is not supported by this server", param=name, code="unsupported_parameter")
-    if not isinstance(value, str):
-        raise ApiError(400, f"Unrecognized request argument supplied: {name}", param=name, code="unknown_parameter")
+    meant = _NAMES.meant(name)
+    if meant or (isinstance(value, dict | list) and value):
+        hint = f"; did you mean {meant}?" if meant else ""
+        raise ApiError(400, f"Unrecognized request argument supplied: {name}{hint}", param=name, code="unknown_parameter")
 
 
 def _param(location: tuple[int | str, ...]) -> str:
