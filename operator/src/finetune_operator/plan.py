@@ -143,6 +143,14 @@ def exposure(c: Context) -> Iterator[Child]:
         yield exposing.kind(serving.expose), exposing.child(c.owner, serving, serving.expose)
 
 
+def unexposed(c: Context, there: Callable[[Kind], Mapping[str, Any]]) -> Iterator[tuple[Kind, str]]:
+    """What let users outside call and is not wanted any more; where another way in is asked for, not before that one is there."""
+    wanted, name = asked(c.spec) if c.draft.routing is not None else None, names.users_service(c.owner.name)
+    if wanted is None or name in there(wanted):
+        seen = c.observed.exposures
+        yield from ((kind, name) for kind in kinds.EXPOSURES if kind is not wanted and kind.kind in seen and seen[kind.kind].there)
+
+
 def leftovers(c: Context, there: Callable[[Kind], Mapping[str, Mapping[str, Any]]]) -> Iterator[tuple[Kind, str]]:
     """What is not wanted any more: arms that the routers have let go of, routers without arms, Services of gangs that ended."""
     wanted = {names.arm(c.owner.name, a.name) for a in c.draft.arms}
@@ -161,10 +169,6 @@ def leftovers(c: Context, there: Callable[[Kind], Mapping[str, Mapping[str, Any]
         name = names.router(c.owner.name)
         yield from ((kind, name) for kind in (kinds.DEPLOYMENT, kinds.CONFIGMAP, kinds.PDB))
         yield kinds.SERVICE, names.users_service(c.owner.name)
-    for kind in kinds.EXPOSURES:
-        seen = c.observed.exposures.get(kind.kind)
-        if seen and seen.there and (c.draft.routing is None or kind is not asked(c.spec)):
-            yield kind, names.users_service(c.owner.name)
     for attempt in c.draft.status.attempts:
         job = names.attempt_job(c.owner.name, attempt.revision, attempt.number)
         if attempt.outcome != "Running" and c.observed.run(job).state not in ("Waiting", "Running", "Ending"):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from finetune_operator import conditions as c
-from finetune_operator import errors, exposures, kinds, names
+from finetune_operator import errors, exposures, kinds, names, status
 from finetune_operator.api.load import load_spec
 from finetune_operator.api.spec import Expose
 from finetune_operator.api.status import Condition
@@ -46,6 +46,7 @@ BY_INGRESS = {"expose": {"ingress": HOST}}
 BY_ROUTE = {
     "expose": {"httpRoute": {"parentRefs": [{"name": "gw", "namespace": "infra"}], "hostnames": ["bot.example.com", "b.example.com"]}}
 }
+SCALED = {"autoscaling": {"maxReplicas": 2, "metric": {"name": "m", "averageValue": "1"}}}
 
 
 def built(**serving: Any) -> Manifest:
@@ -273,8 +274,114 @@ async def test_a_refusal_of_the_api_server_is_told_and_what_serves_goes_on() -> 
     world.api.refuses = lambda kind, _: kind is INGRESS
     world.api.put(FINETUNE, make_finetune(serving=BY_INGRESS))
     await run(world, lambda s: s.get("phase") == "Live" and s.get("reason") == c.REFUSED)
-    assert said(world) == ("False", "NotYet")
+    assert said(world) == ("False", c.REFUSED)
     assert "url" not in status_of(world)
+
+
+@pytest.mark.parametrize("lacks", [c.GATEWAY_API_MISSING, c.EXPOSURE_FORBIDDEN])
+async def test_a_way_in_stays_until_the_other_one_that_is_asked_for_is_there(lacks: str) -> None:
+    world = await live(**BY_INGRESS)
+    world.lacks[HTTP_ROUTE] = Waiting(lacks, "no HTTPRoutes")
+    edit(world, serving=BY_ROUTE)
+    operator = await run(world, lambda s: s.get("reason") == lacks)
+    for _ in range(5):
+        await operator.cycle()
+    assert (of(world, INGRESS), of(world, HTTP_ROUTE), said(world)) == (["bot"], [], ("False", lacks))
+    assert ("url" in status_of(world), status_of(world)["extraKinds"]) == (False, ["Ingress"])
+    del world.lacks[HTTP_ROUTE]
+    before = len(world.api.writes)
+    await run(world, start=operator)
+    assert (of(world, INGRESS), of(world, HTTP_ROUTE)) == ([], ["bot"])
+    done = [verb for verb, kind, _ in world.api.writes[before:] if kind in ("Ingress", "HTTPRoute")]
+    assert (done[0], done[-1]) == ("create", "delete"), "at no moment there was none"
+
+
+async def test_a_way_in_that_is_refused_leaves_the_one_before_it() -> None:
+    world = await live(**BY_INGRESS)
+    world.api.refuses = lambda kind, _: kind is HTTP_ROUTE
+    edit(world, serving=BY_ROUTE)
+    operator = await run(world, lambda s: s.get("reason") == c.REFUSED)
+    assert (of(world, INGRESS), of(world, HTTP_ROUTE), said(world)) == (["bot"], [], ("False", c.REFUSED))
+    world.api.refuses = lambda *_: False
+    await run(world, start=operator)
+    assert (of(world, INGRESS), of(world, HTTP_ROUTE), said(world)) == ([], ["bot"], ("Unknown", "NoGateway"))
+
+
+# what the API server answers to writes of the kinds that few need
+FAILS: dict[str, errors.ClusterError] = {
+    "a webhook that is away": errors.Unavailable("500 failed calling webhook"),
+    "a verb that is not served": errors.ClusterError("405"),
+    "a kind that is gone": errors.NotFound("404"),
+    "a policy": errors.Forbidden("403"),
+}
+
+
+@pytest.mark.parametrize("case", FAILS)
+async def test_what_fails_of_the_kinds_that_few_need_holds_nothing_else_up(case: str) -> None:
+    world = World(outcomes=good_outcomes())
+    create = world.api.create
+
+    async def failing(kind: Kind, obj: Manifest) -> Manifest:
+        if kind in kinds.EXTRAS:
+            raise FAILS[case]
+        return await create(kind, obj)
+
+    world.api.create = failing  # type: ignore[method-assign,assignment]
+    world.api.put(FINETUNE, make_finetune(serving={**BY_INGRESS, **SCALED}))
+    operator = await run(world, lambda s: s.get("phase") == "Live")
+    assert await operator.cycle() == 15.0
+    ready = condition(status_of(world), c.READY)
+    assert (ready["status"], ready["reason"], said(world)) == ("False", c.REFUSED, ("False", c.REFUSED))
+    assert str(FAILS[case]) in ready["message"]
+    world.api.create = create  # type: ignore[method-assign]
+    await run(world, start=operator)
+    assert (of(world, INGRESS), len(of(world, kinds.HPA)), condition(status_of(world), c.READY)["status"]) == (["bot"], 1, "True")
+
+
+async def test_a_way_in_that_cannot_be_removed_holds_nothing_up() -> None:
+    world = await live(**BY_INGRESS)
+    delete = world.api.delete
+
+    async def failing(kind: Kind, *where: str, **how: Any) -> None:
+        if kind is INGRESS:
+            raise errors.Unavailable("500 failed calling webhook")
+        await delete(kind, *where, **how)
+
+    world.api.delete = failing  # type: ignore[method-assign,assignment]
+    edit(world, serving={})
+    operator = await run(world, lambda s: s.get("reason") == c.REFUSED)
+    world.api.delete = delete  # type: ignore[method-assign]
+    await run(world, start=operator)
+    assert (of(world, INGRESS), "extraKinds" in status_of(world)) == ([], False)
+
+
+async def test_somebody_elses_change_in_between_ends_the_cycle_for_a_way_in_too() -> None:
+    world = await live(**BY_INGRESS)
+    apply = world.api.apply
+
+    async def conflicting(kind: Kind, obj: Manifest, **rest: Any) -> Manifest:
+        if kind is INGRESS:
+            raise errors.Conflict("409")
+        return await apply(kind, obj, **rest)
+
+    world.api.apply = conflicting  # type: ignore[method-assign,assignment]
+    edit(world, serving={"expose": {"ingress": {**HOST, "host": "other.example.com"}}})
+    with pytest.raises(errors.Conflict):
+        await Operator(world).cycle()
+
+
+@pytest.mark.parametrize("unexposed", [True, False], ids=["what lacks", "what was refused"])
+def test_a_missing_way_in_hides_no_root_cause(unexposed: bool) -> None:
+    o = make_observed(changes={"serving": BY_ROUTE})
+    waits = Waiting(c.ANNOTATION_REFUSED, "an annotation")
+    decided, refused = (waits, None) if unexposed else (None, waits)
+    for phase, expected in ((c.REJECTED, c.GUARD_FAILED), (c.PAUSED, c.GUARD_FAILED), (c.LIVE, c.ANNOTATION_REFUSED)):
+        d = replace(draft(o).block(phase, "words", reason=c.GUARD_FAILED), routing=ROUTED, unexposed=decided)
+        found = status.compute(o, d, None, refused)
+        facts = {x.type: (x.status, x.reason) for x in found.conditions}
+        assert (found.reason, facts[c.READY]) == (expected, ("False", expected)), phase
+        assert facts[c.EXPOSED] == ("False", c.ANNOTATION_REFUSED)
+        assert facts.get(c.STALLED, ("True", c.GUARD_FAILED)) == ("True", c.GUARD_FAILED)
 
 
 ROUTED = Routing(Structure(Backend("a", "bot-a", "r1"), None, "salt", BY_HEADER), 0)
@@ -330,7 +437,6 @@ def remembered(serving: dict[str, Any], known: list[str] | None, *, live: bool =
     return extras_rule.remembered(o, decide_exposure.exposed(o, d)).status.extra_kinds
 
 
-SCALED = {"autoscaling": {"maxReplicas": 2, "metric": {"name": "m", "averageValue": "1"}}}
 FORBIDDEN = Waiting(c.EXPOSURE_FORBIDDEN, "no right")
 REMEMBERED: dict[str, tuple[list[str] | None, list[str] | None]] = {
     "nothing": (remembered({}, None), None),
