@@ -76,7 +76,7 @@ class Observed:
     `profiles` are the operator's accelerators by name, `ingress_annotations` those that it lets onto an Ingress (`…*`: that begin so);
     `prometheus` says whether the operator knows one;
     `exposures` are the objects by kind that let users outside the cluster call, of the kinds that were looked for;
-    `autoscaled`: there is a HorizontalPodAutoscaler of its arms;
+    `autoscaled`: there is a HorizontalPodAutoscaler of its arms, or may be;
     `revisions` ({fields, resolved}) and `templates` ({revision, fields, template}) are the ControllerRevisions' data by name.
     """
 

@@ -221,7 +221,7 @@ async def _all(commit: Awaitable[Object], *others: Awaitable[Waiting | None]) ->
 async def _bring(
     verb: Callable[[Kind, T], Awaitable[None]], wanted: Iterable[tuple[Kind, T]], *, beyond_refusals: bool = False
 ) -> Waiting | None:
-    """Make, hold or remove these children, in order; why the first that cannot be is not. Those behind it are left, unless told otherwise."""
+    """Make, hold or remove these children, in order; why the first that cannot be is not. Those behind it are left, unless told so."""
     problem: Waiting | None = None
     try:
         for kind, child in wanted:

@@ -38,7 +38,7 @@ from tests.unit.operator.helpers import (
     make_spec,
     status_of,
 )
-from tests.unit.operator.world import Operator, World, run
+from tests.unit.operator.world import HandClock, Operator, World, run
 
 OWNER = Owner("ml", "bot", "uid-bot")
 HOST = {"className": "nginx", "host": "bot.example.com"}
@@ -245,12 +245,27 @@ async def test_a_right_that_is_taken_away_leaves_what_was_made_and_it_is_not_for
     world = await live(**BY_INGRESS)
     world.lacks[INGRESS] = Waiting(c.EXPOSURE_FORBIDDEN, "no right")
     edit(world, serving={})
-    operator = await run(world)
+    operator = await run(world, lambda s: "url" not in s)
+    assert await operator.cycle() == 50.0
     assert (of(world, INGRESS), status_of(world)["extraKinds"]) == (["bot"], ["Ingress"])
     del world.lacks[INGRESS]
-    edit(world, serving={}, annotations={"touched": "1"})
     await run(world, start=operator)
-    assert of(world, INGRESS) == []
+    assert (of(world, INGRESS), "extraKinds" in status_of(world)) == ([], False)
+
+
+async def test_an_autoscaler_that_cannot_be_looked_for_is_not_forgotten_either() -> None:
+    world = await live(**SCALED)
+    world.lacks[kinds.HPA] = Waiting(c.REFUSED, "cannot be listed")
+    edit(world, serving={})
+    operator = Operator(world)
+    operator.late = {kinds.HPA: 100}  # as without a watch
+    for _ in range(3):
+        assert await operator.cycle() == 50.0
+    assert (len(of(world, kinds.HPA)), status_of(world)["extraKinds"]) == (1, ["HorizontalPodAutoscaler"])
+    del world.lacks[kinds.HPA]
+    operator.late = {}
+    await run(world, start=operator)
+    assert (of(world, kinds.HPA), "extraKinds" in status_of(world)) == ([], False)
 
 
 async def test_an_annotation_that_the_administrator_does_not_let_through_is_named() -> None:
@@ -402,7 +417,7 @@ def test_what_lacks_is_told_once_and_looked_for_again_in_a_minute() -> None:
     lacking = {"HTTPRoute": Exposure(missing=LACKS)}
     told = Note("Warning", LACKS.reason, LACKS.message)
     first = decided(BY_ROUTE, exposures=lacking)
-    assert (first.exposed, first.unexposed, first.requeue, first.notes) == (False, LACKS, 60.0, (told,))
+    assert (first.exposed, first.unexposed, first.requeue, first.notes) == (False, LACKS, 50.0, (told,))
     assert decided(BY_ROUTE, exposures=lacking, status=saying(c.EXPOSED, LACKS.reason)).notes == ()
     assert decided(BY_ROUTE, exposures=lacking, status=saying(c.EXPOSED, "NotYet")).notes == (told,)
     assert decided(BY_ROUTE, exposures=lacking, status=saying(c.READY, LACKS.reason)).notes == (told,)
@@ -474,22 +489,29 @@ def test_no_kind_is_looked_for_that_nobody_asked_for(serving: dict[str, Any], kn
 
 
 class Lists:
-    """An API server that lists a kind, or refuses to."""
+    """An API server that lists a kind, or refuses to; while it is `slow`, not before it is told to."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Kind, str | None]] = []
         self.refuses: errors.ClusterError | None = None
+        self.slow: asyncio.Event | None = None
+        self.clock = HandClock()
+
+    def extras(self, *, everywhere: bool = True) -> Extras:
+        return Extras(self.fill, self.clock.monotonic, everywhere=everywhere)
 
     async def fill(self, kind: Kind, scope: str | None) -> None:
         self.asked.append((kind, scope))
         await asyncio.sleep(0)
+        if self.slow:
+            await self.slow.wait()
         if self.refuses:
             raise self.refuses
 
 
 async def test_a_kind_is_listed_and_watched_from_when_the_first_one_asks() -> None:
     lists = Lists()
-    extras = Extras(lists.fill, everywhere=True)
+    extras = lists.extras()
     assert not extras.watched(INGRESS, None)
     assert await asyncio.gather(*(extras.missing(INGRESS, namespace) for namespace in ("a", "b"))) == [None, None]
     assert extras.watched(INGRESS, None)
@@ -499,7 +521,7 @@ async def test_a_kind_is_listed_and_watched_from_when_the_first_one_asks() -> No
 
 async def test_with_rights_in_some_namespaces_it_is_there_alone() -> None:
     lists = Lists()
-    extras = Extras(lists.fill, everywhere=False)
+    extras = lists.extras(everywhere=False)
     assert await extras.missing(INGRESS, "a") is None
     assert (extras.watched(INGRESS, "a"), extras.watched(INGRESS, "b"), lists.asked) == (True, False, [(INGRESS, "a")])
 
@@ -510,26 +532,31 @@ async def test_with_rights_in_some_namespaces_it_is_there_alone() -> None:
         (HTTP_ROUTE, errors.NotFound("404"), c.GATEWAY_API_MISSING, ["serving.expose.httpRoute:", HTTP_ROUTE.api_version, "the CRDs"]),
         (HTTP_ROUTE, errors.Forbidden("403"), c.EXPOSURE_FORBIDDEN, ["serving.expose.httpRoute:", "expose.httpRoute=true"]),
         (INGRESS, errors.Forbidden("403"), c.EXPOSURE_FORBIDDEN, ["serving.expose.ingress:", "expose.ingress=true"]),
+        (INGRESS, errors.Unavailable("504"), c.REFUSED, ["serving.expose.ingress:", "kind Ingress cannot be listed: 504"]),
+        (kinds.HPA, errors.ClusterError("405"), c.REFUSED, ["serving.autoscaling:", "cannot be listed: 405"]),
     ],
 )  # fmt: skip
 async def test_what_is_lacking_is_told_with_its_field_and_asked_for_again(
     kind: Kind, error: errors.ClusterError, reason: str, words: list[str]
 ) -> None:
     lists = Lists()
-    extras, lists.refuses = Extras(lists.fill, everywhere=True), error
+    extras, lists.refuses = lists.extras(), error
     found = await extras.missing(kind, "ml")
     assert found is not None
     assert found.reason == reason
     assert [word for word in words if word not in found.message] == []
     assert not extras.watched(kind, None)
     lists.refuses = None
+    assert await extras.missing(kind, "other") == found, "of many FineTunes at once, one asks"
+    assert len(lists.asked) == 1
+    lists.clock.seconds += 10
     assert await extras.missing(kind, "ml") is None
     assert extras.watched(kind, None)
 
 
 async def test_what_has_gone_is_asked_for_again() -> None:
     lists = Lists()
-    extras = Extras(lists.fill, everywhere=False)
+    extras = lists.extras(everywhere=False)
     for namespace in ("a", "b"):
         await extras.missing(HTTP_ROUTE, namespace)
     extras.forget("a")
@@ -538,8 +565,21 @@ async def test_what_has_gone_is_asked_for_again() -> None:
     assert await extras.missing(HTTP_ROUTE, "a") is not None
 
 
-async def test_an_api_server_that_is_busy_is_no_answer() -> None:
+async def test_a_list_that_takes_long_is_waited_for_by_nobody_who_need_not() -> None:
     lists = Lists()
-    lists.refuses = errors.Unavailable("429")
-    with pytest.raises(errors.Unavailable):
-        await Extras(lists.fill, everywhere=True).missing(INGRESS, "ml")
+    extras, lists.refuses = lists.extras(), errors.Unavailable("504")
+    refused = await extras.missing(INGRESS, "a")
+    lists.clock.seconds += 11
+    lists.refuses, lists.slow = None, asyncio.Event()
+    asking = asyncio.create_task(extras.missing(INGRESS, "a"))
+    while len(lists.asked) < 2:
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        assert await extras.missing(INGRESS, "b") == refused, "as was told last"
+        other = asyncio.create_task(extras.missing(HTTP_ROUTE, "b"))
+        while len(lists.asked) < 3:
+            await asyncio.sleep(0)
+    lists.slow.set()
+    assert await asyncio.gather(asking, other) == [None, None]
+    assert await extras.missing(INGRESS, "a") is None
+    assert len(lists.asked) == 3, "what is watched is not listed"
