@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
+from finetune_operator import conditions as c
 from finetune_operator import kinds, names
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Rollout
@@ -17,10 +19,12 @@ from finetune_operator.build.pods import NO_DEVICES, Images, Manifest, Owner
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.decide import rollout as machine
+from finetune_operator.decide.arms import _with_capacity
 from finetune_operator.kinds import Kind
+from finetune_operator.observed import ArmHealth
 from finetune_operator.traffic import Backend, Structure
 
-from tests.unit.operator.helpers import BY_HEADER, condition, edit, good_outcomes, make_finetune, make_spec, status_of
+from tests.unit.operator.helpers import BY_HEADER, condition, edit, good_outcomes, make_finetune, make_observed, make_spec, status_of
 from tests.unit.operator.test_life import arms, live_with
 from tests.unit.operator.test_rollout import FINE, PLAN, READY, at, holding, scene
 from tests.unit.operator.test_rollout import router as serving
@@ -180,6 +184,7 @@ async def test_while_users_move_no_arm_has_fewer_pods_than_the_load_was_seen_to_
     load(world, old, 5)
     edit(world, training=NEW_RATE)
     operator = await run(world, rolling(50), kill=kill)
+    await operator.cycle()  # where the last one was killed as it had written the weight
     (new,) = set(arms(world)) - {old}
     assert status_of(world)["rollout"]["capacity"] == 5
     assert (replicas(world), least(world)) == ({old: 5, new: 5}, {old: 5, new: 5})
@@ -189,6 +194,46 @@ async def test_while_users_move_no_arm_has_fewer_pods_than_the_load_was_seen_to_
     await run(world, live_with(2), kill=kill)
     await run(world)
     assert (replicas(world), least(world)) == ({new: 7}, {new: 2}), "from now on as the load says"
+
+
+async def test_until_users_are_moved_the_present_arm_and_what_the_new_one_needs_follow_the_load() -> None:
+    world = await live(**SCALED)
+    (old,) = arms(world)
+    load(world, old, 6)
+    edit(world, training=NEW_RATE)
+    world.full = 5  # the new arm gets no sixth pod
+    operator = await run(world, lambda s: (s.get("rollout") or {}).get("capacity") == 6)
+    await operator.cycle()
+    (new,) = set(arms(world)) - {old}
+    assert least(world) == {old: 2, new: 6}
+    load(world, old, 3)
+    load(world, new, 3)
+    operator = await run(world, lambda s: s["rollout"]["capacity"] == 3, start=operator)
+    await operator.cycle()
+    assert least(world)[new] == 3
+    await run(world, rolling(50), start=operator)
+
+
+# how an autoscaler of somebody else's changes the present arm at that weight → what the load is taken to need, of 6 before
+FALLS: dict[str, tuple[int, int, str, int]] = {
+    "half of the users, half of the pods": (50, 3, "External", 6),
+    "fewer than these users took": (50, 2, "External", 4),
+    "rounded up": (40, 2, "External", 4),
+    "more load": (50, 7, "External", 7),
+    "no more than was needed": (90, 2, "External", 6),
+    "nobody is left to tell": (100, 1, "External", 6),
+    "never below the least": (10, 1, "External", 2),
+    "never above the most": (10, 99, "External", 8),
+    "what the operator itself holds tells nothing": (50, 2, "HPA", 6),
+}
+
+
+@pytest.mark.parametrize("case", FALLS)
+def test_what_the_load_needs_falls_with_the_present_arm_by_the_users_that_it_has(case: str) -> None:
+    weight, wanted, autoscaler, expected = FALLS[case]
+    scaling = {**CPU, "autoscaling": {"minReplicas": 2, "maxReplicas": 8, "autoscaler": autoscaler}}
+    o = make_observed(changes={"serving": scaling}, arms={"old": ArmHealth(wanted=wanted), "new": ArmHealth(wanted=6)})
+    assert _with_capacity(o, at(machine.HOLDING, weight, capacity=6)).capacity == expected
 
 
 async def test_nobody_is_moved_to_fewer_pods_than_the_load_needs() -> None:
@@ -208,6 +253,10 @@ async def test_nobody_is_moved_to_fewer_pods_than_the_load_needs() -> None:
         world.turn()
         world.clock.seconds += 2
     assert len(world.api.writes) - before < 3, "it waits without a word"
+    operator = await run(world, lambda s: s["phase"] == "Paused", start=operator)
+    status = status_of(world)
+    assert (status["reason"], status["rollout"]["weight"]) == (c.TOO_FEW_PODS, 50), "within rollout.progressDeadline it is said as a pause"
+    assert "rollout.progressDeadline is over: make room" in condition(status, "Ready")["message"]
     world.full = None
     await run(world, rolling(100), start=operator)
     assert replicas(world)[new] == 6
@@ -247,6 +296,25 @@ async def test_somebody_elses_autoscaler_is_left_alone_and_none_is_made() -> Non
     assert set(replicas(world).values()) == {6}, "the new arm begins with what the load needs"
 
 
+async def test_a_new_arm_that_nobody_else_scales_grows_with_the_load_and_is_never_shrunk() -> None:
+    world = await live(serving={"autoscaling": {"minReplicas": 2, "maxReplicas": 8, "autoscaler": "External"}})
+    (old,) = arms(world)
+    edit(world, training=NEW_RATE)
+    operator = await run(world, rolling(50))
+    (new,) = set(arms(world)) - {old}
+    load(world, old, 6)
+    operator = await run(world, rolling(100), start=operator)
+    assert replicas(world) == {old: 6, new: 6}
+    load(world, new, 7)  # by an autoscaler that looks after it early
+    load(world, old, 2)
+    await run(world, live_with(2), start=operator)
+    await run(world)
+    assert replicas(world) == {new: 7}
+    load(world, new, 3)
+    await run(world)
+    assert replicas(world) == {new: 3}, "what is live is that autoscaler's alone"
+
+
 async def test_an_apply_leaves_an_autoscaled_deployment_its_replicas() -> None:
     """Left out, what was once applied would be taken back, and fall to 1."""
     api = ApiServer(HandClock())
@@ -278,3 +346,14 @@ def test_a_step_waits_for_the_pods_that_the_load_needs(case: str, rollout: Rollo
     seen = scene(serving(**{**FINE, "weight": rollout.weight}), capacity=READY.ready + 1)
     assert machine.advance(PLAN, seen, rollout).rollout.state == state
     assert machine.advance(PLAN, replace(seen, capacity=READY.ready), rollout).rollout.state == machine.SHIFTING
+
+
+@pytest.mark.parametrize("wish", ["", machine.PROMOTE])
+def test_too_few_pods_for_longer_than_the_deadline_is_said_and_forgotten_once_there_are_enough(wish: str) -> None:
+    seen = scene(serving(**{**FINE, "weight": 10}), capacity=READY.ready + 1, wish=wish)
+    first = machine.advance(PLAN, seen, holding())
+    assert first.reason == ""
+    for seconds, reason in ((PLAN.deadline, ""), (PLAN.deadline + 1, c.TOO_FEW_PODS)):
+        later = machine.advance(PLAN, replace(seen, now=seen.now + timedelta(seconds=seconds)), first.rollout)
+        assert (later.reason, later.rollout.state, later.rollout.weight) == (reason, machine.HOLDING, 10)
+    assert "short" not in machine.advance(PLAN, replace(seen, capacity=0), first.rollout).rollout.memory

@@ -6,6 +6,7 @@ trains; when that one passes its gate, the unfinished rollout is taken back firs
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, Final
 
@@ -139,19 +140,25 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
     d = replace(d, requeue=soonest(d.requeue, machine.POLL_SECONDS))
     if d.blocked:
         return replace(d, message=f"{d.message}; rollout of revision {running.revision}: {step.message}"[:1024])
-    if step.reason in (c.PAUSED, c.PAUSED_BY_USER):
+    if step.reason in (c.PAUSED, c.PAUSED_BY_USER, c.TOO_FEW_PODS):
         return d.block(c.PAUSED, step.message, reason=c.GUARD_UNDECIDED if step.reason == c.PAUSED else step.reason)
     return d.block(PHASES[step.rollout.state], step.message, reason=step.reason if step.reason != "Superseded" else "")
 
 
 def _with_capacity(o: Observed, r: Rollout) -> Rollout:
-    """What autoscaled arms keep while users are moved: as many pods as the load was seen to need, which only grows. The arm that users
-    leave would shrink else, and could not take them back."""
+    """What autoscaled arms keep while users are moved: as many pods as the load was seen to need. The arm that users leave would shrink
+    else, and could not take them back. It falls with the load while the present arm's pods tell: before anybody is moved, and where
+    nothing holds them by the users that are left (their number goes by the weight)."""
     scaling = o.spec.serving.autoscaling if o.spec.serving else None
     if scaling is None:
         return r.model_copy(update={"capacity": None}) if r.capacity else r
+    stable, before = _health(o, r.stable).wanted, r.capacity or 0
+    if r.state in machine.UNMOVED:
+        before = 0
+    elif scaling.autoscaler == "External" and r.weight < 100:
+        before = min(before, math.ceil(stable * 100 / (100 - r.weight)))
     loaded = _health(o, r.arm).wanted if r.weight >= 100 else 0
-    needed = max(scaling.min_replicas, r.capacity or 0, _health(o, r.stable).wanted, loaded)
+    needed = max(scaling.min_replicas, before, stable, loaded)
     return r.model_copy(update={"capacity": min(needed, scaling.max_replicas)})
 
 
