@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from finetune_operator import conditions, exposures, kinds, names, preflight
+from finetune_operator import autoscalers, conditions, exposures, kinds, names, preflight
 from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, digest, extract
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Revision, Status
@@ -164,12 +164,12 @@ class Observer:
         return await self.prometheus.ask(key, [*questions(spec.rollout.guards, status, *key, now)] if guarded else [])
 
     def _arms(self, key: tuple[str, str], pods: Mapping[str, Object], now: datetime) -> dict[str, ArmHealth]:
-        found = {}
-        for obj in self.cache.children(kinds.DEPLOYMENT, key).values():
+        found, scalers = {}, self.cache.children(kinds.HPA, key)
+        for name, obj in self.cache.children(kinds.DEPLOYMENT, key).items():
             arm = obj["metadata"]["labels"].get(names.ARM)
             if arm:
                 mine = [p for p in pods.values() if _arm(p) == arm]
-                found[arm] = _health(obj, mine, now)
+                found[arm] = replace(_health(obj, mine, now), needed=autoscalers.needed(scalers[name]) if name in scalers else None)
         return found
 
     async def _run(self, job: Object, pods: Iterable[Object], now: datetime) -> Run:

@@ -16,13 +16,15 @@ from finetune_operator.workloads import ABSENT, Run, Waiting
 
 @dataclass(frozen=True)
 class ArmHealth:
-    """An arm's pods: how many are wanted, serve, and what one that does not serve says."""
+    """An arm's pods: how many are wanted, serve, and what one that does not serve says; how many its autoscaler's figures ask for, where
+    the operator made it one and it has any."""
 
     wanted: int = 0
     ready: int = 0
     pods: int = 0
     restarts: int = 0
     waiting: Waiting | None = None
+    needed: int | None = None
 
 
 @dataclass(frozen=True)

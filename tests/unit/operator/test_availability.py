@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import Any, cast
 
 import pytest
+from finetune_operator import autoscalers, kinds, names
 from finetune_operator import conditions as c
-from finetune_operator import kinds, names
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Rollout
 from finetune_operator.apply import Children
@@ -234,6 +234,76 @@ def test_what_the_load_needs_falls_with_the_present_arm_by_the_users_that_it_has
     scaling = {**CPU, "autoscaling": {"minReplicas": 2, "maxReplicas": 8, "autoscaler": autoscaler}}
     o = make_observed(changes={"serving": scaling}, arms={"old": ArmHealth(wanted=wanted), "new": ArmHealth(wanted=6)})
     assert _with_capacity(o, at(machine.HOLDING, weight, capacity=6)).capacity == expected
+
+
+CURRENT_CPU = {"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": 30, "averageValue": "600m"}}}
+CURRENT_METRIC = {"type": "Pods", "pods": {"metric": {"name": "m"}, "current": {"averageValue": "1500m"}}}
+# what is asked for, what the autoscaler found of six pods, whether that is so now → how many it finds needed
+FIGURES: dict[str, tuple[dict[str, Any], list[Any] | None, str, int | None]] = {
+    "by the CPU": ({}, [CURRENT_CPU], "True", 3),
+    "by a metric": ({"metric": {"name": "m", "averageValue": "4"}}, [CURRENT_METRIC], "True", 3),
+    "its figures are old": ({}, [CURRENT_CPU], "False", None),
+    "of what was asked for before": ({}, [CURRENT_METRIC], "True", None),
+    "it found nothing": ({}, None, "True", None),
+    "it found an empty figure": ({}, [{"type": ""}], "True", None),
+}
+
+
+@pytest.mark.parametrize("case", FIGURES)
+def test_an_autoscalers_figures_tell_what_is_needed_below_the_least_that_it_may_set(case: str) -> None:
+    asked, found, active, expected = FIGURES[case]
+    said = [{"type": "AbleToScale", "status": "True"}, {"type": "ScalingActive", "status": active}]
+    status = {"currentReplicas": 6, "currentMetrics": found, "conditions": said}
+    assert autoscalers.needed({"spec": scaler(**asked), "status": status}) == expected
+    assert autoscalers.needed({"spec": scaler(**asked)}) is None, "it has not looked yet"
+
+
+def both(world: World, percent: int) -> None:
+    """What both autoscalers find of their pods."""
+    found = {**CURRENT_CPU, "resource": {"name": "cpu", "current": {"averageUtilization": percent}}}
+    for old in list(world.api.all(kinds.HPA)):
+        target = world.api.store[kinds.DEPLOYMENT, "ml", old["spec"]["scaleTargetRef"]["name"]]
+        status = {
+            "currentReplicas": target["spec"]["replicas"],
+            "currentMetrics": [found],
+            "conditions": [{"type": "ScalingActive", "status": "True"}],
+        }
+        world.api.change(kinds.HPA, old, {**old, "status": status})
+
+
+async def test_while_users_are_moved_the_pods_fall_with_the_load_of_both_arms_once_it_lasts() -> None:
+    world = await live(**SCALED)
+    (old,) = arms(world)
+    load(world, old, 6)
+    edit(world, training=NEW_RATE, rollout={**STEPS, "steps": [{"weight": 50, "hold": "1h"}, {"weight": 100}]})
+    operator = await run(world, rolling(50))
+    (new,) = set(arms(world)) - {old}
+
+    async def after(seconds: float) -> int:
+        world.clock.seconds += seconds
+        await operator.cycle()
+        world.turn()
+        return int(status_of(world)["rollout"]["capacity"])
+
+    both(world, 40)  # of 80: three pods each, as if all were on one of six
+    assert await after(400) == 6
+    both(world, 20)
+    assert await after(1) == 6
+    assert await after(290) == 6, "it may come again"
+    both(world, 26)
+    assert await after(5) == 6
+    both(world, 10)
+    assert await after(10) == 4, "the most of that time"
+    assert least(world) == {old: 4, new: 4}
+    assert await after(2) == 4, "what the autoscaler has not taken back yet is no new load"
+    load(world, old, 4)
+    load(world, new, 4)
+    both(world, 100)
+    load(world, old, 5)
+    assert await after(2) == 5
+    both(world, 1)
+    assert await after(2) == 5
+    assert await after(400) == 2, "never below the least"
 
 
 async def test_nobody_is_moved_to_fewer_pods_than_the_load_needs() -> None:
