@@ -65,6 +65,7 @@ PAUSED_BY_USER: Final = "PausedByUser"  # the annotation finetune.dev/rollout ho
 ABORTED: Final = "Aborted"  # the same annotation took everybody back
 CONTROL_IGNORED: Final = "ControlIgnored"  # of an Event alone: that annotation is without effect, and why
 GUARD_UNDECIDED: Final = "GuardUndecided"  # held: both arms are bad, or there is not what a guard asks for
+TOO_FEW_PODS: Final = "TooFewPods"  # held: the new arm has not had the pods that the load needs for rollout.progressDeadline
 NO_READY_PODS: Final = "NoReadyPods"  # what is live has lost all its pods
 NEVER_READY: Final = "NeverReady"
 NON_FINITE: Final = "NonFinite"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from finetune_operator import conditions, exposures, kinds, names, preflight
+from finetune_operator import autoscalers, conditions, exposures, kinds, names, preflight
 from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, digest, extract
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Revision, Status
@@ -86,6 +86,7 @@ class Observer:
             self._servers(pods.values(), status if asks_servers(spec.rollout.guards) else Status()),
             self._answers(key, spec, status, now),
         )
+        lacking = {kind: await self.extras.missing(kind, key[0]) for kind in looked_for(spec, status.extra_kinds)}
         return Observed(
             namespace=key[0],
             name=key[1],
@@ -112,22 +113,16 @@ class Observer:
             prometheus=bool(self.prometheus.url),
             routers_wanted=_replicas(self.cache.children(kinds.DEPLOYMENT, key).get(names.router(key[1]))),
             ingress_annotations=self.ingress_annotations,
-            exposures=await self._exposures(key, looked_for(spec, status.extra_kinds)),
-            autoscaled=bool(self.cache.children(kinds.HPA, key)),
+            exposures={k.kind: self._exposure(k, key, missing) for k, missing in lacking.items() if k in kinds.EXPOSURES},
+            autoscaled=bool(self.cache.children(kinds.HPA, key))
+            or (lacking.get(kinds.HPA) is not None and kinds.HPA.kind in (status.extra_kinds or ())),
             router_waiting=next((w for w in (waiting(p, now) for p in router_pods) if w), None),
         )
 
-    async def _exposures(self, key: tuple[str, str], wanted: list[kinds.Kind]) -> dict[str, Exposure]:
-        """Of those kinds the cache knows all from here on; what is to be said of the ones that expose it."""
-        found = {}
-        for kind in wanted:
-            missing = await self.extras.missing(kind, key[0])
-            if kind in kinds.EXPOSURES and missing:
-                found[kind.kind] = Exposure(missing=missing)
-            elif kind in kinds.EXPOSURES:
-                child = self.cache.children(kind, key).get(names.users_service(key[1]))
-                found[kind.kind] = exposures.read(kind, child)
-        return found
+    def _exposure(self, kind: kinds.Kind, key: tuple[str, str], missing: Waiting | None) -> Exposure:
+        """What exposes it; nothing is known where objects of that kind cannot be listed."""
+        child = self.cache.children(kind, key).get(names.users_service(key[1]))
+        return Exposure(missing=missing) if missing else exposures.read(kind, child)
 
     def _kept(self, key: tuple[str, str]) -> tuple[dict[str, Mapping[str, Any]], dict[str, Mapping[str, Any]]]:
         revisions: dict[str, Mapping[str, Any]] = {}
@@ -169,12 +164,12 @@ class Observer:
         return await self.prometheus.ask(key, [*questions(spec.rollout.guards, status, *key, now)] if guarded else [])
 
     def _arms(self, key: tuple[str, str], pods: Mapping[str, Object], now: datetime) -> dict[str, ArmHealth]:
-        found = {}
-        for obj in self.cache.children(kinds.DEPLOYMENT, key).values():
+        found, scalers = {}, self.cache.children(kinds.HPA, key)
+        for name, obj in self.cache.children(kinds.DEPLOYMENT, key).items():
             arm = obj["metadata"]["labels"].get(names.ARM)
             if arm:
                 mine = [p for p in pods.values() if _arm(p) == arm]
-                found[arm] = _health(obj, mine, now)
+                found[arm] = replace(_health(obj, mine, now), needed=autoscalers.needed(scalers[name]) if name in scalers else None)
         return found
 
     async def _run(self, job: Object, pods: Iterable[Object], now: datetime) -> Run:

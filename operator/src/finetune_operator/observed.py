@@ -16,13 +16,15 @@ from finetune_operator.workloads import ABSENT, Run, Waiting
 
 @dataclass(frozen=True)
 class ArmHealth:
-    """An arm's pods: how many are wanted, serve, and what one that does not serve says."""
+    """An arm's pods: how many are wanted, serve, and what one that does not serve says; how many its autoscaler's figures ask for, where
+    the operator made it one and it has any."""
 
     wanted: int = 0
     ready: int = 0
     pods: int = 0
     restarts: int = 0
     waiting: Waiting | None = None
+    needed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Observed:
     `profiles` are the operator's accelerators by name, `ingress_annotations` those that it lets onto an Ingress (`…*`: that begin so);
     `prometheus` says whether the operator knows one;
     `exposures` are the objects by kind that let users outside the cluster call, of the kinds that were looked for;
-    `autoscaled`: there is a HorizontalPodAutoscaler of its arms;
+    `autoscaled`: there is a HorizontalPodAutoscaler of its arms, or may be;
     `revisions` ({fields, resolved}) and `templates` ({revision, fields, template}) are the ControllerRevisions' data by name.
     """
 

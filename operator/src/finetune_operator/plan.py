@@ -24,7 +24,7 @@ from finetune_operator.decide import layout
 from finetune_operator.decide.attempts import avoided, divisor, folders, numbered
 from finetune_operator.decide.draft import ArmWanted, Draft, JobWanted
 from finetune_operator.decide.exposure import asked
-from finetune_operator.decide.rollout import ACTIVE
+from finetune_operator.decide.rollout import ACTIVE, UNMOVED
 from finetune_operator.decide.stages import BASE, evaluation_key, reference
 from finetune_operator.errors import SpecError
 from finetune_operator.kinds import Kind
@@ -116,15 +116,14 @@ def cleaning(c: Context) -> Iterator[Child]:
 
 def arms(c: Context) -> Iterator[Child]:
     """Model servers."""
-    scaling, least = _scaling(c), _least(c)
+    scaling = _scaling(c)
     for wanted in c.draft.arms:
         stored = c.observed.templates.get(wanted.name)
         template = stored["template"] if stored else _template(c, wanted)
         yield kinds.SERVICE, arm.service(c.owner, wanted.name)
-        begun = scaling is not None and wanted.name in c.observed.arms
-        yield kinds.DEPLOYMENT, arm.deployment(c.owner, wanted.name, wanted.revision, template, None if begun else least)
+        yield kinds.DEPLOYMENT, arm.deployment(c.owner, wanted.name, wanted.revision, template, _replicas(c, wanted.name))
         if scaling and scaling.autoscaler == "HPA":
-            yield kinds.HPA, arm.autoscaler(c.owner, wanted.name, scaling, least)
+            yield kinds.HPA, arm.autoscaler(c.owner, wanted.name, scaling, _least(c, wanted.name))
         if _most(c) > 1:
             yield kinds.PDB, arm.disruption_budget(c.owner, wanted.name)
 
@@ -141,6 +140,14 @@ def exposure(c: Context) -> Iterator[Child]:
     serving = c.spec.serving
     if c.draft.exposed and serving and serving.expose:
         yield exposing.kind(serving.expose), exposing.child(c.owner, serving, serving.expose)
+
+
+def unexposed(c: Context, there: Callable[[Kind], Mapping[str, Any]]) -> Iterator[tuple[Kind, str]]:
+    """What let users outside call and is not wanted any more; where another way in is asked for, not before that one is there."""
+    wanted, name = asked(c.spec) if c.draft.routing is not None else None, names.users_service(c.owner.name)
+    if wanted is None or name in there(wanted):
+        seen = c.observed.exposures
+        yield from ((kind, name) for kind in kinds.EXPOSURES if kind is not wanted and kind.kind in seen and seen[kind.kind].there)
 
 
 def leftovers(c: Context, there: Callable[[Kind], Mapping[str, Mapping[str, Any]]]) -> Iterator[tuple[Kind, str]]:
@@ -161,10 +168,6 @@ def leftovers(c: Context, there: Callable[[Kind], Mapping[str, Mapping[str, Any]
         name = names.router(c.owner.name)
         yield from ((kind, name) for kind in (kinds.DEPLOYMENT, kinds.CONFIGMAP, kinds.PDB))
         yield kinds.SERVICE, names.users_service(c.owner.name)
-    for kind in kinds.EXPOSURES:
-        seen = c.observed.exposures.get(kind.kind)
-        if seen and seen.there and (c.draft.routing is None or kind is not asked(c.spec)):
-            yield kind, names.users_service(c.owner.name)
     for attempt in c.draft.status.attempts:
         job = names.attempt_job(c.owner.name, attempt.revision, attempt.number)
         if attempt.outcome != "Running" and c.observed.run(job).state not in ("Waiting", "Running", "Ending"):
@@ -190,19 +193,32 @@ def _scaling(c: Context) -> Autoscaling | None:
     return c.spec.serving.autoscaling if c.spec.serving else None
 
 
-def _least(c: Context) -> int:
-    """Pods that an arm has, or an autoscaled one has at least: while users are moved what the load needed before."""
+def _replicas(c: Context, name: str) -> int | None:
+    """Pods that the operator gives the arm; None: it has as many as its autoscaler says. Somebody else's knows nothing of a new arm: up to
+    what the load needs the operator goes itself."""
+    scaling, rollout, seen, least = _scaling(c), c.draft.status.rollout, c.observed.arms.get(name), _least(c, name)
+    if scaling is None or seen is None:
+        return least
+    rolls_out = rollout is not None and rollout.state in ACTIVE and rollout.arm == name
+    return least if scaling.autoscaler == "External" and rolls_out and seen.wanted < least else None
+
+
+def _least(c: Context, name: str) -> int:
+    """Pods that the arm has, or an autoscaled one has at least: while users are moved what the load needed before. The present arm follows
+    the load until then."""
     scaling, rollout = _scaling(c), c.draft.status.rollout
     if scaling is None:
         return c.spec.serving.replicas if c.spec.serving else 1
-    held = rollout.capacity if rollout and rollout.state in ACTIVE else None
+    held = rollout.capacity if rollout and rollout.state in ACTIVE and not (rollout.stable == name and rollout.state in UNMOVED) else None
     return max(scaling.min_replicas, min(held or 0, scaling.max_replicas))
 
 
 def _most(c: Context) -> int:
     """Pods that an arm may come to have."""
-    scaling = _scaling(c)
-    return scaling.max_replicas if scaling else _least(c)
+    serving = c.spec.serving
+    if serving is None:
+        return 1
+    return serving.autoscaling.max_replicas if serving.autoscaling else serving.replicas
 
 
 def _template(c: Context, wanted: ArmWanted) -> Manifest:

@@ -57,7 +57,7 @@ class Operator:
         self.elector = Elector(Cluster(api), self.clock, settings.lease_namespace, settings.lease_name, settings.identity)
         self.cluster = Cluster(api, may_write=self.elector.may_write, count=self.metrics.count_write)
         self.informer = Informer(self.cluster, self.cache, self.queue, self.metrics.watch_restarts.inc)
-        self.extras = Extras(self.informer.fill, everywhere=not settings.namespaces)
+        self.extras = Extras(self.informer.fill, self.clock.monotonic, everywhere=not settings.namespaces)
         self.pods = PodClient()
         self.filled = False
         self.closed: set[str] = set()  # namespaces that the settings name and the API server refuses
@@ -88,7 +88,7 @@ class Operator:
             for namespace, kind in product(self._namespaces(), WATCHED):
                 tasks.create_task(self.informer.follow(kind, namespace, partial(self._is_open, namespace)))
             for namespace, kind in product(self._namespaces(), EXTRAS):
-                tasks.create_task(self.informer.follow(kind, namespace, partial(self.extras.watched, kind, namespace)))
+                tasks.create_task(self.informer.follow(kind, namespace, partial(self._is_followed, kind, namespace)))
             for _ in range(self.settings.workers):
                 tasks.create_task(self._work(reconciler.reconcile))
 
@@ -142,6 +142,7 @@ class Operator:
                 if namespace is None:
                     raise
                 closed.add(namespace)
+                self.extras.forget(namespace)  # what was there went with it
                 log.warning("namespace", extra=logs.of(namespace=namespace, error=str(error)))
                 continue
             for kind in children:
@@ -152,6 +153,9 @@ class Operator:
 
     def _is_open(self, namespace: str | None) -> bool:
         return namespace not in self.closed
+
+    def _is_followed(self, kind: Kind, namespace: str | None) -> bool:
+        return self._is_open(namespace) and self.extras.watched(kind, namespace)
 
     def _namespaces(self) -> Sequence[str | None]:
         """Those of the settings, or the whole cluster."""

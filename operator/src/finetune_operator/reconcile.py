@@ -13,7 +13,8 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from finetune_operator import conditions, logs, names, plan, status
 from finetune_operator.api.load import load_spec
@@ -25,10 +26,10 @@ from finetune_operator.clock import Clock
 from finetune_operator.cluster import Cluster
 from finetune_operator.decide import decide
 from finetune_operator.decide.draft import Draft, soonest
-from finetune_operator.errors import Forbidden, Invalid, NotFound, SpecError
+from finetune_operator.errors import ClusterError, Conflict, Forbidden, Invalid, NotFound, SpecError
 from finetune_operator.events import Events
 from finetune_operator.extras import Asked
-from finetune_operator.kinds import FINETUNE, JOB, POD, SERVICE, Kind
+from finetune_operator.kinds import EXTRAS, FINETUNE, JOB, POD, SERVICE, Kind
 from finetune_operator.metrics import Metrics
 from finetune_operator.observe import Observer
 from finetune_operator.observed import Observed
@@ -42,8 +43,20 @@ from finetune_operator.workloads import Waiting
 log = logging.getLogger(__name__)
 Key = tuple[str, str]
 Object = Mapping[str, Any]
+T = TypeVar("T")
 PROBLEM_RETRY = 15.0  # seconds until a child that could not be made is tried again
 CLEANING_RETRY = 3600.0  # the same of the Job that removes what is no longer kept
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What kept a cycle from making a child, and from leading users outside to it."""
+
+    child: Waiting | None = None
+    exposure: Waiting | None = None
+
+
+NONE: Final = Problem()
 
 
 @dataclass
@@ -59,7 +72,7 @@ class Reconciler:
     events: Events
     signing_key: str
     extras: Asked
-    problems: dict[Key, Waiting] = field(default_factory=dict)
+    problems: dict[Key, Problem] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """What is remembered between cycles, and of no FineTune."""
@@ -92,9 +105,9 @@ class Reconciler:
         observed = await observer.observe(finetune, spec, now)
         decision = decide(observed)
         context, children = self._context(observed, decision), Children(self.cluster, self.cache, key)
-        before = self.problems.get(key)
+        before = self.problems.get(key, NONE)
         finetune, volume, fields = await _all(
-            self._commit(finetune, status.compute(observed, decision, before)),
+            self._commit(finetune, status.compute(observed, decision, before.child, before.exposure)),
             _bring(children.ensure, plan.volume(context)),
             _bring(children.make, plan.fields(context)),
         )
@@ -106,7 +119,7 @@ class Reconciler:
         refused = None if volume or fields else await _bring(children.make, plan.cleaning(context))
         if refused:
             await self.events.emit(finetune, "Warning", conditions.CLEANING_FAILED, refused.message)
-        return soonest(decision.requeue, PROBLEM_RETRY if problem else None, CLEANING_RETRY if refused else None)
+        return soonest(decision.requeue, PROBLEM_RETRY if problem != NONE else None, CLEANING_RETRY if refused else None)
 
     async def _commit(self, finetune: Object, wanted: Status) -> Object:
         """Write the status if it differs, and go on with what the API server made of it."""
@@ -135,15 +148,15 @@ class Reconciler:
         images = Images(self.settings.trainer_image, self.settings.router_image, self.settings.vllm_image)
         return plan.Context(Owner(o.namespace, o.name, o.uid), o, d, images, jwks(self.signing_key))
 
-    async def _act(self, context: plan.Context, children: Children, problem: Waiting | None) -> Waiting | None:
+    async def _act(self, context: plan.Context, children: Children, problem: Waiting | None) -> Problem:
         """Make the world follow the status; what the API server refuses is told, and what serves is held as wanted all the same."""
         o, d = context.observed, context.draft
         await self._push(o, d)  # first: a rollback waits for no child, and a router that does not know the structure is not told
         for job in d.obsolete:
             await children.remove(JOB, job, foreground=names.cleans(o.name, job))  # what it removes is waited for until no pod can
             await children.remove(SERVICE, job)
-        for kind, name in plan.leftovers(context, lambda kind: self.cache.children(kind, children.key)):
-            await children.remove(kind, name)  # before anything is made: what served goes before what is to serve comes
+        # Before anything is made: what served goes before what is to serve comes.
+        kept = await _bring(children.remove, plan.leftovers(context, partial(self._there, children)), beyond_refusals=True)
         if problem is None:  # without its volume no Job starts: what is there under the name may be somebody else's
             problem = await _bring(children.make, plan.once(context))
         problem = await _bring(children.ensure, plan.arms(context), beyond_refusals=True) or problem
@@ -151,15 +164,24 @@ class Reconciler:
         refused = await self._expose(context, children)
         for pod, version in plan.nudges(context, self.cache.children(POD, children.key)):
             await children.annotate(POD, pod, {names.NUDGE: version})
-        return problem or refused
+        return Problem(problem or kept, refused)
 
     async def _expose(self, context: plan.Context, children: Children) -> Waiting | None:
-        """Let users outside the cluster call; why the API server does not let them."""
-        try:
-            return await _bring(children.ensure, plan.exposure(context))
-        except NotFound:  # the kind itself may be gone, with its CRD: the next cycle says so
-            self.extras.forget(children.key[0])
-            raise
+        """Let users outside the cluster call; why the API server does not let them. What let them before goes only after that."""
+
+        async def ensure(kind: Kind, manifest: Manifest) -> None:
+            try:
+                await children.ensure(kind, manifest)
+            except NotFound:  # the kind itself may be gone, with its CRD: the next cycle says so
+                self.extras.forget(children.key[0])
+                raise
+
+        refused = await _bring(ensure, plan.exposure(context))
+        return refused or await _bring(children.remove, plan.unexposed(context, partial(self._there, children)))
+
+    def _there(self, children: Children, kind: Kind) -> Mapping[str, Object]:
+        """The FineTune's children of that kind, by name."""
+        return self.cache.children(kind, children.key)
 
     async def _push(self, o: Observed, d: Draft) -> None:
         """Tell the routers their weights now; one that does not hear it is asked again in the next cycle."""
@@ -173,15 +195,17 @@ class Reconciler:
             if isinstance(answer, Exception):
                 log.warning("push failed", extra=logs.of(namespace=o.namespace, name=o.name, error=str(answer)))
 
-    async def _tell(self, key: Key, finetune: Object, o: Observed, d: Draft, problem: Waiting | None, now: datetime) -> Object:
+    async def _tell(self, key: Key, finetune: Object, o: Observed, d: Draft, problem: Problem, now: datetime) -> Object:
         """Remember why a child could not be made (or that it now can), and say so."""
-        if problem is None:
+        if problem == NONE:
             self.problems.pop(key, None)
         else:
             self.problems[key] = problem
-        finetune = await self._commit(finetune, status.compute(replace(o, status=_status(finetune), now=now), d, problem))
-        if problem is not None:
-            await self.events.emit(finetune, "Warning", problem.reason, problem.message)
+        o = replace(o, status=_status(finetune), now=now)
+        finetune = await self._commit(finetune, status.compute(o, d, problem.child, problem.exposure))
+        for waits in (problem.child, problem.exposure):
+            if waits is not None:
+                await self.events.emit(finetune, "Warning", waits.reason, waits.message)
         return finetune
 
 
@@ -195,13 +219,13 @@ async def _all(commit: Awaitable[Object], *others: Awaitable[Waiting | None]) ->
 
 
 async def _bring(
-    verb: Callable[[Kind, Manifest], Awaitable[None]], wanted: Iterable[plan.Child], *, beyond_refusals: bool = False
+    verb: Callable[[Kind, T], Awaitable[None]], wanted: Iterable[tuple[Kind, T]], *, beyond_refusals: bool = False
 ) -> Waiting | None:
-    """Make or hold these children, in order; why the first that cannot be is not. Those behind it are left, unless told otherwise."""
+    """Make, hold or remove these children, in order; why the first that cannot be is not. Those behind it are left, unless told so."""
     problem: Waiting | None = None
     try:
-        for kind, manifest in wanted:
-            refusal = await _try(verb, kind, manifest)
+        for kind, child in wanted:
+            refusal = await _try(verb, kind, child)
             problem = problem or refusal
             if refusal and not beyond_refusals:
                 break
@@ -210,12 +234,15 @@ async def _bring(
     return problem
 
 
-async def _try(verb: Callable[[Kind, Manifest], Awaitable[None]], kind: Kind, manifest: Manifest) -> Waiting | None:
+async def _try(verb: Callable[[Kind, T], Awaitable[None]], kind: Kind, child: T) -> Waiting | None:
+    """Why it cannot be done. What fails of a kind that few need (its webhook is away, say) is no reason to leave the rest undone."""
     try:
-        await verb(kind, manifest)
+        await verb(kind, child)
     except NameTaken as error:
         return error.waiting
-    except (Invalid, Forbidden) as error:  # a quota and most admission policies say 403
+    except ClusterError as error:  # a quota and most admission policies say 403
+        if isinstance(error, Conflict) or not (kind in EXTRAS or isinstance(error, (Invalid, Forbidden))):
+            raise
         return Waiting(conditions.REFUSED, f"the API server refused a child: {error}")
     return None
 

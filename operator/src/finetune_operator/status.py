@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 
 from finetune_operator import conditions as c
@@ -19,10 +20,11 @@ _REASON = re.compile(r"^[A-Za-z]([A-Za-z0-9_,:]{0,251}[A-Za-z0-9_])?$")  # what 
 PROGRESSING = frozenset(c.PHASES) - c.READY_PHASES - c.STALLED_PHASES - {c.SUSPENDED}
 
 
-def compute(o: Observed, d: Draft, problem: Waiting | None = None) -> Status:
-    """The status to write; `problem` is what kept the last cycle from making a child."""
+def compute(o: Observed, d: Draft, problem: Waiting | None = None, refused: Waiting | None = None) -> Status:
+    """The status to write; `problem` is what kept the last cycle from making a child, `refused` from leading users outside to it."""
     phase, reason, message = d.phase, d.reason or d.phase, d.message
-    problem = problem or d.unexposed
+    d = replace(d, unexposed=d.unexposed or refused)
+    problem = problem or (d.unexposed if phase in c.READY_PHASES else None)  # what is the matter elsewhere comes first
     if problem is not None:
         reason, message = problem.reason, problem.message
     since = _since(o.status, phase, reason, o.now)
@@ -208,7 +210,8 @@ def _columns(o: Observed, d: Draft, reason: str) -> dict[str, str | None]:
     scored, tuned = d.revision.baseline, d.revision.evaluated
     score = f"{scored.score.score} → {tuned.score.score if tuned else '?'}" if scored else None
     rolling = status.rollout
-    exposed = d.exposed and any(seen.there for seen in o.exposures.values())
+    kind = asked(o.spec)
+    exposed = d.exposed and kind is not None and o.exposures.get(kind.kind, Exposure()).there
     exposing = o.spec.serving.expose if o.spec.serving and exposed else None
     scheme = "https" if o.spec.serving and o.spec.serving.tls else "http"
     return {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
-from finetune_operator import kinds, names
+from finetune_operator import autoscalers, kinds, names
+from finetune_operator import conditions as c
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Rollout
 from finetune_operator.apply import Children
@@ -17,10 +19,12 @@ from finetune_operator.build.pods import NO_DEVICES, Images, Manifest, Owner
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.decide import rollout as machine
+from finetune_operator.decide.arms import _with_capacity
 from finetune_operator.kinds import Kind
+from finetune_operator.observed import ArmHealth
 from finetune_operator.traffic import Backend, Structure
 
-from tests.unit.operator.helpers import BY_HEADER, condition, edit, good_outcomes, make_finetune, make_spec, status_of
+from tests.unit.operator.helpers import BY_HEADER, condition, edit, good_outcomes, make_finetune, make_observed, make_spec, status_of
 from tests.unit.operator.test_life import arms, live_with
 from tests.unit.operator.test_rollout import FINE, PLAN, READY, at, holding, scene
 from tests.unit.operator.test_rollout import router as serving
@@ -180,6 +184,7 @@ async def test_while_users_move_no_arm_has_fewer_pods_than_the_load_was_seen_to_
     load(world, old, 5)
     edit(world, training=NEW_RATE)
     operator = await run(world, rolling(50), kill=kill)
+    await operator.cycle()  # where the last one was killed as it had written the weight
     (new,) = set(arms(world)) - {old}
     assert status_of(world)["rollout"]["capacity"] == 5
     assert (replicas(world), least(world)) == ({old: 5, new: 5}, {old: 5, new: 5})
@@ -189,6 +194,116 @@ async def test_while_users_move_no_arm_has_fewer_pods_than_the_load_was_seen_to_
     await run(world, live_with(2), kill=kill)
     await run(world)
     assert (replicas(world), least(world)) == ({new: 7}, {new: 2}), "from now on as the load says"
+
+
+async def test_until_users_are_moved_the_present_arm_and_what_the_new_one_needs_follow_the_load() -> None:
+    world = await live(**SCALED)
+    (old,) = arms(world)
+    load(world, old, 6)
+    edit(world, training=NEW_RATE)
+    world.full = 5  # the new arm gets no sixth pod
+    operator = await run(world, lambda s: (s.get("rollout") or {}).get("capacity") == 6)
+    await operator.cycle()
+    (new,) = set(arms(world)) - {old}
+    assert least(world) == {old: 2, new: 6}
+    load(world, old, 3)
+    load(world, new, 3)
+    operator = await run(world, lambda s: s["rollout"]["capacity"] == 3, start=operator)
+    await operator.cycle()
+    assert least(world)[new] == 3
+    await run(world, rolling(50), start=operator)
+
+
+# how an autoscaler of somebody else's changes the present arm at that weight → what the load is taken to need, of 6 before
+FALLS: dict[str, tuple[int, int, str, int]] = {
+    "half of the users, half of the pods": (50, 3, "External", 6),
+    "fewer than these users took": (50, 2, "External", 4),
+    "rounded up": (40, 2, "External", 4),
+    "more load": (50, 7, "External", 7),
+    "no more than was needed": (90, 2, "External", 6),
+    "nobody is left to tell": (100, 1, "External", 6),
+    "never below the least": (10, 1, "External", 2),
+    "never above the most": (10, 99, "External", 8),
+    "what the operator itself holds tells nothing": (50, 2, "HPA", 6),
+}
+
+
+@pytest.mark.parametrize("case", FALLS)
+def test_what_the_load_needs_falls_with_the_present_arm_by_the_users_that_it_has(case: str) -> None:
+    weight, wanted, autoscaler, expected = FALLS[case]
+    scaling = {**CPU, "autoscaling": {"minReplicas": 2, "maxReplicas": 8, "autoscaler": autoscaler}}
+    o = make_observed(changes={"serving": scaling}, arms={"old": ArmHealth(wanted=wanted), "new": ArmHealth(wanted=6)})
+    assert _with_capacity(o, at(machine.HOLDING, weight, capacity=6)).capacity == expected
+
+
+CURRENT_CPU = {"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": 30, "averageValue": "600m"}}}
+CURRENT_METRIC = {"type": "Pods", "pods": {"metric": {"name": "m"}, "current": {"averageValue": "1500m"}}}
+# what is asked for, what the autoscaler found of six pods, whether that is so now → how many it finds needed
+FIGURES: dict[str, tuple[dict[str, Any], list[Any] | None, str, int | None]] = {
+    "by the CPU": ({}, [CURRENT_CPU], "True", 3),
+    "by a metric": ({"metric": {"name": "m", "averageValue": "4"}}, [CURRENT_METRIC], "True", 3),
+    "its figures are old": ({}, [CURRENT_CPU], "False", None),
+    "of what was asked for before": ({}, [CURRENT_METRIC], "True", None),
+    "it found nothing": ({}, None, "True", None),
+    "it found an empty figure": ({}, [{"type": ""}], "True", None),
+}
+
+
+@pytest.mark.parametrize("case", FIGURES)
+def test_an_autoscalers_figures_tell_what_is_needed_below_the_least_that_it_may_set(case: str) -> None:
+    asked, found, active, expected = FIGURES[case]
+    said = [{"type": "AbleToScale", "status": "True"}, {"type": "ScalingActive", "status": active}]
+    status = {"currentReplicas": 6, "currentMetrics": found, "conditions": said}
+    assert autoscalers.needed({"spec": scaler(**asked), "status": status}) == expected
+    assert autoscalers.needed({"spec": scaler(**asked)}) is None, "it has not looked yet"
+
+
+def both(world: World, percent: int) -> None:
+    """What both autoscalers find of their pods."""
+    found = {**CURRENT_CPU, "resource": {"name": "cpu", "current": {"averageUtilization": percent}}}
+    for old in list(world.api.all(kinds.HPA)):
+        target = world.api.store[kinds.DEPLOYMENT, "ml", old["spec"]["scaleTargetRef"]["name"]]
+        status = {
+            "currentReplicas": target["spec"]["replicas"],
+            "currentMetrics": [found],
+            "conditions": [{"type": "ScalingActive", "status": "True"}],
+        }
+        world.api.change(kinds.HPA, old, {**old, "status": status})
+
+
+async def test_while_users_are_moved_the_pods_fall_with_the_load_of_both_arms_once_it_lasts() -> None:
+    world = await live(**SCALED)
+    (old,) = arms(world)
+    load(world, old, 6)
+    edit(world, training=NEW_RATE, rollout={**STEPS, "steps": [{"weight": 50, "hold": "1h"}, {"weight": 100}]})
+    operator = await run(world, rolling(50))
+    (new,) = set(arms(world)) - {old}
+
+    async def after(seconds: float) -> int:
+        world.clock.seconds += seconds
+        await operator.cycle()
+        world.turn()
+        return int(status_of(world)["rollout"]["capacity"])
+
+    both(world, 40)  # of 80: three pods each, as if all were on one of six
+    assert await after(400) == 6
+    both(world, 20)
+    assert await after(1) == 6
+    assert await after(290) == 6, "it may come again"
+    both(world, 26)
+    assert await after(5) == 6
+    both(world, 10)
+    assert await after(10) == 4, "the most of that time"
+    assert least(world) == {old: 4, new: 4}
+    assert await after(2) == 4, "what the autoscaler has not taken back yet is no new load"
+    load(world, old, 4)
+    load(world, new, 4)
+    both(world, 100)
+    load(world, old, 5)
+    assert await after(2) == 5
+    both(world, 1)
+    assert await after(2) == 5
+    assert await after(400) == 2, "never below the least"
 
 
 async def test_nobody_is_moved_to_fewer_pods_than_the_load_needs() -> None:
@@ -208,6 +323,10 @@ async def test_nobody_is_moved_to_fewer_pods_than_the_load_needs() -> None:
         world.turn()
         world.clock.seconds += 2
     assert len(world.api.writes) - before < 3, "it waits without a word"
+    operator = await run(world, lambda s: s["phase"] == "Paused", start=operator)
+    status = status_of(world)
+    assert (status["reason"], status["rollout"]["weight"]) == (c.TOO_FEW_PODS, 50), "within rollout.progressDeadline it is said as a pause"
+    assert "rollout.progressDeadline is over: make room" in condition(status, "Ready")["message"]
     world.full = None
     await run(world, rolling(100), start=operator)
     assert replicas(world)[new] == 6
@@ -247,6 +366,25 @@ async def test_somebody_elses_autoscaler_is_left_alone_and_none_is_made() -> Non
     assert set(replicas(world).values()) == {6}, "the new arm begins with what the load needs"
 
 
+async def test_a_new_arm_that_nobody_else_scales_grows_with_the_load_and_is_never_shrunk() -> None:
+    world = await live(serving={"autoscaling": {"minReplicas": 2, "maxReplicas": 8, "autoscaler": "External"}})
+    (old,) = arms(world)
+    edit(world, training=NEW_RATE)
+    operator = await run(world, rolling(50))
+    (new,) = set(arms(world)) - {old}
+    load(world, old, 6)
+    operator = await run(world, rolling(100), start=operator)
+    assert replicas(world) == {old: 6, new: 6}
+    load(world, new, 7)  # by an autoscaler that looks after it early
+    load(world, old, 2)
+    await run(world, live_with(2), start=operator)
+    await run(world)
+    assert replicas(world) == {new: 7}
+    load(world, new, 3)
+    await run(world)
+    assert replicas(world) == {new: 3}, "what is live is that autoscaler's alone"
+
+
 async def test_an_apply_leaves_an_autoscaled_deployment_its_replicas() -> None:
     """Left out, what was once applied would be taken back, and fall to 1."""
     api = ApiServer(HandClock())
@@ -278,3 +416,14 @@ def test_a_step_waits_for_the_pods_that_the_load_needs(case: str, rollout: Rollo
     seen = scene(serving(**{**FINE, "weight": rollout.weight}), capacity=READY.ready + 1)
     assert machine.advance(PLAN, seen, rollout).rollout.state == state
     assert machine.advance(PLAN, replace(seen, capacity=READY.ready), rollout).rollout.state == machine.SHIFTING
+
+
+@pytest.mark.parametrize("wish", ["", machine.PROMOTE])
+def test_too_few_pods_for_longer_than_the_deadline_is_said_and_forgotten_once_there_are_enough(wish: str) -> None:
+    seen = scene(serving(**{**FINE, "weight": 10}), capacity=READY.ready + 1, wish=wish)
+    first = machine.advance(PLAN, seen, holding())
+    assert first.reason == ""
+    for seconds, reason in ((PLAN.deadline, ""), (PLAN.deadline + 1, c.TOO_FEW_PODS)):
+        later = machine.advance(PLAN, replace(seen, now=seen.now + timedelta(seconds=seconds)), first.rollout)
+        assert (later.reason, later.rollout.state, later.rollout.weight) == (reason, machine.HOLDING, 10)
+    assert "short" not in machine.advance(PLAN, replace(seen, capacity=0), first.rollout).rollout.memory

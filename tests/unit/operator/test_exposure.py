@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from finetune_operator import conditions as c
-from finetune_operator import errors, exposures, kinds, names
+from finetune_operator import errors, exposures, kinds, names, status
 from finetune_operator.api.load import load_spec
 from finetune_operator.api.spec import Expose
 from finetune_operator.api.status import Condition
@@ -38,7 +38,7 @@ from tests.unit.operator.helpers import (
     make_spec,
     status_of,
 )
-from tests.unit.operator.world import Operator, World, run
+from tests.unit.operator.world import HandClock, Operator, World, run
 
 OWNER = Owner("ml", "bot", "uid-bot")
 HOST = {"className": "nginx", "host": "bot.example.com"}
@@ -46,6 +46,7 @@ BY_INGRESS = {"expose": {"ingress": HOST}}
 BY_ROUTE = {
     "expose": {"httpRoute": {"parentRefs": [{"name": "gw", "namespace": "infra"}], "hostnames": ["bot.example.com", "b.example.com"]}}
 }
+SCALED = {"autoscaling": {"maxReplicas": 2, "metric": {"name": "m", "averageValue": "1"}}}
 
 
 def built(**serving: Any) -> Manifest:
@@ -244,12 +245,27 @@ async def test_a_right_that_is_taken_away_leaves_what_was_made_and_it_is_not_for
     world = await live(**BY_INGRESS)
     world.lacks[INGRESS] = Waiting(c.EXPOSURE_FORBIDDEN, "no right")
     edit(world, serving={})
-    operator = await run(world)
+    operator = await run(world, lambda s: "url" not in s)
+    assert await operator.cycle() == 50.0
     assert (of(world, INGRESS), status_of(world)["extraKinds"]) == (["bot"], ["Ingress"])
     del world.lacks[INGRESS]
-    edit(world, serving={}, annotations={"touched": "1"})
     await run(world, start=operator)
-    assert of(world, INGRESS) == []
+    assert (of(world, INGRESS), "extraKinds" in status_of(world)) == ([], False)
+
+
+async def test_an_autoscaler_that_cannot_be_looked_for_is_not_forgotten_either() -> None:
+    world = await live(**SCALED)
+    world.lacks[kinds.HPA] = Waiting(c.REFUSED, "cannot be listed")
+    edit(world, serving={})
+    operator = Operator(world)
+    operator.late = {kinds.HPA: 100}  # as without a watch
+    for _ in range(3):
+        assert await operator.cycle() == 50.0
+    assert (len(of(world, kinds.HPA)), status_of(world)["extraKinds"]) == (1, ["HorizontalPodAutoscaler"])
+    del world.lacks[kinds.HPA]
+    operator.late = {}
+    await run(world, start=operator)
+    assert (of(world, kinds.HPA), "extraKinds" in status_of(world)) == ([], False)
 
 
 async def test_an_annotation_that_the_administrator_does_not_let_through_is_named() -> None:
@@ -273,8 +289,114 @@ async def test_a_refusal_of_the_api_server_is_told_and_what_serves_goes_on() -> 
     world.api.refuses = lambda kind, _: kind is INGRESS
     world.api.put(FINETUNE, make_finetune(serving=BY_INGRESS))
     await run(world, lambda s: s.get("phase") == "Live" and s.get("reason") == c.REFUSED)
-    assert said(world) == ("False", "NotYet")
+    assert said(world) == ("False", c.REFUSED)
     assert "url" not in status_of(world)
+
+
+@pytest.mark.parametrize("lacks", [c.GATEWAY_API_MISSING, c.EXPOSURE_FORBIDDEN])
+async def test_a_way_in_stays_until_the_other_one_that_is_asked_for_is_there(lacks: str) -> None:
+    world = await live(**BY_INGRESS)
+    world.lacks[HTTP_ROUTE] = Waiting(lacks, "no HTTPRoutes")
+    edit(world, serving=BY_ROUTE)
+    operator = await run(world, lambda s: s.get("reason") == lacks)
+    for _ in range(5):
+        await operator.cycle()
+    assert (of(world, INGRESS), of(world, HTTP_ROUTE), said(world)) == (["bot"], [], ("False", lacks))
+    assert ("url" in status_of(world), status_of(world)["extraKinds"]) == (False, ["Ingress"])
+    del world.lacks[HTTP_ROUTE]
+    before = len(world.api.writes)
+    await run(world, start=operator)
+    assert (of(world, INGRESS), of(world, HTTP_ROUTE)) == ([], ["bot"])
+    done = [verb for verb, kind, _ in world.api.writes[before:] if kind in ("Ingress", "HTTPRoute")]
+    assert (done[0], done[-1]) == ("create", "delete"), "at no moment there was none"
+
+
+async def test_a_way_in_that_is_refused_leaves_the_one_before_it() -> None:
+    world = await live(**BY_INGRESS)
+    world.api.refuses = lambda kind, _: kind is HTTP_ROUTE
+    edit(world, serving=BY_ROUTE)
+    operator = await run(world, lambda s: s.get("reason") == c.REFUSED)
+    assert (of(world, INGRESS), of(world, HTTP_ROUTE), said(world)) == (["bot"], [], ("False", c.REFUSED))
+    world.api.refuses = lambda *_: False
+    await run(world, start=operator)
+    assert (of(world, INGRESS), of(world, HTTP_ROUTE), said(world)) == ([], ["bot"], ("Unknown", "NoGateway"))
+
+
+# what the API server answers to writes of the kinds that few need
+FAILS: dict[str, errors.ClusterError] = {
+    "a webhook that is away": errors.Unavailable("500 failed calling webhook"),
+    "a verb that is not served": errors.ClusterError("405"),
+    "a kind that is gone": errors.NotFound("404"),
+    "a policy": errors.Forbidden("403"),
+}
+
+
+@pytest.mark.parametrize("case", FAILS)
+async def test_what_fails_of_the_kinds_that_few_need_holds_nothing_else_up(case: str) -> None:
+    world = World(outcomes=good_outcomes())
+    create = world.api.create
+
+    async def failing(kind: Kind, obj: Manifest) -> Manifest:
+        if kind in kinds.EXTRAS:
+            raise FAILS[case]
+        return await create(kind, obj)
+
+    world.api.create = failing  # type: ignore[method-assign,assignment]
+    world.api.put(FINETUNE, make_finetune(serving={**BY_INGRESS, **SCALED}))
+    operator = await run(world, lambda s: s.get("phase") == "Live")
+    assert await operator.cycle() == 15.0
+    ready = condition(status_of(world), c.READY)
+    assert (ready["status"], ready["reason"], said(world)) == ("False", c.REFUSED, ("False", c.REFUSED))
+    assert str(FAILS[case]) in ready["message"]
+    world.api.create = create  # type: ignore[method-assign]
+    await run(world, start=operator)
+    assert (of(world, INGRESS), len(of(world, kinds.HPA)), condition(status_of(world), c.READY)["status"]) == (["bot"], 1, "True")
+
+
+async def test_a_way_in_that_cannot_be_removed_holds_nothing_up() -> None:
+    world = await live(**BY_INGRESS)
+    delete = world.api.delete
+
+    async def failing(kind: Kind, *where: str, **how: Any) -> None:
+        if kind is INGRESS:
+            raise errors.Unavailable("500 failed calling webhook")
+        await delete(kind, *where, **how)
+
+    world.api.delete = failing  # type: ignore[method-assign,assignment]
+    edit(world, serving={})
+    operator = await run(world, lambda s: s.get("reason") == c.REFUSED)
+    world.api.delete = delete  # type: ignore[method-assign]
+    await run(world, start=operator)
+    assert (of(world, INGRESS), "extraKinds" in status_of(world)) == ([], False)
+
+
+async def test_somebody_elses_change_in_between_ends_the_cycle_for_a_way_in_too() -> None:
+    world = await live(**BY_INGRESS)
+    apply = world.api.apply
+
+    async def conflicting(kind: Kind, obj: Manifest, **rest: Any) -> Manifest:
+        if kind is INGRESS:
+            raise errors.Conflict("409")
+        return await apply(kind, obj, **rest)
+
+    world.api.apply = conflicting  # type: ignore[method-assign,assignment]
+    edit(world, serving={"expose": {"ingress": {**HOST, "host": "other.example.com"}}})
+    with pytest.raises(errors.Conflict):
+        await Operator(world).cycle()
+
+
+@pytest.mark.parametrize("unexposed", [True, False], ids=["what lacks", "what was refused"])
+def test_a_missing_way_in_hides_no_root_cause(unexposed: bool) -> None:
+    o = make_observed(changes={"serving": BY_ROUTE})
+    waits = Waiting(c.ANNOTATION_REFUSED, "an annotation")
+    decided, refused = (waits, None) if unexposed else (None, waits)
+    for phase, expected in ((c.REJECTED, c.GUARD_FAILED), (c.PAUSED, c.GUARD_FAILED), (c.LIVE, c.ANNOTATION_REFUSED)):
+        d = replace(draft(o).block(phase, "words", reason=c.GUARD_FAILED), routing=ROUTED, unexposed=decided)
+        found = status.compute(o, d, None, refused)
+        facts = {x.type: (x.status, x.reason) for x in found.conditions}
+        assert (found.reason, facts[c.READY]) == (expected, ("False", expected)), phase
+        assert facts[c.EXPOSED] == ("False", c.ANNOTATION_REFUSED)
+        assert facts.get(c.STALLED, ("True", c.GUARD_FAILED)) == ("True", c.GUARD_FAILED)
 
 
 ROUTED = Routing(Structure(Backend("a", "bot-a", "r1"), None, "salt", BY_HEADER), 0)
@@ -295,7 +417,7 @@ def test_what_lacks_is_told_once_and_looked_for_again_in_a_minute() -> None:
     lacking = {"HTTPRoute": Exposure(missing=LACKS)}
     told = Note("Warning", LACKS.reason, LACKS.message)
     first = decided(BY_ROUTE, exposures=lacking)
-    assert (first.exposed, first.unexposed, first.requeue, first.notes) == (False, LACKS, 60.0, (told,))
+    assert (first.exposed, first.unexposed, first.requeue, first.notes) == (False, LACKS, 50.0, (told,))
     assert decided(BY_ROUTE, exposures=lacking, status=saying(c.EXPOSED, LACKS.reason)).notes == ()
     assert decided(BY_ROUTE, exposures=lacking, status=saying(c.EXPOSED, "NotYet")).notes == (told,)
     assert decided(BY_ROUTE, exposures=lacking, status=saying(c.READY, LACKS.reason)).notes == (told,)
@@ -330,7 +452,6 @@ def remembered(serving: dict[str, Any], known: list[str] | None, *, live: bool =
     return extras_rule.remembered(o, decide_exposure.exposed(o, d)).status.extra_kinds
 
 
-SCALED = {"autoscaling": {"maxReplicas": 2, "metric": {"name": "m", "averageValue": "1"}}}
 FORBIDDEN = Waiting(c.EXPOSURE_FORBIDDEN, "no right")
 REMEMBERED: dict[str, tuple[list[str] | None, list[str] | None]] = {
     "nothing": (remembered({}, None), None),
@@ -368,22 +489,29 @@ def test_no_kind_is_looked_for_that_nobody_asked_for(serving: dict[str, Any], kn
 
 
 class Lists:
-    """An API server that lists a kind, or refuses to."""
+    """An API server that lists a kind, or refuses to; while it is `slow`, not before it is told to."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Kind, str | None]] = []
         self.refuses: errors.ClusterError | None = None
+        self.slow: asyncio.Event | None = None
+        self.clock = HandClock()
+
+    def extras(self, *, everywhere: bool = True) -> Extras:
+        return Extras(self.fill, self.clock.monotonic, everywhere=everywhere)
 
     async def fill(self, kind: Kind, scope: str | None) -> None:
         self.asked.append((kind, scope))
         await asyncio.sleep(0)
+        if self.slow:
+            await self.slow.wait()
         if self.refuses:
             raise self.refuses
 
 
 async def test_a_kind_is_listed_and_watched_from_when_the_first_one_asks() -> None:
     lists = Lists()
-    extras = Extras(lists.fill, everywhere=True)
+    extras = lists.extras()
     assert not extras.watched(INGRESS, None)
     assert await asyncio.gather(*(extras.missing(INGRESS, namespace) for namespace in ("a", "b"))) == [None, None]
     assert extras.watched(INGRESS, None)
@@ -393,7 +521,7 @@ async def test_a_kind_is_listed_and_watched_from_when_the_first_one_asks() -> No
 
 async def test_with_rights_in_some_namespaces_it_is_there_alone() -> None:
     lists = Lists()
-    extras = Extras(lists.fill, everywhere=False)
+    extras = lists.extras(everywhere=False)
     assert await extras.missing(INGRESS, "a") is None
     assert (extras.watched(INGRESS, "a"), extras.watched(INGRESS, "b"), lists.asked) == (True, False, [(INGRESS, "a")])
 
@@ -404,26 +532,31 @@ async def test_with_rights_in_some_namespaces_it_is_there_alone() -> None:
         (HTTP_ROUTE, errors.NotFound("404"), c.GATEWAY_API_MISSING, ["serving.expose.httpRoute:", HTTP_ROUTE.api_version, "the CRDs"]),
         (HTTP_ROUTE, errors.Forbidden("403"), c.EXPOSURE_FORBIDDEN, ["serving.expose.httpRoute:", "expose.httpRoute=true"]),
         (INGRESS, errors.Forbidden("403"), c.EXPOSURE_FORBIDDEN, ["serving.expose.ingress:", "expose.ingress=true"]),
+        (INGRESS, errors.Unavailable("504"), c.REFUSED, ["serving.expose.ingress:", "kind Ingress cannot be listed: 504"]),
+        (kinds.HPA, errors.ClusterError("405"), c.REFUSED, ["serving.autoscaling:", "cannot be listed: 405"]),
     ],
 )  # fmt: skip
 async def test_what_is_lacking_is_told_with_its_field_and_asked_for_again(
     kind: Kind, error: errors.ClusterError, reason: str, words: list[str]
 ) -> None:
     lists = Lists()
-    extras, lists.refuses = Extras(lists.fill, everywhere=True), error
+    extras, lists.refuses = lists.extras(), error
     found = await extras.missing(kind, "ml")
     assert found is not None
     assert found.reason == reason
     assert [word for word in words if word not in found.message] == []
     assert not extras.watched(kind, None)
     lists.refuses = None
+    assert await extras.missing(kind, "other") == found, "of many FineTunes at once, one asks"
+    assert len(lists.asked) == 1
+    lists.clock.seconds += 10
     assert await extras.missing(kind, "ml") is None
     assert extras.watched(kind, None)
 
 
 async def test_what_has_gone_is_asked_for_again() -> None:
     lists = Lists()
-    extras = Extras(lists.fill, everywhere=False)
+    extras = lists.extras(everywhere=False)
     for namespace in ("a", "b"):
         await extras.missing(HTTP_ROUTE, namespace)
     extras.forget("a")
@@ -432,8 +565,21 @@ async def test_what_has_gone_is_asked_for_again() -> None:
     assert await extras.missing(HTTP_ROUTE, "a") is not None
 
 
-async def test_an_api_server_that_is_busy_is_no_answer() -> None:
+async def test_a_list_that_takes_long_is_waited_for_by_nobody_who_need_not() -> None:
     lists = Lists()
-    lists.refuses = errors.Unavailable("429")
-    with pytest.raises(errors.Unavailable):
-        await Extras(lists.fill, everywhere=True).missing(INGRESS, "ml")
+    extras, lists.refuses = lists.extras(), errors.Unavailable("504")
+    refused = await extras.missing(INGRESS, "a")
+    lists.clock.seconds += 11
+    lists.refuses, lists.slow = None, asyncio.Event()
+    asking = asyncio.create_task(extras.missing(INGRESS, "a"))
+    while len(lists.asked) < 2:
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        assert await extras.missing(INGRESS, "b") == refused, "as was told last"
+        other = asyncio.create_task(extras.missing(HTTP_ROUTE, "b"))
+        while len(lists.asked) < 3:
+            await asyncio.sleep(0)
+    lists.slow.set()
+    assert await asyncio.gather(asking, other) == [None, None]
+    assert await extras.missing(INGRESS, "a") is None
+    assert len(lists.asked) == 3, "what is watched is not listed"

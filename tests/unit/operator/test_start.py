@@ -10,8 +10,9 @@ from typing import Any, cast
 import pytest
 from finetune_operator import errors, process
 from finetune_operator.cluster import Cluster, Page
+from finetune_operator.extras import Extras
 from finetune_operator.informer import Informer
-from finetune_operator.kinds import CHILDREN, FINETUNE, POD, Kind
+from finetune_operator.kinds import CHILDREN, FINETUNE, INGRESS, POD, Kind
 from finetune_operator.process import Operator
 from finetune_operator.settings import Settings
 from kubernetes.aio.client import ApiClient
@@ -142,3 +143,23 @@ async def test_of_a_namespace_that_is_open_again_the_children_are_known_before_i
     await operator._compare()
     assert order == [*((kind, "ml") for kind in CHILDREN), (FINETUNE, "ml"), (FINETUNE, "nlp")]
     assert operator.closed == set()
+
+
+async def test_kinds_that_few_need_are_followed_where_the_namespace_is_open_and_one_has_asked() -> None:
+    operator = Operator(cast(ApiClient, None), Settings("trainer", "router", namespaces=("ml", "nlp")))
+    given(operator, Closed())
+    operator.extras = Extras(operator.informer.fill, operator.clock.monotonic, everywhere=False)
+    assert not operator._is_followed(INGRESS, "ml")
+    for namespace in ("ml", "nlp"):
+        await operator.extras.missing(INGRESS, namespace)
+        assert operator._is_followed(INGRESS, namespace)
+    given(operator, Closed(FINETUNE))
+    await operator._compare()
+    assert (operator._is_followed(INGRESS, "ml"), operator._is_followed(INGRESS, "nlp")) == (False, True)
+    given(operator, Closed())
+    await operator._compare()
+    assert not operator._is_followed(INGRESS, "ml"), "what was there went with the namespace: it is listed when one asks again"
+    await operator.extras.missing(INGRESS, "ml")
+    assert operator._is_followed(INGRESS, "ml")
+    operator.closed = {"ml"}
+    assert not operator._is_followed(INGRESS, "ml")

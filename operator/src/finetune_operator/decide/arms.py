@@ -6,6 +6,7 @@ trains; when that one passes its gate, the unfinished rollout is taken back firs
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, Final
 
@@ -22,9 +23,11 @@ from finetune_operator.decide.draft import ArmWanted, Draft, Routing, Serving, s
 from finetune_operator.decide.stages import BASE
 from finetune_operator.observed import ArmHealth, Observed
 from finetune_operator.traffic import Backend, Source, Structure
+from finetune_operator.workloads import time
 
 DEFAULT_STEPS: Final = (Step(weight=10, hold="30m"), Step(weight=50, hold="1h"), Step(weight=100))
 DEFAULT_IDENTITY: Final = (Identity(header="x-user-id"),)
+FALL_SECONDS: Final = 300.0  # as an autoscaler itself waits before it takes pods back
 PHASES: Final = {
     machine.DEPLOYING: c.DEPLOYING, machine.CONNECTING: c.DEPLOYING, machine.SHIFTING: c.ROLLING_OUT,
     machine.HOLDING: c.ROLLING_OUT, machine.BAKING: c.BAKING, machine.ROLLING_BACK: c.ROLLING_OUT,
@@ -139,20 +142,49 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
     d = replace(d, requeue=soonest(d.requeue, machine.POLL_SECONDS))
     if d.blocked:
         return replace(d, message=f"{d.message}; rollout of revision {running.revision}: {step.message}"[:1024])
-    if step.reason in (c.PAUSED, c.PAUSED_BY_USER):
+    if step.reason in (c.PAUSED, c.PAUSED_BY_USER, c.TOO_FEW_PODS):
         return d.block(c.PAUSED, step.message, reason=c.GUARD_UNDECIDED if step.reason == c.PAUSED else step.reason)
     return d.block(PHASES[step.rollout.state], step.message, reason=step.reason if step.reason != "Superseded" else "")
 
 
 def _with_capacity(o: Observed, r: Rollout) -> Rollout:
-    """What autoscaled arms keep while users are moved: as many pods as the load was seen to need, which only grows. The arm that users
-    leave would shrink else, and could not take them back."""
+    """What autoscaled arms keep while users are moved: as many pods as the load was seen to need. The arm that users leave would shrink
+    else, and could not take them back. Before anybody is moved it is what the present arm has."""
     scaling = o.spec.serving.autoscaling if o.spec.serving else None
     if scaling is None:
         return r.model_copy(update={"capacity": None}) if r.capacity else r
-    loaded = _health(o, r.arm).wanted if r.weight >= 100 else 0
-    needed = max(scaling.min_replicas, r.capacity or 0, _health(o, r.stable).wanted, loaded)
-    return r.model_copy(update={"capacity": min(needed, scaling.max_replicas)})
+    stable, canary = _health(o, r.stable), _health(o, r.arm)
+    if r.state in machine.UNMOVED:
+        needed = stable.wanted
+    else:
+        r, kept = _kept(o, r, held=scaling.autoscaler == "HPA")
+        needed = max(kept, _grown(stable, kept), _grown(canary, kept) if r.weight >= 100 else 0)
+    return r.model_copy(update={"capacity": min(max(scaling.min_replicas, needed), scaling.max_replicas)})
+
+
+def _grown(arm: ArmHealth, kept: int) -> int:
+    """Pods that more load has brought the arm; not those that its autoscaler only has not taken back yet."""
+    return arm.wanted if arm.needed is None or arm.needed > kept else 0
+
+
+def _kept(o: Observed, r: Rollout, *, held: bool) -> tuple[Rollout, int]:
+    """What of the capacity is kept as the load falls: what the present arm has, by the share of the users that it serves, or where the
+    operator itself holds the pods (`held`) what both arms' autoscalers found, at the most in FALL_SECONDS. (the rollout, pods)"""
+    kept, figures = r.capacity or 0, [_health(o, arm).needed for arm in (r.stable, r.arm)]
+    if r.state == machine.ROLLING_BACK:
+        return r, kept
+    if not held:
+        return r, min(kept, math.ceil(_health(o, r.stable).wanted * 100 / (100 - r.weight))) if r.weight < 100 else kept
+    known = [figure for figure in figures if figure is not None]
+    since, most = r.memory.get("fewer") or (stamp(o.now), 0)
+    memory = {k: v for k, v in r.memory.items() if k != "fewer"}
+    if len(known) < len(figures) or sum(known) >= kept:
+        return r.model_copy(update={"memory": memory}), kept
+    most = max(most, sum(known))
+    began = time(since)
+    if began is None or (o.now - began).total_seconds() > FALL_SECONDS:
+        return r.model_copy(update={"memory": memory}), most
+    return r.model_copy(update={"memory": {**memory, "fewer": [since, most]}}), kept
 
 
 def _otherwise(wanted: ArmWanted, running: Rollout) -> str:

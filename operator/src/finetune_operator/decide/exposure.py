@@ -14,7 +14,7 @@ from finetune_operator.kinds import Kind
 from finetune_operator.observed import Exposure, Observed
 from finetune_operator.workloads import Waiting
 
-LOOK_AGAIN_SECONDS: Final = 60.0  # for what the cluster lacks: no watch tells that it has come
+LOOK_AGAIN_SECONDS: Final = 50.0  # for what the cluster lacks: no watch tells that it has come
 
 
 def asked(spec: Spec) -> Kind | None:

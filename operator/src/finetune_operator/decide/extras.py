@@ -5,10 +5,12 @@ Else a restarted operator would not look for what an earlier spec asked for.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from finetune_operator import conditions as c
 from finetune_operator.api.spec import Spec
-from finetune_operator.decide.draft import Draft
-from finetune_operator.decide.exposure import asked
+from finetune_operator.decide.draft import Draft, soonest
+from finetune_operator.decide.exposure import LOOK_AGAIN_SECONDS, asked
 from finetune_operator.kinds import EXTRAS, HPA, Kind
 from finetune_operator.observed import Exposure, Observed
 
@@ -19,13 +21,14 @@ def looked_for(spec: Spec, known: list[str] | None) -> list[Kind]:
 
 
 def remembered(o: Observed, d: Draft) -> Draft:
-    """The kinds of what is there, and of what is to be."""
+    """The kinds of what is there, and of what is to be. What is to go and cannot be seen is looked for again."""
     kind = asked(o.spec)
     to_be = {kind.kind} if kind and d.exposed else set()
     to_be |= {HPA.kind} if d.arms and _scaled(o.spec) else set()
     there = {name for name, seen in o.exposures.items() if seen.there or _may_be_there(o, name, seen)}
     there |= {HPA.kind} if o.autoscaled else set()
-    return d.set(extra_kinds=sorted(to_be | there) or None)
+    d = d.set(extra_kinds=sorted(to_be | there) or None)
+    return replace(d, requeue=soonest(d.requeue, LOOK_AGAIN_SECONDS)) if there - to_be else d
 
 
 def _scaled(spec: Spec) -> bool:

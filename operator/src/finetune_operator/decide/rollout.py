@@ -34,6 +34,7 @@ ROLLING_BACK: Final = "RollingBack"
 PROMOTED: Final = "Promoted"
 ROLLED_BACK: Final = "RolledBack"
 ACTIVE: Final = frozenset({DEPLOYING, CONNECTING, SHIFTING, HOLDING, BAKING, ROLLING_BACK})
+UNMOVED: Final = frozenset({DEPLOYING, CONNECTING})  # the present arm has all users, and had them before
 GUARDED: Final = ACTIVE - {ROLLING_BACK}  # the user's own queries are asked
 # What the user may ask of a rollout.
 PAUSE: Final = "pause"
@@ -187,10 +188,11 @@ def _connecting(plan: Plan, scene: Scene, r: Rollout) -> Step:
 
 def _shift(plan: Plan, scene: Scene, r: Rollout) -> Step:
     """The next step of today's plan: the first that is above the weight in force, whatever was edited meanwhile."""
+    r = _marked(r, "short", scene.now if _too_few(scene, r) else None)
     if scene.held:
         return _held(scene, r, f"held at {r.weight} %")
-    if _too_few(scene, r):
-        return _awaits_pods(scene, r)
+    if "short" in r.memory:
+        return _awaits_pods(plan, scene, r)
     last, at_once = (len(plan.steps), 100), bool(r.memory.get("outage")) or scene.wish == PROMOTE
     step, weight = next(((n, w) for n, (w, _) in enumerate(plan.steps, 1) if w > r.weight and not at_once), last)
     asked = ", promoted by the user" if scene.wish == PROMOTE else ""
@@ -208,10 +210,15 @@ def _too_few(scene: Scene, r: Rollout) -> bool:
     return scene.canary.ready < scene.capacity and not r.memory.get("outage")
 
 
-def _awaits_pods(scene: Scene, r: Rollout) -> Step:
-    waits = scene.canary.waiting
+def _awaits_pods(plan: Plan, scene: Scene, r: Rollout) -> Step:
+    """It goes on by itself once they are there; what lasts too long is said as a pause is."""
+    waits, late = scene.canary.waiting, _late(plan, scene, r, "short")
     message = f"held at {r.weight} %: {scene.canary.ready} of the {scene.capacity} pods that the load needs are ready on the new arm"
-    return Step(r, _unheard(scene, r.weight), message + (f"; {waits.message}" if waits else ""), waits.reason if waits else "")
+    message += f"; {waits.message}" if waits else ""
+    if late:
+        message += ". rollout.progressDeadline is over: make room, lower serving.autoscaling.maxReplicas, or abort the rollout"
+    reason = conditions.TOO_FEW_PODS if late else waits.reason if waits else ""
+    return Step(r, _unheard(scene, r.weight), message, reason)
 
 
 def _shifting(plan: Plan, scene: Scene, r: Rollout) -> Step:
