@@ -13,7 +13,7 @@ import pytest
 import torch
 from finetune_trainer import exits, fetch, hardware, layout
 from finetune_trainer.config import ForgettingConfig, RunConfig
-from finetune_trainer.evaluate import forgetting, general, probe
+from finetune_trainer.evaluate import cli, forgetting, general, probe
 from finetune_trainer.evaluate.loss import batches
 from finetune_trainer.evaluate.statistics import ratio
 from finetune_trainer.serve.loading import adapt, load
@@ -175,6 +175,21 @@ def test_the_evaluation_tells_what_the_probe_found(work: Path, tiny_model: Path,
     page = (tmp_path / "tuned" / "report.html").read_text()
     assert "General text, before and after" in page
     assert "The gate asks that the lower end of the rise of all texts is not above 5 %." in page
+
+
+def commit(folder: Path, result: dict[str, Any]) -> None:
+    with layout.transaction(folder) as made:
+        layout.write_json(made.folder / "result.json", result)
+
+
+def test_an_evaluation_that_was_finished_before_tells_what_was_measured_since(
+    work: Path, tiny_model: Path, untouched: Path, tmp_path: Path
+) -> None:
+    asked = config(work, tiny_model, untouched, tmp_path / "forgetting", evaluation__path=str(tmp_path / "tuned"))
+    known = {"stage": "evaluate", "metrics": {"ExactMatch": {"score": 1}}}
+    commit(tmp_path / "tuned", {**known, "forgetting": {"unmeasured": "no room"}})
+    commit(tmp_path / "forgetting", {"percent": 1, "kinds": {}})
+    assert cli.main(asked) == {**known, "forgetting": {"percent": 1}}
 
 
 def test_the_same_models_are_measured_once(

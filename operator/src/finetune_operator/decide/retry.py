@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from finetune_operator import conditions
 from finetune_operator.api.status import Charges, Stopped
@@ -66,12 +66,27 @@ def stop(o: Observed, d: Draft, reason: str, message: str) -> Draft:
 
 
 def reopen(o: Observed, d: Draft) -> Draft:
-    """A stopped revision gets a fresh budget when the spec or the retry annotation says something new."""
+    """A stopped revision gets a fresh budget when the spec or the retry annotation says something new, and is evaluated again where the
+    gate asks for figures that could not be had."""
     stopped = d.revision.stopped
     if stopped is None or stopped.tried == o.tried:
         return d
     gate = None if d.revision.gate == "Failed" else d.revision.gate
-    return d.update(stopped=None, charges=Charges(), retry_at=None, gate=gate)
+    d = d.update(stopped=None, charges=Charges(), retry_at=None, gate=gate)
+    return again(d, "evaluate", evaluated=None) if _lacks_figures(o, d) else d
+
+
+def again(d: Draft, stage: str, **reset: Any) -> Draft:
+    """The same draft with another Job wanted of a stage, whatever became of the last one."""
+    return d.update(tries={**d.revision.tries, stage: d.revision.tries.get(stage, 0) + 1}, **reset)
+
+
+def _lacks_figures(o: Observed, d: Draft) -> bool:
+    """Does the gate limit what may be forgotten, and did the evaluation not measure it?"""
+    gate, scored = o.spec.evaluation.gate if o.spec.evaluation else None, d.revision.evaluated
+    if gate is None or gate.max_forgetting_percent is None or scored is None:
+        return False
+    return scored.forgetting is None or scored.forgetting.low is None
 
 
 def backoff(key: str, failures: int) -> float:
