@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections import Counter
 from itertools import count
 from pathlib import Path
@@ -236,6 +238,13 @@ def test_an_evaluation_does_not_fail_of_the_probe(
     assert words in found["unmeasured"]
 
 
+def test_a_probe_that_hangs_is_ended_and_one_that_is_done_is_not() -> None:
+    code = "import time; from finetune_trainer.evaluate.probe import bounded\nwith bounded({}): time.sleep({})\ntime.sleep({})"
+    hangs = subprocess.run([sys.executable, "-c", code.format(0.1, 60, 0)], capture_output=True, text=True, check=False)
+    assert (hangs.returncode, "File" in hangs.stderr) == (1, True)
+    assert subprocess.run([sys.executable, "-c", code.format(0.5, 0, 1)], check=False).returncode == 0
+
+
 def test_a_volume_that_fails_fails_the_probe(work: Path, tiny_model: Path, untouched: Path, tmp_path: Path) -> None:
     asked = document(work, tiny_model, untouched, tmp_path / "found", evaluation__forgetting={"base": "/not/there", "path": str(tmp_path)})
     with pytest.raises(exits.Infrastructure, match="does not exist"):
@@ -245,6 +254,13 @@ def test_a_volume_that_fails_fails_the_probe(work: Path, tiny_model: Path, untou
 def test_a_probe_that_left_nothing_is_told_as_such(tmp_path: Path) -> None:
     found: Any = probe.told(ForgettingConfig(base=tmp_path, path=tmp_path / "nothing"))
     assert found["unmeasured"].startswith("the probe left no result")
+
+
+def test_a_probe_that_does_not_run_any_more_is_told_with_its_reason_but_for_what_it_found_before(tmp_path: Path) -> None:
+    asked = ForgettingConfig(base=tmp_path, path=tmp_path / "found", skipped="the probe failed: no memory")
+    assert probe.told(asked) == {"unmeasured": "the probe failed: no memory"}
+    commit(tmp_path / "found", {"percent": 1})
+    assert probe.told(asked) == {"percent": 1}
 
 
 # ---- what it stands on

@@ -128,7 +128,9 @@ def test_another_try_evaluates_again_where_the_gate_asks_for_figures_and_there_a
 ) -> None:
     scored = make_scored("0.5", "0.1", "0.2").model_copy(update={"forgetting": found})
     stopped = Stopped(reason=c.GATE_FAILED, message="not measured", time=STAMP, tried="t0")
-    o = make_observed(make_revision(stopped=stopped, gate="Failed", evaluated=scored, tries={"evaluate": 1}), changes=asked)
+    o = make_observed(
+        make_revision(stopped=stopped, gate="Failed", unprobed="it failed", evaluated=scored, tries={"evaluate": 1}), changes=asked
+    )
     then = {"tries": {"evaluate": 2}} if anew else {"tries": {"evaluate": 1}, "evaluated": scored}
     assert reopen(o, draft(o)).revision == make_revision(**then)
     waits = make_observed(o.status.revisions[0], changes=asked, tried="t0")

@@ -9,7 +9,7 @@ from finetune_operator import conditions, names
 from finetune_operator.api.fields import digest
 from finetune_operator.api.status import Difference, Estimate, Forgetting, Rows, Score, Scored, Trouble
 from finetune_operator.decide.draft import Draft, finite
-from finetune_operator.decide.retry import after_failure, again, trouble, wait
+from finetune_operator.decide.retry import after_failure, again, of_probe, trouble, wait, without_probe
 from finetune_operator.observed import Observed
 from finetune_operator.workloads import Failure, Run
 
@@ -137,7 +137,7 @@ def _outcome(finish: Finish, run: Run) -> dict[str, Any] | Failure:
 
 
 def _failed(o: Observed, d: Draft, stage: str, number: int, failure: Failure) -> Draft:
-    d = after_failure(o, d, stage, failure)
+    d = without_probe(o, d, failure) if of_probe(failure) else after_failure(o, d, stage, failure)
     d = d.update(tries={**d.revision.tries, stage: number + 1})
     if d.revision.stopped:
         return d.end(stage, o.now)
