@@ -290,6 +290,17 @@ def test_memory_is_what_the_limit_leaves_and_no_more_than_there_is(tmp_path: Pat
     assert hardware.cpu_memory((one,), meminfo) == 50 * 1024
 
 
+def test_of_a_folder_those_weights_count_that_are_loaded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"dtype": "float32"}')
+    for name, size in (("model-1.safetensors", 40), ("model-2.safetensors", 20), ("consolidated.safetensors", 60)):
+        (tmp_path / name).write_bytes(b"w" * size)
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert probe.weights(tmp_path) == 30
+    (tmp_path / "model.safetensors").write_bytes(b"w" * 80)
+    assert probe.weights(tmp_path) == 40
+
+
 def test_texts_are_grouped_in_any_order_within_the_tokens() -> None:
     assert batches(range(5), [3, 3, 9, 1, 30], 10) == [[0, 1], [2], [3], [4]]
     assert batches([3, 0, 1], [3, 3, 9, 1, 30], 10) == [[3, 0, 1]]

@@ -231,7 +231,7 @@ def waiting(pod: Mapping[str, Any], now: datetime) -> Waiting | None:
 def stuck_since(pod: Mapping[str, Any], now: datetime) -> float:
     """Seconds that a scheduled pod has been without any running container; 0 if it has one."""
     status = pod.get("status", {})
-    if status.get("phase") != "Pending" or waiting(pod, now):
+    if status.get("phase") != "Pending" or waiting(pod, now) or any("running" in c.get("state", {}) for c in _containers(status)):
         return 0.0
     started = time(status.get("startTime"))
     return (now - started).total_seconds() if started else 0.0

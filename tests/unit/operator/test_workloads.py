@@ -340,6 +340,8 @@ def test_a_gang_is_held_for_as_long_as_a_part_of_it_waits() -> None:
 def test_a_pod_that_nothing_explains_is_stuck_since_its_start() -> None:
     assert stuck_since(pod(0, "Pending", startTime="2026-01-01T11:58:00Z"), NOW) == 120
     assert stuck_since(pod(0, "Running", startTime="2026-01-01T11:58:00Z"), NOW) == 0
+    probing = [{"name": "probe", "state": {"running": {}}}]
+    assert stuck_since(pod(0, "Pending", [INITIALISING], probing, startTime="2026-01-01T11:58:00Z"), NOW) == 0, "its probe runs"
 
 
 @pytest.mark.parametrize(

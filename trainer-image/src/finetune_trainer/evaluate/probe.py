@@ -80,7 +80,7 @@ def measure(base: Path, tuned: Path, adapter: Path | None, confidence_percent: f
 
     for folder in (base, tuned):
         check(folder)
-    _require_room(max(base, tuned, key=_weights))
+    _require_room(max(base, tuned, key=weights))
     loaded = load(base, None, dtype=loss_dtype())
     texts = general.encoded(loaded.tokenizer, loaded.max_model_len // 2)  # a trained prompt takes some of the room
     said = forgetting.remember(loaded, texts)
@@ -98,7 +98,7 @@ def _require_room(model: Path) -> None:
     from finetune_trainer.evaluate.loss import loss_dtype
 
     width = 2 if loss_dtype() is None else 4
-    wanted = _weights(model) // 2 * width + RUNTIME_BYTES
+    wanted = weights(model) // 2 * width + RUNTIME_BYTES
     room, where, fix = hardware.memory()
     if room is not None and wanted > room:
         raise OutOfMemory(
@@ -106,11 +106,19 @@ def _require_room(model: Path) -> None:
         )  # fmt: skip
 
 
-def _weights(model: Path) -> int:
+def weights(model: Path) -> int:
     """Bytes of a folder's weights as 16-bit numbers, whatever they are stored in."""
     from finetune_trainer.train.model import stored_dtype
 
-    return sum(file.stat().st_size for file in model.glob("*.safetensors")) * 2 // stored_dtype(model).itemsize
+    return sum(file.stat().st_size for file in _weight_files(model)) * 2 // stored_dtype(model).itemsize
+
+
+def _weight_files(model: Path) -> list[Path]:
+    """What transformers loads of a folder: one file, or those of the index. Others may hold the same weights once more."""
+    single, index = model / "model.safetensors", model / "model.safetensors.index.json"
+    if not single.is_file() and index.is_file():
+        return [model / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    return list(model.glob(single.name))
 
 
 def _key(*folders: Path | None) -> str:
