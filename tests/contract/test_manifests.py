@@ -203,14 +203,20 @@ def test_a_job_fails_of_its_probe_too() -> None:
         assert set(of[stage]) <= {c["name"] for c in [*pod["containers"], *pod.get("initContainers", ())]}, "the API server refuses others"
 
 
-def test_after_a_try_that_was_killed_for_its_memory_an_evaluation_goes_without_the_probe() -> None:
+def test_once_its_probe_failed_an_evaluation_goes_without_and_takes_what_was_found_before() -> None:
     spec = {"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}}
     o = next(o for o in life("bot", spec) if any(job.stage == "evaluate" for job in decide(o).jobs))
-    for reason, count in ((None, 1), ("Error", 1), ("OOMKilled", 0)):
-        revision = o.status.revisions[0].model_copy(update={"trouble": reason and Trouble(reason=reason, message="m")})
+    server = Trouble(reason="OOMKilled", message="sidecar server used more memory than its limit")
+    for known, count in (({}, 1), ({"trouble": server}, 1), ({"unprobed": "the probe failed"}, 0)):
+        revision = o.status.revisions[0].model_copy(update=known)
         again = replace(o, status=o.status.model_copy(update={"revisions": [revision]}))
-        [(_, pod)] = [(what, pod) for what, pod in pod_specs(manifests(again)) if "evaluate" in what]
-        assert len(pod.get("initContainers", [])) == count, reason
+        [job] = [m for kind, m in manifests(again) if kind is kinds.JOB and m["metadata"]["labels"][names.STAGE] == "evaluate"]
+        pod, config = job["spec"]["template"]["spec"], json.loads(job["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG])
+        forgetting = config["evaluation"]["forgetting"]
+        assert (len(pod.get("initContainers", [])), forgetting["skipped"]) == (count, known.get("unprobed")), known
+        assert forgetting["path"].endswith("/evaluations/forgetting")
+        rules = [rule["onExitCodes"]["containerName"] for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+        assert rules == ["trainer", *["probe"][:count]], "the API server refuses a rule for a container that is not there"
 
 
 def arms(**changes: Any) -> dict[str, Manifest]:

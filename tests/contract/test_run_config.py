@@ -12,7 +12,7 @@ import pytest
 from finetune_operator import names
 from finetune_operator.api.load import load_spec
 from finetune_operator.api.status import Attempt, Cleaning, Estimate, Revision
-from finetune_operator.build import jobs, runconfig
+from finetune_operator.build import runconfig
 from finetune_operator.build.arm import Served, serve_args
 from finetune_operator.build.jobs import Stage
 from finetune_operator.build.runconfig import Scoring
@@ -145,7 +145,7 @@ def test_a_misspelt_key_is_refused() -> None:
 
 def test_the_stages_are_the_trainers_commands() -> None:
     commands = {"evaluate" if stage == "baseline" else stage for stage in (*names.STAGES, names.CLEAN)}
-    assert {*commands, jobs.PROBE} == set(trainer.STAGES)
+    assert {*commands, names.PROBE} == set(trainer.STAGES)
 
 
 @pytest.mark.parametrize("adapter", [None, "/work/artifact"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections import Counter
 from itertools import count
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import torch
 from finetune_trainer import exits, fetch, hardware, layout
 from finetune_trainer.config import ForgettingConfig, RunConfig
-from finetune_trainer.evaluate import forgetting, general, probe
+from finetune_trainer.evaluate import cli, forgetting, general, probe
 from finetune_trainer.evaluate.loss import batches
 from finetune_trainer.evaluate.statistics import ratio
 from finetune_trainer.serve.loading import adapt, load
@@ -107,9 +109,21 @@ def test_logits_that_are_no_numbers_are_told(work: Path, untouched: Path) -> Non
         forgetting.summary(forgetting.compare(tuned, texts, said), 95)
 
 
+def compared(texts: int) -> list[forgetting.Compared]:
+    """The first texts, of which the tuned model knows nothing any more."""
+    named = [general.Text(one["id"], one["kind"], (1, 2, 3), 1) for one in general.documents()[:texts]]
+    return [forgetting.Compared(text, 2.0, 2000.0, (999.0, 999.0), 0) for text in named]
+
+
+def test_of_too_few_texts_nothing_is_said_and_of_some_not_what_is_said_of_all() -> None:
+    with pytest.raises(exits.UserError, match="19 general texts were read"):
+        forgetting.summary(compared(19), 95)
+    some, every = (forgetting.summary(compared(texts), 95)["prompts"] for texts in (20, 40))
+    assert some != every == general.digest()
+
+
 def test_a_rise_and_a_perplexity_beyond_all_bounds_are_cut(work: Path) -> None:
-    text = general.Text("a", "prose", (1, 2, 3), 1)
-    found: Any = forgetting.summary([forgetting.Compared(text, 2.0, 2000.0, (999.0, 999.0), 0)], 95)
+    found: Any = forgetting.summary(compared(forgetting.LEAST_TEXTS), 95)
     assert (found["percent"], found["tuned"]["perplexity"]) == (forgetting.MOST, forgetting.MOST)
 
 
@@ -152,8 +166,7 @@ def test_of_a_question_the_answer_counts_and_of_a_text_all_but_the_first_token(w
     texts = {text.name: text for text in general.encoded(tokenizer, 1024)}
     for one in general.documents():
         counted = tokenizer.decode(texts[one["id"]].ids[texts[one["id"]].first :])
-        assert counted == (one["text"][1:] if "text" in one and one["text"][0].isascii() else counted)
-        assert "answer" not in one or counted == f"{one['answer']}<|im_end|>"
+        assert counted == (one["text"].encode()[1:].decode(errors="replace") if "text" in one else f"{one['answer']}<|im_end|>")
     assert {text.kind for text in general.encoded(tokenizer, 100)} < {text.kind for text in texts.values()}, "what does not fit is left out"
 
 
@@ -175,6 +188,21 @@ def test_the_evaluation_tells_what_the_probe_found(work: Path, tiny_model: Path,
     page = (tmp_path / "tuned" / "report.html").read_text()
     assert "General text, before and after" in page
     assert "The gate asks that the lower end of the rise of all texts is not above 5 %." in page
+
+
+def commit(folder: Path, result: dict[str, Any]) -> None:
+    with layout.transaction(folder) as made:
+        layout.write_json(made.folder / "result.json", result)
+
+
+def test_an_evaluation_that_was_finished_before_tells_what_was_measured_since(
+    work: Path, tiny_model: Path, untouched: Path, tmp_path: Path
+) -> None:
+    asked = config(work, tiny_model, untouched, tmp_path / "forgetting", evaluation__path=str(tmp_path / "tuned"))
+    known = {"stage": "evaluate", "metrics": {"ExactMatch": {"score": 1}}}
+    commit(tmp_path / "tuned", {**known, "forgetting": {"unmeasured": "no room"}})
+    commit(tmp_path / "forgetting", {"percent": 1, "kinds": {}})
+    assert cli.main(asked) == {**known, "forgetting": {"percent": 1}}
 
 
 def test_the_same_models_are_measured_once(
@@ -221,6 +249,13 @@ def test_an_evaluation_does_not_fail_of_the_probe(
     assert words in found["unmeasured"]
 
 
+def test_a_probe_that_hangs_is_ended_and_one_that_is_done_is_not() -> None:
+    code = "import time; from finetune_trainer.evaluate.probe import bounded\nwith bounded({}): time.sleep({})\ntime.sleep({})"
+    hangs = subprocess.run([sys.executable, "-c", code.format(0.1, 60, 0)], capture_output=True, text=True, check=False)
+    assert (hangs.returncode, "File" in hangs.stderr) == (1, True)
+    assert subprocess.run([sys.executable, "-c", code.format(0.5, 0, 1)], check=False).returncode == 0
+
+
 def test_a_volume_that_fails_fails_the_probe(work: Path, tiny_model: Path, untouched: Path, tmp_path: Path) -> None:
     asked = document(work, tiny_model, untouched, tmp_path / "found", evaluation__forgetting={"base": "/not/there", "path": str(tmp_path)})
     with pytest.raises(exits.Infrastructure, match="does not exist"):
@@ -230,6 +265,13 @@ def test_a_volume_that_fails_fails_the_probe(work: Path, tiny_model: Path, untou
 def test_a_probe_that_left_nothing_is_told_as_such(tmp_path: Path) -> None:
     found: Any = probe.told(ForgettingConfig(base=tmp_path, path=tmp_path / "nothing"))
     assert found["unmeasured"].startswith("the probe left no result")
+
+
+def test_a_probe_that_does_not_run_any_more_is_told_with_its_reason_but_for_what_it_found_before(tmp_path: Path) -> None:
+    asked = ForgettingConfig(base=tmp_path, path=tmp_path / "found", skipped="the probe failed: no memory")
+    assert probe.told(asked) == {"unmeasured": "the probe failed: no memory"}
+    commit(tmp_path / "found", {"percent": 1})
+    assert probe.told(asked) == {"percent": 1}
 
 
 # ---- what it stands on
@@ -246,6 +288,17 @@ def test_memory_is_what_the_limit_leaves_and_no_more_than_there_is(tmp_path: Pat
     assert hardware.cpu_memory((two, one), meminfo) == 4096
     one.write_text("9223372036854771712\n")
     assert hardware.cpu_memory((one,), meminfo) == 50 * 1024
+
+
+def test_of_a_folder_those_weights_count_that_are_loaded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"dtype": "float32"}')
+    for name, size in (("model-1.safetensors", 40), ("model-2.safetensors", 20), ("consolidated.safetensors", 60)):
+        (tmp_path / name).write_bytes(b"w" * size)
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert probe.weights(tmp_path) == 30
+    (tmp_path / "model.safetensors").write_bytes(b"w" * 80)
+    assert probe.weights(tmp_path) == 40
 
 
 def test_texts_are_grouped_in_any_order_within_the_tokens() -> None:

@@ -58,6 +58,7 @@ USER_ID: Final = 10001
 STOPPED: Final = 25  # the exit code of a rank that was asked to stop and has saved its checkpoint
 
 STAGES: Final = ("fetch", "prepare", "baseline", "train", "evaluate")
+PROBE: Final = "probe"  # the container before an evaluation, and the trainer's command in it
 CLEAN: Final = "clean"  # of no revision: it removes what retention no longer keeps
 
 

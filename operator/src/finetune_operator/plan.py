@@ -29,7 +29,6 @@ from finetune_operator.decide.stages import BASE, evaluation_key, reference
 from finetune_operator.errors import SpecError
 from finetune_operator.kinds import Kind
 from finetune_operator.observed import Observed
-from finetune_operator.workloads import OOM_KILLED
 
 Child = tuple[Kind, Manifest]
 
@@ -275,19 +274,12 @@ def _report(c: Context, against: str) -> runconfig.Config:
     return runconfig.report(c.spec, against, revision, trained, status.cost.currency)
 
 
-def _forgetting(c: Context) -> runconfig.Config | None:
-    """What is asked of the probe: nothing after a try that was killed for its memory, for an evaluation is not to fail of it."""
-    revision = c.draft.revision
-    if revision.trouble and revision.trouble.reason == OOM_KILLED:
-        return None
-    return runconfig.forgetting(revision.name, c.kept(revision.name)["resolved"]["model"]["path"])
-
-
 def _scoring(c: Context, stage: str) -> runconfig.Scoring:
     name, key = c.draft.revision.name, evaluation_key(c.observed, c.draft)
     scored, against = _scored_revision(c, stage), reference(c.draft)
     served = _served(c, scored)
     baseline = c.draft.revision.baseline
+    base = c.kept(name)["resolved"]["model"]["path"]
     return runconfig.Scoring(
         path=runconfig.evaluation_path(name, "baseline" if stage == "baseline" else "tuned", key),
         served_name=served.name,
@@ -296,5 +288,5 @@ def _scoring(c: Context, stage: str) -> runconfig.Scoring:
         reference=baseline.path if stage == "evaluate" and baseline else None,
         exclude_trained_on=None if against == BASE else runconfig.data_path(against),
         report=_report(c, against) if stage == "evaluate" else None,
-        forgetting=_forgetting(c) if stage == "evaluate" else None,
+        forgetting=runconfig.forgetting(name, base, c.draft.revision.unprobed) if stage == "evaluate" else None,
     )

@@ -41,7 +41,7 @@ TOLD_SECONDS: Final = 600.0  # so long after a Job's end its pods are asked for,
 UNREACHABLE_SECONDS: Final = 60.0  # a pod that is still there so long after its grace period is on a node that is lost
 STOPPED_SECONDS: Final = 5.0  # so long after a rank has stopped it is clear that no suspension is behind it
 GANG_SECONDS: Final = 600.0  # so long may a part of a gang hold machines while the others wait
-_JOB_MESSAGE = re.compile(r"Container \S+ for pod \S+/(?P<pod>\S+) failed with exit code (?P<code>\d+)")
+_JOB_MESSAGE = re.compile(r"Container (?P<container>\S+) for pod \S+/(?P<pod>\S+) failed with exit code (?P<code>\d+)")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Failure:
     result: Mapping[str, Any] = field(default_factory=dict)
     rank: int | None = None
     waited: bool = False  # it never ran: a part of its pods waited too long
+    container: str = ""  # whose end it was, where one is known
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ def root_cause(pods: Iterable[Mapping[str, Any]], failed: Mapping[str, Any]) -> 
     """The failure that brought the Job down: by class precedence, then by the time it began."""
     message = str(failed.get("message", ""))
     if failed.get("reason") == "DeadlineExceeded":
-        return Failure("stalled", "DeadlineExceeded", f"it did not end within its deadline: {message}")
+        began = names.PROBE if any(_probes(p) for p in pods) else ""
+        return Failure("stalled", "DeadlineExceeded", f"it did not end within its deadline: {message}", container=began)
     ended = [e for e in (_pod_ending(p) for p in pods) if e]
     if vanished := _vanished(failed, {e.failure.pod for e in ended}):
         ended.append(vanished)
@@ -192,6 +194,12 @@ def _precedence(ending: _Ending, first: str) -> int:
     return ECHO + 1 if ending.deleted and first and ending.since > first else PRECEDENCE[failure.failure_class]
 
 
+def _probes(pod: Mapping[str, Any]) -> bool:
+    """Has the pod's probe begun, and not ended well?"""
+    states = (c.get("state", {}) for c in pod.get("status", {}).get("initContainerStatuses") or () if c["name"] == names.PROBE)
+    return any("running" in state or state.get("terminated", {}).get("exitCode", 0) != 0 for state in states)
+
+
 def _vanished(failed: Mapping[str, Any], known: set[str]) -> _Ending | None:
     """A pod that is gone, and so was deleted, although the Job failed of it.
 
@@ -200,7 +208,7 @@ def _vanished(failed: Mapping[str, Any], known: set[str]) -> _Ending | None:
     if (found := _JOB_MESSAGE.search(str(failed.get("message", "")))) and found["pod"] not in known:
         code = int(found["code"])
         kind: FailureClass = "disruption" if code in KILLED else EXIT_CLASSES.get(code, "error")
-        return _Ending("", Failure(kind, "ExitCode", f"exit code {code}", pod=found["pod"]))
+        return _Ending("", Failure(kind, "ExitCode", f"exit code {code}", pod=found["pod"], container=found["container"]))
     if failed.get("reason") == "BackoffLimitExceeded" and known:
         return _Ending("", Failure("disruption", "PodDeleted", "the pod of a rank was deleted"))
     return None
@@ -223,7 +231,7 @@ def waiting(pod: Mapping[str, Any], now: datetime) -> Waiting | None:
 def stuck_since(pod: Mapping[str, Any], now: datetime) -> float:
     """Seconds that a scheduled pod has been without any running container; 0 if it has one."""
     status = pod.get("status", {})
-    if status.get("phase") != "Pending" or waiting(pod, now):
+    if status.get("phase") != "Pending" or waiting(pod, now) or any("running" in c.get("state", {}) for c in _containers(status)):
         return 0.0
     started = time(status.get("startTime"))
     return (now - started).total_seconds() if started else 0.0
@@ -288,9 +296,10 @@ def _pod_ending(pod: Mapping[str, Any]) -> _Ending | None:
             kind = "disruption"
         if kind in ("error", "infrastructure") and (killed := next(iter(_ended_by_memory(status)), None)):
             text = f"sidecar {killed['name']} used more memory than its limit; raise serving.resources"
-            return _Ending(at, Failure("outOfMemory", OOM_KILLED, text, name, node, result, rank))
+            return _Ending(at, Failure("outOfMemory", OOM_KILLED, text, name, node, result, rank, container=str(killed["name"])))
         reason, text = _explain(ended, code, result, disrupted, deleted=deleted)
-        return _Ending(since or (asked if deleted else at), Failure(kind, reason, text, name, node, result, rank), deleted)
+        failure = Failure(kind, reason, text, name, node, result, rank, container=str(container.get("name", "")))
+        return _Ending(since or (asked if deleted else at), failure, deleted)
     if disrupted:
         words = str(disrupted.get("message", ""))
         return _Ending(since, Failure("disruption", str(disrupted.get("reason")), words, name, node, rank=rank))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.api.status import Charges, Stopped
+from finetune_operator.api.status import Charges, Forgetting, Stopped
 from finetune_operator.decide.draft import Note, stamp
 from finetune_operator.decide.retry import after_failure, backoff, reopen, stop, trouble, wait
 from finetune_operator.workloads import Failure, FailureClass
 
-from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision
+from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision, make_scored
 
 FIX = "Change the spec, or annotate finetune.dev/retry with a new value, to try again."
 RETRIES = {"retries": {"error": 2, "outOfMemory": 1, "infrastructure": 3}}
@@ -107,6 +108,33 @@ def test_another_try_forgives_everything_and_judges_a_failed_gate_anew(gate: str
     assert reopen(o, draft(o)).revision == make_revision(gate=then, tries={"fetch": 4})
     same = make_observed(make_revision(stopped=stopped, gate=gate, **SPENT), tried="t0")
     assert reopen(same, draft(same)) == draft(same)
+
+
+MEASURED, UNMEASURED = Forgetting(percent="1", low="0", high="2"), Forgetting(unmeasured="no room")
+LIMITED = {"evaluation": {"gate": {"maxForgettingPercent": 5}}}
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "anew"),
+    [
+        pytest.param(UNMEASURED, LIMITED, True, id="it could not be measured"),
+        pytest.param(None, LIMITED, True, id="it was not looked for"),
+        pytest.param(MEASURED, LIMITED, False, id="it was measured"),
+        pytest.param(UNMEASURED, {}, False, id="nobody asks"),
+    ],
+)
+def test_another_try_evaluates_again_where_the_gate_asks_for_figures_and_there_are_none(
+    found: Forgetting | None, asked: dict[str, Any], anew: bool
+) -> None:
+    scored = make_scored("0.5", "0.1", "0.2").model_copy(update={"forgetting": found})
+    stopped = Stopped(reason=c.GATE_FAILED, message="not measured", time=STAMP, tried="t0")
+    o = make_observed(
+        make_revision(stopped=stopped, gate="Failed", unprobed="it failed", evaluated=scored, tries={"evaluate": 1}), changes=asked
+    )
+    then = {"tries": {"evaluate": 2}} if anew else {"tries": {"evaluate": 1}, "evaluated": scored}
+    assert reopen(o, draft(o)).revision == make_revision(**then)
+    waits = make_observed(o.status.revisions[0], changes=asked, tried="t0")
+    assert reopen(waits, draft(waits)) == draft(waits)
 
 
 @pytest.mark.parametrize(("ahead", "seconds"), [(0, 0), (1, 1), (361, 361), (362, 0), (3600, 0)])

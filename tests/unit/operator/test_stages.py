@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
@@ -14,7 +15,7 @@ from finetune_operator.decide.attempts import bounded, folders, fruitless, next_
 from finetune_operator.decide.draft import Draft, JobWanted
 from finetune_operator.decide.retry import FREE_DISRUPTIONS, backoff
 from finetune_operator.decide.revision import current
-from finetune_operator.decide.stages import evaluation_key, fetch
+from finetune_operator.decide.stages import evaluate, evaluation_key, fetch
 from finetune_operator.decide.suspend import obsolete
 from finetune_operator.decide.train import train
 from finetune_operator.observed import Observed
@@ -135,6 +136,33 @@ def test_a_failed_stage_gets_another_number_and_is_charged() -> None:
     o = make_observed(make_revision(tries={"fetch": 1}), runs=ran(failed("infrastructure")))
     revision = fetch(o, draft(o)).revision
     assert (revision.tries, revision.charges) == ({"fetch": 2}, Charges(infrastructure=1))
+
+
+PROBE = Failure("outOfMemory", "OOMKilled", "it used more memory than its limit", "bot-r1-evaluate-0", container="probe")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("outOfMemory", "OOMKilled"), ("error", "Error"), ("infrastructure", "Killed"), ("stalled", "X"), ("user", "Y")]
+)
+def test_a_probe_that_fails_is_left_out_uncharged_and_stays_so(kind: Any, reason: str) -> None:
+    failure = replace(PROBE, failure_class=kind, reason=reason)
+    known = {**READY, "artifact": "/a", "tries": {"evaluate": 1}}
+    o = make_observed(make_revision(**known), runs=ran(Run("bot-r1-evaluate", "Failed", failure=failure)))
+    found = evaluate(o, draft(o)).revision
+    assert (found.charges, found.tries, found.stopped) == (Charges(), {"evaluate": 2}, None)
+    assert (found.unprobed, found.retry_at) == ("the probe failed: it used more memory than its limit", "2026-01-01T12:00:01Z")
+    evicted = Failure("disruption", "EvictionByEvictionAPI", "evicted", container="trainer")
+    o = make_observed(found.model_copy(update={"retry_at": None}), runs=ran(Run("bot-r1-evaluate-2", "Failed", failure=evicted)))
+    assert evaluate(o, draft(o)).revision.unprobed == found.unprobed
+
+
+@pytest.mark.parametrize("failure", [replace(PROBE, container="server"), replace(PROBE, failure_class="disruption")])
+def test_what_is_not_the_probes_own_failure_leaves_it_in(failure: Failure) -> None:
+    known = {**READY, "artifact": "/a", "tries": {"evaluate": 1}}
+    o = make_observed(make_revision(**known), runs=ran(Run("bot-r1-evaluate", "Failed", failure=failure)))
+    found = evaluate(o, draft(o)).revision
+    assert found.unprobed is None
+    assert found.charges != Charges()
 
 
 def test_the_next_try_comes_later_each_time_and_the_same_after_a_restart() -> None:

@@ -196,6 +196,32 @@ def test_root_cause(case: str) -> None:
     assert words in run.failure.message
 
 
+DEADLINE = job("Failed", reason="DeadlineExceeded")
+DONE = {"name": "probe", "state": {"terminated": {"exitCode": 0}}}
+WHOSE: dict[str, tuple[Object, list[Object], str]] = {
+    "the trainer's": (job("Failed"), [gone(0, ended(1))], "trainer"),
+    "the probe's": (job("Failed"), [gone(0, INITIALISING, initContainerStatuses=[ended(139, name="probe")])], "probe"),
+    "the server's, for its memory": (job("Failed"), [gone(0, ended(24), initContainerStatuses=[DONE, STARVED])], "server"),
+    "of a pod that is gone": (job("Failed", message=BY_RULE.replace("trainer", "probe")), [], "probe"),
+    "the deadline passed while the probe ran": (
+        DEADLINE,
+        [gone(0, INITIALISING, inits=[{"name": "probe", "state": {"running": {}}}])],
+        "probe",
+    ),
+    "the probe was ended for the deadline": (DEADLINE, [gone(0, INITIALISING, inits=[ended(143, name="probe")])], "probe"),
+    "the deadline passed after the probe": (DEADLINE, [gone(0, ended(143), inits=[DONE])], ""),
+    "the deadline passed before the probe": (DEADLINE, [gone(0, INITIALISING, inits=[{"name": "probe", "state": {"waiting": {}}}])], ""),
+}
+
+
+@pytest.mark.parametrize("case", WHOSE)
+def test_whose_end_it_was(case: str) -> None:
+    made, pods, container = WHOSE[case]
+    failure = read_run(made, pods, NOW).failure
+    assert failure is not None
+    assert failure.container == container
+
+
 UNTOLD: dict[str, tuple[Object, list[Object], bool]] = {
     "it goes on": (JOB, [], False),
     "it failed, and its pods are told": (job("Failed"), [gone(0, ended(1)), gone(1, ended(1))], False),
@@ -314,6 +340,8 @@ def test_a_gang_is_held_for_as_long_as_a_part_of_it_waits() -> None:
 def test_a_pod_that_nothing_explains_is_stuck_since_its_start() -> None:
     assert stuck_since(pod(0, "Pending", startTime="2026-01-01T11:58:00Z"), NOW) == 120
     assert stuck_since(pod(0, "Running", startTime="2026-01-01T11:58:00Z"), NOW) == 0
+    probing = [{"name": "probe", "state": {"running": {}}}]
+    assert stuck_since(pod(0, "Pending", [INITIALISING], probing, startTime="2026-01-01T11:58:00Z"), NOW) == 0, "its probe runs"
 
 
 @pytest.mark.parametrize(

@@ -267,10 +267,11 @@ class ReportConfig(Model):
 
 
 class ForgettingConfig(Model):
-    """The folder of the untouched base model, and where the probe leaves what it finds."""
+    """The folder of the untouched base model, where the probe leaves what it finds, and why it does not run (any more)."""
 
     base: Path
     path: Path
+    skipped: str | None = None
 
 
 class EvaluationConfig(Model):

@@ -18,7 +18,7 @@ from finetune_operator.build import pods, sources
 from finetune_operator.build.arm import Served, server, shared_memory
 from finetune_operator.build.pods import NO_DEVICES, Devices, Images, Manifest, Owner
 
-CONTAINER, PROBE = "trainer", "probe"
+CONTAINER = "trainer"
 ONLINE = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # who fetches the model, or data of a hub, may ask it
 SHORTEST_KEEP_SECONDS = 3600  # a finished Job stays for its logs, and for the operator that was away when it ended
 SCORING_DEADLINE_SECONDS = 6 * 3600  # a sidecar that never starts does not fail a Job by itself
@@ -127,7 +127,7 @@ def _failure_policy(*, training: bool, probes: bool) -> Manifest:
             *([stopped] if training else ()),
             *(
                 {"action": "FailJob", "onExitCodes": {"containerName": name, "operator": "NotIn", "values": [0]}}
-                for name in (CONTAINER, *([PROBE] if probes else ()))
+                for name in (CONTAINER, *([names.PROBE] if probes else ()))
             ),
         ]
     }
@@ -168,14 +168,15 @@ def _template(
 
 def _probes(config: Mapping[str, Any]) -> bool:
     """Is it measured, before an evaluation, what the tuned model has forgotten?"""
-    return bool((config.get("evaluation") or {}).get("forgetting"))
+    asked = (config.get("evaluation") or {}).get("forgetting")
+    return bool(asked) and not asked["skipped"]
 
 
 def _probe(spec: Spec, stage: Stage, images: Images, devices: Devices) -> Manifest:
     """The trainer's image reading base and tuned model, on an accelerator that the server or the trainer's container has after it: the
     kubelet gives a container the devices of those that ended before it, so the pod asks for no more."""
     made = _container(spec, stage, images, replace(devices, count=min(1, devices.count)), [], computes=True)
-    return {key: value for key, value in {**made, "name": PROBE, "args": [PROBE, *made["args"][1:]]}.items() if key != "ports"}
+    return {key: value for key, value in {**made, "name": names.PROBE, "args": [names.PROBE, *made["args"][1:]]}.items() if key != "ports"}
 
 
 def _computes(stage: Stage, served: Served | None) -> bool:

@@ -64,9 +64,10 @@ def evaluation_path(revision: str, kind: str, key: str) -> str:
     return f"{names.WORK}/revisions/{revision}/evaluations/{kind}-{key}"
 
 
-def forgetting(revision: str, base: str) -> Config:
-    """What a revision is asked for what it forgot of the model folder `base`; it is found once, whatever it is scored by."""
-    return {"base": base, "path": f"{names.WORK}/revisions/{revision}/evaluations/forgetting"}
+def forgetting(revision: str, base: str, skipped: str | None = None) -> Config:
+    """What a revision is asked for what it forgot of the model folder `base`; it is found once, whatever it is scored by. `skipped`: why
+    it is not looked for (any more): what was found before counts all the same."""
+    return {"base": base, "path": f"{names.WORK}/revisions/{revision}/evaluations/forgetting", "skipped": skipped}
 
 
 def build(

@@ -15,7 +15,7 @@ from finetune_operator.decide.draft import Draft, stamp
 from finetune_operator.decide.stages import BASE, reference
 from finetune_operator.observed import Observed
 
-WITHOUT = "its evaluation went without, as one of an older version does, and one after a try whose memory ran out (compute.memory)"
+WITHOUT = "its evaluation went without, as one of an older version does"
 
 
 def gate(o: Observed, d: Draft) -> Draft:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
-from finetune_operator import conditions
+from finetune_operator import conditions, names
 from finetune_operator.api.status import Charges, Stopped
 from finetune_operator.decide.draft import Draft, later, seconds_until, stamp
 from finetune_operator.observed import Observed
@@ -26,6 +26,7 @@ LONGEST_DELAY: Final = 300.0
 DOUBLINGS: Final = 6  # of the first delay, which is longer than the longest then
 JITTER: Final = 0.2  # of a delay, either way
 AT_ONCE: Final = 1.0
+UNPROBED_CHARACTERS: Final = 400
 FREE_DISRUPTIONS: Final = 5  # so many in vain are tried again at once; what goes on being disrupted waits longer each time
 
 
@@ -52,6 +53,16 @@ def after_failure(o: Observed, d: Draft, stage: str, failure: Failure, fruitless
     return d.update(retry_at=later(o.now, delay))
 
 
+def of_probe(failure: Failure) -> bool:
+    """Was it the probe that failed, and nobody's doing? Whatever keeps it from measuring is its result, and no failure of the stage."""
+    return failure.container == names.PROBE and failure.failure_class != "disruption"
+
+
+def without_probe(o: Observed, d: Draft, failure: Failure) -> Draft:
+    """Go on without the probe, uncharged, and remember why: in the revision, for other failures come between."""
+    return d.update(unprobed=f"the probe failed: {failure.message}"[:UNPROBED_CHARACTERS], retry_at=later(o.now, AT_ONCE))
+
+
 def trouble(failure: Failure) -> str:
     """The reason to show while a failure waits for its next try: none for a disruption, which is nobody's fault."""
     return "" if failure.failure_class == "disruption" and not failure.waited else failure.reason
@@ -66,12 +77,27 @@ def stop(o: Observed, d: Draft, reason: str, message: str) -> Draft:
 
 
 def reopen(o: Observed, d: Draft) -> Draft:
-    """A stopped revision gets a fresh budget when the spec or the retry annotation says something new."""
+    """A stopped revision gets a fresh budget when the spec or the retry annotation says something new, and is evaluated again where the
+    gate asks for figures that could not be had."""
     stopped = d.revision.stopped
     if stopped is None or stopped.tried == o.tried:
         return d
     gate = None if d.revision.gate == "Failed" else d.revision.gate
-    return d.update(stopped=None, charges=Charges(), retry_at=None, gate=gate)
+    d = d.update(stopped=None, charges=Charges(), retry_at=None, gate=gate, unprobed=None)
+    return again(d, "evaluate", evaluated=None) if _lacks_figures(o, d) else d
+
+
+def again(d: Draft, stage: str, **reset: Any) -> Draft:
+    """The same draft with another Job wanted of a stage, whatever became of the last one."""
+    return d.update(tries={**d.revision.tries, stage: d.revision.tries.get(stage, 0) + 1}, **reset)
+
+
+def _lacks_figures(o: Observed, d: Draft) -> bool:
+    """Does the gate limit what may be forgotten, and did the evaluation not measure it?"""
+    gate, scored = o.spec.evaluation.gate if o.spec.evaluation else None, d.revision.evaluated
+    if gate is None or gate.max_forgetting_percent is None or scored is None:
+        return False
+    return scored.forgetting is None or scored.forgetting.low is None
 
 
 def backoff(key: str, failures: int) -> float:

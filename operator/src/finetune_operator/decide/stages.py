@@ -9,7 +9,7 @@ from finetune_operator import conditions, names
 from finetune_operator.api.fields import digest
 from finetune_operator.api.status import Difference, Estimate, Forgetting, Rows, Score, Scored, Trouble
 from finetune_operator.decide.draft import Draft, finite
-from finetune_operator.decide.retry import after_failure, trouble, wait
+from finetune_operator.decide.retry import after_failure, again, of_probe, trouble, wait, without_probe
 from finetune_operator.observed import Observed
 from finetune_operator.workloads import Failure, Run
 
@@ -52,7 +52,7 @@ def baseline(o: Observed, d: Draft) -> Draft:
         return d
     scored = d.revision.baseline
     if scored is not None and scored.key != wanted:
-        d = _again(d, "baseline", baseline=None, evaluated=None, gate=None)
+        d = again(d, "baseline", baseline=None, evaluated=None, gate=None)
     d = _asked_otherwise(o, d, "baseline", wanted)
     return _stage(o, d, "baseline", done=d.revision.baseline is not None, finish=lambda x: {"baseline": _scored(wanted, x)})
 
@@ -80,7 +80,7 @@ def evaluate(o: Observed, d: Draft) -> Draft:
         return d
     scored = d.revision.evaluated
     if scored is not None and scored.key != wanted:
-        d = _again(d, "evaluate", evaluated=None, gate=None)
+        d = again(d, "evaluate", evaluated=None, gate=None)
     d = _asked_otherwise(o, d, "evaluate", wanted)
     return _stage(o, d, "evaluate", done=d.revision.evaluated is not None, finish=lambda x: {"evaluated": _scored(wanted, x)})
 
@@ -101,7 +101,7 @@ def _asked_otherwise(o: Observed, d: Draft, stage: str, wanted: str) -> Draft:
     run = o.run(names.stage_job(o.name, d.revision.name, stage, number)) if number else o.run("")
     path = str(run.result.get("path", ""))
     open_ = (d.revision.baseline if stage == "baseline" else d.revision.evaluated) is None
-    return _again(d, stage) if open_ and run.state == "Succeeded" and path and not path.endswith(f"-{wanted}") else d
+    return again(d, stage) if open_ and run.state == "Succeeded" and path and not path.endswith(f"-{wanted}") else d
 
 
 def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> Draft:
@@ -137,7 +137,7 @@ def _outcome(finish: Finish, run: Run) -> dict[str, Any] | Failure:
 
 
 def _failed(o: Observed, d: Draft, stage: str, number: int, failure: Failure) -> Draft:
-    d = after_failure(o, d, stage, failure)
+    d = without_probe(o, d, failure) if of_probe(failure) else after_failure(o, d, stage, failure)
     d = d.update(tries={**d.revision.tries, stage: number + 1})
     if d.revision.stopped:
         return d.end(stage, o.now)
@@ -166,10 +166,6 @@ def _in_progress(o: Observed, d: Draft, stage: str, run: Run) -> Draft:
     percent = finite((o.progress.get(run.name) or {}).get("percent"))
     rounded = "" if percent is None else f" ({int(percent) // 10 * 10} %)"
     return d.block(STAGE_PHASES[stage], f"{WORDS[stage]}{rounded}", requeue=POLL_SECONDS)
-
-
-def _again(d: Draft, stage: str, **reset: Any) -> Draft:
-    return d.update(tries={**d.revision.tries, stage: d.revision.tries.get(stage, 0) + 1}, **reset)
 
 
 def _fetched(result: Mapping[str, Any]) -> dict[str, Any]:

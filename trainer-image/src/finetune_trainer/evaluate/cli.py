@@ -1,6 +1,7 @@
 """`finetune-trainer evaluate`: score what an endpoint serves (or, for Loss, a model in this process) and commit it.
 
-Invariant: an evaluation folder that counts is reported as it is, never made again.
+Invariant: an evaluation folder that counts is reported as it is, never made again, but for what was forgotten: that the probe has measured
+anew since.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def main(config: RunConfig) -> JsonObject:
         known = finished(evaluation)
         if known is None:
             known = _evaluate(config, evaluation, data, progress)
+        elif evaluation.forgetting:
+            known |= _told(probe.told(evaluation.forgetting))
         progress.update(state="done", percent=100, etaSeconds=0)
         return known
 

@@ -25,6 +25,7 @@ from finetune_trainer.serve.loading import Loaded
 
 LIKELIEST = 1024  # tokens whose chances are kept
 BATCH_TOKENS = 512  # padded, at once: the logits of a large vocabulary are what takes memory here
+LEAST_TEXTS = 20  # of fewer a bootstrap's interval is too narrow for its name
 PASS_SECONDS = 30.0  # after that no more texts are begun: what was read by then is compared
 MOST = 1e9  # a rise in percent, or a perplexity, is not told more exactly beyond this
 DIGITS = 6
@@ -76,15 +77,18 @@ def compare(tuned: Loaded, texts: Sequence[Text], said: Sequence[Said]) -> list[
 
 def summary(found: Sequence[Compared], confidence_percent: float) -> JsonObject:
     """`{percent, low, high, texts, tokens, base, tuned, kl, klP95, agreement, prompts, kinds}`; intervals are of a bootstrap over texts,
-    `kinds` has the same figures of each kind of text. Raises UserError where a likelihood is no number."""
+    `kinds` has the same figures of each kind of text. Raises UserError where a likelihood is no number, or of too few texts."""
     if not all(math.isfinite(value) for text in found for value in (text.base, text.tuned, *text.divergence)):
         raise UserError("NotFinite", "the likelihood of general text is no number")
+    if len(found) < LEAST_TEXTS:
+        why = f"{len(found)} general texts were read in the time, of those that the model's context has room for: too few to tell"
+        raise UserError("TooFewTexts", why, "More compute.cpu, or an accelerator, reads more of them.")
     of_kind = {
         kind: [one for one in found if one.text.kind == kind] for kind in general.kinds([one.text for one in found])
     }  # fmt: skip
     return {
         **_figures(found, confidence_percent),
-        "prompts": general.digest(),
+        "prompts": general.digest([one.text.name for one in found]),
         "kinds": {kind: _figures(those, confidence_percent) for kind, those in of_kind.items()},
     }
 

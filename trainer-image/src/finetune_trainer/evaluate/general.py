@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -37,14 +37,15 @@ class Text:
         return len(self.ids) - self.first
 
 
-def digest() -> str:
-    """Names the texts: `sha256:<hex>`."""
-    return f"sha256:{hashlib.sha256(_content().encode()).hexdigest()}"
+def digest(read: Collection[str] | None = None) -> str:
+    """Names the texts, all of them or those that were `read` (by their names): `sha256:<hex>`."""
+    those = [line for line, one in zip(_lines(), documents(), strict=True) if read is None or one["id"] in read]
+    return "sha256:" + hashlib.sha256("\n".join(those).encode()).hexdigest()
 
 
 def documents() -> list[dict[str, str]]:
     """What the file holds: name, kind and language, and a text or a question with its answer."""
-    return [json.loads(line) for line in _content().split("\n") if line]
+    return [json.loads(line) for line in _lines()]
 
 
 def encoded(tokenizer: Any, longest: int) -> list[Text]:
@@ -72,5 +73,6 @@ def kinds(texts: Sequence[Text]) -> list[str]:
 
 
 @cache
-def _content() -> str:
-    return resources.files(__package__).joinpath(TEXTS).read_text(encoding="utf-8")
+def _lines() -> list[str]:
+    content = resources.files(__package__).joinpath(TEXTS).read_text(encoding="utf-8")
+    return [line for line in content.split("\n") if line]

@@ -7,10 +7,13 @@ Invariant: a folder that counts and measured the same two models with the same t
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import hashlib
 import json
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from finetune_trainer import exits, hardware, layout
@@ -19,6 +22,7 @@ from finetune_trainer.exits import Infrastructure, Interrupted, JsonObject, OutO
 
 RESULT = "result.json"
 UNMEASURED = "unmeasured"  # why there are no figures
+LONGEST_SECONDS = 2 * 3600  # the Job's deadline is for the evaluation, too
 RUNTIME_BYTES = 1_300_000_000  # beside the weights: the libraries, and the logits of some texts
 
 
@@ -28,7 +32,8 @@ def main(config: RunConfig) -> JsonObject:
     asked = need(evaluation.forgetting, "evaluation.forgetting")
     key = _key(config.model.path, evaluation.adapter_path, asked.base)
     if not (layout.is_of(asked.path, key) and UNMEASURED not in told(asked)):
-        found = _measured(config.model.path, evaluation, asked)
+        with bounded(LONGEST_SECONDS):
+            found = _measured(config.model.path, evaluation, asked)
         with layout.transaction(asked.path) as work:
             layout.write_json(work.folder / RESULT, found)
             work.facts.update(key=key)
@@ -41,7 +46,17 @@ def told(asked: ForgettingConfig) -> JsonObject:
         layout.verify(asked.path)
         return dict(json.loads((asked.path / RESULT).read_text()))
     except (layout.Corrupt, OSError, ValueError) as error:
-        return {UNMEASURED: f"the probe left no result: {error}"}
+        return {UNMEASURED: asked.skipped or f"the probe left no result: {error}"}
+
+
+@contextmanager
+def bounded(seconds: float) -> Iterator[None]:
+    """End the process with exit code 1 if the block takes longer, whatever hangs in it, and say where."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _measured(tuned: Path, evaluation: EvaluationConfig, asked: ForgettingConfig) -> JsonObject:
@@ -65,7 +80,7 @@ def measure(base: Path, tuned: Path, adapter: Path | None, confidence_percent: f
 
     for folder in (base, tuned):
         check(folder)
-    _require_room(max(base, tuned, key=_weights))
+    _require_room(max(base, tuned, key=weights))
     loaded = load(base, None, dtype=loss_dtype())
     texts = general.encoded(loaded.tokenizer, loaded.max_model_len // 2)  # a trained prompt takes some of the room
     said = forgetting.remember(loaded, texts)
@@ -83,7 +98,7 @@ def _require_room(model: Path) -> None:
     from finetune_trainer.evaluate.loss import loss_dtype
 
     width = 2 if loss_dtype() is None else 4
-    wanted = _weights(model) // 2 * width + RUNTIME_BYTES
+    wanted = weights(model) // 2 * width + RUNTIME_BYTES
     room, where, fix = hardware.memory()
     if room is not None and wanted > room:
         raise OutOfMemory(
@@ -91,11 +106,19 @@ def _require_room(model: Path) -> None:
         )  # fmt: skip
 
 
-def _weights(model: Path) -> int:
+def weights(model: Path) -> int:
     """Bytes of a folder's weights as 16-bit numbers, whatever they are stored in."""
     from finetune_trainer.train.model import stored_dtype
 
-    return sum(file.stat().st_size for file in model.glob("*.safetensors")) * 2 // stored_dtype(model).itemsize
+    return sum(file.stat().st_size for file in _weight_files(model)) * 2 // stored_dtype(model).itemsize
+
+
+def _weight_files(model: Path) -> list[Path]:
+    """What transformers loads of a folder: one file, or those of the index. Others may hold the same weights once more."""
+    single, index = model / "model.safetensors", model / "model.safetensors.index.json"
+    if not single.is_file() and index.is_file():
+        return [model / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    return list(model.glob(single.name))
 
 
 def _key(*folders: Path | None) -> str:
