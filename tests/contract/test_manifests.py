@@ -219,6 +219,20 @@ def test_once_its_probe_failed_an_evaluation_goes_without_and_takes_what_was_fou
         assert rules == ["trainer", *["probe"][:count]], "the API server refuses a rule for a container that is not there"
 
 
+@pytest.mark.parametrize(
+    ("compute", "serving", "quantized"),
+    [(GPUS, {}, False), (GPUS, {"runtime": "Transformers"}, True), (GPUS, {"image": "example.com/own:1"}, True), ({}, {}, True)],
+)
+def test_what_was_forgotten_is_measured_upon_weights_as_the_server_has_them(compute: Manifest, serving: Manifest, quantized: bool) -> None:
+    spec = {
+        "model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "QLoRA"}, "compute": compute,
+        "evaluation": {"metrics": [{"type": "ExactMatch"}]}, "serving": serving,
+    }  # fmt: skip
+    jobs = {m["metadata"]["labels"][names.STAGE]: m for o in life("bot", spec) for kind, m in manifests(o) if kind is kinds.JOB}
+    config = json.loads(jobs["evaluate"]["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG])
+    assert config["evaluation"]["forgetting"]["quantized"] is quantized
+
+
 def arms(**changes: Any) -> dict[str, Manifest]:
     """The server's container of each arm that a whole life makes, by what it serves: `base`, or `tuned`."""
     spec = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ SCORINGS = st.builds(
     adapter=st.none() | st.just("/work/revisions/1f2e3d4c/a1-0b6c1d2e/artifact"),
     reference=st.none() | st.just("/work/revisions/1f2e3d4c/evaluations/baseline-ab12cd34"),
     exclude_trained_on=st.none() | st.just("/work/data/0a0b0c0d"),
-    forgetting=st.none() | st.just(runconfig.forgetting("1f2e3d4c", "/work/models/9c1d")),
+    forgetting=st.none()
+    | st.builds(partial(runconfig.forgetting, "1f2e3d4c", "/work/models/9c1d"), quantized=st.booleans(), skipped=st.none() | st.text()),
 )
 ESTIMATE = Estimate.model_validate({"memoryBytes": 61 * 10**9, "seconds": 1700, "passTokens": 4096, "longest": 700})
 REVISIONS = st.builds(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -75,6 +76,14 @@ def test_an_untouched_adapter_has_forgotten_nothing(work: Path, untouched: Path)
     assert found["base"]["low"] < found["base"]["perplexity"] < found["base"]["high"]
     assert (found["texts"], found["prompts"]) == (len(general.documents()), general.digest())
     assert {kind: figures["texts"] for kind, figures in found["kinds"].items()} == Counter(one["kind"] for one in general.documents())
+
+
+def test_what_quantisation_takes_is_forgotten_where_the_server_quantises(work: Path, untouched: Path, tmp_path: Path) -> None:
+    base, adapter = work / "models" / "tiny", tmp_path / "adapter"
+    shutil.copytree(untouched, adapter)
+    (adapter / layout.ARTIFACT_MANIFEST).write_text(json.dumps({"method": {"type": "QLoRA", "quantization": "NF4"}}))
+    by_us, by_vllm = (probe.measure(base, base, adapter, 95, quantized=quantized) for quantized in (True, False))
+    assert (by_us["kl"] > 0, by_vllm["kl"]) == (True, 0)  # type: ignore[operator]
 
 
 def test_a_model_that_was_tuned_into_nonsense_is_seen_to_have_forgotten(work: Path, knowing: Path, tmp_path: Path) -> None:
@@ -209,7 +218,7 @@ def test_the_same_models_are_measured_once(
     work: Path, tiny_model: Path, untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    monkeypatch.setattr(probe, "measure", lambda *asked: calls.append(asked) or {"percent": len(calls)})
+    monkeypatch.setattr(probe, "measure", lambda *asked, **_: calls.append(asked) or {"percent": len(calls)})
     asked = config(work, tiny_model, untouched, tmp_path / "found")
     first, again = probe.main(asked), probe.main(asked)
     assert first == again == {"stage": "probe", "forgetting": {"percent": 1}}
@@ -241,7 +250,7 @@ def test_what_keeps_it_from_measuring_is_the_result_and_is_tried_again(
 def test_an_evaluation_does_not_fail_of_the_probe(
     error: Exception, words: str, work: Path, tiny_model: Path, untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: Any) -> Any:
+    def fails(*_: Any, **__: Any) -> Any:
         raise error
 
     monkeypatch.setattr(probe, "measure", fails)

@@ -279,7 +279,9 @@ def _scoring(c: Context, stage: str) -> runconfig.Scoring:
     scored, against = _scored_revision(c, stage), reference(c.draft)
     served = _served(c, scored)
     baseline = c.draft.revision.baseline
-    base = c.kept(name)["resolved"]["model"]["path"]
+    forgetting = runconfig.forgetting(
+        name, c.kept(name)["resolved"]["model"]["path"], quantized=not arm.uses_vllm(c.spec), skipped=c.draft.revision.unprobed
+    )
     return runconfig.Scoring(
         path=runconfig.evaluation_path(name, "baseline" if stage == "baseline" else "tuned", key),
         served_name=served.name,
@@ -288,5 +290,5 @@ def _scoring(c: Context, stage: str) -> runconfig.Scoring:
         reference=baseline.path if stage == "evaluate" and baseline else None,
         exclude_trained_on=None if against == BASE else runconfig.data_path(against),
         report=_report(c, against) if stage == "evaluate" else None,
-        forgetting=runconfig.forgetting(name, base, c.draft.revision.unprobed) if stage == "evaluate" else None,
+        forgetting=forgetting if stage == "evaluate" else None,
     )

@@ -267,10 +267,12 @@ class ReportConfig(Model):
 
 
 class ForgettingConfig(Model):
-    """The folder of the untouched base model, where the probe leaves what it finds, and why it does not run (any more)."""
+    """The folder of the untouched base model, where the probe leaves what it finds, whether QLoRA's adapter is served upon weights as
+    quantised as it trained upon, and why the probe does not run (any more)."""
 
     base: Path
     path: Path
+    quantized: bool = True
     skipped: str | None = None
 
 

@@ -43,7 +43,7 @@ def template(owner: Owner, spec: Spec, served: Served, images: Images, devices: 
 def server(spec: Spec, served: Served, images: Images, devices: Devices) -> Manifest:
     """The container that serves the OpenAI API on port 8000; evaluation runs the same one as its sidecar."""
     serving = spec.serving
-    vllm = _vllm(spec)
+    vllm = uses_vllm(spec)
     health = "/health" if vllm else "/healthz"
     ready = "/health" if vllm else "/readyz"
     container: Manifest = {
@@ -69,7 +69,7 @@ def server(spec: Spec, served: Served, images: Images, devices: Devices) -> Mani
 
 def shared_memory(spec: Spec) -> list[Manifest]:
     """The volume at /dev/shm of a server that needs one: the workers of vLLM talk through it."""
-    return [pods.shared_memory("2Gi")] if _vllm(spec) else []
+    return [pods.shared_memory("2Gi")] if uses_vllm(spec) else []
 
 
 def serve_args(served: Served) -> list[str]:
@@ -108,7 +108,8 @@ def runtime(spec: Spec) -> str:
     return "vLLM" if spec.compute.accelerator else "Transformers"
 
 
-def _vllm(spec: Spec) -> bool:
+def uses_vllm(spec: Spec) -> bool:
+    """Is the server vLLM, and not an image that takes the trainer's arguments?"""
     return runtime(spec) == "vLLM" and not (spec.serving and spec.serving.image)
 
 

@@ -169,7 +169,7 @@ def _template(
 def _probes(config: Mapping[str, Any]) -> bool:
     """Is it measured, before an evaluation, what the tuned model has forgotten?"""
     asked = (config.get("evaluation") or {}).get("forgetting")
-    return bool(asked) and not asked["skipped"]
+    return bool(asked and not asked["skipped"])
 
 
 def _probe(spec: Spec, stage: Stage, images: Images, devices: Devices) -> Manifest:

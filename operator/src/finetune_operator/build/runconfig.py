@@ -64,10 +64,12 @@ def evaluation_path(revision: str, kind: str, key: str) -> str:
     return f"{names.WORK}/revisions/{revision}/evaluations/{kind}-{key}"
 
 
-def forgetting(revision: str, base: str, skipped: str | None = None) -> Config:
-    """What a revision is asked for what it forgot of the model folder `base`; it is found once, whatever it is scored by. `skipped`: why
-    it is not looked for (any more): what was found before counts all the same."""
-    return {"base": base, "path": f"{names.WORK}/revisions/{revision}/evaluations/forgetting", "skipped": skipped}
+def forgetting(revision: str, base: str, *, quantized: bool, skipped: str | None) -> Config:
+    """What a revision is asked for what it forgot of the model folder `base`; it is found once, whatever it is scored by. `quantized`: is
+    QLoRA's adapter served upon weights as it trained upon? `skipped`: why it is not looked for (any more): what was found before counts
+    all the same."""
+    path = f"{names.WORK}/revisions/{revision}/evaluations/forgetting"
+    return {"base": base, "path": path, "quantized": quantized, "skipped": skipped}
 
 
 def build(

@@ -30,7 +30,7 @@ def main(config: RunConfig) -> JsonObject:
     """`{stage, …}` with what `told` gives. Raises Infrastructure where the volume fails."""
     evaluation = need(config.evaluation, "evaluation")
     asked = need(evaluation.forgetting, "evaluation.forgetting")
-    key = _key(config.model.path, evaluation.adapter_path, asked.base)
+    key = _key(asked.quantized, config.model.path, evaluation.adapter_path, asked.base)
     if not (layout.is_of(asked.path, key) and UNMEASURED not in told(asked)):
         with bounded(LONGEST_SECONDS):
             found = _measured(config.model.path, evaluation, asked)
@@ -61,7 +61,7 @@ def bounded(seconds: float) -> Iterator[None]:
 
 def _measured(tuned: Path, evaluation: EvaluationConfig, asked: ForgettingConfig) -> JsonObject:
     try:
-        return measure(asked.base, tuned, evaluation.adapter_path, evaluation.confidence_percent)
+        return measure(asked.base, tuned, evaluation.adapter_path, evaluation.confidence_percent, quantized=asked.quantized)
     except Exception as error:
         known = exits.classify(error)
         if isinstance(known, Infrastructure | Interrupted):
@@ -71,7 +71,7 @@ def _measured(tuned: Path, evaluation: EvaluationConfig, asked: ForgettingConfig
         return {UNMEASURED: f"{known.message.rstrip('.')}. {known.fix}".strip()}
 
 
-def measure(base: Path, tuned: Path, adapter: Path | None, confidence_percent: float) -> JsonObject:
+def measure(base: Path, tuned: Path, adapter: Path | None, confidence_percent: float, *, quantized: bool = True) -> JsonObject:
     """The figures of `forgetting.summary`: of the model folder `base` against the folder `tuned`, or an adapter upon `base`. Raises
     UserError, OutOfMemory, or Infrastructure and OSError where the volume fails."""
     from finetune_trainer.evaluate import forgetting, general  # torch is loaded here
@@ -85,7 +85,7 @@ def measure(base: Path, tuned: Path, adapter: Path | None, confidence_percent: f
     texts = general.encoded(loaded.tokenizer, loaded.max_model_len // 2)  # a trained prompt takes some of the room
     said = forgetting.remember(loaded, texts)
     if adapter is not None:
-        loaded = adapt(loaded, adapter)
+        loaded = adapt(loaded, adapter, quantized=quantized)
     else:
         del loaded
         gc.collect()
@@ -121,7 +121,7 @@ def _weight_files(model: Path) -> list[Path]:
     return list(model.glob(single.name))
 
 
-def _key(*folders: Path | None) -> str:
+def _key(quantized: bool, *folders: Path | None) -> str:
     from finetune_trainer.evaluate import general
 
-    return hashlib.sha256(json.dumps([general.digest(), *map(str, folders)]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([general.digest(), quantized, *map(str, folders)]).encode()).hexdigest()

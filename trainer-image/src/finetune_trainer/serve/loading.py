@@ -65,12 +65,12 @@ def load(
     return Loaded(network, tokenizer, end_ids(network, tokenizer), min(room, max_model_len or room), device, prefix)
 
 
-def adapt(base: Loaded, adapter: Path, work: Path = WORK) -> Loaded:
-    """`base` with an adapter folder upon it, as `load` has it. The same network is changed: what `base` was is no longer there. Raises as
-    `load` does."""
+def adapt(base: Loaded, adapter: Path, work: Path = WORK, *, quantized: bool = True) -> Loaded:
+    """`base` with an adapter folder upon it, as `load` has it, or upon weights that are not `quantized` as vLLM has it. The same network
+    is changed: what `base` was is no longer there. Raises as `load` does."""
     check(adapter, work)
     try:
-        network, wrapped = _tuned(base.model, adapter)
+        network, wrapped = _tuned(base.model, adapter, quantized)
     except (OSError, ValueError) as error:
         raise_volume_failure(error)
         raise UserError("AdapterNotServable", f"{adapter} cannot be loaded: {' '.join(str(error).split())}") from error
@@ -105,22 +105,22 @@ def _network(model: Path, adapter: Path | None, device: torch.device, dtype: tor
     return network, None if wrapped is None else of(wrapped.to(device))
 
 
-def _tuned(network: Any, adapter: Path) -> tuple[Any, Any]:
+def _tuned(network: Any, adapter: Path, quantized: bool = True) -> tuple[Any, Any]:
     """(`network` with an adapter of low rank merged into it, None), or (`network`, PEFT's model of it with a trained prompt)."""
-    wrapped = adapted(network, adapter)
+    wrapped = adapted(network, adapter, quantized)
     if wrapped.active_peft_config.is_prompt_learning:
         return network, wrapped
     return wrapped.merge_and_unload(safe_merge=True), None
 
 
-def adapted(network: Any, adapter: Path) -> Any:
-    """`network` with an adapter folder upon it, its weights as quantised as they were when the adapter trained. Raises UserError for
-    other folders."""
+def adapted(network: Any, adapter: Path, quantized: bool = True) -> Any:
+    """`network` with an adapter folder upon it, its weights as quantised as they were when the adapter trained, if they are to be
+    `quantized`. Raises UserError for other folders."""
     from peft import PeftModel
 
     if not (adapter / ADAPTER_WEIGHTS).is_file():
         raise UserError("AdapterNotServable", f"{adapter} has no {ADAPTER_WEIGHTS}", "Use safetensors weights.")
-    quantized_as = trained_upon(adapter)
+    quantized_as = trained_upon(adapter) if quantized else None
     if quantized_as is not None:
         quantise.round_trip(network, quantized_as)
     wrapped = PeftModel.from_pretrained(network, str(adapter), is_trainable=False)
