@@ -45,6 +45,7 @@ Key = tuple[str, str]
 Object = Mapping[str, Any]
 T = TypeVar("T")
 PROBLEM_RETRY = 15.0  # seconds until a child that could not be made is tried again
+SEEN_SECONDS = 1.0  # until what was just made is looked at, to say how it is
 CLEANING_RETRY = 3600.0  # the same of the Job that removes what is no longer kept
 
 
@@ -119,7 +120,9 @@ class Reconciler:
         refused = None if volume or fields else await _bring(children.make, plan.cleaning(context))
         if refused:
             await self.events.emit(finetune, "Warning", conditions.CLEANING_FAILED, refused.message)
-        return soonest(decision.requeue, PROBLEM_RETRY if problem != NONE else None, CLEANING_RETRY if refused else None)
+        made = problem.exposure is None and plan.unseen(context)
+        retries = PROBLEM_RETRY if problem != NONE else None, CLEANING_RETRY if refused else None
+        return soonest(decision.requeue, SEEN_SECONDS if made else None, *retries)
 
     async def _commit(self, finetune: Object, wanted: Status) -> Object:
         """Write the status if it differs, and go on with what the API server made of it."""
