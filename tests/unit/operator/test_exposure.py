@@ -343,10 +343,11 @@ FAILS: dict[str, errors.ClusterError] = {
 @pytest.mark.parametrize("case", FAILS)
 async def test_what_fails_of_the_kinds_that_few_need_holds_nothing_else_up(case: str) -> None:
     world = World(outcomes=good_outcomes())
-    create = world.api.create
+    create, tried = world.api.create, []
 
     async def failing(kind: Kind, obj: Manifest) -> Manifest:
         if kind in kinds.EXTRAS:
+            tried.append(kind)
             raise FAILS[case]
         return await create(kind, obj)
 
@@ -354,6 +355,11 @@ async def test_what_fails_of_the_kinds_that_few_need_holds_nothing_else_up(case:
     world.api.put(FINETUNE, make_finetune(serving={**BY_INGRESS, **SCALED}))
     operator = await run(world, lambda s: s.get("phase") == "Live")
     assert await operator.cycle() == 15.0
+    before = tried.count(INGRESS)
+    for _ in range(7):
+        world.clock.seconds += 2
+        await operator.cycle()
+    assert tried.count(INGRESS) - before < 2, "a webhook that is away is not waited for in each cycle"
     ready = condition(status_of(world), c.READY)
     assert (ready["status"], ready["reason"], said(world)) == ("False", c.REFUSED, ("False", c.REFUSED))
     assert str(FAILS[case]) in ready["message"]
