@@ -45,15 +45,18 @@ Key = tuple[str, str]
 Object = Mapping[str, Any]
 T = TypeVar("T")
 PROBLEM_RETRY = 15.0  # seconds until a child that could not be made is tried again
+SEEN_SECONDS = 1.0  # until what was just made is looked at, to say how it is
 CLEANING_RETRY = 3600.0  # the same of the Job that removes what is no longer kept
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What kept a cycle from making a child, and from leading users outside to it."""
+    """What kept a cycle from making a child, and from leading users outside to it; by the clock's seconds until when that is not tried
+    again, for a webhook that is away takes long to say so."""
 
     child: Waiting | None = None
     exposure: Waiting | None = None
+    until: float = field(default=0.0, compare=False)
 
 
 NONE: Final = Problem()
@@ -113,13 +116,19 @@ class Reconciler:
         )
         for note in decision.notes:
             await self.events.emit(finetune, note.type, note.reason, note.message)
-        problem = await self._act(context, children, volume or fields)
+        problem = await self._act(context, children, volume or fields, before)
+        if problem == NONE:
+            self.problems.pop(key, None)
+        else:
+            self.problems[key] = problem  # before it is told: that may fail
         if problem != before:
-            finetune = await self._tell(key, finetune, observed, decision, problem, now)
+            finetune = await self._tell(finetune, observed, decision, problem, now)
         refused = None if volume or fields else await _bring(children.make, plan.cleaning(context))
         if refused:
             await self.events.emit(finetune, "Warning", conditions.CLEANING_FAILED, refused.message)
-        return soonest(decision.requeue, PROBLEM_RETRY if problem != NONE else None, CLEANING_RETRY if refused else None)
+        made = problem.exposure is None and plan.unseen(context)
+        retries = PROBLEM_RETRY if problem != NONE else None, CLEANING_RETRY if refused else None
+        return soonest(decision.requeue, SEEN_SECONDS if made else None, *retries)
 
     async def _commit(self, finetune: Object, wanted: Status) -> Object:
         """Write the status if it differs, and go on with what the API server made of it."""
@@ -148,7 +157,7 @@ class Reconciler:
         images = Images(self.settings.trainer_image, self.settings.router_image, self.settings.vllm_image)
         return plan.Context(Owner(o.namespace, o.name, o.uid), o, d, images, jwks(self.signing_key))
 
-    async def _act(self, context: plan.Context, children: Children, problem: Waiting | None) -> Problem:
+    async def _act(self, context: plan.Context, children: Children, problem: Waiting | None, before: Problem) -> Problem:
         """Make the world follow the status; what the API server refuses is told, and what serves is held as wanted all the same."""
         o, d = context.observed, context.draft
         await self._push(o, d)  # first: a rollback waits for no child, and a router that does not know the structure is not told
@@ -161,10 +170,12 @@ class Reconciler:
             problem = await _bring(children.make, plan.once(context))
         problem = await _bring(children.ensure, plan.arms(context), beyond_refusals=True) or problem
         problem = await _bring(children.ensure, plan.routers(context), beyond_refusals=True) or problem
-        refused = await self._expose(context, children)
         for pod, version in plan.nudges(context, self.cache.children(POD, children.key)):
             await children.annotate(POD, pod, {names.NUDGE: version})
-        return Problem(problem or kept, refused)
+        if before.exposure and self.clock.monotonic() < before.until:
+            return Problem(problem or kept, before.exposure, before.until)
+        refused = await self._expose(context, children)
+        return Problem(problem or kept, refused, self.clock.monotonic() + PROBLEM_RETRY)
 
     async def _expose(self, context: plan.Context, children: Children) -> Waiting | None:
         """Let users outside the cluster call; why the API server does not let them. What let them before goes only after that."""
@@ -195,12 +206,8 @@ class Reconciler:
             if isinstance(answer, Exception):
                 log.warning("push failed", extra=logs.of(namespace=o.namespace, name=o.name, error=str(answer)))
 
-    async def _tell(self, key: Key, finetune: Object, o: Observed, d: Draft, problem: Problem, now: datetime) -> Object:
-        """Remember why a child could not be made (or that it now can), and say so."""
-        if problem == NONE:
-            self.problems.pop(key, None)
-        else:
-            self.problems[key] = problem
+    async def _tell(self, finetune: Object, o: Observed, d: Draft, problem: Problem, now: datetime) -> Object:
+        """Say why a child could not be made, or that it now can."""
         o = replace(o, status=_status(finetune), now=now)
         finetune = await self._commit(finetune, status.compute(o, d, problem.child, problem.exposure))
         for waits in (problem.child, problem.exposure):

@@ -225,6 +225,13 @@ async def test_what_others_change_is_set_right_and_what_they_delete_made_again()
     assert of(world, INGRESS) == ["bot"]
 
 
+async def run_out(operator: Operator) -> None:
+    """Until nothing but what lacks is waited for."""
+    while await operator.cycle() != 50.0:
+        operator.world.turn()
+        operator.world.clock.seconds += 1
+
+
 async def test_without_the_gateway_api_all_else_goes_on_and_it_is_made_once_that_is_there() -> None:
     world = World(outcomes=good_outcomes())
     world.lacks[HTTP_ROUTE] = lacks = Waiting(c.GATEWAY_API_MISSING, "serving.expose.httpRoute: the cluster knows no HTTPRoute")
@@ -236,8 +243,10 @@ async def test_without_the_gateway_api_all_else_goes_on_and_it_is_made_once_that
     assert ready["message"].startswith(lacks.message)
     assert [e["message"] for e in world.api.all(kinds.EVENT) if e["reason"] == c.GATEWAY_API_MISSING] == [lacks.message]
 
+    await run_out(operator)
     del world.lacks[HTTP_ROUTE]
-    await run(world, start=operator)
+    assert (await operator.cycle(), said(world)) == (1.0, ("False", "NotYet")), "no watch tells what the operator itself does"
+    assert (await operator.cycle(), said(world)) == (None, ("Unknown", "NoGateway"))
     assert (of(world, HTTP_ROUTE), condition(status_of(world), c.READY)["status"]) == (["bot"], "True")
 
 
@@ -334,10 +343,11 @@ FAILS: dict[str, errors.ClusterError] = {
 @pytest.mark.parametrize("case", FAILS)
 async def test_what_fails_of_the_kinds_that_few_need_holds_nothing_else_up(case: str) -> None:
     world = World(outcomes=good_outcomes())
-    create = world.api.create
+    create, tried = world.api.create, []
 
     async def failing(kind: Kind, obj: Manifest) -> Manifest:
         if kind in kinds.EXTRAS:
+            tried.append(kind)
             raise FAILS[case]
         return await create(kind, obj)
 
@@ -345,6 +355,11 @@ async def test_what_fails_of_the_kinds_that_few_need_holds_nothing_else_up(case:
     world.api.put(FINETUNE, make_finetune(serving={**BY_INGRESS, **SCALED}))
     operator = await run(world, lambda s: s.get("phase") == "Live")
     assert await operator.cycle() == 15.0
+    before = tried.count(INGRESS)
+    for _ in range(7):
+        world.clock.seconds += 2
+        await operator.cycle()
+    assert tried.count(INGRESS) - before < 2, "a webhook that is away is not waited for in each cycle"
     ready = condition(status_of(world), c.READY)
     assert (ready["status"], ready["reason"], said(world)) == ("False", c.REFUSED, ("False", c.REFUSED))
     assert str(FAILS[case]) in ready["message"]
