@@ -141,7 +141,7 @@ async def test_an_ingress_from_its_making_to_its_end(
             [{"hosts": ["bot.example.com"], "secretName": "bot-tls"}],
         )
         assert annotations(made) == {ISSUER: "ca"}
-        status = await space.phase("Live")
+        status = await space.wait(lambda s: s.get("phase") == "Live" and exposed(s) == ("Unknown", "NoAddress"))
         assert status["url"] == "https://bot.example.com/v1"
 
         await space.edit(serving={"expose": {"ingress": {"host": "other.example.com", "tlsSecretName": None, "annotations": None}}})
@@ -195,8 +195,8 @@ async def test_an_http_route_from_its_making_to_its_end(plane: ControlPlane, adm
     assert (rule["matches"], rule["timeouts"]) == ([{"path": {"type": "PathPrefix", "value": "/v1"}}], {"request": "610s"})
     (parent,) = made["spec"]["parentRefs"]
     assert (parent["name"], parent["namespace"], made["spec"]["hostnames"]) == ("gw", "infra", ["bot.example.com"])
-    status = await space.phase("Live")
-    assert (status["url"], exposed(status)) == ("https://bot.example.com/v1", ("Unknown", "NoGateway"))
+    status = await space.wait(lambda s: s.get("phase") == "Live" and exposed(s) == ("Unknown", "NoGateway"))
+    assert status["url"] == "https://bot.example.com/v1"
 
     for accepted, reason in (("False", "NotAllowedByListeners"), ("True", "Accepted")):
         await admin.patch(HTTP_ROUTE, "route", "bot", {"status": {"parents": [answer(made, accepted, reason)]}}, "status")
