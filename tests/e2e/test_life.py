@@ -184,11 +184,11 @@ async def test_while_prometheus_is_down_nobody_is_moved(bot: FineTune) -> None:
     changed["rollout"]["guards"] |= {"minRequests": 50, "queries": [{"name": "refusals", "query": "sum(refused)", "max": "1"}]}
     live = bot.status()["liveArm"]
     bot.apply(changed)
-    await bot.until("why it waits", lambda s: "refusals" in condition(s, "RolledOut").get("message", ""), seconds=120)
+    await bot.until("why it waits", lambda s: "refusals" in condition(s, "Ready").get("message", ""), seconds=120)
     await asyncio.sleep(20)
     status = bot.status()
-    assert (status["liveArm"], status["rollout"]["weight"], status["phase"]) == (live, 0, "RollingOut"), bot.describe()
-    assert "Prometheus" in condition(status, "RolledOut")["message"]
+    assert (status["liveArm"], status["rollout"]["weight"], status["phase"]) == (live, 0, "Paused"), bot.describe()
+    assert "Prometheus cannot be asked" in condition(status, "Ready")["message"]
 
 
 async def test_without_traffic_it_is_neither_promoted_nor_rolled_back(bot: FineTune) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -231,14 +232,14 @@ def test_all_ranks_beat_while_rank_0_saves_and_go_on_when_it_has(work: Path, tmp
 
 
 def saves_slowly(config: dict[str, Any], attempt: str) -> tuple[int, bool]:
-    """How often a rank beats in a save of a second, and whether the checkpoint is there afterwards."""
+    """How often a rank beats in a save of two seconds, and whether the checkpoint is there afterwards."""
     run = lives.build_on(config, Path(attempt))
     beats: list[float] = []
     run.beat = lambda: beats.append(time.monotonic())
     save = checkpoint.save
 
     def slowly(*arguments: Any) -> Path:
-        time.sleep(1)
+        time.sleep(2)
         return save(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -262,29 +263,37 @@ def test_ranks_that_resume_beat_while_one_of_them_verifies_or_reads(work: Path, 
 
 
 def resumes_slowly(config: dict[str, Any], attempt: str) -> tuple[dict[str, int], bool]:
-    """How often a rank beats while rank 0 finds a checkpoint, while rank 1 reads it, and while rank 1 loads the model."""
-    said: list[str] = []
+    """How often a rank beats while rank 0 finds a checkpoint, while rank 1 reads it, and while rank 1 loads the model: each of them takes
+    until both ranks have beaten five times, for a rank that comes late to it has little to wait for."""
+    said, mine = Path(attempt).parent / "said", int(os.environ["RANK"])
+    said.mkdir(exist_ok=True)
     stage = ["verify"]
     found, read, loaded = checkpoint.newest, checkpoint.load, model.load_base
 
-    def slowly(then: Any, rank: int) -> Any:
+    def beats(rank: int, name: str) -> int:
+        file = said / str(rank)
+        return file.read_text().split().count(name) if file.exists() else 0
+
+    def slowly(then: Any, rank: int, name: str) -> Any:
         def work(*arguments: Any, **named: Any) -> Any:
-            if distributed.distributed.get_rank() == rank:
-                time.sleep(0.5)
+            until = time.monotonic() + 20
+            while mine == rank and min(beats(0, name), beats(1, name)) < 5 and time.monotonic() < until:
+                time.sleep(0.05)
             return then(*arguments, **named)
 
         return work
 
     def beat() -> None:
-        said.append(stage[0])
+        with (said / str(mine)).open("a") as file:
+            file.write(f"{stage[0]}\n")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "TICK_SECONDS", 0.02)
         patch.setattr(distributed, "SLOWEST", 1)
         patch.setattr(distributed, "SLOWEST_READ", 1)
-        patch.setattr(checkpoint, "newest", slowly(found, 0))
-        patch.setattr(checkpoint, "load", slowly(read, 1))
-        patch.setattr(model, "load_base", slowly(loaded, 1))
+        patch.setattr(checkpoint, "newest", slowly(found, 0, "verify"))
+        patch.setattr(checkpoint, "load", slowly(read, 1, "read"))
+        patch.setattr(model, "load_base", slowly(loaded, 1, "load"))
         all_do = Ranks.all_do
 
         def staged(ranks: Ranks, *arguments: Any) -> Any:
@@ -294,4 +303,4 @@ def resumes_slowly(config: dict[str, Any], attempt: str) -> tuple[dict[str, int]
         patch.setattr(Ranks, "all_do", staged)
         run = lives.build_on(config, Path(attempt), beat)
     run.ranks.leave()
-    return {name: said.count(name) for name in ("verify", "read", "load")}, run.resume is not None
+    return {name: beats(mine, name) for name in ("verify", "read", "load")}, run.resume is not None
