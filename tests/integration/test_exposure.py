@@ -178,9 +178,9 @@ async def test_an_ingress_from_its_making_to_its_end(
 
         await space.edit(serving={"expose": {"ingress": HOST}})
         await becomes(admin, INGRESS, space, bool, "the Ingress again")
+        assert {r.code for r in audit.writes("ingress")} <= {200, 201}, "no write was refused, none was in vain"
         await admin.delete(kinds.FINETUNE, "ingress", "bot")
         await is_gone(admin, INGRESS, space)
-        assert {r.code for r in audit.writes("ingress")} <= {200, 201}, "no write was refused, none was in vain"
 
 
 async def test_an_http_route_from_its_making_to_its_end(plane: ControlPlane, admin: Admin, kubelet: Kubelet, operator: Operator) -> None:

@@ -141,13 +141,6 @@ def exposure(c: Context) -> Iterator[Child]:
         yield exposing.kind(serving.expose), exposing.child(c.owner, serving, serving.expose)
 
 
-def unseen(c: Context) -> bool:
-    """Is what exposes it made in this cycle? What the operator itself does no watch tells it."""
-    kind = asked(c.spec)
-    seen = c.observed.exposures.get(kind.kind) if kind else None
-    return c.draft.exposed and not (seen and seen.there)
-
-
 def unexposed(c: Context, there: Callable[[Kind], Mapping[str, Any]]) -> Iterator[tuple[Kind, str]]:
     """What let users outside call and is not wanted any more; where another way in is asked for, not before that one is there."""
     wanted, name = asked(c.spec) if c.draft.routing is not None else None, names.users_service(c.owner.name)
