@@ -8,10 +8,16 @@ import pytest
 
 from devcluster.controlplane import ControlPlane
 from tests.integration.engine import administrator
-from tests.integration.kubelet import Admin
+from tests.integration.kubelet import Admin, Kubelet
 
 
 @pytest.fixture
 async def admin(plane: ControlPlane) -> AsyncIterator[Admin]:
     async with administrator(plane) as made:
         yield made
+
+
+@pytest.fixture
+async def kubelet(admin: Admin) -> AsyncIterator[Kubelet]:
+    async with Kubelet(admin) as running:
+        yield running

@@ -10,7 +10,7 @@ import copy
 import json
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("operators")
     made.chmod(0o755)
     return made
-
-
-@pytest.fixture
-async def kubelet(admin: Admin) -> AsyncIterator[Kubelet]:
-    async with Kubelet(admin) as running:
-        yield running
 
 
 @pytest.fixture

@@ -36,12 +36,6 @@ def plane() -> Iterator[ControlPlane]:
 
 
 @pytest.fixture
-async def kubelet(admin: Admin) -> AsyncIterator[Kubelet]:
-    async with Kubelet(admin) as running:
-        yield running
-
-
-@pytest.fixture
 async def operator(plane: ControlPlane, tmp_path: Path) -> AsyncIterator[Operator]:
     async with Operator(plane, tmp_path, "exposing", settings=SETTINGS) as started:
         await started.leading()

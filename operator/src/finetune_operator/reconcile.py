@@ -105,7 +105,7 @@ class Reconciler:
             return None
         known = (self.settings.profiles, self.storage_classes, self.prometheus, self.extras, self.settings.ingress_annotations)
         observer = Observer(self.cluster, self.cache, self.pods, self.signing_key, *known)
-        observed, extras = await observer.observe(finetune, spec, now), self._extras(key)
+        observed, extras = await observer.observe(finetune, spec, now), self._extra_versions(key)
         decision = decide(observed)
         context, children = self._context(observed, decision), Children(self.cluster, self.cache, key)
         before = self.problems.get(key, NONE)
@@ -126,7 +126,7 @@ class Reconciler:
         refused = None if volume or fields else await _bring(children.make, plan.cleaning(context))
         if refused:
             await self.events.emit(finetune, "Warning", conditions.CLEANING_FAILED, refused.message)
-        made = problem.exposure is None and self._extras(key) != extras  # what the operator itself does no watch tells it
+        made = problem.exposure is None and self._extra_versions(key) != extras  # what the operator itself does no watch tells it
         retries = PROBLEM_RETRY if problem != NONE else None, CLEANING_RETRY if refused else None
         return soonest(decision.requeue, SEEN_SECONDS if made else None, *retries)
 
@@ -190,7 +190,7 @@ class Reconciler:
         refused = await _bring(ensure, plan.exposure(context))
         return refused or await _bring(children.remove, plan.unexposed(context, partial(self._there, children)))
 
-    def _extras(self, key: Key) -> list[str]:
+    def _extra_versions(self, key: Key) -> list[str]:
         """Versions of the children of kinds that few FineTunes have."""
         there = (self.cache.children(kind, key).values() for kind in EXTRAS)
         return [str(obj["metadata"].get("resourceVersion")) for objects in there for obj in objects]

@@ -183,7 +183,7 @@ def pod_spec(
         result["initContainers"] = init_containers
     if together := _affinity(owner, spec, devices):
         result["affinity"] = together
-    given, placed = overrides(spec), devices.placement()
+    given, placed = {key: value for key, value in overrides(spec).items() if value}, devices.placement()
     if tolerations := [*placed.get("tolerations", ()), *given.get("tolerations", ())]:
         given["tolerations"] = tolerations
     return {**result, **placed, **given}
@@ -211,20 +211,15 @@ def disruption_budget(metadata: Manifest, selector: dict[str, str]) -> Manifest:
     }
 
 
-NO_OVERRIDES: Final[Mapping[str, Any]] = {"serviceAccountName": "", "imagePullSecrets": [], "nodeSelector": {}, "tolerations": []}
-
-
 def overrides(spec: Spec) -> Manifest:
-    """What the user says of every pod (`spec.pods`), without affinity and variables."""
-    if spec.pods is None:
-        return {}
-    given = {
-        "serviceAccountName": spec.pods.service_account_name,
-        "imagePullSecrets": [{"name": s} for s in spec.pods.image_pull_secrets or ()],
-        "nodeSelector": dict(spec.pods.node_selector or {}),
-        "tolerations": [dict(t) for t in spec.pods.tolerations or ()],
+    """What the user says of every pod (`spec.pods`), without affinity and variables; empty where nothing is said."""
+    said = spec.pods or Pods()
+    return {
+        "serviceAccountName": said.service_account_name or "",
+        "imagePullSecrets": [{"name": s} for s in said.image_pull_secrets or ()],
+        "nodeSelector": dict(said.node_selector or {}),
+        "tolerations": [dict(t) for t in said.tolerations or ()],
     }
-    return {key: value for key, value in given.items() if value}
 
 
 def affinity(spec: Spec) -> Manifest:

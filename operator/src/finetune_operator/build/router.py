@@ -157,8 +157,7 @@ def _deployment(owner: Owner, spec: Spec, image: str) -> Manifest:
                     "containers": [container],
                     "volumes": [{"name": "config", "configMap": {"name": name}}, *access.volumes(spec.serving)],
                     "affinity": pods.affinity(spec),
-                    **pods.NO_OVERRIDES,  # said also when empty, so that they are taken back
-                    **pods.overrides(spec),
+                    **pods.overrides(spec),  # said also when empty, so that they are taken back
                 },
             },
         },
