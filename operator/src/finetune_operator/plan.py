@@ -24,6 +24,7 @@ from finetune_operator.decide import layout
 from finetune_operator.decide.attempts import avoided, divisor, folders, numbered
 from finetune_operator.decide.draft import ArmWanted, Draft, JobWanted
 from finetune_operator.decide.exposure import asked
+from finetune_operator.decide.extras import scaled
 from finetune_operator.decide.rollout import ACTIVE, UNMOVED
 from finetune_operator.decide.stages import BASE, evaluation_key, reference
 from finetune_operator.errors import SpecError
@@ -121,7 +122,7 @@ def arms(c: Context) -> Iterator[Child]:
         template = stored["template"] if stored else _template(c, wanted)
         yield kinds.SERVICE, arm.service(c.owner, wanted.name)
         yield kinds.DEPLOYMENT, arm.deployment(c.owner, wanted.name, wanted.revision, template, _replicas(c, wanted.name))
-        if scaling and scaling.autoscaler == "HPA":
+        if scaling and scaled(c.spec):
             yield kinds.HPA, arm.autoscaler(c.owner, wanted.name, scaling, _least(c, wanted.name))
         if _most(c) > 1:
             yield kinds.PDB, arm.disruption_budget(c.owner, wanted.name)
@@ -152,9 +153,8 @@ def unexposed(c: Context, there: Callable[[Kind], Mapping[str, Any]]) -> Iterato
 def leftovers(c: Context, there: Callable[[Kind], Mapping[str, Mapping[str, Any]]]) -> Iterator[tuple[Kind, str]]:
     """What is not wanted any more: arms that the routers have let go of, routers without arms, Services of gangs that ended."""
     wanted = {names.arm(c.owner.name, a.name) for a in c.draft.arms}
-    scaling = _scaling(c)
     kept = {
-        kinds.HPA: wanted if scaling and scaling.autoscaler == "HPA" else set(),  # first: it would undo what is set by hand
+        kinds.HPA: wanted if scaled(c.spec) else set(),  # first: it would undo what is set by hand
         kinds.DEPLOYMENT: wanted,  # before its Service: an arm that has a Deployment may be wanted again
         kinds.SERVICE: wanted,
         kinds.PDB: wanted if _most(c) > 1 else set(),

@@ -17,21 +17,22 @@ from finetune_operator.observed import Exposure, Observed
 
 def looked_for(spec: Spec, known: list[str] | None) -> list[Kind]:
     """What the spec asks for, and what was made for an earlier one."""
-    return [kind for kind in EXTRAS if kind is asked(spec) or (kind is HPA and _scaled(spec)) or kind.kind in (known or ())]
+    return [kind for kind in EXTRAS if kind is asked(spec) or (kind is HPA and scaled(spec)) or kind.kind in (known or ())]
 
 
 def remembered(o: Observed, d: Draft) -> Draft:
     """The kinds of what is there, and of what is to be. What is to go and cannot be seen is looked for again."""
     kind = asked(o.spec)
     to_be = {kind.kind} if kind and d.exposed else set()
-    to_be |= {HPA.kind} if d.arms and _scaled(o.spec) else set()
+    to_be |= {HPA.kind} if d.arms and scaled(o.spec) else set()
     there = {name for name, seen in o.exposures.items() if seen.there or _may_be_there(o, name, seen)}
     there |= {HPA.kind} if o.autoscaled else set()
     d = d.set(extra_kinds=sorted(to_be | there) or None)
     return replace(d, requeue=soonest(d.requeue, LOOK_AGAIN_SECONDS)) if there - to_be else d
 
 
-def _scaled(spec: Spec) -> bool:
+def scaled(spec: Spec) -> bool:
+    """Are there to be autoscalers of the operator's own?"""
     return spec.serving is not None and spec.serving.autoscaling is not None and spec.serving.autoscaling.autoscaler == "HPA"
 
 
