@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -101,6 +101,26 @@ class Router:
         return lines
 
 
+@contextlib.asynccontextmanager
+async def repeating(turn: Callable[[], Awaitable[None]], seconds: float) -> AsyncIterator[None]:
+    """A turn, a pause, and again while the block lasts; the last one comes to its end: a cancelled request leaves its socket open."""
+    ended = asyncio.Event()
+
+    async def turns() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(*ERRORS):  # the API server is away, or somebody else was quicker: look again
+                await turn()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), seconds)
+
+    task = asyncio.create_task(turns())
+    try:
+        yield
+    finally:
+        ended.set()
+        await task
+
+
 class Kubelet:
     """Serves the nodes of a control plane, by default one, while the `async with` block lasts.
 
@@ -121,6 +141,7 @@ class Kubelet:
         self._routers: dict[str, Router] = {}
         self._runners: dict[str, list[web.AppRunner]] = defaultdict(list)
         self._beat = 0.0
+        self._turns = repeating(self._turn, TURN_SECONDS)
 
     async def __aenter__(self) -> Self:
         there = {made["metadata"]["name"] for made in await self.admin.list(NODE)}
@@ -128,21 +149,13 @@ class Kubelet:
         await asyncio.gather(*(self.admin.create(NODE, made) for made in missing))
         with contextlib.suppress(errors.AlreadyExists):
             await self.admin.create(kinds.STORAGE_CLASS, storage_class("standard", default=True))
-        self._task = asyncio.create_task(self._run())
+        await self._turns.__aenter__()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await self._turns.__aexit__(kind, error, trace)
         for uid in list(self._runners):
             await self._silence(uid)
-
-    async def _run(self) -> None:
-        while True:
-            with contextlib.suppress(*ERRORS):  # the API server is away, or somebody else was quicker: look again
-                await self._turn()
-            await asyncio.sleep(TURN_SECONDS)
 
     async def _turn(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -52,8 +52,7 @@ async def test_a_real_prometheus_sees_guards_and_is_seen(admin: Admin, kubelet: 
     operator = Operator(plane, tmp_path, "watched", settings=known)
     watching.scrape(operator.metrics_port)
     await watching.start()
-    following = asyncio.create_task(watching.follow(admin))
-    async with operator:
+    async with watching.following(admin), operator:
         await operator.leading()
         await until(lambda: watching.query("finetune_leading == 1"), what="a scrape of the operator")
         good, bad = await Space.new(admin, "good"), await Space.new(admin, "bad")
@@ -87,7 +86,6 @@ async def test_a_real_prometheus_sees_guards_and_is_seen(admin: Admin, kubelet: 
         await until(lambda: watching.fires("FineTuneOperatorDown"), what="the alert")
         operator.start()
         await _resolved(watching, "FineTuneOperatorDown")
-    following.cancel()
 
 
 async def _passes(space: Space, watching: Watching) -> None:

@@ -5,12 +5,12 @@ Debian builds it without discovery in Kubernetes: a file has what that would fin
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -18,14 +18,14 @@ from typing import Any, Final
 import aiohttp
 import yaml
 from aiohttp import web
-from finetune_operator import errors, kinds, names
+from finetune_operator import kinds, names
 from finetune_trainer.progress import Progress
 from finetune_trainer.serve.metrics import Metrics
 
 from devcluster import prometheus
 from devcluster.controlplane import ControlPlane, _free_ports
 from tests.integration.engine import NAMESPACE, until
-from tests.integration.kubelet import Admin, Kubelet, Object
+from tests.integration.kubelet import Admin, Kubelet, Object, repeating
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 FILES: Final = ROOT / "charts" / "finetune-operator" / "files"
@@ -68,9 +68,10 @@ class Watching:
         self._home.mkdir()
         (self._home / "alerts.yaml").write_text(hurried())
         self._process: subprocess.Popen[bytes] | None = None
+        self._found: list[Object] = []  # targets
 
     def scrape(self, metrics_port: int) -> None:
-        """The operator there, and the pods that `follow` finds."""
+        """The operator there, and the pods that are found while `following`."""
         (self._home / "prometheus.yaml").write_text(yaml.safe_dump(_configuration(metrics_port)))
 
     async def start(self) -> None:
@@ -85,18 +86,17 @@ class Watching:
         )  # fmt: skip
         await until(self._ready, what="Prometheus")
 
-    async def follow(self, admin: Admin) -> None:
-        """Let it find the operator's pods, for ever."""
-        last: list[Object] = []
-        while True:
-            with contextlib.suppress(errors.ClusterError):
-                found = [target for pod in await admin.list(kinds.POD, label_selector=names.SELECTOR) for target in _targets(pod)]
-                if found != last:
-                    draft = self._home / "draft"
-                    draft.write_text(json.dumps(found))
-                    draft.rename(self._home / "pods.json")
-                    last = found
-            await asyncio.sleep(0.3)
+    def following(self, admin: Admin) -> contextlib.AbstractAsyncContextManager[None]:
+        """It finds the operator's pods while the block lasts."""
+        return repeating(partial(self._find, admin), 0.3)
+
+    async def _find(self, admin: Admin) -> None:
+        found = [target for pod in await admin.list(kinds.POD, label_selector=names.SELECTOR) for target in _targets(pod)]
+        if found != self._found:
+            draft = self._home / "draft"
+            draft.write_text(json.dumps(found))
+            draft.rename(self._home / "pods.json")
+            self._found = found
 
     def stop(self) -> None:
         assert self._process is not None
