@@ -24,7 +24,7 @@ from finetune_operator.decide.arms import router_moves
 from finetune_operator.decide.extras import looked_for
 from finetune_operator.decide.guards import asks_servers
 from finetune_operator.decide.queries import questions
-from finetune_operator.decide.rollout import ACTIVE, GUARDED
+from finetune_operator.decide.rollout.states import ACTIVE, GUARDED
 from finetune_operator.extras import Asked
 from finetune_operator.observed import Answer, ArmHealth, Exposure, Observed
 from finetune_operator.pods import PodClient

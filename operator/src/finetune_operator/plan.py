@@ -25,7 +25,7 @@ from finetune_operator.decide.attempts import avoided, divisor, folders, numbere
 from finetune_operator.decide.draft import ArmWanted, Draft, JobWanted
 from finetune_operator.decide.exposure import asked
 from finetune_operator.decide.extras import scaled
-from finetune_operator.decide.rollout import ACTIVE, UNMOVED
+from finetune_operator.decide.rollout.states import ACTIVE, UNMOVED
 from finetune_operator.decide.stages import BASE, evaluation_key, reference
 from finetune_operator.errors import SpecError
 from finetune_operator.kinds import Kind

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from finetune_operator import conditions as c
 from finetune_operator import names
-from finetune_operator.decide.rollout import ACTIVE
+from finetune_operator.decide.rollout.states import ACTIVE
 from finetune_operator.status import duration
 from finetune_operator.workloads import time
 

@@ -18,8 +18,11 @@ from finetune_operator.api.status import Arm, Experiment, Rollout, Status, Stopp
 from finetune_operator.build import arm as arms
 from finetune_operator.build.pods import Owner
 from finetune_operator.decide import control
-from finetune_operator.decide import rollout as machine
 from finetune_operator.decide.draft import ArmWanted, Draft, Routing, Serving, soonest, stamp
+from finetune_operator.decide.rollout import states
+from finetune_operator.decide.rollout.machine import advance
+from finetune_operator.decide.rollout.plan import ENDLESS, Plan
+from finetune_operator.decide.rollout.scene import OUTAGE_SECONDS, POLL_SECONDS, Scene
 from finetune_operator.decide.stages import BASE
 from finetune_operator.observed import ArmHealth, Observed
 from finetune_operator.traffic import Backend, Source, Structure
@@ -29,8 +32,8 @@ DEFAULT_STEPS: Final = (Step(weight=10, hold="30m"), Step(weight=50, hold="1h"),
 DEFAULT_IDENTITY: Final = (Identity(header="x-user-id"),)
 FALL_SECONDS: Final = 300.0  # as an autoscaler itself waits before it takes pods back
 PHASES: Final = {
-    machine.DEPLOYING: c.DEPLOYING, machine.CONNECTING: c.DEPLOYING, machine.SHIFTING: c.ROLLING_OUT,
-    machine.HOLDING: c.ROLLING_OUT, machine.BAKING: c.BAKING, machine.ROLLING_BACK: c.ROLLING_OUT,
+    states.DEPLOYING: c.DEPLOYING, states.CONNECTING: c.DEPLOYING, states.SHIFTING: c.ROLLING_OUT,
+    states.HOLDING: c.ROLLING_OUT, states.BAKING: c.BAKING, states.ROLLING_BACK: c.ROLLING_OUT,
 }  # fmt: skip
 
 
@@ -39,7 +42,7 @@ def rollout(o: Observed, d: Draft) -> Draft:
     if o.spec.serving is None:
         return _no_serving(d)
     wanted, running = _wanted(o, d), d.status.rollout
-    if running is not None and running.state in machine.ACTIVE:
+    if running is not None and running.state in states.ACTIVE:
         return _roll(o, d, running, wanted)
     if wanted is None or wanted.name == d.status.live_arm:
         return _steady(o, d, wanted)
@@ -91,7 +94,7 @@ def _begin(o: Observed, d: Draft, wanted: ArmWanted) -> Draft:
     d = _remember(d, wanted)
     first = Rollout(
         name=digest({"uid": o.uid, "arm": wanted.name, "stable": d.status.live_arm, "created": stamp(o.now)}),
-        arm=wanted.name, revision=wanted.revision, stable=d.status.live_arm or "", state=machine.DEPLOYING, weight=0,
+        arm=wanted.name, revision=wanted.revision, stable=d.status.live_arm or "", state=states.DEPLOYING, weight=0,
         steps=len(_plan(o, d, wanted.name).steps), memory={"created": stamp(o.now)},
     )  # fmt: skip
     d = d.set(rollout=first).begin("deploy", o.now, wanted.revision)
@@ -110,7 +113,7 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
     structure = _structure(o, d, running)
     superseded = wanted is not None and wanted.name != running.arm
     live = _arm(d.status, running.stable)
-    scene = machine.Scene(
+    scene = Scene(
         now=o.now,
         stable=_health(o, running.stable),
         canary=_health(o, running.arm),
@@ -124,22 +127,22 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
         capacity=running.capacity or 0,
         wish=control.wish(d.status, running),
         abort=_otherwise(wanted, running) if superseded and wanted else _refused(d, running),
-        stable_patience=machine.OUTAGE_SECONDS if live and live.promoted else seconds(o.spec.rollout.progress_deadline),
+        stable_patience=OUTAGE_SECONDS if live and live.promoted else seconds(o.spec.rollout.progress_deadline),
     )
-    step = machine.advance(_plan(o, d, running.arm, running.experiment), scene, running)
+    step = advance(_plan(o, d, running.arm, running.experiment), scene, running)
     d = _stages(o, d, running, step.rollout.state)
     d = d.set(rollout=step.rollout)
     if step.rollout.last_decision != running.last_decision and step.rollout.last_decision:
-        bad = step.rollout.state in (machine.ROLLING_BACK, machine.ROLLED_BACK)
+        bad = step.rollout.state in (states.ROLLING_BACK, states.ROLLED_BACK)
         d = d.note("Warning" if bad else "Normal", "Rollout", step.rollout.last_decision.split(": ", 1)[-1])
-    if step.rollout.state == machine.PROMOTED:
+    if step.rollout.state == states.PROMOTED:
         return _steady(o, _promoted(d, step.rollout), wanted)
-    if step.rollout.state == machine.ROLLED_BACK:
+    if step.rollout.state == states.ROLLED_BACK:
         return _rolled_back(o, d, step.rollout)
     canary = ArmWanted(running.arm, running.revision)
     routing = Routing(structure, step.rollout.weight, step.pushes)
     d = replace(d, arms=(*_live(d), canary), routing=routing, serving=_serving(o, d.status.live_arm))
-    d = replace(d, requeue=soonest(d.requeue, machine.POLL_SECONDS))
+    d = replace(d, requeue=soonest(d.requeue, POLL_SECONDS))
     if d.blocked:
         return replace(d, message=f"{d.message}; rollout of revision {running.revision}: {step.message}"[:1024])
     if step.reason in (c.PAUSED, c.PAUSED_BY_USER, c.TOO_FEW_PODS):
@@ -154,7 +157,7 @@ def _with_capacity(o: Observed, r: Rollout) -> Rollout:
     if scaling is None:
         return r.model_copy(update={"capacity": None}) if r.capacity else r
     stable, canary = _health(o, r.stable), _health(o, r.arm)
-    if r.state in machine.UNMOVED:
+    if r.state in states.UNMOVED:
         needed = stable.wanted
     else:
         r, kept = _kept(o, r, held=scaling.autoscaler == "HPA")
@@ -171,7 +174,7 @@ def _kept(o: Observed, r: Rollout, *, held: bool) -> tuple[Rollout, int]:
     """What of the capacity is kept as the load falls: what the present arm has, by the share of the users that it serves, or where the
     operator itself holds the pods (`held`) what both arms' autoscalers found, at the most in FALL_SECONDS. (the rollout, pods)"""
     kept, figures = r.capacity or 0, [_health(o, arm).needed for arm in (r.stable, r.arm)]
-    if r.state == machine.ROLLING_BACK:
+    if r.state == states.ROLLING_BACK:
         return r, kept
     if not held:
         return r, min(kept, math.ceil(_health(o, r.stable).wanted * 100 / (100 - r.weight))) if r.weight < 100 else kept
@@ -204,14 +207,14 @@ def _steady(o: Observed, d: Draft, wanted: ArmWanted | None) -> Draft:
     if live is None:
         return d
     structure = _structure(o, d, None)
-    last = d.status.rollout or Rollout(arm=live, revision=d.status.live_revision or BASE, stable=live, state=machine.PROMOTED, weight=0)
+    last = d.status.rollout or Rollout(arm=live, revision=d.status.live_revision or BASE, stable=live, state=states.PROMOTED, weight=0)
     d = replace(d, arms=_live(d), routing=Routing(structure, 0), serving=_serving(o, live))
     health = _health(o, live)
     settled = _acknowledged(o, structure) and health.ready > 0
     if (settled and not last.memory.get("settled")) or (last.memory.get("structure") not in (None, structure.version)):
         last = last.model_copy(update={"memory": {"settled": settled, "structure": structure.version}})
     if not last.memory.get("settled"):
-        d = replace(d, arms=(*d.arms, *_others(o, d)), requeue=soonest(d.requeue, machine.POLL_SECONDS))
+        d = replace(d, arms=(*d.arms, *_others(o, d)), requeue=soonest(d.requeue, POLL_SECONDS))
     d = d.set(rollout=last)
     if wanted is None or wanted.name != live or (d.blocked and d.phase != c.NOT_NEEDED):
         return d
@@ -298,7 +301,7 @@ def _backend(o: Observed, name: str, revision: str) -> Backend:
     return Backend(name, arms.host(Owner(o.namespace, o.name, o.uid), name), revision, ready)
 
 
-def _plan(o: Observed, d: Draft, arm: str, fixed: Experiment | None = None) -> machine.Plan:
+def _plan(o: Observed, d: Draft, arm: str, fixed: Experiment | None = None) -> Plan:
     """The user's steps; an arm that was promoted before takes all users at once, and bakes. `fixed`: the rollout's A/B test until now."""
     spec: Spec = o.spec
     known = _arm(d.status, arm)
@@ -311,7 +314,7 @@ def _plan(o: Observed, d: Draft, arm: str, fixed: Experiment | None = None) -> m
     if again:
         steps = ((100, 0.0),)
     bake, deadline, guards = seconds(spec.rollout.bake), seconds(spec.rollout.progress_deadline), spec.rollout.guards
-    return machine.Plan(steps, bake, deadline, guards, seconds(guards.max_extension), experiment)
+    return Plan(steps, bake, deadline, guards, seconds(guards.max_extension), experiment)
 
 
 def _experiment(spec: Spec, fixed: Experiment | None) -> tuple[int, float] | None:
@@ -319,7 +322,7 @@ def _experiment(spec: Spec, fixed: Experiment | None) -> tuple[int, float] | Non
     asked = spec.rollout.experiment
     if asked is None or (fixed and fixed.until):
         return None
-    return fixed.weight if fixed else asked.weight, seconds(asked.duration) if asked.duration else machine.ENDLESS
+    return fixed.weight if fixed else asked.weight, seconds(asked.duration) if asked.duration else ENDLESS
 
 
 def _remember(d: Draft, wanted: ArmWanted) -> Draft:
@@ -334,11 +337,11 @@ def _remember(d: Draft, wanted: ArmWanted) -> Draft:
 def _stages(o: Observed, d: Draft, running: Rollout, new: str) -> Draft:
     """Note when deployment, rollout and bake began and ended."""
     order = {
-        machine.DEPLOYING: "deploy",
-        machine.CONNECTING: "deploy",
-        machine.SHIFTING: "rollout",
-        machine.HOLDING: "rollout",
-        machine.BAKING: "bake",
+        states.DEPLOYING: "deploy",
+        states.CONNECTING: "deploy",
+        states.SHIFTING: "rollout",
+        states.HOLDING: "rollout",
+        states.BAKING: "bake",
     }
     before, after = order.get(running.state), order.get(new)
     if before == after:
