@@ -207,15 +207,18 @@ class Session:
                 print(f"{mutant.file}: {done} of {len(todo)} mutants, about {left:.0f} s left", flush=True)
 
     def _tests(self, mutant: Mutant, items: list[pytest.Item]) -> list[pytest.Item]:
-        """Those that execute the changed line; all that execute the file where it runs when the module is imported."""
+        """Those that execute the changed line; all that execute the file where it runs when the module is imported, or, where it holds
+        nothing but constants, a file beside it."""
         change = mutant.change
         known = {line for t in self.traced.values() for line in t.lines}
+        files = {file for file, _ in known}
+        near = {mutant.file} if mutant.file in files else {f for f in files if Path(f).parent == Path(mutant.file).parent}
         at_import = (mutant.file, change.line) not in known and "." not in change.function and change.function[:1].isupper()
         whole = change.function == "module" or at_import
 
         def executes(item: pytest.Item) -> bool:
             lines = self.traced[item.nodeid].lines
-            return any(file == mutant.file for file, _ in lines) if whole else (mutant.file, change.line) in lines
+            return any(file in near for file, _ in lines) if whole else (mutant.file, change.line) in lines
 
         return sorted(filter(executes, items), key=lambda item: self.traced[item.nodeid].seconds)
 
