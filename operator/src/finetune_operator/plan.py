@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_operator import kinds, names
-from finetune_operator.api.spec import Autoscaling, Spec
+from finetune_operator.api.blocks.serving import Autoscaling
+from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Revision
 from finetune_operator.build import arm, exposure_log, jobs, revision, router, runconfig
 from finetune_operator.build import exposure as exposing

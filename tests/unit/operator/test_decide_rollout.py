@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.api.spec import Guards
+from finetune_operator.api.blocks.guards import Guards
 from finetune_operator.api.status import Rollout
 from finetune_operator.decide.arms import rollout as arms
 from finetune_operator.decide.rollout import states as m

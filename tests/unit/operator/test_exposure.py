@@ -11,8 +11,8 @@ import pytest
 import yaml
 from finetune_operator import conditions as c
 from finetune_operator import errors, exposures, kinds, names, status
+from finetune_operator.api.blocks.expose import Expose
 from finetune_operator.api.load import load_spec
-from finetune_operator.api.spec import Expose
 from finetune_operator.api.status import Condition
 from finetune_operator.build import exposure
 from finetune_operator.build.envoy import REQUEST_SECONDS

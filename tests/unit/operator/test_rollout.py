@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.api.spec import Guards
+from finetune_operator.api.blocks.guards import Guards
 from finetune_operator.api.status import Arm, Rollout, Stopped
 from finetune_operator.build.router import LATENCY_BOUNDS
 from finetune_operator.decide.arms import rollout as arms

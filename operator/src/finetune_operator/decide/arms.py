@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Any, Final
 
 from finetune_operator import conditions as c
+from finetune_operator.api.blocks.rollout import Identity, Step
 from finetune_operator.api.fields import digest
 from finetune_operator.api.quantities import seconds
-from finetune_operator.api.spec import Identity, Spec, Step
+from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Arm, Experiment, Rollout, Status, Stopped
 from finetune_operator.build import arm as arms
 from finetune_operator.build.pods import Owner

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Final
 
 from finetune_operator import conditions as c
-from finetune_operator.api.spec import Serving, Spec
+from finetune_operator.api.blocks.serving import Serving
+from finetune_operator.api.spec import Spec
 from finetune_operator.build import exposure
 from finetune_operator.decide.draft import Draft, soonest
 from finetune_operator.kinds import Kind

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Final
 
 from finetune_operator import names
-from finetune_operator.api.spec import Guards, Query
+from finetune_operator.api.blocks.guards import Guards, Query
 from finetune_operator.api.status import Rollout, Status
 from finetune_operator.decide.guards import Finding
 from finetune_operator.observed import Answer, Question

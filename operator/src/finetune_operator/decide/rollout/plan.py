@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from finetune_operator.api.spec import Guards
+from finetune_operator.api.blocks.guards import Guards
 
 ENDLESS: Final = math.inf  # how long a step is held that only the user ends
 
