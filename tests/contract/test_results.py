@@ -95,9 +95,9 @@ def test_a_score_with_its_interval_and_difference() -> None:
 @pytest.mark.parametrize(
     ("case", "error", "failure_class", "words"),
     [
-        ("a user's mistake", exits.UserError("TooManyInvalidRows", "row 7: no answer", "Correct the rows."), "user", "row 7: no answer Correct the rows."),
-        ("no memory", MemoryError(), "outOfMemory", f"memory ran out {exits.MORE_MEMORY}"),
-        ("a full disk", OSError(28, "No space left on device"), "infrastructure", "[Errno 28] No space left on device Raise spec.storage.size."),
+        ("a user's mistake", exits.UserError("TooManyInvalidRows", "row 7: no answer", "Correct the rows."), "user", "row 7: no answer. Correct the rows."),
+        ("no memory", MemoryError(), "outOfMemory", f"memory ran out. {exits.MORE_MEMORY}"),
+        ("a full disk", OSError(28, "No space left on device"), "infrastructure", "[Errno 28] No space left on device. Raise spec.storage.size."),
         ("a stop on request", exits.Interrupted("Interrupted", "stopped by SIGTERM"), "disruption", "stopped by SIGTERM"),
         ("anything else", KeyError("x"), "error", "'x'"),
     ],

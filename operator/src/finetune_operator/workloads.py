@@ -334,8 +334,7 @@ def _explain(
 ) -> tuple[str, str]:
     error = result.get("error")
     if isinstance(error, Mapping):
-        fix = f" {error['fix']}" if error.get("fix") else ""
-        return str(error.get("reason", "Error")), f"{error.get('message', '')}{fix}"
+        return str(error.get("reason", "Error")), _told(str(error.get("message") or ""), str(error.get("fix") or ""))
     if disrupted:
         return str(disrupted.get("reason", "Disrupted")), str(disrupted.get("message", "the pod was disrupted"))
     if ended.get("reason") == OOM_KILLED:
@@ -347,6 +346,13 @@ def _explain(
         words = "killed (exit code {}) although nobody deleted its pod: the node may have run out of memory; its log says"
         return "Killed", words.format(code)
     return str(ended.get("reason") or "Error"), f"exit code {code}{': ' + tail if tail else ''}"
+
+
+def _told(message: str, fix: str) -> str:
+    """What is wrong and how to mend it, as sentences."""
+    message = message.rstrip()
+    stop = "." if message and not message.endswith((".", "!", "?")) else ""
+    return f"{message}{stop} {fix}".lstrip() if fix else message
 
 
 def parse_result(message: str | None) -> dict[str, Any]:
