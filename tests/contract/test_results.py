@@ -11,7 +11,8 @@ import pytest
 from finetune_operator.api.status import Estimate, Forgetting, Rows, Score
 from finetune_operator.decide import layout
 from finetune_operator.decide.stages import _fetched, _prepared, _scored
-from finetune_operator.workloads import EXIT_CLASSES, parse_result, root_cause
+from finetune_operator.workloads.causes import root_cause
+from finetune_operator.workloads.endings import EXIT_CLASSES, parse_result
 from finetune_trainer import estimate, exits, fetch
 from finetune_trainer.config import ComputeConfig, MethodConfig
 from finetune_trainer.evaluate import scoring

@@ -23,7 +23,7 @@ from finetune_operator.decide.rollout import states
 from finetune_operator.decide.rollout.machine import advance
 from finetune_operator.decide.rollout.scene import Step
 from finetune_operator.observed import ArmHealth, Observed
-from finetune_operator.workloads import Waiting
+from finetune_operator.workloads.run import Waiting
 
 from tests.unit.operator.helpers import STAMP, draft, make_observed, make_revision
 from tests.unit.operator.test_rollout import (

@@ -18,7 +18,7 @@ from finetune_operator.decide.rollout.plan import Plan
 from finetune_operator.decide.rollout.rolling_back import roll_back
 from finetune_operator.observed import ArmHealth
 from finetune_operator.traffic import ArmTotals, RouterState
-from finetune_operator.workloads import Waiting
+from finetune_operator.workloads.run import Waiting
 
 from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision
 from tests.unit.operator.test_rollout import BOTH_BAD, EMPTY, FINE, PLAN, READY, at, baking, counted, holding, router, scene, totals

@@ -24,7 +24,7 @@ from finetune_operator.extras import Extras
 from finetune_operator.kinds import FINETUNE, HTTP_ROUTE, INGRESS, Kind
 from finetune_operator.observed import Exposure
 from finetune_operator.traffic import Backend, Structure
-from finetune_operator.workloads import Waiting
+from finetune_operator.workloads.run import Waiting
 
 from tests.unit.operator.helpers import (
     BY_HEADER,

@@ -24,7 +24,7 @@ from finetune_operator.decide.rollout.scene import Scene
 from finetune_operator.observe import SERVERS_ASKED
 from finetune_operator.observed import ArmHealth
 from finetune_operator.traffic import ArmTotals, Backend, RouterState, ServerState, Structure
-from finetune_operator.workloads import Waiting
+from finetune_operator.workloads.run import Waiting
 
 from tests.unit.operator.helpers import BY_HEADER, NOW, STAMP, draft, make_observed, make_revision
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.workloads import ABSENT, Failure, Run, Waiting, leftovers, read_run, stuck_since, untold, waiting
+from finetune_operator.workloads.jobs import leftovers, read_run, untold
+from finetune_operator.workloads.run import ABSENT, Failure, Run, Waiting
+from finetune_operator.workloads.waiting import stuck_since, waiting
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 JOB: dict[str, Any] = {"metadata": {"name": "job", "uid": "u"}, "spec": {}}

@@ -27,7 +27,7 @@ from finetune_operator.decide.rollout.scene import OUTAGE_SECONDS, POLL_SECONDS,
 from finetune_operator.decide.stages import BASE
 from finetune_operator.observed import ArmHealth, Observed
 from finetune_operator.traffic import Backend, Source, Structure
-from finetune_operator.workloads import time
+from finetune_operator.workloads.objects import time
 
 DEFAULT_STEPS: Final = (Step(weight=10, hold="30m"), Step(weight=50, hold="1h"), Step(weight=100))
 DEFAULT_IDENTITY: Final = (Identity(header="x-user-id"),)

@@ -11,7 +11,7 @@ from finetune_operator.decide.guards import add, subtract
 from finetune_operator.decide.rollout.memory import changed
 from finetune_operator.decide.rollout.scene import Scene
 from finetune_operator.traffic import ArmTotals, Buckets
-from finetune_operator.workloads import time
+from finetune_operator.workloads.objects import time
 
 Counted = tuple[str, str, Mapping[str, ArmTotals]]  # a router or server: name, start, counters by arm
 

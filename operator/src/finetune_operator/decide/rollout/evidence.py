@@ -13,7 +13,7 @@ from finetune_operator.decide.rollout.experiment import endless
 from finetune_operator.decide.rollout.memory import changed
 from finetune_operator.decide.rollout.plan import Plan
 from finetune_operator.decide.rollout.scene import Scene
-from finetune_operator.workloads import time
+from finetune_operator.workloads.objects import time
 
 LATE_LOOK_SECONDS: Final = 60.0
 LOOKS: Final = 10  # times that the evidence of a step is written to the status, at most, while it runs in time

@@ -10,7 +10,7 @@ from finetune_operator.decide.rollout.experiment import experimenting
 from finetune_operator.decide.rollout.memory import changed
 from finetune_operator.decide.rollout.plan import ENDLESS, Plan
 from finetune_operator.decide.rollout.states import HOLDING
-from finetune_operator.workloads import time
+from finetune_operator.workloads.objects import time
 
 
 def hold(plan: Plan, r: Rollout) -> float:

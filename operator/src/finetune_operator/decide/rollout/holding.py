@@ -15,7 +15,7 @@ from finetune_operator.decide.rollout.rolling_back import roll_back
 from finetune_operator.decide.rollout.scene import Scene, Step, can_go_back, too_few, unheard
 from finetune_operator.decide.rollout.shifting import shift
 from finetune_operator.decide.rollout.states import PROMOTE
-from finetune_operator.workloads import time
+from finetune_operator.workloads.objects import time
 
 
 def holding(plan: Plan, scene: Scene, r: Rollout) -> Step:

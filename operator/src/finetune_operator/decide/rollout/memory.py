@@ -9,7 +9,7 @@ from finetune_operator.api.status import Rollout
 from finetune_operator.decide.draft import stamp
 from finetune_operator.decide.rollout.plan import Plan
 from finetune_operator.decide.rollout.scene import Scene
-from finetune_operator.workloads import time
+from finetune_operator.workloads.objects import time
 
 
 def marked(r: Rollout, key: str, moment: datetime | None) -> Rollout:

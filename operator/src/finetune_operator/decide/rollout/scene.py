@@ -12,7 +12,7 @@ from finetune_operator.api.status import Rollout
 from finetune_operator.decide.rollout.states import ABORT, PAUSE
 from finetune_operator.observed import Answer, ArmHealth
 from finetune_operator.traffic import RouterState, ServerState, Structure
-from finetune_operator.workloads import Waiting
+from finetune_operator.workloads.run import Waiting
 
 POLL_SECONDS: Final = 2.0
 OUTAGE_SECONDS: Final = 60.0  # an arm without a ready pod for so long is down, not restarting
