@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from finetune_operator.api.fields import LIVE
+from finetune_operator.api.rule import Node, Rule
 from finetune_operator.api.types import LabelName, Quantity, SpecModel, Word
+
+SHARDED: Final = ("Full", "LoRA")
 
 
 class Compute(SpecModel):
@@ -38,3 +41,29 @@ class Compute(SpecModel):
     def gpus_each(self) -> int:
         """Accelerators of each pod that has any."""
         return self.gpus_per_node or (1 if self.accelerator else 0)
+
+
+def shardable(kind: str, objective: str | None, sharding: str) -> bool:
+    """Whether a method's ranks can divide it so. Before DPO's first step the whole base model reads all answers."""
+    return kind in SHARDED and (objective != "DPO" or sharding != "ZeRO3")
+
+
+def layout(compute: Node) -> tuple[str, str]:
+    """(sharding, offload) that are asked for."""
+    return compute.get("sharding", "Auto"), compute.get("offload", "Auto")
+
+
+def _offload_fits(compute: Node) -> bool:
+    sharding, offload = layout(compute)
+    return offload in ("Auto", "None") or sharding in ("Auto", "ZeRO3") or (offload == "Optimizer" and sharding != "DDP")
+
+
+RULES: Final = (
+    Rule(
+        "spec.compute", "offload",
+        "!has(self.offload) || self.offload in ['Auto', 'None'] || self.sharding in ['Auto', 'ZeRO3'] || "  # a default is judged bare
+        "(self.offload == 'Optimizer' && self.sharding != 'DDP')",
+        "Optimizer belongs to sharding ZeRO1, ZeRO2 or ZeRO3, and All to ZeRO3; use Auto, or another sharding",
+        _offload_fits,
+    ),
+)  # fmt: skip

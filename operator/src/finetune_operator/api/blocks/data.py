@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from finetune_operator.api.fields import LIVE, RETRAIN
+from finetune_operator.api.rule import Node, Rule
 from finetune_operator.api.types import OBJECT, Name, SpecModel
 
+SLOTS: Final = ("train", "validation", "test")
+ROWS: Final = ("spec.data.train", "spec.data.validation", "spec.data.test", "spec.data.mix[]")
 DataSource = Annotated[str, Field(max_length=1024, pattern=rf"^((configmap|pvc)://{OBJECT}/|image:///|hf://|https://|s3://).+$")]
 Percent = Annotated[int, Field(ge=0, le=100)]
 Language = Annotated[str, Field(pattern="^[a-z]{2,3}$", max_length=3)]
@@ -98,3 +101,31 @@ class Data(SpecModel):
     split: Split | None = None
     quality: Quality | None = None
     mix: list[Mix] | None = Field(default=None, max_length=8, description="General data, mixed into the training rows.")
+
+
+def _shares(split: Node) -> int:
+    return int(split.get("train", 80)) + int(split.get("validation", 10)) + int(split.get("test", 10))
+
+
+def _opened_by_secret(path: str) -> Rule:
+    schemes = ("https://", "s3://", "hf://")
+    cel = " || ".join(["!has(self.secretName)", *(f"self.source.startsWith('{scheme}')" for scheme in schemes)])
+    message = f"belongs to a source of {', '.join(schemes)}; remove it"
+    return Rule(path, "secretName", cel, message, lambda source: "secretName" not in source or source["source"].startswith(schemes))
+
+
+RULES: Final = (
+    Rule(
+        "spec.data.quality", "languagePercent",
+        "!has(self.languagePercent) || has(self.languages)",
+        "says how sure a language must be, and no language is asked for: set languages, or remove it",
+        lambda quality: "languagePercent" not in quality or "languages" in quality,
+    ),
+    *(_opened_by_secret(path) for path in ROWS),
+    Rule(
+        "spec.data.split", "",
+        "(has(self.train) ? self.train : 80) + (has(self.validation) ? self.validation : 10) + (has(self.test) ? self.test : 10) == 100",
+        "train, validation and test must sum to 100 (unset they are 80, 10 and 10)",
+        lambda split: _shares(split) == 100,
+    ),
+)  # fmt: skip

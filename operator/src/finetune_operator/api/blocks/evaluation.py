@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from finetune_operator.api.blocks.data import DataSource
 from finetune_operator.api.fields import LIVE, REEVALUATE
+from finetune_operator.api.rule import Rule
 from finetune_operator.api.types import Decimal, SpecModel
 
 
@@ -53,3 +54,13 @@ class Evaluation(SpecModel):
     max_new_tokens: Annotated[int, REEVALUATE] = Field(default=128, ge=1, le=65536)
     skip_training_if_baseline_at_least: Annotated[Decimal | None, LIVE] = None
     gate: Gate | None = None
+
+
+RULES: Final = (
+    Rule(
+        "spec.evaluation.metrics[]", "sqlExecution",
+        "(self.type == 'SqlExecution') == has(self.sqlExecution)",
+        "belongs to type SqlExecution, which needs it: name the schema there",
+        lambda metric: (metric["type"] == "SqlExecution") == ("sqlExecution" in metric),
+    ),
+)  # fmt: skip

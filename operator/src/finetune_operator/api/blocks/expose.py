@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, cast
+from typing import Annotated, Final, Literal, cast
 
 from pydantic import Field
 
 from finetune_operator.api.fields import LIVE
+from finetune_operator.api.rule import Rule
 from finetune_operator.api.types import LabelName, Name, SpecModel, Word
 
 Host = Annotated[
@@ -64,3 +65,13 @@ class Expose(SpecModel):
     def way(self) -> Ingress | HttpRoute:
         """The one that is named."""
         return self.ingress or cast(HttpRoute, self.http_route)  # a rule has seen to it that one is
+
+
+RULES: Final = (
+    Rule(
+        "spec.serving.expose", "",
+        "has(self.ingress) != has(self.httpRoute)",
+        "name either an ingress or an httpRoute",
+        lambda expose: ("ingress" in expose) != ("httpRoute" in expose),
+    ),
+)  # fmt: skip

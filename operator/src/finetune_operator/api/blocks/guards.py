@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from finetune_operator.api.fields import LIVE
+from finetune_operator.api.quantities import DECIMAL_PATTERN
+from finetune_operator.api.rule import Node, Rule
 from finetune_operator.api.types import Decimal, Duration, SpecModel
 
+# What the operator puts its own names in for, in the user's PromQL (decide/queries.py).
+PLACES: Final = ("${arm}", "${revision}", "${pods}", "${canary}", "${stable}", "${namespace}", "${finetune}", "${window}")
+PLACE: Final = r"\$\{[A-Za-z_][^}]*\}"  # `${1}` is label_replace's own
 GuardName = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 
 
@@ -62,3 +68,40 @@ class Guards(SpecModel):
         "the next step begins; everybody goes back.",
     )
     max_extension: Annotated[Duration, LIVE] = Field(default="1h", description="For so long a step that cannot be judged yet is extended.")
+
+
+def _places_known(query: Node) -> bool:
+    return set(re.findall(PLACE, query["query"])) <= set(PLACES)
+
+
+def _limits_in_order(query: Node) -> bool:
+    return "min" not in query or "max" not in query or float(query["min"]) <= float(query["max"])
+
+
+RULES: Final = (
+    Rule(
+        "spec.rollout.guards", "queries",
+        "!has(self.queries) || self.queries.all(a, self.queries.exists_one(b, b.name == a.name))",
+        "two have the same name; give each its own",
+        lambda guards: len({q["name"] for q in guards.get("queries", ())}) == len(guards.get("queries", ())),
+    ),
+    Rule(
+        "spec.rollout.guards.queries[]", "",
+        "has(self.max) || has(self.min)",
+        "needs max, min, or both: the numbers between which all is well",
+        lambda query: "max" in query or "min" in query,
+    ),
+    Rule(
+        "spec.rollout.guards.queries[]", "min",
+        f"!has(self.min) || !has(self.max) || !self.min.matches(r'{DECIMAL_PATTERN}') || !self.max.matches(r'{DECIMAL_PATTERN}') || "
+        "double(self.min) <= double(self.max)",
+        "must not be above max",
+        _limits_in_order,
+    ),
+    Rule(
+        "spec.rollout.guards.queries[]", "query",
+        f"self.query.findAll(r'{PLACE}').all(p, p in [{', '.join(repr(place) for place in PLACES)}])",
+        f"names a placeholder that there is not; there are {', '.join(PLACES)}",
+        _places_known,
+    ),
+)  # fmt: skip

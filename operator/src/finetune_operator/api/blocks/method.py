@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from finetune_operator.api.fields import RETRAIN
+from finetune_operator.api.rule import Rule, number
 from finetune_operator.api.types import Decimal, SpecModel, Word
+
+PROMPTS: Final = ("PromptTuning", "PrefixTuning", "PTuning")
 
 
 class Lora(SpecModel):
@@ -59,3 +62,47 @@ class Method(SpecModel):
     )
     prompt: Prompt | None = None
     dpo: Dpo | None = None
+
+
+RULES: Final = (
+    Rule(
+        "spec.method", "lora",
+        "!has(self.lora) || self.type in ['LoRA', 'QLoRA']",
+        "belongs to method.type LoRA or QLoRA; remove it or change the type",
+        lambda method: "lora" not in method or method["type"] in ("LoRA", "QLoRA"),
+    ),
+    Rule(
+        "spec.method", "quantization",
+        "!has(self.quantization) || self.type == 'QLoRA'",
+        "belongs to method.type QLoRA; remove it or change the type",
+        lambda method: "quantization" not in method or method["type"] == "QLoRA",
+    ),
+    Rule(
+        "spec.method", "prompt",
+        "!has(self.prompt) || self.type in ['PromptTuning', 'PrefixTuning', 'PTuning']",
+        "belongs to method.type PromptTuning, PrefixTuning or PTuning; remove it or change the type",
+        lambda method: "prompt" not in method or method["type"] in PROMPTS,
+    ),
+    Rule(
+        "spec.method", "prompt.initText",
+        "!has(self.prompt) || !has(self.prompt.initText) || self.type == 'PromptTuning'",
+        "belongs to method.type PromptTuning; remove it or change the type",
+        lambda method: "initText" not in method.get("prompt", {}) or method["type"] == "PromptTuning",
+    ),
+    Rule(
+        "spec.method", "dpo",
+        "!has(self.dpo) || (has(self.objective) && self.objective == 'DPO')",
+        "belongs to method.objective DPO; remove it or set that",
+        lambda method: "dpo" not in method or method.get("objective") == "DPO",
+    ),
+    Rule(
+        "spec.method.dpo", "beta",
+        "!has(self.beta) || (double(self.beta) > 0.0 && double(self.beta) <= 100.0)",
+        'must be above 0 and at most 100; "0.1" is usual',
+        lambda dpo: 0 < float(dpo.get("beta", 0.1)) <= 100,
+    ),
+    number(
+        "spec.method.lora", "dropout", "double(self.dropout) >= 0.0 && double(self.dropout) < 1.0", "must be at least 0 and below 1",
+        lambda share: 0 <= share < 1,
+    ),
+)  # fmt: skip

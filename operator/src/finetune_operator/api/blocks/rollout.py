@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from finetune_operator.api.blocks.guards import Guards
 from finetune_operator.api.fields import LIVE
+from finetune_operator.api.rule import Node, Rule, some_time
 from finetune_operator.api.types import Duration, Name, SpecModel
 
 FieldName = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
@@ -63,3 +64,32 @@ class Rollout(SpecModel):
     progress_deadline: Annotated[Duration, LIVE] = Field(
         default="20m", description="A canary that is not ready so long after the present arm is, is rolled back."
     )
+
+
+def _weights_grow(steps: Node) -> bool:
+    weights = [step["weight"] for step in steps]
+    return weights == sorted(set(weights)) and weights[-1] == 100
+
+
+RULES: Final = (
+    some_time("spec.rollout.experiment", "duration"),
+    Rule(
+        "spec.rollout", "steps",
+        "!has(self.steps) || (self.steps[self.steps.size() - 1].weight == 100 && self.steps.map(s, s.weight).isSorted() && "
+        "self.steps.all(a, self.steps.exists_one(b, b.weight == a.weight)))",
+        "weights must grow from step to step, and the last must be 100",
+        lambda rollout: "steps" not in rollout or _weights_grow(rollout["steps"]),
+    ),
+    Rule(
+        "spec.rollout.identity[]", "",
+        "has(self.header) != has(self.bodyField)",
+        "name either a header or a bodyField",
+        lambda identity: ("header" in identity) != ("bodyField" in identity),
+    ),
+    Rule(
+        "spec.rollout.identity[]", "header",
+        "!has(self.header) || !self.header.lowerAscii().startsWith('x-finetune-')",
+        "x-finetune- begins the routers' own headers; name one of yours",
+        lambda identity: not identity.get("header", "").lower().startswith("x-finetune-"),
+    ),
+)  # fmt: skip

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from finetune_operator.api.blocks.expose import Expose
 from finetune_operator.api.fields import LIVE, REDEPLOY
+from finetune_operator.api.rule import Node, Rule
 from finetune_operator.api.types import Name, Quantity, SpecModel, Word
 
 ServedName = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@+-]*$")]
@@ -76,3 +77,32 @@ class Serving(SpecModel):
     api_keys: ApiKeys | None = None
     tls: Tls | None = None
     expose: Expose | None = None
+
+
+def _cpu_is_requested(serving: Node) -> bool:
+    scaling = serving.get("autoscaling")
+    by_cpu = scaling is not None and "metric" not in scaling and scaling.get("autoscaler", "HPA") == "HPA"
+    return not by_cpu or "cpu" in (serving.get("resources", {}).get("requests") or {})
+
+
+RULES: Final = (
+    Rule(
+        "spec.serving.autoscaling", "maxReplicas",
+        "!has(self.minReplicas) || self.minReplicas <= self.maxReplicas",
+        "must be at least minReplicas",
+        lambda scaling: scaling.get("minReplicas", 1) <= scaling["maxReplicas"],
+    ),
+    Rule(
+        "spec.serving.autoscaling", "metric",
+        "!(has(self.metric) && has(self.targetCPUUtilizationPercentage))",
+        "and targetCPUUtilizationPercentage exclude each other; remove one",
+        lambda scaling: not ("metric" in scaling and "targetCPUUtilizationPercentage" in scaling),
+    ),
+    Rule(
+        "spec.serving", "autoscaling",
+        "!has(self.autoscaling) || has(self.autoscaling.metric) || self.autoscaling.autoscaler == 'External' || "
+        "(has(self.resources) && has(self.resources.requests) && 'cpu' in self.resources.requests)",
+        "the CPU is measured by resources.requests.cpu; set that, or name a metric",
+        _cpu_is_requested,
+    ),
+)  # fmt: skip

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from finetune_operator.api.fields import LIVE, RETRAIN
+from finetune_operator.api.rule import Rule, number, some_time
 from finetune_operator.api.types import Decimal, Duration, SpecModel
 
 
@@ -40,3 +41,18 @@ class Training(SpecModel):
     seed: Annotated[int | None, RETRAIN] = Field(default=None, ge=0, le=2147483647, description="Default 17.")
     early_stopping: EarlyStopping | None = None
     checkpoint: CheckpointPolicy | None = None
+
+
+RULES: Final = (
+    number(
+        "spec.training", "learningRate", "double(self.learningRate) > 0.0 && double(self.learningRate) <= 1000.0",
+        'must be above 0 and at most 1000; "2e-4" is usual for LoRA', lambda rate: 0 < rate <= 1000,
+    ),
+    Rule(
+        "spec.training.checkpoint", "",
+        "!(has(self.every) && has(self.everySteps))",
+        "every and everySteps exclude each other; remove one",
+        lambda policy: not ("every" in policy and "everySteps" in policy),
+    ),
+    some_time("spec.training.checkpoint", "every"),
+)  # fmt: skip
