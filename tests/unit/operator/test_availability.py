@@ -18,7 +18,7 @@ from finetune_operator.build.arm import Served
 from finetune_operator.build.pods import NO_DEVICES, Images, Manifest, Owner
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
-from finetune_operator.decide.arms import _with_capacity
+from finetune_operator.decide.capacity import with_capacity
 from finetune_operator.decide.rollout import states
 from finetune_operator.decide.rollout.machine import advance
 from finetune_operator.kinds import Kind
@@ -234,7 +234,7 @@ def test_what_the_load_needs_falls_with_the_present_arm_by_the_users_that_it_has
     weight, wanted, autoscaler, expected = FALLS[case]
     scaling = {**CPU, "autoscaling": {"minReplicas": 2, "maxReplicas": 8, "autoscaler": autoscaler}}
     o = make_observed(changes={"serving": scaling}, arms={"old": ArmHealth(wanted=wanted), "new": ArmHealth(wanted=6)})
-    assert _with_capacity(o, at(states.HOLDING, weight, capacity=6)).capacity == expected
+    assert with_capacity(o, at(states.HOLDING, weight, capacity=6)).capacity == expected
 
 
 CURRENT_CPU = {"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": 30, "averageValue": "600m"}}}

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from finetune_operator.api.status import Arm, Experiment, Rollout
-from finetune_operator.decide import arms
 from finetune_operator.decide.rollout import states as m
 from finetune_operator.decide.rollout.machine import advance
-from finetune_operator.decide.rollout.plan import ENDLESS, Plan
+from finetune_operator.decide.rollout.plan import ENDLESS, Plan, plan_of
 
 from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed
 from tests.unit.operator.test_rollout import BAD, FINE, PLAN, at, counted, router, scene, totals
@@ -151,13 +150,13 @@ def test_what_it_waits_for_is_told() -> None:
 
 def test_an_arm_that_was_promoted_before_is_tested_no_more() -> None:
     o = make_observed(changes={"rollout": {"experiment": {"weight": 50}}}, status={"arms": [Arm(name="new", revision="r1", promoted=True)]})
-    again = arms._plan(o, draft(o), "new")
+    again = plan_of(o, draft(o), "new")
     assert (again.steps, again.experiment) == (((100, 0.0),), None)
 
 
 def planned(fixed: Experiment | None = None, **experiment: Any) -> Plan:
     o = make_observed(changes={"rollout": {"experiment": experiment}})
-    return arms._plan(o, draft(o), "new", fixed)
+    return plan_of(o, draft(o), "new", fixed)
 
 
 def test_it_is_a_step_among_the_steps() -> None:
