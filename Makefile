@@ -84,7 +84,7 @@ cluster-status: ## Say what of it runs
 images: ## Build the operator's, the trainer's and the router's image into the local registry
 	@$(PYTHON) -m devcluster images
 
-mutation: ## Change decide/ in one place at a time and ask the unit tests (FILES='gate.py retry.py' asks of some); prints JSON
+mutation: ## Change decide/ in one place at a time and ask the unit tests (FILES='gate.py rollout/hold.py' asks of some); prints JSON
 	@$(DEV) python -m tests.mutation.run $(FILES)
 
 crds: ## Generate the CRD and the reference page from the API models

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from finetune_operator.api import crd
+from finetune_operator.api.blocks.compute import SHARDED
+from finetune_operator.api.blocks.data import SLOTS
+from finetune_operator.api.blocks.method import PROMPTS
 from finetune_operator.api.quantities import DURATION_PATTERN
-from finetune_operator.api.rules import NOT_YET, PROMPTS, SHARDED, SLOTS
+from finetune_operator.api.rules import NOT_YET
 from hypothesis import strategies as st
 
 Strategy = st.SearchStrategy[Any]

@@ -23,7 +23,7 @@ from finetune_operator.decide.draft import Draft
 from finetune_operator.kinds import Kind
 from finetune_operator.observed import ArmHealth, Observed
 from finetune_operator.tokens import generate_key, jwks
-from finetune_operator.workloads import Run
+from finetune_operator.workloads.run import Run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -11,7 +11,8 @@ import pytest
 from finetune_operator.api.status import Estimate, Forgetting, Rows, Score
 from finetune_operator.decide import layout
 from finetune_operator.decide.stages import _fetched, _prepared, _scored
-from finetune_operator.workloads import EXIT_CLASSES, parse_result, root_cause
+from finetune_operator.workloads.causes import root_cause
+from finetune_operator.workloads.endings import EXIT_CLASSES, parse_result
 from finetune_trainer import estimate, exits, fetch
 from finetune_trainer.config import ComputeConfig, MethodConfig
 from finetune_trainer.evaluate import scoring
@@ -95,9 +96,9 @@ def test_a_score_with_its_interval_and_difference() -> None:
 @pytest.mark.parametrize(
     ("case", "error", "failure_class", "words"),
     [
-        ("a user's mistake", exits.UserError("TooManyInvalidRows", "row 7: no answer", "Correct the rows."), "user", "row 7: no answer Correct the rows."),
-        ("no memory", MemoryError(), "outOfMemory", f"memory ran out {exits.MORE_MEMORY}"),
-        ("a full disk", OSError(28, "No space left on device"), "infrastructure", "[Errno 28] No space left on device Raise spec.storage.size."),
+        ("a user's mistake", exits.UserError("TooManyInvalidRows", "row 7: no answer", "Correct the rows."), "user", "row 7: no answer. Correct the rows."),
+        ("no memory", MemoryError(), "outOfMemory", f"memory ran out. {exits.MORE_MEMORY}"),
+        ("a full disk", OSError(28, "No space left on device"), "infrastructure", "[Errno 28] No space left on device. Raise spec.storage.size."),
         ("a stop on request", exits.Interrupted("Interrupted", "stopped by SIGTERM"), "disruption", "stopped by SIGTERM"),
         ("anything else", KeyError("x"), "error", "'x'"),
     ],

@@ -70,6 +70,11 @@ def mutants(file: str) -> Iterator[Mutant]:
         yield Mutant(file, number, change, source)
 
 
+def module_of(file: str) -> str:
+    """The module that a file of decide/ is, as `rollout/hold.py`."""
+    return f"{RULES.parent.name}.{RULES.name}.{file.removesuffix('.py').replace('/', '.')}".removesuffix(".__init__")
+
+
 def equivalent(path: Path = EQUIVALENT) -> dict[str, str]:
     """Name → reason of the mutants that no test can notice."""
     return {entry["mutant"]: entry["reason"] for entry in tomllib.loads(path.read_text()).get("equivalent", [])}
@@ -202,15 +207,18 @@ class Session:
                 print(f"{mutant.file}: {done} of {len(todo)} mutants, about {left:.0f} s left", flush=True)
 
     def _tests(self, mutant: Mutant, items: list[pytest.Item]) -> list[pytest.Item]:
-        """Those that execute the changed line; all that execute the file where it runs when the module is imported."""
+        """Those that execute the changed line; all that execute the file where it runs when the module is imported, or, where it holds
+        nothing but constants, a file beside it."""
         change = mutant.change
         known = {line for t in self.traced.values() for line in t.lines}
+        files = {file for file, _ in known}
+        near = {mutant.file} if mutant.file in files else {f for f in files if Path(f).parent == Path(mutant.file).parent}
         at_import = (mutant.file, change.line) not in known and "." not in change.function and change.function[:1].isupper()
         whole = change.function == "module" or at_import
 
         def executes(item: pytest.Item) -> bool:
             lines = self.traced[item.nodeid].lines
-            return any(file == mutant.file for file, _ in lines) if whole else (mutant.file, change.line) in lines
+            return any(file in near for file, _ in lines) if whole else (mutant.file, change.line) in lines
 
         return sorted(filter(executes, items), key=lambda item: self.traced[item.nodeid].seconds)
 
@@ -224,9 +232,7 @@ class Session:
             signal.alarm(30 + int(PATIENCE * sum(self.traced[t.nodeid].seconds for t in tests)))
             tree = ast.parse(mutant.source)
             list(changes(tree))[mutant.number].apply()
-            take_over(
-                importlib.import_module(f"finetune_operator.decide.{mutant.file.removesuffix('.py')}".removesuffix(".__init__")), tree
-            )
+            take_over(importlib.import_module(module_of(mutant.file)), tree)
             os._exit(0 if self._run(tests) else 1)
         except BaseException:
             os._exit(2)
@@ -279,12 +285,12 @@ def report(verdicts: dict[Mutant, Verdict]) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation.run", description=__doc__)
-    parser.add_argument("files", nargs="*", help="files of decide/; all if none is named")
+    parser.add_argument("files", nargs="*", help="files of decide/, as gate.py or rollout/hold.py; all if none is named")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="mutants tried at once")
     parser.add_argument("--every", type=int, default=1, help="a sample: every so many-th mutant alone")
     parser.add_argument("--tests", nargs="+", default=list(TESTS), help="tests to ask")
     options = parser.parse_args()
-    session = Session(options.files or sorted(p.name for p in RULES.glob("*.py")), options.workers, options.every)
+    session = Session(options.files or sorted(p.relative_to(RULES).as_posix() for p in RULES.rglob("*.py")), options.workers, options.every)
     os.environ.update(FEW_EXAMPLES)
     if pytest.main(["-q", "-s", *options.tests], plugins=[session]) not in (0, 5) or not session.verdicts:
         return 2

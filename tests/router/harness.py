@@ -15,7 +15,8 @@ from typing import Any
 
 import aiohttp
 from finetune_operator import kinds, names, tokens
-from finetune_operator.api.spec import Serving, Spec
+from finetune_operator.api.blocks.serving import Serving
+from finetune_operator.api.spec import Spec
 from finetune_operator.build import envoy, listeners, router
 from finetune_operator.build.exposure_log import KEY_VARIABLE, Exposures
 from finetune_operator.build.pods import Owner

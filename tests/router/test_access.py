@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from finetune_operator import names
-from finetune_operator.api.spec import Serving
+from finetune_operator.api.blocks.serving import Serving
 from finetune_operator.build import access
 from finetune_operator.build import router as documents
 from finetune_operator.traffic import Source

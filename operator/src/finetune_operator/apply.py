@@ -14,7 +14,7 @@ from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import AlreadyExists, FineTuneError, NotFound
 from finetune_operator.kinds import DEPLOYMENT, Kind
-from finetune_operator.workloads import Waiting
+from finetune_operator.workloads.run import Waiting
 
 log = logging.getLogger(__name__)
 Key = tuple[str, str]

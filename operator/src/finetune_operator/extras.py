@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 from finetune_operator import conditions, errors, kinds
 from finetune_operator.kinds import Kind
-from finetune_operator.workloads import Waiting
+from finetune_operator.workloads.run import Waiting
 
 Scope = str | None  # a namespace, or None for all of them
 REFUSAL_SECONDS: Final = 10.0  # so long nobody asks anew for what was refused

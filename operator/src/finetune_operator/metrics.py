@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from finetune_operator import conditions
-from finetune_operator.decide.rollout import ACTIVE, DEPLOYING
+from finetune_operator.decide.rollout.states import ACTIVE, DEPLOYING
 from finetune_operator.decide.stages import BASE
 
 Key = tuple[str, str]

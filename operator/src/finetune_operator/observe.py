@@ -24,26 +24,18 @@ from finetune_operator.decide.arms import router_moves
 from finetune_operator.decide.extras import looked_for
 from finetune_operator.decide.guards import asks_servers
 from finetune_operator.decide.queries import questions
-from finetune_operator.decide.rollout import ACTIVE, GUARDED
+from finetune_operator.decide.rollout.states import ACTIVE, GUARDED
 from finetune_operator.extras import Asked
 from finetune_operator.observed import Answer, ArmHealth, Exposure, Observed
 from finetune_operator.pods import PodClient
 from finetune_operator.prometheus import Prometheus
 from finetune_operator.tokens import sign
 from finetune_operator.traffic import RouterState, ServerState
-from finetune_operator.workloads import (
-    GANG_SECONDS,
-    Run,
-    Waiting,
-    leftovers,
-    read_run,
-    ready,
-    restarts,
-    stuck_since,
-    time,
-    untold,
-    waiting,
-)
+from finetune_operator.workloads.jobs import leftovers, read_run, untold
+from finetune_operator.workloads.objects import time
+from finetune_operator.workloads.pods import ready, restarts
+from finetune_operator.workloads.run import GANG_SECONDS, Run, Waiting
+from finetune_operator.workloads.waiting import stuck_since, waiting
 
 MOUNT_PATIENCE = 60.0  # seconds that a scheduled pod may wait before its Events are read
 SCALE_UPS = ("TriggeredScaleUp", "Nominated")  # what the Cluster Autoscaler and Karpenter say of a pod that they make room for

@@ -11,7 +11,7 @@ from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Status
 from finetune_operator.build.pods import Accelerator
 from finetune_operator.traffic import RouterState, ServerState
-from finetune_operator.workloads import ABSENT, Run, Waiting
+from finetune_operator.workloads.run import ABSENT, Run, Waiting
 
 
 @dataclass(frozen=True)

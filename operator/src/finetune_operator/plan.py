@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_operator import kinds, names
-from finetune_operator.api.spec import Autoscaling, Spec
+from finetune_operator.api.blocks.serving import Autoscaling
+from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Revision
 from finetune_operator.build import arm, exposure_log, jobs, revision, router, runconfig
 from finetune_operator.build import exposure as exposing
@@ -25,7 +26,7 @@ from finetune_operator.decide.attempts import avoided, divisor, folders, numbere
 from finetune_operator.decide.draft import ArmWanted, Draft, JobWanted
 from finetune_operator.decide.exposure import asked
 from finetune_operator.decide.extras import scaled
-from finetune_operator.decide.rollout import ACTIVE, UNMOVED
+from finetune_operator.decide.rollout.states import ACTIVE, UNMOVED
 from finetune_operator.decide.stages import BASE, evaluation_key, reference
 from finetune_operator.errors import SpecError
 from finetune_operator.kinds import Kind

@@ -15,7 +15,7 @@ import aiohttp
 from finetune_operator import names
 from finetune_operator.build.router import INFERENCE, STRUCTURE_PATH, runtime_prefix, runtime_values
 from finetune_operator.traffic import ArmTotals, Buckets, RouterState, ServerState, Structure
-from finetune_operator.workloads import ready
+from finetune_operator.workloads.pods import ready
 
 TIMEOUT: Final = aiohttp.ClientTimeout(total=3.0)
 _METRIC = re.compile(r"^envoy_cluster_(?P<name>\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)

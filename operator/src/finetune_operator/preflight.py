@@ -14,7 +14,7 @@ from finetune_operator.api.spec import Spec
 from finetune_operator.build.sources import Source, of_stage
 from finetune_operator.clock import Clock
 from finetune_operator.cluster import Cluster
-from finetune_operator.workloads import Waiting
+from finetune_operator.workloads.run import Waiting
 
 BY_ITSELF: Final = "It goes on by itself once that is there."
 REMEMBERED_SECONDS: Final = 300.0

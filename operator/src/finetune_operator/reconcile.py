@@ -38,7 +38,7 @@ from finetune_operator.preflight import StorageClasses
 from finetune_operator.prometheus import Prometheus
 from finetune_operator.settings import Settings
 from finetune_operator.tokens import jwks, sign
-from finetune_operator.workloads import Waiting
+from finetune_operator.workloads.run import Waiting
 
 log = logging.getLogger(__name__)
 Key = tuple[str, str]

@@ -14,7 +14,7 @@ from finetune_operator.build import exposure
 from finetune_operator.decide.draft import Draft, stamp
 from finetune_operator.decide.exposure import asked
 from finetune_operator.observed import Exposure, Observed
-from finetune_operator.workloads import Waiting
+from finetune_operator.workloads.run import Waiting
 
 _REASON = re.compile(r"^[A-Za-z]([A-Za-z0-9_,:]{0,251}[A-Za-z0-9_])?$")  # what the API server takes; an image may say anything
 PROGRESSING = frozenset(c.PHASES) - c.READY_PHASES - c.STALLED_PHASES - {c.SUSPENDED}

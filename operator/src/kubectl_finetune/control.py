@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from finetune_operator import names
 from finetune_operator.decide.control import MEANING
-from finetune_operator.decide.rollout import ACTIVE
+from finetune_operator.decide.rollout.states import ACTIVE
 
 from kubectl_finetune.kubectl import FINETUNES, MANAGER, Kubectl, Object, PluginError
 

@@ -27,7 +27,7 @@ from finetune_operator.build import pods
 from finetune_operator.build.pods import Manifest, Owner
 from finetune_operator.build.runconfig import data_path
 from finetune_operator.errors import SpecError
-from finetune_operator.workloads import waiting
+from finetune_operator.workloads.waiting import waiting
 
 from kubectl_finetune.kubectl import MANAGER, Kubectl, NotFound, Object, PluginError
 from kubectl_finetune.view import utc_now

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from finetune_operator import conditions as c
 from finetune_operator import names
-from finetune_operator.decide.rollout import ACTIVE
+from finetune_operator.decide.rollout.states import ACTIVE
 from finetune_operator.status import duration
-from finetune_operator.workloads import time
+from finetune_operator.workloads.objects import time
 
 Object = Mapping[str, Any]
 Paint = Callable[[str, str], str]

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from finetune_operator.api.spec import Guards
+from finetune_operator.api.blocks.guards import Guards
 
 from tests.bench.guards.rules import Argo, Flagger, Ours, Rule, Threshold
 from tests.bench.guards.traffic import MEDIAN_MS, SIGMA, Arm, Step, Traffic

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from finetune_operator.build.router import LATENCY_BOUNDS
-from finetune_operator.decide.rollout import POLL_SECONDS
+from finetune_operator.decide.rollout.scene import POLL_SECONDS
 from finetune_operator.traffic import ArmTotals
 from numpy.typing import NDArray
 

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 import pytest
 from finetune_operator.api import crd, fields
 from finetune_operator.api.rules import RULES
-from finetune_operator.api.spec import Spec, SpecModel
+from finetune_operator.api.spec import Spec
 from finetune_operator.api.structural import NotStructural, convert
+from finetune_operator.api.types import SpecModel
 from pydantic import BaseModel, Field
 
 

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from finetune_operator.api.spec import Guards
+from finetune_operator.api.blocks.guards import Guards
 from finetune_operator.decide.guards import quantile
 
 from tests.bench.guards import __main__ as bench

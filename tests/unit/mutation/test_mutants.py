@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from tests.mutation.mutants import changes
-from tests.mutation.run import Mutant, report, take_over
+from tests.mutation.run import Mutant, module_of, report, take_over
 
 SOURCE = """
 from dataclasses import dataclass
@@ -100,3 +100,10 @@ def test_the_score_leaves_out_what_makes_no_difference(capsys: pytest.CaptureFix
     found = report({Mutant("gate.py", n, replace(first, nth=n), ""): verdict for n, verdict in enumerate(verdicts)})
     assert found == {"mutants": 5, "killed": 3, "survived": 1, "equivalent": 1, "score_percent": 75.0}
     assert "survived: operator/src/finetune_operator/decide/gate.py:1 [constant] module: 3 → 4 (#3)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "module"), [("gate.py", "gate"), ("rollout/hold.py", "rollout.hold"), ("rollout/__init__.py", "rollout"), ("__init__.py", "")]
+)
+def test_a_file_of_a_folder_is_found_as_the_module_that_it_is(file: str, module: str) -> None:
+    assert module_of(file) == f"finetune_operator.decide.{module}".removesuffix(".")

@@ -16,11 +16,14 @@ from typing import Any
 import yaml
 from finetune_operator import conditions as c
 from finetune_operator.api.status import Arm, Rollout, Stage
-from finetune_operator.decide import decide, rollout
+from finetune_operator.decide import decide
 from finetune_operator.decide.arms import rollout as arms
 from finetune_operator.decide.draft import Draft
+from finetune_operator.decide.rollout import states
+from finetune_operator.decide.rollout.machine import advance
+from finetune_operator.decide.rollout.scene import Step
 from finetune_operator.observed import ArmHealth, Observed
-from finetune_operator.workloads import Waiting
+from finetune_operator.workloads.run import Waiting
 
 from tests.unit.operator.helpers import STAMP, draft, make_observed, make_revision
 from tests.unit.operator.test_rollout import (
@@ -76,7 +79,7 @@ def _of(entry: dict[str, Any]) -> str:
     return " of ".join(str(entry[k]) for k in ("number", "name", "revision") if k in entry)
 
 
-def of_step(rolls: Rollout, step: rollout.Step) -> dict[str, Any]:
+def of_step(rolls: Rollout, step: Step) -> dict[str, Any]:
     moved = changed(rolls.model_dump(by_alias=True, exclude_defaults=True), step.rollout.model_dump(by_alias=True, exclude_defaults=True))
     return _said({"message": step.message, "reason": step.reason, "pushes": dict(step.pushes), "rollout": moved})
 
@@ -123,8 +126,8 @@ def seen(*routers: Any, **changes: Any) -> dict[str, Any]:
 def version(o: Observed) -> str:
     """Of the structure with both arms (or of the steady one, where nothing rolls out)."""
     running = o.status.rollout
-    if running and running.state in rollout.ACTIVE:
-        o = replace(o, status=o.status.model_copy(update={"rollout": running.model_copy(update={"state": rollout.CONNECTING})}))
+    if running and running.state in states.ACTIVE:
+        o = replace(o, status=o.status.model_copy(update={"rollout": running.model_copy(update={"state": states.CONNECTING})}))
         routing = arms(o, draft(o)).routing
     else:
         routing = _busy(o).routing
@@ -315,7 +318,7 @@ LONG = "attempt 1 is starting " * 46
 def decisions() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """(case, what it decides)."""
     for case, (rolling, scene, _) in MOVES.items():
-        yield f"rollout: {case}", lambda r=rolling, s=scene: of_step(r, rollout.advance(PLAN, s, r))  # type: ignore[misc]
+        yield f"rollout: {case}", lambda r=rolling, s=scene: of_step(r, advance(PLAN, s, r))  # type: ignore[misc]
     for case, (known, given, _) in STAGES.items():
         yield f"stage: {case}", lambda k=known, g=given: _decided(make_observed(make_revision(**k), **g), decide)  # type: ignore[misc]
     for case, (given, *_) in TRAINS.items():

@@ -18,8 +18,9 @@ from finetune_operator.build.arm import Served
 from finetune_operator.build.pods import NO_DEVICES, Images, Manifest, Owner
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
-from finetune_operator.decide import rollout as machine
-from finetune_operator.decide.arms import _with_capacity
+from finetune_operator.decide.capacity import with_capacity
+from finetune_operator.decide.rollout import states
+from finetune_operator.decide.rollout.machine import advance
 from finetune_operator.kinds import Kind
 from finetune_operator.observed import ArmHealth
 from finetune_operator.traffic import Backend, Structure
@@ -233,7 +234,7 @@ def test_what_the_load_needs_falls_with_the_present_arm_by_the_users_that_it_has
     weight, wanted, autoscaler, expected = FALLS[case]
     scaling = {**CPU, "autoscaling": {"minReplicas": 2, "maxReplicas": 8, "autoscaler": autoscaler}}
     o = make_observed(changes={"serving": scaling}, arms={"old": ArmHealth(wanted=wanted), "new": ArmHealth(wanted=6)})
-    assert _with_capacity(o, at(machine.HOLDING, weight, capacity=6)).capacity == expected
+    assert with_capacity(o, at(states.HOLDING, weight, capacity=6)).capacity == expected
 
 
 CURRENT_CPU = {"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": 30, "averageValue": "600m"}}}
@@ -407,23 +408,23 @@ async def test_an_apply_leaves_an_autoscaled_deployment_its_replicas() -> None:
 @pytest.mark.parametrize(
     ("case", "rollout", "state"),
     [
-        ("it waits at no users", at(machine.CONNECTING), machine.CONNECTING),
-        ("at the weight that it has", holding(), machine.HOLDING),
-        ("but not where nothing else serves", at(machine.CONNECTING, memory={"outage": True}), machine.SHIFTING),
+        ("it waits at no users", at(states.CONNECTING), states.CONNECTING),
+        ("at the weight that it has", holding(), states.HOLDING),
+        ("but not where nothing else serves", at(states.CONNECTING, memory={"outage": True}), states.SHIFTING),
     ],
 )
 def test_a_step_waits_for_the_pods_that_the_load_needs(case: str, rollout: Rollout, state: str) -> None:
     seen = scene(serving(**{**FINE, "weight": rollout.weight}), capacity=READY.ready + 1)
-    assert machine.advance(PLAN, seen, rollout).rollout.state == state
-    assert machine.advance(PLAN, replace(seen, capacity=READY.ready), rollout).rollout.state == machine.SHIFTING
+    assert advance(PLAN, seen, rollout).rollout.state == state
+    assert advance(PLAN, replace(seen, capacity=READY.ready), rollout).rollout.state == states.SHIFTING
 
 
-@pytest.mark.parametrize("wish", ["", machine.PROMOTE])
+@pytest.mark.parametrize("wish", ["", states.PROMOTE])
 def test_too_few_pods_for_longer_than_the_deadline_is_said_and_forgotten_once_there_are_enough(wish: str) -> None:
     seen = scene(serving(**{**FINE, "weight": 10}), capacity=READY.ready + 1, wish=wish)
-    first = machine.advance(PLAN, seen, holding())
+    first = advance(PLAN, seen, holding())
     assert first.reason == ""
     for seconds, reason in ((PLAN.deadline, ""), (PLAN.deadline + 1, c.TOO_FEW_PODS)):
-        later = machine.advance(PLAN, replace(seen, now=seen.now + timedelta(seconds=seconds)), first.rollout)
-        assert (later.reason, later.rollout.state, later.rollout.weight) == (reason, machine.HOLDING, 10)
-    assert "short" not in machine.advance(PLAN, replace(seen, capacity=0), first.rollout).rollout.memory
+        later = advance(PLAN, replace(seen, now=seen.now + timedelta(seconds=seconds)), first.rollout)
+        assert (later.reason, later.rollout.state, later.rollout.weight) == (reason, states.HOLDING, 10)
+    assert "short" not in advance(PLAN, replace(seen, capacity=0), first.rollout).rollout.memory

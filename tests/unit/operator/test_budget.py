@@ -16,7 +16,7 @@ from finetune_operator.decide.draft import Draft
 from finetune_operator.decide.suspend import obsolete
 from finetune_operator.decide.train import train
 from finetune_operator.observed import Observed
-from finetune_operator.workloads import Run, Waiting
+from finetune_operator.workloads.run import Run, Waiting
 
 from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision
 

@@ -10,8 +10,8 @@ from finetune_operator import names
 from finetune_operator.api.crd import ROOT
 from finetune_operator.api.status import Control, Rollout
 from finetune_operator.decide import control, decide
-from finetune_operator.decide import rollout as m
 from finetune_operator.decide.arms import rollout as arms
+from finetune_operator.decide.rollout import states as m
 from finetune_operator.status import compute
 
 from tests.unit.operator.helpers import NOW, STAMP, condition, draft, make_observed, make_revision

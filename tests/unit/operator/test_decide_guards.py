@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from finetune_operator.api.spec import Guards
+from finetune_operator.api.blocks.guards import Guards
 from finetune_operator.decide import guards
 from finetune_operator.decide.guards import Finding, subtract
 from finetune_operator.traffic import ArmTotals

@@ -14,7 +14,7 @@ from finetune_operator.decide import attempts, budget, patience, suspend
 from finetune_operator.decide.draft import Draft, Note
 from finetune_operator.decide.revision import current
 from finetune_operator.observed import Observed
-from finetune_operator.workloads import Run
+from finetune_operator.workloads.run import Run
 
 from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision
 

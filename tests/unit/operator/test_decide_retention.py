@@ -13,7 +13,7 @@ from finetune_operator.decide.arms import _promoted, _wanted
 from finetune_operator.decide.draft import ArmWanted, Draft, Note
 from finetune_operator.decide.revision import current
 from finetune_operator.observed import Observed
-from finetune_operator.workloads import Failure, Run
+from finetune_operator.workloads.run import Failure, Run
 
 from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision, make_scored
 

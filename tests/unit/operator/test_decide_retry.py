@@ -10,7 +10,7 @@ from finetune_operator import conditions as c
 from finetune_operator.api.status import Charges, Forgetting, Stopped
 from finetune_operator.decide.draft import Note, stamp
 from finetune_operator.decide.retry import after_failure, backoff, reopen, stop, trouble, wait
-from finetune_operator.workloads import Failure, FailureClass
+from finetune_operator.workloads.run import Failure, FailureClass
 
 from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision, make_scored
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from finetune_operator.api.status import Arm, Experiment, Rollout
-from finetune_operator.decide import arms
-from finetune_operator.decide import rollout as m
+from finetune_operator.decide.rollout import states as m
+from finetune_operator.decide.rollout.machine import advance
+from finetune_operator.decide.rollout.plan import ENDLESS, Plan, plan_of
 
 from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed
 from tests.unit.operator.test_rollout import BAD, FINE, PLAN, at, counted, router, scene, totals
@@ -19,7 +20,7 @@ TODAY = Experiment(weight=50, since=STAMP)
 DONE = Experiment(weight=50, since="2025-12-01T00:00:00Z", until=STAMP)
 
 
-def plan(seconds: float = m.ENDLESS, share: int = 50) -> m.Plan:
+def plan(seconds: float = ENDLESS, share: int = 50) -> Plan:
     steps = tuple((w, seconds if w == share else hold) for w, hold in PLAN.steps)
     return replace(PLAN, steps=steps, experiment=(share, seconds))
 
@@ -30,21 +31,21 @@ def begun(**changes: Any) -> Rollout:
     return at(m.HOLDING, 50, 2, memory, experiment=TODAY, **changes)
 
 
-def after(seconds: float, p: m.Plan, rollout: Rollout, seen: Any = None, **changes: Any) -> Rollout:
+def after(seconds: float, p: Plan, rollout: Rollout, seen: Any = None, **changes: Any) -> Rollout:
     """The rollout as the next cycle leaves it, so many seconds later."""
     state = router(**{**(seen or FINE), "weight": rollout.weight})
-    return m.advance(p, scene(state, now=NOW + timedelta(seconds=seconds), **changes), rollout).rollout
+    return advance(p, scene(state, now=NOW + timedelta(seconds=seconds), **changes), rollout).rollout
 
 
 def test_an_experiment_begins_when_every_router_has_its_split() -> None:
     moving = at(m.SHIFTING, 50, 2, {"began": STAMP})
-    told = m.advance(plan(), scene(router(weight=50)), moving)
+    told = advance(plan(), scene(router(weight=50)), moving)
     assert (told.rollout.state, told.rollout.next_step_at, told.rollout.experiment) == (m.HOLDING, None, TODAY)
     assert told.message == "step 2 of 3: 50 % of the users until promote or abort is asked for"
-    assert m.advance(plan(), scene(router(weight=10)), moving).rollout.experiment is None
+    assert advance(plan(), scene(router(weight=10)), moving).rollout.experiment is None
     smaller = at(m.SHIFTING, 10, 1, {"began": STAMP})
-    assert m.advance(plan(), scene(router(weight=10)), smaller).rollout.experiment is None
-    assert m.advance(PLAN, scene(router(weight=50)), moving).rollout.experiment is None
+    assert advance(plan(), scene(router(weight=10)), smaller).rollout.experiment is None
+    assert advance(PLAN, scene(router(weight=50)), moving).rollout.experiment is None
 
 
 @pytest.mark.parametrize("days", [1, 30, 1000])
@@ -77,7 +78,7 @@ def test_what_ends_it(case: str) -> None:
 
 def test_after_its_duration_the_larger_steps_follow() -> None:
     week = plan(7 * DAY)
-    rollout = m.advance(week, scene(router(weight=50)), at(m.SHIFTING, 50, 2, {"began": STAMP})).rollout
+    rollout = advance(week, scene(router(weight=50)), at(m.SHIFTING, 50, 2, {"began": STAMP})).rollout
     assert rollout.next_step_at == "2026-01-08T12:00:00Z"
     assert after(7 * DAY - 1, week, rollout).state == m.HOLDING
     moved = after(7 * DAY, week, rollout)
@@ -86,9 +87,9 @@ def test_after_its_duration_the_larger_steps_follow() -> None:
 
 
 # the spec as it is after a day → when the split is to move (None: only when that is asked for)
-EDITS: dict[str, tuple[m.Plan, str | None]] = {
+EDITS: dict[str, tuple[Plan, str | None]] = {
     "a duration": (plan(7 * DAY), "2026-01-08T12:00:00Z"),
-    "another weight": (plan(m.ENDLESS, 10), None),
+    "another weight": (plan(ENDLESS, 10), None),
     "another weight and a duration": (plan(2 * DAY, 10), "2026-01-03T12:00:00Z"),
 }
 
@@ -113,7 +114,7 @@ def test_an_experiment_that_is_taken_away_was_a_step_like_another() -> None:
 
 def test_what_is_over_does_not_begin_again() -> None:
     moved = at(m.SHIFTING, 75, 3, {"began": STAMP}, experiment=DONE)
-    held = m.advance(plan(m.ENDLESS, 75), scene(router(weight=75)), moved).rollout
+    held = advance(plan(ENDLESS, 75), scene(router(weight=75)), moved).rollout
     assert held.experiment == DONE
 
 
@@ -143,25 +144,25 @@ def test_a_test_without_an_end_remembers_no_time() -> None:
 
 def test_what_it_waits_for_is_told() -> None:
     seen = scene(router(**{**FINE, "weight": 50}), now=NOW + timedelta(hours=1))
-    assert m.advance(plan(), seen, begun()).message == "step 2 of 3: 50 % of the users until promote or abort is asked for"
-    assert m.advance(plan(DAY), seen, begun()).message == "step 2 of 3: 50 % of the users until 2026-01-02T12:00:00Z"
+    assert advance(plan(), seen, begun()).message == "step 2 of 3: 50 % of the users until promote or abort is asked for"
+    assert advance(plan(DAY), seen, begun()).message == "step 2 of 3: 50 % of the users until 2026-01-02T12:00:00Z"
 
 
 def test_an_arm_that_was_promoted_before_is_tested_no_more() -> None:
     o = make_observed(changes={"rollout": {"experiment": {"weight": 50}}}, status={"arms": [Arm(name="new", revision="r1", promoted=True)]})
-    again = arms._plan(o, draft(o), "new")
+    again = plan_of(o, draft(o), "new")
     assert (again.steps, again.experiment) == (((100, 0.0),), None)
 
 
-def planned(fixed: Experiment | None = None, **experiment: Any) -> m.Plan:
+def planned(fixed: Experiment | None = None, **experiment: Any) -> Plan:
     o = make_observed(changes={"rollout": {"experiment": experiment}})
-    return arms._plan(o, draft(o), "new", fixed)
+    return plan_of(o, draft(o), "new", fixed)
 
 
 def test_it_is_a_step_among_the_steps() -> None:
     assert planned(weight=50, duration="14d").steps == ((10, 1800.0), (50, 14 * DAY), (100, 0.0))
-    assert planned(weight=30).steps == ((10, 1800.0), (30, m.ENDLESS), (50, 3600.0), (100, 0.0))
-    assert planned(weight=5).experiment == (5, m.ENDLESS)
+    assert planned(weight=30).steps == ((10, 1800.0), (30, ENDLESS), (50, 3600.0), (100, 0.0))
+    assert planned(weight=5).experiment == (5, ENDLESS)
 
 
 def test_a_split_that_is_fixed_stays_whatever_weight_the_spec_names_meanwhile() -> None:
@@ -172,10 +173,10 @@ def test_a_split_that_is_fixed_stays_whatever_weight_the_spec_names_meanwhile() 
 def test_after_its_end_the_spec_names_another_one_and_users_move_on_as_by_the_steps() -> None:
     edited = planned(DONE, weight=75)
     assert (edited.steps, edited.experiment) == (((10, 1800.0), (50, 3600.0), (100, 0.0)), None)
-    held = m.advance(edited, scene(router(weight=50)), at(m.SHIFTING, 50, 2, {"began": STAMP}, experiment=DONE)).rollout
+    held = advance(edited, scene(router(weight=50)), at(m.SHIFTING, 50, 2, {"began": STAMP}, experiment=DONE)).rollout
     assert (held.state, held.next_step_at) == (m.HOLDING, "2026-01-01T13:00:00Z")
 
 
 def test_a_weight_that_is_held_below_an_experiment_without_end_has_an_end() -> None:
-    held = m.advance(planned(weight=30), scene(router(weight=20)), at(m.SHIFTING, 20, 2, {"began": STAMP})).rollout
+    held = advance(planned(weight=30), scene(router(weight=20)), at(m.SHIFTING, 20, 2, {"began": STAMP})).rollout
     assert held.next_step_at == "2026-01-01T13:00:00Z"

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from finetune_operator import conditions as c
 from finetune_operator import errors, exposures, kinds, names, status
+from finetune_operator.api.blocks.expose import Expose
 from finetune_operator.api.load import load_spec
-from finetune_operator.api.spec import Expose
 from finetune_operator.api.status import Condition
 from finetune_operator.build import exposure
 from finetune_operator.build.envoy import REQUEST_SECONDS
@@ -24,7 +24,7 @@ from finetune_operator.extras import Extras
 from finetune_operator.kinds import FINETUNE, HTTP_ROUTE, INGRESS, Kind
 from finetune_operator.observed import Exposure
 from finetune_operator.traffic import Backend, Structure
-from finetune_operator.workloads import Waiting
+from finetune_operator.workloads.run import Waiting
 
 from tests.unit.operator.helpers import (
     BY_HEADER,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.api.spec import Gate
+from finetune_operator.api.blocks.evaluation import Gate
 from finetune_operator.api.status import Forgetting, Scored
 from finetune_operator.decide.gate import gate, verdict
 

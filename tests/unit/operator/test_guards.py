@@ -7,7 +7,7 @@ import random
 from itertools import pairwise
 
 import pytest
-from finetune_operator.api.spec import Guards
+from finetune_operator.api.blocks.guards import Guards
 from finetune_operator.build.router import LATENCY_BOUNDS
 from finetune_operator.decide import guards
 from finetune_operator.decide.guards import Finding, judge, overall, quantile, subtract

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from finetune_operator import conditions as c
 from finetune_operator.api.status import Attempt, Cleaning, Control, Revision, Rollout, Status
-from finetune_operator.decide import control, decide, rollout
+from finetune_operator.decide import control, decide
 from finetune_operator.decide.draft import Draft
 from finetune_operator.decide.retry import BUDGETS
+from finetune_operator.decide.rollout import states
 from finetune_operator.observed import Observed
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,15 +79,15 @@ def _the_user_is_heard(o: Observed, d: Draft, before: Status, after: Status) -> 
     assert (judged == before.control) == (o.control == (before.control.asked if before.control else "")), "judged when it is new"
     told = [n for n in d.notes if n.reason == c.CONTROL_IGNORED]
     assert bool(told) == (judged is not None and judged.outcome == "Ignored" and judged != before.control), "and told once"
-    moves = running is not None and running.state in rollout.ACTIVE and after.rollout is not None
+    moves = running is not None and running.state in states.ACTIVE and after.rollout is not None
     if running and moves and judged and judged.outcome == "Accepted" and judged.asked == f"pause:{running.name}":
         assert after.rollout
         assert after.rollout.weight <= running.weight, "nobody else is moved"
-        assert after.rollout.state != rollout.PROMOTED or running.state == rollout.PROMOTED
+        assert after.rollout.state != states.PROMOTED or running.state == states.PROMOTED
     if running and moves and judged and judged.outcome == "Accepted" and judged.asked == f"abort:{running.name}":
         assert after.rollout
         assert after.rollout.weight in (0, running.weight)
-        assert after.rollout.state != rollout.PROMOTED
+        assert after.rollout.state != states.PROMOTED
     if judged is None or judged.outcome == "Ignored":
         holds = judged.in_force if judged else None
         accepted = Control(asked=holds, outcome="Accepted", message="", time="") if holds else None
@@ -98,7 +99,7 @@ def _the_user_is_heard(o: Observed, d: Draft, before: Status, after: Status) -> 
 def _nothing_needed_is_removed(o: Observed, d: Draft, after: Status) -> None:
     cleaning = after.cleaning or Cleaning()
     removed, known = {*cleaning.revisions}, {r.name: r for r in after.revisions}
-    rolls = after.rollout if after.rollout and after.rollout.state in rollout.ACTIVE else None
+    rolls = after.rollout if after.rollout and after.rollout.state in states.ACTIVE else None
     trains = {a.revision for a in after.attempts if a.outcome == "Running"}
     needed = {after.revision, after.live_revision, after.previous_revision, *trains, *(arm.revision for arm in d.arms)}
     assert not removed & (needed | {rolls.revision if rolls else None}), "what is needed is never on the list"
@@ -123,7 +124,7 @@ def _removal_begins_at_rest(o: Observed, d: Draft, before: Status, after: Status
     if more or d.clean:
         assert d.phase in c.READY_PHASES | c.STALLED_PHASES
         assert not o.spec.suspend
-        assert after.rollout is None or after.rollout.state not in rollout.ACTIVE
+        assert after.rollout is None or after.rollout.state not in states.ACTIVE
     if d.clean:
         assert new.revisions or new.checkpoints
         artifacts = [r.name for r in after.revisions if r.artifact]
@@ -220,14 +221,14 @@ def _failed_stage(o: Observed, was: Revision, new: Revision) -> str | None:
 def _weights_move_by_the_plan(o: Observed, before: Rollout | None, after: Rollout | None) -> None:
     if after is None:
         return
-    goes_on = before is not None and before.state in rollout.ACTIVE
+    goes_on = before is not None and before.state in states.ACTIVE
     assert not (goes_on and before and before.arm != after.arm), "one rollout at a time"
     was = before.weight if before and (goes_on or before.arm == after.arm) else 0
     steps = {s.weight for s in o.spec.rollout.steps or ()} | {0, 100}
     assert after.weight in steps | {was}
     if after.weight < was:
-        assert (after.weight, after.state) in {(0, rollout.ROLLING_BACK), (0, rollout.ROLLED_BACK)}, "back is back for everybody"
-    if after.state in (rollout.ROLLING_BACK, rollout.ROLLED_BACK):
+        assert (after.weight, after.state) in {(0, states.ROLLING_BACK), (0, states.ROLLED_BACK)}, "back is back for everybody"
+    if after.state in (states.ROLLING_BACK, states.ROLLED_BACK):
         assert after.weight == 0
     if after.weight > was:
-        assert after.state == rollout.SHIFTING
+        assert after.state == states.SHIFTING

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from finetune_operator.api.spec import Guards
+from finetune_operator.api.blocks.guards import Guards
 from finetune_operator.api.status import Rollout, Status
 from finetune_operator.decide import queries
 from finetune_operator.decide.guards import Finding

@@ -10,22 +10,26 @@ from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.api.spec import Guards
+from finetune_operator.api.blocks.guards import Guards
 from finetune_operator.api.status import Arm, Rollout, Stopped
 from finetune_operator.build.router import LATENCY_BOUNDS
-from finetune_operator.decide import rollout as m
 from finetune_operator.decide.arms import rollout as arms
 from finetune_operator.decide.arms import router_moves
 from finetune_operator.decide.draft import ArmWanted, Draft, stamp
+from finetune_operator.decide.rollout import states as m
+from finetune_operator.decide.rollout.evidence import LOOKS
+from finetune_operator.decide.rollout.machine import advance
+from finetune_operator.decide.rollout.plan import Plan
+from finetune_operator.decide.rollout.scene import Scene
 from finetune_operator.observe import SERVERS_ASKED
 from finetune_operator.observed import ArmHealth
 from finetune_operator.traffic import ArmTotals, Backend, RouterState, ServerState, Structure
-from finetune_operator.workloads import Waiting
+from finetune_operator.workloads.run import Waiting
 
 from tests.unit.operator.helpers import BY_HEADER, NOW, STAMP, draft, make_observed, make_revision
 
 STRUCTURE = Structure(Backend("old", "old.ml.svc", "r0"), Backend("new", "new.ml.svc", "r1"), "salt", BY_HEADER)
-PLAN = m.Plan(((10, 60.0), (50, 60.0), (100, 0.0)), bake=60.0, deadline=600.0, guards=Guards(minRequests=100))
+PLAN = Plan(((10, 60.0), (50, 60.0), (100, 0.0)), bake=60.0, deadline=600.0, guards=Guards(minRequests=100))
 READY, EMPTY = ArmHealth(wanted=2, ready=2, pods=2), ArmHealth(wanted=2)
 
 
@@ -44,9 +48,9 @@ def counted(new: ArmTotals, old: ArmTotals) -> dict[str, Any]:
     return {"weight": 10, "totals": {"new": new, "old": old}}
 
 
-def scene(*routers: RouterState, **changes: Any) -> m.Scene:
+def scene(*routers: RouterState, **changes: Any) -> Scene:
     known: dict[str, Any] = {"now": NOW, "stable": READY, "canary": READY, "routers_wanted": 2, "structure": STRUCTURE}
-    return m.Scene(routers=routers, **{**known, **changes})
+    return Scene(routers=routers, **{**known, **changes})
 
 
 def at(state: str, weight: int = 0, step: int = 0, memory: dict[str, Any] | None = None, **changes: Any) -> Rollout:
@@ -70,7 +74,7 @@ UNSEEN = router(version="another", weight=None)
 LATE = {"since": "2026-01-01T11:00:00Z"}
 GONE = Waiting(c.IMAGE_UNAVAILABLE, "image x cannot be pulled")
 # rollout, scene → (state, weight, pushes, words of the message)
-MOVES: dict[str, tuple[Rollout, m.Scene, tuple[str, int, dict[str, int], str]]] = {
+MOVES: dict[str, tuple[Rollout, Scene, tuple[str, int, dict[str, int], str]]] = {
     "the new arm is not ready": (at(m.DEPLOYING), scene(canary=EMPTY), (m.DEPLOYING, 0, {}, "the new arm: 0 of 2 pods")),
     "its image cannot be pulled": (at(m.DEPLOYING), scene(canary=replace(EMPTY, waiting=GONE)), (m.DEPLOYING, 0, {}, "image x cannot")),
     "it is never ready: taken back": (at(m.DEPLOYING, memory=LATE), scene(canary=EMPTY), (m.ROLLING_BACK, 0, {}, "progressDeadline")),
@@ -297,7 +301,7 @@ MOVES: dict[str, tuple[Rollout, m.Scene, tuple[str, int, dict[str, int], str]]] 
 @pytest.mark.parametrize("case", MOVES)
 def test_move(case: str) -> None:
     rollout, seen, (state, weight, pushes, words) = MOVES[case]
-    step = m.advance(PLAN, seen, rollout)
+    step = advance(PLAN, seen, rollout)
     assert (step.rollout.state, step.rollout.weight, dict(step.pushes)) == (state, weight, pushes)
     assert words in step.message
 
@@ -311,19 +315,17 @@ def test_a_step_counts_from_its_beginning_and_a_restarted_router_from_zero() -> 
     before = router(**counted(totals(250, 90), totals(0)))
     restarted = router("router-1", started="2026-01-01T11:59:30Z", **counted(totals(40, 1), totals(0)))
     unasked = router("router-2", **counted(totals(9999, 9999), totals(0)))
-    step = m.advance(PLAN, scene(before, restarted, unasked), at(m.HOLDING, 10, 1, began, next_step_at=STAMP))
+    step = advance(PLAN, scene(before, restarted, unasked), at(m.HOLDING, 10, 1, began, next_step_at=STAMP))
     assert "of 190 requests" in step.rollout.evidence[0], "150 since the step began, 40 of the restarted one, none of other steps"
 
 
 def test_evidence_is_written_at_ten_looks_and_then_when_the_verdict_changes() -> None:
     rollout, written = holding(next_step_at="2026-01-01T12:00:00Z"), 0
     for second in range(-60, 300, 2):
-        new = m.advance(
-            PLAN, scene(router(**counted(totals(60 + second // 10), totals(500))), now=NOW + timedelta(seconds=second)), rollout
-        )
+        new = advance(PLAN, scene(router(**counted(totals(60 + second // 10), totals(500))), now=NOW + timedelta(seconds=second)), rollout)
         written, rollout = written + (new.rollout != rollout), new.rollout
         assert new.rollout.state == m.HOLDING
-    assert written <= m.LOOKS + 1 + 5 + 1
+    assert written <= LOOKS + 1 + 5 + 1
 
 
 UNJUDGED = scene(router(**counted(totals(5), totals(45))))
@@ -346,7 +348,7 @@ def test_a_step_that_cannot_be_judged(case: str) -> None:
     choice, late, (state, weight, words, reason) = INSUFFICIENT[case]
     plan = replace(PLAN, extension=300.0, guards=PLAN.guards.model_copy(update={"on_insufficient": choice}))
     rollout = holding(next_step_at=stamp(NOW - timedelta(seconds=late)))
-    step = m.advance(plan, UNJUDGED, rollout)
+    step = advance(plan, UNJUDGED, rollout)
     assert (step.rollout.state, step.rollout.weight, step.reason) == (state, weight, reason)
     assert words in step.message
 
@@ -355,12 +357,12 @@ def test_a_step_that_cannot_be_judged(case: str) -> None:
 def test_for_want_of_evidence_while_it_was_held_nobody_is_taken_back(held: dict[str, Any]) -> None:
     plan = replace(PLAN, extension=300.0, guards=PLAN.guards.model_copy(update={"on_insufficient": "Rollback"}))
     rollout = holding(next_step_at=stamp(NOW - timedelta(hours=5)))
-    rollout = m.advance(plan, replace(UNJUDGED, **held), rollout).rollout
+    rollout = advance(plan, replace(UNJUDGED, **held), rollout).rollout
     assert rollout.state == m.HOLDING
 
     def after(seconds: float) -> str:
         nonlocal rollout
-        rollout = m.advance(plan, replace(UNJUDGED, now=NOW + timedelta(seconds=seconds)), rollout).rollout
+        rollout = advance(plan, replace(UNJUDGED, now=NOW + timedelta(seconds=seconds)), rollout).rollout
         return rollout.state
 
     assert (after(60), after(359), after(361)) == (m.HOLDING, m.HOLDING, m.ROLLING_BACK)
@@ -369,13 +371,13 @@ def test_for_want_of_evidence_while_it_was_held_nobody_is_taken_back(held: dict[
 def test_nobody_is_taken_back_to_an_arm_without_a_pod_for_want_of_evidence() -> None:
     plan = replace(PLAN, guards=PLAN.guards.model_copy(update={"on_insufficient": "Rollback"}))
     rollout = holding(next_step_at=stamp(NOW - timedelta(seconds=1)))
-    assert m.advance(plan, replace(UNJUDGED, stable=EMPTY), rollout).rollout.state == m.HOLDING
+    assert advance(plan, replace(UNJUDGED, stable=EMPTY), rollout).rollout.state == m.HOLDING
 
 
 def test_evidence_that_comes_late_counts_whatever_was_chosen() -> None:
     plan = replace(PLAN, guards=PLAN.guards.model_copy(update={"on_insufficient": "Rollback"}))
     rollout = holding(next_step_at=stamp(NOW - timedelta(seconds=999)))
-    assert m.advance(plan, scene(router(**FINE)), rollout).rollout.state == m.SHIFTING
+    assert advance(plan, scene(router(**FINE)), rollout).rollout.state == m.SHIFTING
 
 
 def served(
@@ -390,19 +392,19 @@ TOKENS = replace(PLAN, guards=PLAN.guards.model_copy(update={"max_time_to_first_
 
 def test_servers_count_from_the_beginning_of_the_step() -> None:
     old, new = served("old", "old-0", 5000), served("new", "new-0", 3000, 900.0)
-    began = m.advance(TOKENS, replace(scene(router(weight=10)), servers=(old, new)), at(m.SHIFTING, 10, 1)).rollout
+    began = advance(TOKENS, replace(scene(router(weight=10)), servers=(old, new)), at(m.SHIFTING, 10, 1)).rollout
     assert set(began.memory["counted"]) == {"router-0@2026-01-01T11:00:00Z", "old-0@2026-01-01T11:00:00Z", "new-0@2026-01-01T11:00:00Z"}
     assert began.memory["counted"]["new-0@2026-01-01T11:00:00Z"] == {
         "new": [0, 0, [], [[900.0, 3000.0], ["Inf", 3000.0]], [[900.0, 3000.0], ["Inf", 3000.0]], 3000, 0]
     }
     seen = scene(router(**FINE), now=NOW + timedelta(seconds=30))
     slow = (served("old", "old-0", 5900), served("new", "new-0", 3200, 900.0))
-    step = m.advance(TOKENS, replace(seen, servers=slow), began)
+    step = advance(TOKENS, replace(seen, servers=slow), began)
     assert step.rollout.state == m.ROLLING_BACK
     assert "guard time to first token failed at 10 %: time to first token: p50 canary 475 ms" in step.message, "of 200 answers, not 3,200"
     late = served("new", "new-1", 300, started="2026-01-01T12:00:10Z")
     mixed = (served("old", "old-0", 5900), served("new", "new-0", 3000, 900.0), late)
-    assert m.advance(TOKENS, replace(seen, servers=mixed), began).rollout.state == m.HOLDING, "a server that started since counts from zero"
+    assert advance(TOKENS, replace(seen, servers=mixed), began).rollout.state == m.HOLDING, "a server that started since counts from zero"
 
 
 def test_counters_of_large_arms_leave_room_in_the_status() -> None:
@@ -413,14 +415,14 @@ def test_counters_of_large_arms_leave_room_in_the_status() -> None:
     both = {arm: ArmTotals(10**6, 10**4, latency, 2) for arm in ("old", "new")}
     routers = tuple(router(f"support-bot-router-6f7d8c9b4-abc{i}", weight=10, totals=both) for i in range(3))
     servers = tuple(ServerState(pod, "2026-01-01T11:00:00Z", arm, full) for arm, pod in pods)
-    held = m.advance(TOKENS, scene(*routers, servers=servers), at(m.SHIFTING, 10, 1)).rollout
+    held = advance(TOKENS, scene(*routers, servers=servers), at(m.SHIFTING, 10, 1)).rollout
     assert len(held.memory["counted"]) == 3 + 2 * SERVERS_ASKED
     assert len(json.dumps(held.to_dict())) < 40 * 1024
 
 
 def test_a_server_that_cannot_be_asked_holds_the_step_when_its_time_is_over() -> None:
     mute = (ServerState("old-0", "2026-01-01T11:00:00Z", "old"), ServerState("new-0", "2026-01-01T11:00:00Z", "new"))
-    step = m.advance(TOKENS, replace(scene(router(**FINE)), servers=mute), holding())
+    step = advance(TOKENS, replace(scene(router(**FINE)), servers=mute), holding())
     assert (step.rollout.state, step.reason) == (m.HOLDING, c.PAUSED)
     assert step.message == "step 1 of 3, 10 %: held, time to first token: no server of the canary tells it"
 
@@ -564,9 +566,9 @@ def test_a_source_that_could_not_be_asked_when_the_step_began_counts_from_then_o
     """Else a guard that asks it would hold the step for ever."""
     rollout = holding(memory={**holding().memory, "counted": {}})
     fine = router(**FINE)
-    first = m.advance(PLAN, scene(fine), rollout).rollout
+    first = advance(PLAN, scene(fine), rollout).rollout
     assert set(first.memory["counted"]) == {f"{fine.pod}@{fine.started}"}, "what it counted before is of other steps, too"
-    again = m.advance(PLAN, replace(scene(fine), now=NOW + timedelta(minutes=1)), first).rollout
+    again = advance(PLAN, replace(scene(fine), now=NOW + timedelta(minutes=1)), first).rollout
     assert again.memory["counted"] == first.memory["counted"]
 
 
@@ -574,12 +576,12 @@ def test_a_source_that_could_not_be_asked_when_the_step_began_counts_from_then_o
 def test_a_router_that_is_not_heard_while_a_rollout_is_held_is_no_reason_to_reject_it(held: dict[str, Any]) -> None:
     rollout = at(m.CONNECTING, memory={"since": stamp(NOW - timedelta(days=1))})
     gone = replace(scene(), routers=())
-    rollout = m.advance(PLAN, replace(gone, **held), rollout).rollout
+    rollout = advance(PLAN, replace(gone, **held), rollout).rollout
     assert rollout.state == m.CONNECTING
 
     def after(seconds: float) -> str:
         nonlocal rollout
-        rollout = m.advance(PLAN, replace(gone, now=NOW + timedelta(seconds=seconds)), rollout).rollout
+        rollout = advance(PLAN, replace(gone, now=NOW + timedelta(seconds=seconds)), rollout).rollout
         return rollout.state
 
     assert (after(1), after(PLAN.deadline), after(PLAN.deadline + 2)) == (m.CONNECTING, m.CONNECTING, m.ROLLING_BACK)

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.api.spec import Guards
+from finetune_operator.api.blocks.guards import Guards
 from finetune_operator.api.status import Rollout
-from finetune_operator.decide import rollout as m
+from finetune_operator.decide.rollout import states as m
+from finetune_operator.decide.rollout.machine import advance
 from finetune_operator.observed import Answer, Question
 
 from tests.unit.operator.helpers import NOW, SPEC, condition, good_outcomes, make_finetune, status_of
@@ -69,14 +70,14 @@ MOVES: dict[str, tuple[Rollout, dict[str, Any], tuple[Answer, ...], dict[str, An
 @pytest.mark.parametrize("case", MOVES)
 def test_move(case: str) -> None:
     rollout, counters, told, seen, (state, weight, words, reason) = MOVES[case]
-    step = m.advance(ASKED, scene(router(**counters), answers=told, **seen), rollout)
+    step = advance(ASKED, scene(router(**counters), answers=told, **seen), rollout)
     assert (step.rollout.state, step.rollout.weight, step.reason) == (state, weight, reason)
     assert words in step.message
 
 
 def test_a_plan_of_one_step_does_not_wait_for_it() -> None:
     """An arm that was promoted before, in an emergency: monitoring that is away keeps nobody from it."""
-    step = m.advance(replace(ASKED, steps=((100, 0.0),)), scene(router(), answers=SILENT), at(m.CONNECTING))
+    step = advance(replace(ASKED, steps=((100, 0.0),)), scene(router(), answers=SILENT), at(m.CONNECTING))
     assert step.rollout.weight == 100
 
 
@@ -84,12 +85,12 @@ def test_the_time_without_it_is_not_held_against_the_new_arm() -> None:
     """Held for longer than progressDeadline; then it answers, and a router has just been restarted."""
     rollout, writes = at(m.CONNECTING), 0
     for minute in range(20):
-        step = m.advance(ASKED, scene(router(), answers=SILENT, now=NOW + timedelta(minutes=minute)), rollout)
+        step = advance(ASKED, scene(router(), answers=SILENT, now=NOW + timedelta(minutes=minute)), rollout)
         writes, rollout = writes + (step.rollout != rollout), step.rollout
     assert (rollout.state, writes) == (m.CONNECTING, 1)
-    cold = m.advance(ASKED, scene(router(version="x"), answers=GOOD, now=NOW + timedelta(minutes=21)), rollout)
+    cold = advance(ASKED, scene(router(version="x"), answers=GOOD, now=NOW + timedelta(minutes=21)), rollout)
     assert cold.rollout.state == m.CONNECTING
-    assert m.advance(ASKED, scene(router(), answers=GOOD, now=NOW + timedelta(minutes=22)), cold.rollout).rollout.weight == 10
+    assert advance(ASKED, scene(router(), answers=GOOD, now=NOW + timedelta(minutes=22)), cold.rollout).rollout.weight == 10
 
 
 def world(prometheus: Any) -> World:

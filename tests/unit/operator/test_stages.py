@@ -19,7 +19,7 @@ from finetune_operator.decide.stages import evaluate, evaluation_key, fetch
 from finetune_operator.decide.suspend import obsolete
 from finetune_operator.decide.train import train
 from finetune_operator.observed import Observed
-from finetune_operator.workloads import Failure, Run, Waiting
+from finetune_operator.workloads.run import Failure, Run, Waiting
 
 from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision, make_scored
 

@@ -12,7 +12,7 @@ from finetune_operator import status
 from finetune_operator.api.status import Condition, Rollout, Status
 from finetune_operator.decide.draft import Draft, Serving
 from finetune_operator.status import compute, duration, invalid, leaving, merge
-from finetune_operator.workloads import Waiting
+from finetune_operator.workloads.run import Waiting
 
 from tests.unit.operator.helpers import NOW, STAMP, condition, draft, make_observed, make_revision, make_scored
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.workloads import ABSENT, Failure, Run, Waiting, leftovers, read_run, stuck_since, untold, waiting
+from finetune_operator.workloads.jobs import leftovers, read_run, untold
+from finetune_operator.workloads.run import ABSENT, Failure, Run, Waiting
+from finetune_operator.workloads.waiting import stuck_since, waiting
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 JOB: dict[str, Any] = {"metadata": {"name": "job", "uid": "u"}, "spec": {}}
@@ -75,7 +77,7 @@ CAUSES: dict[str, tuple[Object, list[Object], tuple[str, str, str, str]]] = {
     "bad data on one rank, and all others echo": (
         job("Failed"),
         [gone(0, ended(1, "Traceback", at="11:00:00")), gone(1, ended(20, error("user", "DataInvalid", "row 3", "Mend it.")))],
-        ("user", "DataInvalid", "job-1", "row 3 Mend it."),
+        ("user", "DataInvalid", "job-1", "row 3. Mend it."),
     ),
     "a pod was evicted and the other rank crashed of it": (
         job("Failed"),
@@ -281,6 +283,22 @@ def test_state(case: str) -> None:
 def test_a_failed_rank_is_told_before_the_job_has_failed() -> None:
     run = read_run(JOB, [pod(0), gone(1, ended(21, error("outOfMemory", "Cuda", "CUDA out of memory")))], NOW)
     assert (run.state, run.failure and run.failure.message) == ("Ending", "CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("message", "fix", "told"),
+    [
+        ("row 3 has no answer", "Mend it.", "row 3 has no answer. Mend it."),
+        ("row 3 has no answer.", "Mend it.", "row 3 has no answer. Mend it."),
+        ("is it a model?\n", "Give a folder of one.", "is it a model? Give a folder of one."),
+        ("", "Mend it.", "Mend it."),
+        ("row 3 has no answer", "", "row 3 has no answer"),
+    ],
+)
+def test_a_failure_and_its_fix_are_sentences(message: str, fix: str, told: str) -> None:
+    run = read_run(JOB, [gone(0, ended(20, error("user", "DataInvalid", message, fix)))], NOW)
+    assert run.failure
+    assert run.failure.message == told
 
 
 def test_pods_whose_job_is_gone_are_waited_for_unless_their_node_is_lost() -> None:

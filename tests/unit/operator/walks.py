@@ -27,7 +27,7 @@ from finetune_operator.decide.draft import Draft
 from finetune_operator.errors import SpecError
 from finetune_operator.observed import ArmHealth, Observed
 from finetune_operator.traffic import ArmTotals, RouterState
-from finetune_operator.workloads import ABSENT, Failure, FailureClass, Run, Waiting
+from finetune_operator.workloads.run import ABSENT, Failure, FailureClass, Run, Waiting
 from hypothesis import HealthCheck, Phase, settings
 
 from tests.unit.operator.helpers import NOW, good_outcomes, make_spec, scores

@@ -37,7 +37,7 @@ from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
 from finetune_operator.tokens import generate_key
 from finetune_operator.traffic import ArmTotals, RouterState, ServerState, Structure
-from finetune_operator.workloads import Waiting
+from finetune_operator.workloads.run import Waiting
 
 Object = dict[str, Any]
 Id = tuple[Kind, str, str]

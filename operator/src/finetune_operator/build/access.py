@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from finetune_operator import names
-from finetune_operator.api.spec import Serving
+from finetune_operator.api.blocks.serving import Serving
 from finetune_operator.build.envoy import TYPE, script
 
 TLS_FOLDER: Final = "/etc/envoy-tls"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from finetune_operator import kinds, names
-from finetune_operator.api.rules import PROMPTS
-from finetune_operator.api.spec import Autoscaling, Spec
+from finetune_operator.api.blocks.method import PROMPTS
+from finetune_operator.api.blocks.serving import Autoscaling
+from finetune_operator.api.spec import Spec
 from finetune_operator.build import pods
 from finetune_operator.build.pods import Devices, Images, Manifest, Owner
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Final
 
 from finetune_operator import kinds, names
+from finetune_operator.api.blocks.expose import Expose, HttpRoute, Ingress
+from finetune_operator.api.blocks.serving import Serving
 from finetune_operator.api.fields import digest
-from finetune_operator.api.spec import Expose, HttpRoute, Ingress, Serving
 from finetune_operator.build import access
 from finetune_operator.build.envoy import REQUEST_SECONDS
 from finetune_operator.build.pods import Manifest, Owner

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from finetune_operator import names
+from finetune_operator.api.blocks.pods import Pods
 from finetune_operator.api.quantities import quantity
-from finetune_operator.api.spec import Pods, Spec
+from finetune_operator.api.spec import Spec
 
 Manifest = dict[str, Any]
 REQUIRED: Final = "requiredDuringSchedulingIgnoredDuringExecution"

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from finetune_operator import kinds, names
-from finetune_operator.api.spec import Serving, Spec
+from finetune_operator.api.blocks.serving import Serving
+from finetune_operator.api.spec import Spec
 from finetune_operator.build import access, exposure_log, identity, listeners, pods
 from finetune_operator.build.envoy import ADMIN_PORT, CONFIG, TYPE, address, endpoints, file, lua_options
 from finetune_operator.build.exposure_log import Exposures

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from finetune_operator import names
+from finetune_operator.api.blocks.data import Source as SourceOfRows
+from finetune_operator.api.blocks.evaluation import Gate
+from finetune_operator.api.blocks.method import PROMPTS, Lora, Prompt
+from finetune_operator.api.blocks.training import CheckpointPolicy
 from finetune_operator.api.fields import digest
 from finetune_operator.api.quantities import decimal, seconds
-from finetune_operator.api.rules import PROMPTS
-from finetune_operator.api.spec import CheckpointPolicy, Gate, Lora, Prompt, Spec
-from finetune_operator.api.spec import Source as SourceOfRows
+from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Attempt, Cleaning, Revision
 from finetune_operator.build import sources
 from finetune_operator.build.jobs import TRAIN_GRACE_SECONDS, Stage, job_name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from finetune_operator import names
-from finetune_operator.api.spec import Storage
+from finetune_operator.api.blocks.storage import Storage
 from finetune_operator.build.pods import Manifest, Owner
 
 

@@ -6,31 +6,29 @@ trains; when that one passes its gate, the unfinished rollout is taken back firs
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any, Final
 
 from finetune_operator import conditions as c
 from finetune_operator.api.fields import digest
 from finetune_operator.api.quantities import seconds
-from finetune_operator.api.spec import Identity, Spec, Step
-from finetune_operator.api.status import Arm, Experiment, Rollout, Status, Stopped
-from finetune_operator.build import arm as arms
-from finetune_operator.build.pods import Owner
+from finetune_operator.api.status import Arm, Rollout, Status, Stopped
 from finetune_operator.decide import control
-from finetune_operator.decide import rollout as machine
-from finetune_operator.decide.draft import ArmWanted, Draft, Routing, Serving, soonest, stamp
+from finetune_operator.decide.capacity import with_capacity
+from finetune_operator.decide.draft import ArmWanted, Draft, Routing, soonest, stamp
+from finetune_operator.decide.rollout import states
+from finetune_operator.decide.rollout.machine import advance
+from finetune_operator.decide.rollout.plan import plan_of
+from finetune_operator.decide.rollout.scene import OUTAGE_SECONDS, POLL_SECONDS, Scene
+from finetune_operator.decide.served import arm_of, health_of, live_arms, other_arms, serving_of
 from finetune_operator.decide.stages import BASE
-from finetune_operator.observed import ArmHealth, Observed
-from finetune_operator.traffic import Backend, Source, Structure
-from finetune_operator.workloads import time
+from finetune_operator.decide.structure import structure_of
+from finetune_operator.observed import Observed
+from finetune_operator.traffic import Structure
 
-DEFAULT_STEPS: Final = (Step(weight=10, hold="30m"), Step(weight=50, hold="1h"), Step(weight=100))
-DEFAULT_IDENTITY: Final = (Identity(header="x-user-id"),)
-FALL_SECONDS: Final = 300.0  # as an autoscaler itself waits before it takes pods back
 PHASES: Final = {
-    machine.DEPLOYING: c.DEPLOYING, machine.CONNECTING: c.DEPLOYING, machine.SHIFTING: c.ROLLING_OUT,
-    machine.HOLDING: c.ROLLING_OUT, machine.BAKING: c.BAKING, machine.ROLLING_BACK: c.ROLLING_OUT,
+    states.DEPLOYING: c.DEPLOYING, states.CONNECTING: c.DEPLOYING, states.SHIFTING: c.ROLLING_OUT,
+    states.HOLDING: c.ROLLING_OUT, states.BAKING: c.BAKING, states.ROLLING_BACK: c.ROLLING_OUT,
 }  # fmt: skip
 
 
@@ -39,11 +37,11 @@ def rollout(o: Observed, d: Draft) -> Draft:
     if o.spec.serving is None:
         return _no_serving(d)
     wanted, running = _wanted(o, d), d.status.rollout
-    if running is not None and running.state in machine.ACTIVE:
+    if running is not None and running.state in states.ACTIVE:
         return _roll(o, d, running, wanted)
     if wanted is None or wanted.name == d.status.live_arm:
         return _steady(o, d, wanted)
-    known = _arm(d.status, wanted.name)
+    known = arm_of(d.status, wanted.name)
     if known and known.stopped and known.stopped.tried == o.tried:
         d = _steady(o, d, None)
         return d if d.blocked else d.block(c.REJECTED, known.stopped.message, reason=known.stopped.reason)
@@ -91,8 +89,8 @@ def _begin(o: Observed, d: Draft, wanted: ArmWanted) -> Draft:
     d = _remember(d, wanted)
     first = Rollout(
         name=digest({"uid": o.uid, "arm": wanted.name, "stable": d.status.live_arm, "created": stamp(o.now)}),
-        arm=wanted.name, revision=wanted.revision, stable=d.status.live_arm or "", state=machine.DEPLOYING, weight=0,
-        steps=len(_plan(o, d, wanted.name).steps), memory={"created": stamp(o.now)},
+        arm=wanted.name, revision=wanted.revision, stable=d.status.live_arm or "", state=states.DEPLOYING, weight=0,
+        steps=len(plan_of(o, d, wanted.name).steps), memory={"created": stamp(o.now)},
     )  # fmt: skip
     d = d.set(rollout=first).begin("deploy", o.now, wanted.revision)
     d = d.note("Normal", "RolloutStarted", f"revision {wanted.revision} is deployed beside {d.status.live_revision}")
@@ -101,19 +99,19 @@ def _begin(o: Observed, d: Draft, wanted: ArmWanted) -> Draft:
 
 def _never_served(o: Observed, d: Draft) -> bool:
     """Is what is called live a base arm that was made for a first rollout and never got ready? It is made anew as the spec is now."""
-    arm = _arm(d.status, d.status.live_arm or "")
-    return d.status.live_revision == BASE and not (arm and arm.promoted) and _health(o, d.status.live_arm or "").ready == 0
+    arm = arm_of(d.status, d.status.live_arm or "")
+    return d.status.live_revision == BASE and not (arm and arm.promoted) and health_of(o, d.status.live_arm or "").ready == 0
 
 
 def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> Draft:
-    running = _with_capacity(o, running)
-    structure = _structure(o, d, running)
+    running = with_capacity(o, running)
+    structure = structure_of(o, d, running)
     superseded = wanted is not None and wanted.name != running.arm
-    live = _arm(d.status, running.stable)
-    scene = machine.Scene(
+    live = arm_of(d.status, running.stable)
+    scene = Scene(
         now=o.now,
-        stable=_health(o, running.stable),
-        canary=_health(o, running.arm),
+        stable=health_of(o, running.stable),
+        canary=health_of(o, running.arm),
         routers=o.routers,
         routers_wanted=o.routers_wanted,
         structure=structure,
@@ -124,67 +122,27 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
         capacity=running.capacity or 0,
         wish=control.wish(d.status, running),
         abort=_otherwise(wanted, running) if superseded and wanted else _refused(d, running),
-        stable_patience=machine.OUTAGE_SECONDS if live and live.promoted else seconds(o.spec.rollout.progress_deadline),
+        stable_patience=OUTAGE_SECONDS if live and live.promoted else seconds(o.spec.rollout.progress_deadline),
     )
-    step = machine.advance(_plan(o, d, running.arm, running.experiment), scene, running)
+    step = advance(plan_of(o, d, running.arm, running.experiment), scene, running)
     d = _stages(o, d, running, step.rollout.state)
     d = d.set(rollout=step.rollout)
     if step.rollout.last_decision != running.last_decision and step.rollout.last_decision:
-        bad = step.rollout.state in (machine.ROLLING_BACK, machine.ROLLED_BACK)
+        bad = step.rollout.state in (states.ROLLING_BACK, states.ROLLED_BACK)
         d = d.note("Warning" if bad else "Normal", "Rollout", step.rollout.last_decision.split(": ", 1)[-1])
-    if step.rollout.state == machine.PROMOTED:
+    if step.rollout.state == states.PROMOTED:
         return _steady(o, _promoted(d, step.rollout), wanted)
-    if step.rollout.state == machine.ROLLED_BACK:
+    if step.rollout.state == states.ROLLED_BACK:
         return _rolled_back(o, d, step.rollout)
     canary = ArmWanted(running.arm, running.revision)
     routing = Routing(structure, step.rollout.weight, step.pushes)
-    d = replace(d, arms=(*_live(d), canary), routing=routing, serving=_serving(o, d.status.live_arm))
-    d = replace(d, requeue=soonest(d.requeue, machine.POLL_SECONDS))
+    d = replace(d, arms=(*live_arms(d), canary), routing=routing, serving=serving_of(o, d.status.live_arm))
+    d = replace(d, requeue=soonest(d.requeue, POLL_SECONDS))
     if d.blocked:
         return replace(d, message=f"{d.message}; rollout of revision {running.revision}: {step.message}"[:1024])
     if step.reason in (c.PAUSED, c.PAUSED_BY_USER, c.TOO_FEW_PODS):
         return d.block(c.PAUSED, step.message, reason=c.GUARD_UNDECIDED if step.reason == c.PAUSED else step.reason)
     return d.block(PHASES[step.rollout.state], step.message, reason=step.reason if step.reason != "Superseded" else "")
-
-
-def _with_capacity(o: Observed, r: Rollout) -> Rollout:
-    """What autoscaled arms keep while users are moved: as many pods as the load was seen to need. The arm that users leave would shrink
-    else, and could not take them back. Before anybody is moved it is what the present arm has."""
-    scaling = o.spec.serving.autoscaling if o.spec.serving else None
-    if scaling is None:
-        return r.model_copy(update={"capacity": None}) if r.capacity else r
-    stable, canary = _health(o, r.stable), _health(o, r.arm)
-    if r.state in machine.UNMOVED:
-        needed = stable.wanted
-    else:
-        r, kept = _kept(o, r, held=scaling.autoscaler == "HPA")
-        needed = max(kept, _grown(stable, kept), _grown(canary, kept) if r.weight >= 100 else 0)
-    return r.model_copy(update={"capacity": min(max(scaling.min_replicas, needed), scaling.max_replicas)})
-
-
-def _grown(arm: ArmHealth, kept: int) -> int:
-    """Pods that more load has brought the arm; not those that its autoscaler only has not taken back yet."""
-    return arm.wanted if arm.needed is None or arm.needed > kept else 0
-
-
-def _kept(o: Observed, r: Rollout, *, held: bool) -> tuple[Rollout, int]:
-    """What of the capacity is kept as the load falls: what the present arm has, by the share of the users that it serves, or where the
-    operator itself holds the pods (`held`) what both arms' autoscalers found, at the most in FALL_SECONDS. (the rollout, pods)"""
-    kept, figures = r.capacity or 0, [_health(o, arm).needed for arm in (r.stable, r.arm)]
-    if r.state == machine.ROLLING_BACK:
-        return r, kept
-    if not held:
-        return r, min(kept, math.ceil(_health(o, r.stable).wanted * 100 / (100 - r.weight))) if r.weight < 100 else kept
-    known = [figure for figure in figures if figure is not None]
-    since, most = r.memory.get("fewer") or (stamp(o.now), 0)
-    memory = {k: v for k, v in r.memory.items() if k != "fewer"}
-    if len(known) < len(figures) or sum(known) >= kept:
-        return r.model_copy(update={"memory": memory}), kept
-    most = max(most, sum(known))
-    began = time(since)
-    if began is None or (o.now - began).total_seconds() > FALL_SECONDS:
-        return r.model_copy(update={"memory": memory}), most
-    return r.model_copy(update={"memory": {**memory, "fewer": [since, most]}}), kept
 
 
 def _otherwise(wanted: ArmWanted, running: Rollout) -> str:
@@ -203,15 +161,15 @@ def _steady(o: Observed, d: Draft, wanted: ArmWanted | None) -> Draft:
     live = d.status.live_arm
     if live is None:
         return d
-    structure = _structure(o, d, None)
-    last = d.status.rollout or Rollout(arm=live, revision=d.status.live_revision or BASE, stable=live, state=machine.PROMOTED, weight=0)
-    d = replace(d, arms=_live(d), routing=Routing(structure, 0), serving=_serving(o, live))
-    health = _health(o, live)
+    structure = structure_of(o, d, None)
+    last = d.status.rollout or Rollout(arm=live, revision=d.status.live_revision or BASE, stable=live, state=states.PROMOTED, weight=0)
+    d = replace(d, arms=live_arms(d), routing=Routing(structure, 0), serving=serving_of(o, live))
+    health = health_of(o, live)
     settled = _acknowledged(o, structure) and health.ready > 0
     if (settled and not last.memory.get("settled")) or (last.memory.get("structure") not in (None, structure.version)):
         last = last.model_copy(update={"memory": {"settled": settled, "structure": structure.version}})
     if not last.memory.get("settled"):
-        d = replace(d, arms=(*d.arms, *_others(o, d)), requeue=soonest(d.requeue, machine.POLL_SECONDS))
+        d = replace(d, arms=(*d.arms, *other_arms(o, d)), requeue=soonest(d.requeue, POLL_SECONDS))
     d = d.set(rollout=last)
     if wanted is None or wanted.name != live or (d.blocked and d.phase != c.NOT_NEEDED):
         return d
@@ -239,7 +197,7 @@ def _let_go(o: Observed, d: Draft) -> bool:
     last = d.status.rollout
     if last is None or d.status.live_arm is None or last.memory.get("settled") or not o.routers:
         return True
-    return _acknowledged(o, _structure(o, d, None))
+    return _acknowledged(o, structure_of(o, d, None))
 
 
 def _promoted(d: Draft, done: Rollout) -> Draft:
@@ -279,53 +237,10 @@ def _no_serving(d: Draft) -> Draft:
     )
 
 
-def _structure(o: Observed, d: Draft, running: Rollout | None) -> Structure:
-    live, revision = d.status.live_arm or "", d.status.live_revision or BASE
-    salt = digest({"uid": o.uid, "live": live}, 16)
-    canary = _backend(o, running.arm, running.revision) if running else None
-    identity = o.spec.rollout.identity or DEFAULT_IDENTITY
-    sources = tuple(Source(i.header or "", i.body_field or "") for i in identity)
-    return Structure(_backend(o, live, revision), canary, salt, sources, str(running.memory.get("created", "")) if running else "")
-
-
-def _backend(o: Observed, name: str, revision: str) -> Backend:
-    kept = o.templates.get(name)
-    ready = "/readyz"
-    if kept:
-        ready = kept["template"]["spec"]["containers"][0]["readinessProbe"]["httpGet"]["path"]
-    elif arms.runtime(o.spec) == "vLLM" and not (o.spec.serving and o.spec.serving.image):
-        ready = "/health"
-    return Backend(name, arms.host(Owner(o.namespace, o.name, o.uid), name), revision, ready)
-
-
-def _plan(o: Observed, d: Draft, arm: str, fixed: Experiment | None = None) -> machine.Plan:
-    """The user's steps; an arm that was promoted before takes all users at once, and bakes. `fixed`: the rollout's A/B test until now."""
-    spec: Spec = o.spec
-    known = _arm(d.status, arm)
-    steps = tuple((s.weight, seconds(s.hold)) for s in spec.rollout.steps or DEFAULT_STEPS)
-    again = bool(known and known.promoted)
-    experiment = None if again else _experiment(spec, fixed)
-    if experiment:
-        share = experiment[0]
-        steps = (*(s for s in steps if s[0] < share), experiment, *(s for s in steps if s[0] > share))
-    if again:
-        steps = ((100, 0.0),)
-    bake, deadline, guards = seconds(spec.rollout.bake), seconds(spec.rollout.progress_deadline), spec.rollout.guards
-    return machine.Plan(steps, bake, deadline, guards, seconds(guards.max_extension), experiment)
-
-
-def _experiment(spec: Spec, fixed: Experiment | None) -> tuple[int, float] | None:
-    """The step of the A/B test, of which a rollout has one: a split that was fixed stays, and what is over does not begin again."""
-    asked = spec.rollout.experiment
-    if asked is None or (fixed and fixed.until):
-        return None
-    return fixed.weight if fixed else asked.weight, seconds(asked.duration) if asked.duration else machine.ENDLESS
-
-
 def _remember(d: Draft, wanted: ArmWanted) -> Draft:
     """An entry for the arm; one that is tried again has its refusal taken back."""
     others: list[Any] = [a for a in d.status.arms if a.name != wanted.name]
-    known = _arm(d.status, wanted.name) or Arm(name=wanted.name, revision=wanted.revision)
+    known = arm_of(d.status, wanted.name) or Arm(name=wanted.name, revision=wanted.revision)
     entry = known.model_copy(update={"stopped": None})
     kept = [a for a in others if a.name == d.status.live_arm] + [a for a in others if a.name != d.status.live_arm][-8:]
     return d.set(arms=[*kept, entry])
@@ -334,40 +249,14 @@ def _remember(d: Draft, wanted: ArmWanted) -> Draft:
 def _stages(o: Observed, d: Draft, running: Rollout, new: str) -> Draft:
     """Note when deployment, rollout and bake began and ended."""
     order = {
-        machine.DEPLOYING: "deploy",
-        machine.CONNECTING: "deploy",
-        machine.SHIFTING: "rollout",
-        machine.HOLDING: "rollout",
-        machine.BAKING: "bake",
+        states.DEPLOYING: "deploy",
+        states.CONNECTING: "deploy",
+        states.SHIFTING: "rollout",
+        states.HOLDING: "rollout",
+        states.BAKING: "bake",
     }
     before, after = order.get(running.state), order.get(new)
     if before == after:
         return d
     d = d.end(before, o.now, running.revision) if before else d
     return d.begin(after, o.now, running.revision) if after else d
-
-
-def _live(d: Draft) -> tuple[ArmWanted, ...]:
-    return (ArmWanted(d.status.live_arm, d.status.live_revision or BASE),) if d.status.live_arm else ()
-
-
-def _others(o: Observed, d: Draft) -> tuple[ArmWanted, ...]:
-    """Arms that still run and serve nobody: kept until the routers know."""
-    return tuple(
-        ArmWanted(name, str(o.templates[name].get("revision", BASE)))
-        for name in sorted(o.arms)
-        if name != d.status.live_arm and name in o.templates
-    )
-
-
-def _arm(status: Status, name: str) -> Arm | None:
-    return next((a for a in status.arms if a.name == name), None)
-
-
-def _health(o: Observed, arm: str) -> ArmHealth:
-    return o.arms.get(arm) or ArmHealth()
-
-
-def _serving(o: Observed, arm: str | None) -> Serving | None:
-    health = _health(o, arm) if arm else ArmHealth()
-    return Serving(arm, health.ready, health.wanted) if arm else None

@@ -10,7 +10,8 @@ from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Attempt, Cost
 from finetune_operator.decide.draft import Draft, stamp
 from finetune_operator.observed import Observed
-from finetune_operator.workloads import Run, time
+from finetune_operator.workloads.objects import time
+from finetune_operator.workloads.run import Run
 
 MAX_ATTEMPTS: Final = 20
 SMALLEST_DIVISOR: Final = 64  # a micro-batch is not cut further: by then it is one row

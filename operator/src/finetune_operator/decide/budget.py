@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from finetune_operator import conditions
+from finetune_operator.api.blocks.budget import Budget
 from finetune_operator.api.quantities import seconds
-from finetune_operator.api.spec import Budget
 from finetune_operator.api.status import Cost
 from finetune_operator.decide.attempts import ended, halted, price, running, spent
 from finetune_operator.decide.draft import Draft

@@ -10,16 +10,16 @@ from typing import Final
 
 from finetune_operator import conditions, names
 from finetune_operator.api.status import Control, Rollout, Status
-from finetune_operator.decide import rollout as machine
 from finetune_operator.decide.draft import Draft, stamp
+from finetune_operator.decide.rollout import states
 from finetune_operator.observed import Observed
 
 LONGEST: Final = 253  # characters of a value that are looked at and told
 MEANING: Final = {
-    machine.PAUSE: "no further step is taken until it is resumed",
-    machine.RESUME: "it goes on with its steps",
-    machine.PROMOTE: "all users are moved as soon as the new arm serves, unless a guard fails; then it bakes",
-    machine.ABORT: "everybody is taken back",
+    states.PAUSE: "no further step is taken until it is resumed",
+    states.RESUME: "it goes on with its steps",
+    states.PROMOTE: "all users are moved as soon as the new arm serves, unless a guard fails; then it bakes",
+    states.ABORT: "everybody is taken back",
 }
 
 
@@ -58,7 +58,7 @@ def _in_force(control: Control | None) -> str | None:
 
 def _taken_back(d: Draft) -> Draft:
     running = d.status.rollout
-    lifted = running is not None and running.state in machine.ACTIVE and wish(d.status, running) == machine.PAUSE
+    lifted = running is not None and running.state in states.ACTIVE and wish(d.status, running) == states.PAUSE
     d = d.set(control=None)
     return d.note("Normal", "Rollout", "the pause is taken back: it goes on with its steps") if lifted else d
 
@@ -68,14 +68,14 @@ def _refusal(asked: str, running: Rollout | None) -> str:
     verb, name = asked.partition(":")[0], _rollout(asked)
     if verb not in MEANING or not name:
         return f"it is to be VERB:ROLLOUT with a verb of {', '.join(MEANING)} and the name in status.rollout.name"
-    if running is None or running.state not in machine.ACTIVE:
+    if running is None or running.state not in states.ACTIVE:
         last = f"; the last one, {running.name}, is {running.state}" if running and running.name else ""
         return f"no rollout is running{last}"
     if name != running.name:
         return f"the rollout that is running is {running.name}, of revision {running.revision}"
-    if running.state == machine.ROLLING_BACK:
+    if running.state == states.ROLLING_BACK:
         return "everybody is being taken back already"
-    if verb == machine.PROMOTE and running.weight >= 100:
+    if verb == states.PROMOTE and running.weight >= 100:
         return "all users are on the new arm already; it is promoted once it has baked, for as long as rollout.bake says"
     return ""
 

@@ -13,7 +13,8 @@ from finetune_operator import conditions
 from finetune_operator.api.status import Cleaning, Revision, Stage, Status
 from finetune_operator.observed import Observed
 from finetune_operator.traffic import Structure
-from finetune_operator.workloads import Waiting, time
+from finetune_operator.workloads.objects import time
+from finetune_operator.workloads.run import Waiting
 
 MAX_STAGES = 20
 MAX_REVISIONS = 10

@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Final
 
 from finetune_operator import conditions as c
-from finetune_operator.api.spec import Serving, Spec
+from finetune_operator.api.blocks.serving import Serving
+from finetune_operator.api.spec import Spec
 from finetune_operator.build import exposure
 from finetune_operator.decide.draft import Draft, soonest
 from finetune_operator.kinds import Kind
 from finetune_operator.observed import Exposure, Observed
-from finetune_operator.workloads import Waiting
+from finetune_operator.workloads.run import Waiting
 
 LOOK_AGAIN_SECONDS: Final = 50.0  # for what the cluster lacks: no watch tells that it has come
 

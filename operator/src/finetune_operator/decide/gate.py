@@ -9,7 +9,7 @@ rise of general text's perplexity is clearly above `maxForgettingPercent`: where
 from __future__ import annotations
 
 from finetune_operator import conditions
-from finetune_operator.api.spec import Gate
+from finetune_operator.api.blocks.evaluation import Gate
 from finetune_operator.api.status import Evaluation, Forgetting, Scored, Stopped
 from finetune_operator.decide.draft import Draft, stamp
 from finetune_operator.decide.stages import BASE, reference

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from finetune_operator.api.spec import Guards
+from finetune_operator.api.blocks.guards import Guards
 from finetune_operator.decide.sequential import ALPHA, fewest_above, surely_above
 from finetune_operator.traffic import ArmTotals, Buckets
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from finetune_operator import conditions
+from finetune_operator.api.blocks.compute import shardable
 from finetune_operator.api.quantities import quantity
-from finetune_operator.api.rules import shardable
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Attempt, Estimate
 from finetune_operator.build.pods import ANY_GPU, Accelerator

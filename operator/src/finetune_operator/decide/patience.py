@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from finetune_operator.decide.draft import finite, stamp
 from finetune_operator.observed import Observed
-from finetune_operator.workloads import GANG_SECONDS, Failure, Run
+from finetune_operator.workloads.run import GANG_SECONDS, Failure, Run
 
 # The ranks' own watchdog (runconfig.STALL_SECONDS) comes first; this is for the case that it hangs as well.
 QUIET_SECONDS: Final = 900.0  # between two steps

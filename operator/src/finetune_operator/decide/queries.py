@@ -12,11 +12,11 @@ from datetime import datetime
 from typing import Final
 
 from finetune_operator import names
-from finetune_operator.api.spec import Guards, Query
+from finetune_operator.api.blocks.guards import Guards, Query
 from finetune_operator.api.status import Rollout, Status
 from finetune_operator.decide.guards import Finding
 from finetune_operator.observed import Answer, Question
-from finetune_operator.workloads import time
+from finetune_operator.workloads.objects import time
 
 OF_AN_ARM: Final = ("${arm}", "${revision}", "${pods}")
 Answers = Mapping[tuple[str, str], Answer]  # by guard and arm

@@ -15,7 +15,7 @@ from finetune_operator.api.status import Charges, Cleaning, Revision
 from finetune_operator.decide.arms import router_moves
 from finetune_operator.decide.draft import MAX_REMOVED, Draft, finite, later, seconds_until, soonest, stamp
 from finetune_operator.observed import Observed
-from finetune_operator.workloads import Run
+from finetune_operator.workloads.run import Run
 
 DELAYS: Final = (60.0, 240.0, 960.0, 3840.0, 15360.0, 61440.0, 86400.0)  # seconds until the next try, by how often it failed
 POLL_SECONDS: Final = 5.0

@@ -10,7 +10,7 @@ from finetune_operator import conditions, names
 from finetune_operator.api.status import Charges, Stopped
 from finetune_operator.decide.draft import Draft, later, seconds_until, stamp
 from finetune_operator.observed import Observed
-from finetune_operator.workloads import Failure
+from finetune_operator.workloads.run import Failure
 
 # Which budget a failure is charged to; classes that no retry mends have none.
 BUDGETS: Final[Mapping[str, str]] = {

@@ -11,7 +11,7 @@ from finetune_operator.api.status import Difference, Estimate, Forgetting, Rows,
 from finetune_operator.decide.draft import Draft, finite
 from finetune_operator.decide.retry import after_failure, again, of_probe, trouble, wait, without_probe
 from finetune_operator.observed import Observed
-from finetune_operator.workloads import Failure, Run
+from finetune_operator.workloads.run import Failure, Run
 
 Finish = Callable[[Mapping[str, Any]], dict[str, Any]]
 STAGE_PHASES = {

@@ -26,7 +26,7 @@ from finetune_operator.decide.layout import next_choice
 from finetune_operator.decide.patience import held, stalled
 from finetune_operator.decide.retry import BUDGETS, after_failure, place, trouble, wait
 from finetune_operator.observed import Observed
-from finetune_operator.workloads import Failure, Run
+from finetune_operator.workloads.run import Failure, Run
 
 POLL_SECONDS = 3.0
 PROGRESS_MARK = 5  # percent: status is written at these marks and at checkpoints

@@ -1,0 +1,84 @@
+"""What is seen in a cycle and what is to come of it, and what the routers and arms say by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from finetune_operator import conditions
+from finetune_operator.api.status import Rollout
+from finetune_operator.decide.rollout.states import ABORT, PAUSE
+from finetune_operator.observed import Answer, ArmHealth
+from finetune_operator.traffic import RouterState, ServerState, Structure
+from finetune_operator.workloads.run import Waiting
+
+POLL_SECONDS: Final = 2.0
+OUTAGE_SECONDS: Final = 60.0  # an arm without a ready pod for so long is down, not restarting
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is seen of both arms, of the routers, of the arms' servers and of Prometheus where a guard asks them. `abort` says why the
+    canary is wanted no longer; `stable_patience` is how many seconds the present arm may be without a ready pod before the new one
+    takes all its users; `wish` is what the user asks of this rollout; `capacity` is how many pods the load needs, where an autoscaler
+    sets them."""
+
+    now: datetime
+    stable: ArmHealth
+    canary: ArmHealth
+    routers: tuple[RouterState, ...]
+    routers_wanted: int
+    structure: Structure
+    servers: tuple[ServerState, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    router_waiting: Waiting | None = None
+    stable_patience: float = OUTAGE_SECONDS
+    hold: bool = False
+    capacity: int = 0
+    abort: str = ""
+    wish: str = ""
+
+    @property
+    def held(self) -> str:
+        """Why it goes no further, as a reason; empty when it may."""
+        if self.wish in (PAUSE, ABORT):
+            return conditions.PAUSED_BY_USER
+        return conditions.PAUSED if self.hold else ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The rollout as it will be in the status, and the routers that must hear the weight now."""
+
+    rollout: Rollout
+    pushes: Mapping[str, int]
+    message: str
+    reason: str = ""
+
+
+def in_force(scene: Scene, weight: int) -> bool:
+    """Does every ready router serve this structure with this weight? At least one must."""
+    ready = [r for r in scene.routers if r.ready]
+    return bool(ready) and all((r.version, r.weight) == (scene.structure.version, weight) for r in ready)
+
+
+def unheard(scene: Scene, weight: int) -> dict[str, int]:
+    """Routers that serve this structure with another weight."""
+    return {s.pod: weight for s in scene.routers if s.version == scene.structure.version and s.weight != weight}
+
+
+def can_go_back(scene: Scene, r: Rollout) -> bool:
+    """Users are never taken back to an arm without a pod that serves."""
+    return r.weight == 0 or scene.stable.ready > 0
+
+
+def too_few(scene: Scene, r: Rollout) -> bool:
+    """Capacity before traffic: has the load grown, and not all of the pods that it needs are ready on the new arm?"""
+    return scene.canary.ready < scene.capacity and not r.memory.get("outage")
+
+
+def first_error(routers: Iterable[RouterState]) -> str:
+    """Why the first router that could not be asked could not; empty when all could."""
+    return next((f"; router {s.pod} cannot be asked: {s.error}" for s in routers if s.error), "")

@@ -1,0 +1,125 @@
+"""How did a pod fail?
+
+The exit codes are the trainer's (docs/contracts.md). A container that is killed ends with 137 or 143: a disruption where somebody
+deleted or evicted its pod, else a fault of the node, which is charged (what nobody asked for must not be tried for ever).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from finetune_operator import names
+from finetune_operator.workloads.objects import condition, time
+from finetune_operator.workloads.pods import rank_of
+from finetune_operator.workloads.run import Failure, FailureClass
+
+EXIT_CLASSES: Final[Mapping[int, FailureClass]] = {
+    20: "user",
+    21: "outOfMemory",
+    22: "stalled",
+    23: "nonFinite",
+    24: "infrastructure",
+    names.STOPPED: "disruption",
+    137: "infrastructure",
+    143: "infrastructure",
+}
+KILLED: Final = (137, 143)
+OOM_KILLED: Final = "OOMKilled"  # the kubelet's reason, and ours
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A pod that ended badly. `since`: when that began; `deleted`: because somebody, or the Job controller, deleted it."""
+
+    since: str
+    failure: Failure
+    deleted: bool = False
+
+
+def pod_ending(pod: Mapping[str, Any]) -> Ending | None:
+    """How a pod's container failed; a disrupted pod, or one that ended because it was deleted, counts as such whatever its code.
+
+    Sidecars are asked last: they are ended when the container that they serve has ended.
+    """
+    meta, status = pod["metadata"], pod.get("status", {})
+    name, node, rank = str(meta["name"]), str(pod.get("spec", {}).get("nodeName", "")), rank_of(pod)
+    disrupted = condition(pod, "DisruptionTarget")
+    since = str(disrupted.get("lastTransitionTime", "")) if disrupted else ""
+    asked = _deleted_at(pod)
+    for container in [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]:
+        ended = container.get("state", {}).get("terminated")
+        if not ended or ended.get("exitCode") == 0:
+            continue
+        code, at = int(ended.get("exitCode", 1)), str(ended.get("finishedAt", ""))
+        result = parse_result(ended.get("message"))
+        kind: FailureClass = EXIT_CLASSES.get(code, "error")
+        deleted = not disrupted and bool(asked) and (not at or asked <= at)
+        if ended.get("reason") == OOM_KILLED:
+            kind = "outOfMemory"
+        elif (disrupted or deleted) and kind not in ("user", "nonFinite", "outOfMemory"):
+            kind = "disruption"
+        if kind in ("error", "infrastructure") and (killed := next(iter(_ended_by_memory(status)), None)):
+            text = f"sidecar {killed['name']} used more memory than its limit; raise serving.resources"
+            return Ending(at, Failure("outOfMemory", OOM_KILLED, text, name, node, result, rank, container=str(killed["name"])))
+        reason, text = explain(ended, code, result, disrupted, deleted=deleted)
+        failure = Failure(kind, reason, text, name, node, result, rank, container=str(container.get("name", "")))
+        return Ending(since or (asked if deleted else at), failure, deleted)
+    if disrupted:
+        words = str(disrupted.get("message", ""))
+        return Ending(since, Failure("disruption", str(disrupted.get("reason")), words, name, node, rank=rank))
+    return None
+
+
+def _deleted_at(pod: Mapping[str, Any]) -> str:
+    """When the pod's deletion was asked for (its timestamp is the end of the grace); empty if it was not."""
+    until, grace = time(pod["metadata"].get("deletionTimestamp")), pod["metadata"].get("deletionGracePeriodSeconds", 0)
+    return (until - timedelta(seconds=int(grace or 0))).strftime("%Y-%m-%dT%H:%M:%SZ") if until else ""
+
+
+def _ended_by_memory(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Sidecars that were killed for their memory, now or in an earlier life."""
+    return [
+        c
+        for c in status.get("initContainerStatuses") or ()
+        if any(((c.get(state) or {}).get("terminated") or {}).get("reason") == OOM_KILLED for state in ("state", "lastState"))
+    ]
+
+
+def explain(
+    ended: Mapping[str, Any], code: int, result: Mapping[str, Any], disrupted: Mapping[str, Any] | None, *, deleted: bool = False
+) -> tuple[str, str]:
+    """(reason, words) of a container that ended badly: its own, or what its exit says."""
+    error = result.get("error")
+    if isinstance(error, Mapping):
+        return str(error.get("reason", "Error")), _told(str(error.get("message") or ""), str(error.get("fix") or ""))
+    if disrupted:
+        return str(disrupted.get("reason", "Disrupted")), str(disrupted.get("message", "the pod was disrupted"))
+    if ended.get("reason") == OOM_KILLED:
+        return OOM_KILLED, "the container used more memory than its limit; raise compute.memory, or serving.resources if it is a server"
+    if deleted:
+        return "PodDeleted", "the pod was deleted"
+    tail = str(ended.get("message") or "").strip()[-400:]
+    if code in KILLED:
+        words = "killed (exit code {}) although nobody deleted its pod: the node may have run out of memory; its log says"
+        return "Killed", words.format(code)
+    return str(ended.get("reason") or "Error"), f"exit code {code}{': ' + tail if tail else ''}"
+
+
+def _told(message: str, fix: str) -> str:
+    """What is wrong and how to mend it, as sentences."""
+    message = message.rstrip()
+    stop = "." if message and not message.endswith((".", "!", "?")) else ""
+    return f"{message}{stop} {fix}".lstrip() if fix else message
+
+
+def parse_result(message: str | None) -> dict[str, Any]:
+    """The trainer's termination message; empty if it is none (an image that is not ours, or killed before it spoke)."""
+    try:
+        parsed = json.loads(message or "")
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}

@@ -1,0 +1,89 @@
+"""How goes a Job, by what is known of it and of its pods?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from finetune_operator import names
+from finetune_operator.workloads.causes import root_cause
+from finetune_operator.workloads.endings import parse_result, pod_ending
+from finetune_operator.workloads.objects import condition, time
+from finetune_operator.workloads.pods import belongs, lives, over, phase, rank_of
+from finetune_operator.workloads.run import ABSENT, Run
+from finetune_operator.workloads.waiting import waiting
+
+TOLD_SECONDS: Final = 600.0  # so long after a Job's end its pods are asked for, if the watch has not told theirs
+STOPPED_SECONDS: Final = 5.0  # so long after a rank has stopped it is clear that no suspension is behind it
+
+
+def read_run(job: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]], now: datetime) -> Run:
+    """The state of a Job, with the root cause if it failed and the reason if it waits."""
+    if job is None:
+        return ABSENT
+    name = job["metadata"]["name"]
+    mine = sorted((p for p in pods if belongs(p, job)), key=rank_of)
+    leader = next((p for p in mine if rank_of(p) == 0), None)
+    uid = leader["metadata"]["uid"] if leader else None
+    if condition(job, "Complete"):
+        return Run(name, "Succeeded", result=_leader_result(mine), leader_uid=uid)
+    if failed := condition(job, "Failed"):
+        return Run(name, "Failed", failure=root_cause(mine, failed), leader_uid=uid)
+    failing = condition(job, "FailureTarget")
+    if failing and not any(lives(p, now) for p in mine):
+        return Run(name, "Failed", failure=root_cause(mine, failing), leader_uid=uid)
+    suspended = bool(job.get("spec", {}).get("suspend"))
+    if "deletionTimestamp" in job["metadata"] or failing or (not suspended and any(phase(p) == "Failed" for p in mine)):
+        known = any(pod_ending(p) for p in mine) or failing
+        stopped = not failing and "deletionTimestamp" not in job["metadata"] and any(_stopped(p, now) for p in mine)
+        return Run(name, "Ending", failure=root_cause(mine, failing or {}) if known else None, leader_uid=uid, stopped=stopped)
+    waits = next((w for w in (waiting(p, now) for p in mine) if w), None)
+    if mine and waits is None and all(phase(p) in ("Running", "Succeeded") for p in mine):
+        ip = leader.get("status", {}).get("podIP") if leader and phase(leader) == "Running" else None
+        return Run(name, "Running", leader_ip=ip, leader_uid=uid)
+    unheard = not (mine or suspended) or any(phase(p) == "Pending" and p.get("spec", {}).get("nodeName") for p in mine)
+    return Run(name, "Waiting", waiting=waits, leader_uid=uid, suspended=suspended, unheard=unheard, held=_held(mine, now))
+
+
+def _stopped(pod: Mapping[str, Any], now: datetime) -> bool:
+    """Has a rank stopped on request, so long ago that the watch would have told by now if the Job were suspended?"""
+    ends = [c.get("state", {}).get("terminated") or {} for c in pod.get("status", {}).get("containerStatuses") or ()]
+    since = next((time(e.get("finishedAt")) for e in ends if e.get("exitCode") == names.STOPPED), None)
+    return since is not None and (now - since).total_seconds() > STOPPED_SECONDS
+
+
+def _held(pods: list[Mapping[str, Any]], now: datetime) -> float:
+    late = [time(p["metadata"].get("creationTimestamp")) for p in pods if waiting(p, now)]
+    if len(late) == len(pods):
+        return 0.0
+    return max(((now - since).total_seconds() for since in late if since), default=0.0)
+
+
+def untold(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: datetime) -> bool:
+    """Has the Job ended, and by what is known of its pods not they? Each kind has a watch of its own, and none waits for another.
+
+    A Job that only is to fail (FailureTarget) waits for its pods: these are behind if rank 0 was never told of.
+    """
+    ended = condition(job, "Complete") or condition(job, "Failed")
+    said = ended or condition(job, "FailureTarget")
+    since = time(said.get("lastTransitionTime")) if said else None
+    if said is None or (since and (now - since).total_seconds() > TOLD_SECONDS):
+        return False
+    mine = [p for p in pods if belongs(p, job)]
+    return all(rank_of(p) for p in mine) or bool(ended and not all(over(p) for p in mine))
+
+
+def leftovers(jobs: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: datetime) -> dict[str, Run]:
+    """Runs whose Job is gone while pods of it still end, by the Job's name."""
+    named = (str((p["metadata"].get("labels") or {}).get(names.JOB_NAME, "")) for p in pods if lives(p, now))
+    return {name: Run(name, "Ending") for name in named if name and name not in jobs}
+
+
+def _leader_result(pods: list[Mapping[str, Any]]) -> dict[str, Any]:
+    for pod in pods:
+        for container in pod.get("status", {}).get("containerStatuses") or ():
+            ended = container.get("state", {}).get("terminated")
+            if ended and (result := parse_result(ended.get("message"))):
+                return result
+    return {}

@@ -1,0 +1,53 @@
+"""A Job and its pods, read: how it goes, why it failed, what it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+FailureClass = Literal["error", "user", "outOfMemory", "stalled", "nonFinite", "infrastructure", "disruption"]
+GANG_SECONDS: Final = 600.0  # so long may a part of a gang hold machines while the others wait
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why a pod does not run: a reason of `conditions`, and words a user can act on."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The root cause of a failed Job."""
+
+    failure_class: FailureClass
+    reason: str
+    message: str
+    pod: str = ""
+    node: str = ""
+    result: Mapping[str, Any] = field(default_factory=dict)
+    rank: int | None = None
+    waited: bool = False  # it never ran: a part of its pods waited too long
+    container: str = ""  # whose end it was, where one is known
+
+
+@dataclass(frozen=True)
+class Run:
+    """A Job and its pods, read."""
+
+    name: str
+    state: Literal["Absent", "Waiting", "Running", "Ending", "Succeeded", "Failed"]  # Ending: failed or deleted, pods not yet gone
+    result: Mapping[str, Any] = field(default_factory=dict)
+    failure: Failure | None = None
+    waiting: Waiting | None = None
+    leader_ip: str | None = None  # pod that answers /progress
+    leader_uid: str | None = None
+    suspended: bool = False
+    stopped: bool = False  # ranks stopped on request, and neither a queue nor anybody else has said why
+    unheard: bool = False  # what it waits for may be told by Events alone, which nobody watches
+    held: float = 0.0  # seconds that some pods of the gang have held machines while others wait for theirs
+
+
+ABSENT: Final = Run(name="", state="Absent")
