@@ -301,7 +301,7 @@ class Rollout(StatusModel):
     step: Count = 0
     steps: Count = 0
     capacity: Count | None = Field(
-        default=None, description="Pods that both arms keep while users are moved, where an autoscaler sets them: what the load needed."
+        default=None, description="Pods that both arms keep while users are moved, where an autoscaler sets them: what the load needs."
     )
     next_step_at: Time | None = None
     experiment: Experiment | None = None

@@ -127,6 +127,8 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
         stable_patience=machine.OUTAGE_SECONDS if live and live.promoted else seconds(o.spec.rollout.progress_deadline),
     )
     step = machine.advance(_plan(o, d, running.arm, running.experiment), scene, running)
+    if step.rollout.state not in machine.ACTIVE:  # from now on each arm has what its own load needs
+        step = replace(step, rollout=step.rollout.model_copy(update={"capacity": None}))
     d = _stages(o, d, running, step.rollout.state)
     d = d.set(rollout=step.rollout)
     if step.rollout.last_decision != running.last_decision and step.rollout.last_decision:
@@ -169,7 +171,11 @@ def _grown(arm: ArmHealth, kept: int) -> int:
 
 def _kept(o: Observed, r: Rollout, *, held: bool) -> tuple[Rollout, int]:
     """What of the capacity is kept as the load falls: what the present arm has, by the share of the users that it serves, or where the
-    operator itself holds the pods (`held`) what both arms' autoscalers found, at the most in FALL_SECONDS. (the rollout, pods)"""
+    operator itself holds the pods (`held`) what both arms' autoscalers found, at the most in FALL_SECONDS. (the rollout, pods)
+
+    Nothing falls while users are on their way back: answers of the arm that they leave may be cheap errors, so that the figures show less
+    than what comes; and once no router sends anybody there the rollout is over, and nothing is kept.
+    """
     kept, figures = r.capacity or 0, [_health(o, arm).needed for arm in (r.stable, r.arm)]
     if r.state == machine.ROLLING_BACK:
         return r, kept
