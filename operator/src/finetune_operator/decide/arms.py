@@ -27,6 +27,7 @@ from finetune_operator.workloads import time
 
 DEFAULT_STEPS: Final = (Step(weight=10, hold="30m"), Step(weight=50, hold="1h"), Step(weight=100))
 DEFAULT_IDENTITY: Final = (Identity(header="x-user-id"),)
+START_SECONDS: Final = 15.0  # between two looks at a router that does not start
 FALL_SECONDS: Final = 300.0  # as an autoscaler itself waits before it takes pods back
 PHASES: Final = {
     machine.DEPLOYING: c.DEPLOYING, machine.CONNECTING: c.DEPLOYING, machine.SHIFTING: c.ROLLING_OUT,
@@ -212,6 +213,8 @@ def _steady(o: Observed, d: Draft, wanted: ArmWanted | None) -> Draft:
     structure = _structure(o, d, None)
     last = d.status.rollout or Rollout(arm=live, revision=d.status.live_revision or BASE, stable=live, state=machine.PROMOTED, weight=0)
     d = replace(d, arms=_live(d), routing=Routing(structure, 0), serving=_serving(o, live))
+    if o.routers_starting:  # no watch tells that one waits for its Secret
+        d = replace(d, requeue=soonest(d.requeue, START_SECONDS))
     health = _health(o, live)
     settled = _acknowledged(o, structure) and health.ready > 0
     if (settled and not last.memory.get("settled")) or (last.memory.get("structure") not in (None, structure.version)):
