@@ -58,16 +58,20 @@ def test_every_configuration_loads(
         revision, attempt = data.draw(REVISIONS), data.draw(st.sampled_from([None, TRAINED]))
         scoring = replace(scoring, report=runconfig.report(loaded_spec, "base", revision, attempt, "USD" if attempt else None))
     folders = data.draw(st.lists(st.just("/work/revisions/1f2e3d4c/a1-0b6c1d2e"), max_size=2))
-    chosen = data.draw(st.sampled_from(allowed(loaded_spec)))
+    chosen = data.draw(st.none() | st.sampled_from(layouts := allowed(loaded_spec)))
     config = runconfig.build(
         "ml", name, "0b6c1d2e-uid", loaded_spec, Stage(stage, "1f2e3d4c", number), runconfig.resolve(loaded_spec),
-        gpus=gpus, layout=(chosen.sharding, chosen.offload), resume_from=folders,
+        gpus=gpus, layout=(chosen.sharding, chosen.offload) if chosen else None, resume_from=folders,
         micro_batch_divisor=data.draw(st.sampled_from([1, 2, 64])), scoring=scoring if stage in ("baseline", "evaluate") else None,
     )  # fmt: skip
     loaded = RunConfig.model_validate(json.loads(json.dumps(config, allow_nan=False)))
     assert differences(config, loaded.model_dump(mode="json", by_alias=True)) == []
     if loaded.method is not None:
         require_supported(loaded)
+    if stage == "train":
+        compute, first = loaded.compute, chosen or layouts[0]
+        assert compute is not None
+        assert (compute.resolved_sharding, compute.offload.replace("Auto", "None")) == (first.sharding, first.offload)
     assert len(json.dumps(config)) < 64 * 1024  # an annotation
 
 

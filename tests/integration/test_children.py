@@ -22,7 +22,7 @@ from tests.unit.operator.helpers import make_finetune
 Object = dict[str, Any]
 PODS = {
     "nodeSelector": {"pool": "a", "zone": "b"}, "tolerations": [{"key": "mine", "operator": "Exists"}], "serviceAccountName": "bot",
-    "imagePullSecrets": ["one", "two"],
+    "imagePullSecrets": ["one", "two"], "annotations": {"mesh": "off", "team": "ml"},
     "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
         {"matchExpressions": [{"key": "gpu", "operator": "DoesNotExist"}]}
     ]}}},
@@ -31,7 +31,7 @@ FULL: Object = {
     "pods": PODS, "serving": {"apiKeys": {"secretName": "keys"}, "tls": {"secretName": "tls"}},
     "rollout": {"experiment": {"weight": 50, "log": {"secretName": "ab"}}},
 }  # fmt: skip
-LESS: Object = {**FULL, "pods": {**PODS, "nodeSelector": {"pool": "a"}, "imagePullSecrets": ["two"]}}
+LESS: Object = {**FULL, "pods": {**PODS, "nodeSelector": {"pool": "a"}, "imagePullSecrets": ["two"], "annotations": {"team": "ml"}}}
 BARE: Object = {"serving": {}}
 
 
@@ -72,11 +72,13 @@ async def test_what_is_taken_out_of_the_spec_goes_and_then_nothing_is_written(ad
     cluster, cache = Counted(admin._api), Cache()
     await brought(cluster, cache, before)
     fewer, _, idle = await brought(cluster, cache, LESS)
-    pod = fewer["spec"]["template"]["spec"]
+    meta, pod = (fewer["spec"]["template"][key] for key in ("metadata", "spec"))
     assert (pod["nodeSelector"], pod["imagePullSecrets"], idle) == ({"pool": "a"}, [{"name": "two"}], [])
+    assert meta["annotations"] == {"team": "ml"}
     bare, service, idle = await brought(cluster, cache, BARE)
     pod = bare["spec"]["template"]["spec"]
     assert idle == []
+    assert "annotations" not in bare["spec"]["template"]["metadata"]
     assert not any(pod.get(key) for key in ("nodeSelector", "affinity", "tolerations", "imagePullSecrets", "serviceAccountName")), pod
     assert [v["name"] for v in pod["volumes"]] == ["config"]
     assert [e["name"] for e in pod["containers"][0]["env"]] == ["POD_NAME"]

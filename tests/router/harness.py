@@ -191,7 +191,8 @@ class Router(Envoy):
 
     async def start(self) -> Router:
         container = self._container()
-        secrets = {variable["name"]: "from a Secret" for variable in container["env"] if "secretKeyRef" in variable["valueFrom"]}
+        given = (v for v in container["env"] if "fieldRef" not in v.get("valueFrom", {}))
+        secrets = {variable["name"]: variable.get("value", "from a Secret") for variable in given}
         self.started = datetime.now(UTC).isoformat()
         secrets |= {KEY_VARIABLE: self.exposure_key} if self.exposure_key else {}
         await self.run(self._command(container), self._is_ready, secrets)

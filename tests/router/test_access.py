@@ -97,6 +97,15 @@ async def test_who_is_refused_is_told_why_as_openai_tells_it(world: World) -> No
         assert "You didn't provide an API key" in (await answer.json())["error"]["message"]
 
 
+async def test_a_secret_may_hold_as_many_keys_as_it_has_room_for(world: World) -> None:
+    """A variable of the process would hold 128 KiB."""
+    lines = "".join(f"user-{i} sk-{i:060}\n" for i in range(13_000))
+    assert 2**19 < len(lines) < 2**20
+    router = await keyed(world, lines)
+    told = [await router.status(CHAT, method="POST", headers=bearer(f"sk-{i:060}")) for i in (0, 12_999, 13_000)]
+    assert told == [200, 200, 401]
+
+
 async def test_a_changed_secret_counts_without_a_restart(world: World) -> None:
     router = await keyed(world)
     assert await router.status(CHAT, method="POST", headers=bearer("sk-shop-1")) == 200

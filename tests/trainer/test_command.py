@@ -7,15 +7,20 @@ import os
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import HTTPError
 
 import pytest
+from finetune_trainer import hardware
 from finetune_trainer.__main__ import main
 from finetune_trainer.progress import Progress, serving
 
 from tests.trainer.support import make_config
+
+OPENMP = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 
 
 def command(tmp_path: Path, *arguments: str) -> tuple[int, str, dict[str, Any]]:
@@ -85,8 +90,36 @@ def test_a_port_that_is_taken_ends_no_stage() -> None:
         assert second == 0
 
 
-def test_a_servers_threads_sleep_while_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that it is put back
-    monkeypatch.delenv("OMP_WAIT_POLICY")
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], tuple[str | None, str | None]]:
+    """What of them is set now: nothing at first, on a machine whose container may use three cores."""
+    for name in OPENMP:
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(hardware, "cpu_limit", lambda: 3)
+    return lambda: (os.environ.get(OPENMP[0]), os.environ.get(OPENMP[1]))
+
+
+def test_a_servers_threads_sleep_while_they_wait(threads: Any) -> None:
     assert main(["serve", "--help"]) == 0
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert threads() == ("PASSIVE", "3")
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"), {"evaluate": ("PASSIVE", "3"), "probe": ("PASSIVE", "3"), "fetch": (None, None)}.items()
+)  # fmt: skip
+def test_what_scores_has_no_more_threads_than_cores_and_none_that_spins(
+    stage: str, expected: tuple[str | None, str | None], threads: Any, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr("finetune_trainer.__main__.import_module", lambda _: SimpleNamespace(main=lambda _: seen.append(threads())))
+    (tmp_path / "run.json").write_text(json.dumps(make_config("fetch" if stage == "fetch" else "evaluate", tmp_path, tiny_model)))
+    assert main([stage, "--config", str(tmp_path / "run.json")]) == 0
+    assert seen == [expected]
+
+
+def test_what_a_pods_environment_says_of_threads_holds(threads: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in OPENMP:
+        monkeypatch.setenv(name, "7")
+    assert main(["serve", "--help"]) == 0
+    assert threads() == ("7", "7")

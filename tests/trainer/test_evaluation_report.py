@@ -46,6 +46,24 @@ def test_the_page_has_scores_with_intervals_curves_rows_and_where_it_comes_from(
         assert words in told, words
 
 
+def test_where_and_why_training_stopped_early_is_told_and_drawn() -> None:
+    result = {"step": 90, "totalSteps": 150, "bestStep": 60, "stoppedEarly": True}
+    curves = {name: [point for point in points if point[0] <= 90] for name, points in made.made()["curves"].items()}
+    training = {"learningRate": 1e-3, "earlyStoppingPatience": 3}
+    text = report.render(made.report(made=made.made(result=result, curves=curves, training=training)))
+    told = visible(text)
+    for words in (
+        "90 of 150 steps: it stopped early, for the validation loss has not fallen since step 60 in 3 evaluations "
+        "(training.earlyStopping.patience). The weights of step 60 are kept.",
+        "the weights of step 60 are kept (dashed)", "training stopped early after step 90 (dotted)",
+    ):  # fmt: skip
+        assert words in told, words
+    assert (text.count('<line class="asked" x1="590.3"'), text.count('<line class="stopped" x1="860.0"')) == (1, 1)
+    bare = visible(report.render(made.report(made=made.made(result={"step": 90, "totalSteps": 150, "stoppedEarly": True}))))
+    assert "it stopped early, for the validation loss has not fallen." in bare
+    assert "stopped early after" not in visible(report.render(made.report()))
+
+
 def test_what_was_forgotten_is_shown_by_kind_of_text_with_what_the_gate_allows() -> None:
     text = report.render(made.report(forgetting=made.forgetting()))
     told = visible(text)

@@ -16,14 +16,15 @@ import pytest
 import torch
 from finetune_trainer import exits, fetch, hardware, layout
 from finetune_trainer.config import ForgettingConfig, RunConfig
-from finetune_trainer.evaluate import cli, forgetting, general, probe
+from finetune_trainer.evaluate import cli, forgetting, general, probe, rows
 from finetune_trainer.evaluate.loss import batches
+from finetune_trainer.evaluate.rows import ScoredRow
 from finetune_trainer.evaluate.statistics import ratio
 from finetune_trainer.serve.loading import adapt, load
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.trainer import lives
+from tests.trainer import evaluations, lives
 from tests.trainer.support import make_config, running
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers for it
@@ -204,14 +205,35 @@ def commit(folder: Path, result: dict[str, Any]) -> None:
         layout.write_json(made.folder / "result.json", result)
 
 
-def test_an_evaluation_that_was_finished_before_tells_what_was_measured_since(
+def test_an_evaluation_that_was_finished_before_tells_everywhere_what_was_measured_since(
     work: Path, tiny_model: Path, untouched: Path, tmp_path: Path
 ) -> None:
-    asked = config(work, tiny_model, untouched, tmp_path / "forgetting", evaluation__path=str(tmp_path / "tuned"))
-    known = {"stage": "evaluate", "metrics": {"ExactMatch": {"score": 1}}}
-    commit(tmp_path / "tuned", {**known, "forgetting": {"unmeasured": "no room"}})
-    commit(tmp_path / "forgetting", {"percent": 1, "kinds": {}})
-    assert cli.main(asked) == {**known, "forgetting": {"percent": 1}}
+    path, artifact = tmp_path / "tuned", tmp_path / "artifact"
+    with layout.transaction(artifact, layout.ARTIFACT_MANIFEST) as trained:
+        trained.facts.update(evaluations.made())
+    asked = config(
+        work, tiny_model, untouched, tmp_path / "forgetting", evaluation__path=str(path), evaluation__metrics=[{"type": "ExactMatch"}],
+        evaluation__report={"artifact": str(artifact)},
+    )  # fmt: skip
+    answered = [ScoredRow(row.id, row.reference, {"ExactMatch": 1.0}) for row in rows.test_rows(work / "data" / "1f2e3d4c")]
+    with layout.transaction(path) as made:
+        rows.write(made.folder / rows.ROWS, answered)
+        layout.write_json(made.folder / "result.json", {"stage": "evaluate", "forgetting": {"unmeasured": "no room"}})
+    found = evaluations.forgetting(26.2)
+    commit(tmp_path / "forgetting", found)
+
+    told: Any = cli.main(asked)
+    assert told["forgetting"] == {name: value for name, value in found.items() if name != "kinds"}
+    assert told["metrics"]["ExactMatch"]["score"] == 1
+    assert any("its perplexity rose by 26.2 %" in text for text in told["advice"])
+    assert json.loads((path / "result.json").read_text()) == told
+    assert "perplexity rose by 26.2 %" in (path / "report.html").read_text()
+    assert "| all texts | 40 |" in (path / "README.md").read_text()
+    assert rows.read(path) == answered
+    layout.verify(path)
+    before = (path / "report.html").stat().st_ino
+    assert cli.main(asked) == told
+    assert (path / "report.html").stat().st_ino == before, "what is known is not written again"
 
 
 def test_the_same_models_are_measured_once(

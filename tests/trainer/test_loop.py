@@ -136,6 +136,16 @@ def test_training_stops_when_validation_gets_worse_as_often_as_patience_allows(m
     assert (outcome.stopped_early, outcome.state.step, outcome.state.best_step) == (True, 4, 2)
 
 
+def test_patience_that_runs_out_with_the_last_step_stops_nothing_early(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(evaluateEverySteps=1, earlyStoppingPatience=2)
+    last = run.steps.total_steps
+    values = iter([3.0] * (last - 2) + [5.0, 5.0])
+    falling = (value - step * 1e-3 if value < 5 else value for step, value in enumerate(values))
+    monkeypatch.setattr(Loop, "_validation_loss", lambda loop: next(falling))
+    outcome = Loop(run).execute()
+    assert (outcome.stopped_early, outcome.state.step, outcome.state.best_step) == (False, last, last - 2)
+
+
 def test_a_run_whose_patience_had_run_out_when_it_was_saved_is_over(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([3.0, 2.0, 2.5, 2.4])
     monkeypatch.setattr(Loop, "_validation_loss", lambda loop: next(values))

@@ -225,6 +225,13 @@ def test_a_clients_own_tag_passes_and_what_is_no_tag_does_not(kind: type[protoco
             assert refused_by(kind, {**needed, name: value}) == (name, "unknown_parameter"), f"{name}: {value}"
 
 
+def test_a_body_has_no_more_fields_than_are_worth_looking_at() -> None:
+    kind, needed = KINDS["chat"]
+    tags = {f"tag {index}": 1 for index in range(protocol.MAX_FIELDS - len(needed))}
+    assert refused_by(kind, {**needed, **tags}) is None
+    assert refused_by(kind, {**needed, **tags, "one more": 1}) == (None, "too_many_fields")
+
+
 def test_the_first_wrong_field_is_told() -> None:
     kind, needed = KINDS["chat"]
     wrong: dict[str, Any] = {"tools": ["a"], "format": "json", "policy": {"a": 1}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 import torch
 from aiohttp.test_utils import TestClient, TestServer
 from finetune_trainer.serve import engine as engines
-from finetune_trainer.serve import prompts
+from finetune_trainer.serve import prompts, protocol
 from finetune_trainer.serve.app import Server
 from finetune_trainer.serve.batch import Batch
 from finetune_trainer.serve.engine import Engine
@@ -116,6 +118,25 @@ async def test_a_body_that_nests_without_end_is_the_askers_mistake(server: Serve
     status, document = await posted(server, b"[" * 5000)
     assert (status, document["error"]["type"]) == (400, "invalid_request_error")
     assert counted(server, "400")
+
+
+async def test_a_body_that_takes_long_to_read_keeps_nobody_waiting(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse, begun, goes_on = protocol.parse, threading.Event(), threading.Event()
+
+    def slow(kind: Any, document: object) -> Any:
+        begun.set()
+        assert goes_on.wait(20)
+        return parse(kind, document)
+
+    monkeypatch.setattr(protocol, "parse", slow)
+    async with TestClient(TestServer(server.application())) as client:
+        asked = asyncio.create_task(client.post("/v1/completions", json={"model": "bot", "prompt": "This", "max_tokens": 1}))
+        assert await asyncio.to_thread(begun.wait, 20)
+        async with client.get("/healthz") as healthy:
+            assert healthy.status == 200
+        goes_on.set()
+        async with await asked as response:
+            assert response.status == 200
 
 
 async def test_a_failure_nobody_thought_of_is_told_in_openais_form_and_counted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

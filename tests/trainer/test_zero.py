@@ -91,6 +91,7 @@ CURVES = {
     "Full, ZeRO-2": ("Full", "ZeRO2", {}, "FP32"),
     "Full, ZeRO-3": ("Full", "ZeRO3", {}, "FP32"),
     "Full, ZeRO-2 with the optimizer on the host": ("Full", "ZeRO2", {"compute__offload": "Optimizer"}, "FP32"),
+    "Full, whatever can have the optimizer on the host": ("Full", "Auto", {"compute__offload": "Optimizer"}, "FP32"),
     "Full, ZeRO-3 with everything on the host": ("Full", "ZeRO3", {"compute__offload": "All"}, "FP32"),
     "Full, ZeRO-1, bfloat16": ("Full", "ZeRO1", {}, "BF16"),
     "Full, ZeRO-3, bfloat16, activations computed twice": ("Full", "ZeRO3", {"training__gradientCheckpointing": True}, "BF16"),
@@ -267,6 +268,8 @@ REFUSED = {
     "answers that the whole base reads": ({"objective": "DPO"}, {"sharding": "ZeRO3"}, "compute.sharding ZeRO3 with method.objective DPO"),
     "an offload of what is not divided": ({}, {"sharding": "DDP", "offload": "Optimizer"}, "compute.offload with compute.sharding DDP"),
     "an offload of whole parameters": ({}, {"sharding": "ZeRO2", "offload": "All"}, "compute.offload All with compute.sharding ZeRO2"),
+    "an offload of what little trains": ({"type": "QLoRA"}, {"offload": "Optimizer"}, "compute.offload Optimizer with method.type QLoRA"),
+    "an offload of what all answers need": ({"objective": "DPO"}, {"offload": "All"}, "compute.offload All with method.objective DPO"),
 }
 
 
@@ -275,6 +278,15 @@ def test_what_does_not_go_together_is_refused(method: dict[str, Any], compute: d
     with pytest.raises(UserError, match=message) as caught:
         require_divisible(MethodConfig.model_validate(method), ComputeConfig.model_validate(compute))
     assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("offload", "expected"), {"Auto": "DDP", "None": "DDP", "Optimizer": "ZeRO1", "All": "ZeRO3"}.items()
+)  # fmt: skip
+def test_auto_is_the_first_sharding_that_can_offload_what_is_named(offload: str, expected: str) -> None:
+    compute = ComputeConfig.model_validate({"offload": offload})
+    require_divisible(MethodConfig.model_validate({"type": "Full"}), compute)
+    assert (compute.resolved_sharding, compute.sharded) == (expected, expected != "DDP")
 
 
 def test_deepspeed_is_imported_by_ranks_that_shard_alone(work: Path, tiny_model: Path, tmp_path: Path) -> None:

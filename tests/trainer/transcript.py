@@ -47,6 +47,7 @@ What a client may rely on:
 - Of `n` answers with a seed, the second is drawn as the next seed draws it, and so on.
 - Requests that come together are generated together, a token of each at every step (`--max-concurrency`, 16): a stream does not wait for
   another one's end. A seed draws the same whoever else is there, but for rounding.
+- A body has at most 4 MiB and, at its top, 1,000 fields.
 - A client that goes away frees its place at the next token. A stream that breaks off ends with an error event, which the client raises as
   `APIError`. On SIGTERM what is under way is finished. 503 (loading, overloaded, stopping) says `Retry-After`, which the client waits for.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -58,6 +58,9 @@ class Children:
         if not contains(actual, manifest):
             version, manifest = actual["metadata"]["resourceVersion"], _with_replicas(kind, manifest, actual)
             log.info("apply", extra=logs.of(kind=kind.kind, name=name, namespace=self.key[0]))
+            if gone := withdrawn(actual, manifest):
+                self.cache.put(kind, await self.cluster.replace(kind, completed(manifest, _without(actual, gone))))
+                return
             applied = await self.cluster.apply(kind, manifest, resource_version=version)
             if not contains(applied, manifest):  # what it was made with is not taken back by an apply that leaves it out
                 applied = await self.cluster.replace(kind, completed(manifest, applied))
@@ -137,6 +140,24 @@ def completed(wanted: Any, actual: Any) -> Any:
         there = {item["name"]: item for item in actual if isinstance(item, Mapping) and "name" in item}
         return [completed(item, there.get(item["name"])) if isinstance(item, Mapping) and "name" in item else item for item in wanted]
     return wanted
+
+
+def withdrawn(actual: Mapping[str, Any], wanted: Manifest) -> list[str]:
+    """Annotations of its pods that a child has by its own note of them (`names.POD_ANNOTATIONS`), and that are not wanted any more: of all
+    others nobody knows whose they are."""
+    noted = (actual["metadata"].get("annotations") or {}).get(names.POD_ANNOTATIONS, "")
+    return [name for name in noted.split(",") if name and name not in _pod_annotations(wanted)]
+
+
+def _pod_annotations(child: Mapping[str, Any]) -> Mapping[str, str]:
+    return child["spec"]["template"]["metadata"].get("annotations") or {}
+
+
+def _without(child: Mapping[str, Any], annotations: Sequence[str]) -> Manifest:
+    """A child without these annotations of its pods."""
+    template = child["spec"]["template"]
+    left = {name: value for name, value in _pod_annotations(child).items() if name not in annotations}
+    return {**child, "spec": {**child["spec"], "template": {**template, "metadata": {**template["metadata"], "annotations": left}}}}
 
 
 def _same_quantity(actual: Any, wanted: Any) -> bool:

@@ -34,6 +34,7 @@ RUN_CONFIG: Final = f"{GROUP}/run-config"  # on stage pods: the trainer's run co
 RETRY: Final = f"{GROUP}/retry"  # on a FineTune, by the user: a new value tries a failed or rejected revision again
 CONTROL: Final = f"{GROUP}/rollout"  # on a FineTune, by the user: verb:rollout, what is asked of the rollout of that name
 NUDGE: Final = f"{GROUP}/nudge"  # on router pods: a change makes the kubelet sync the mounted document
+POD_ANNOTATIONS: Final = f"{GROUP}/pod-annotations"  # on the routers' Deployment: names of the user's annotations of its pods
 MANIFEST: Final = f"{GROUP}/manifest"  # on what exposes a FineTune: digest of what the operator wants of it
 
 SELECTOR: Final = f"{MANAGED_BY}={FIELD_MANAGER}"

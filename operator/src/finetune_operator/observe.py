@@ -108,7 +108,8 @@ class Observer:
             exposures={k.kind: self._exposure(k, key, missing) for k, missing in lacking.items() if k in kinds.EXPOSURES},
             autoscaled=bool(self.cache.children(kinds.HPA, key))
             or (lacking.get(kinds.HPA) is not None and kinds.HPA.kind in (status.extra_kinds or ())),
-            router_waiting=next((w for w in (waiting(p, now) for p in router_pods) if w), None),
+            routers_starting=any(_starts(p) for p in router_pods),
+            router_waiting=await self._router_waiting(router_pods, now),
         )
 
     def _exposure(self, kind: kinds.Kind, key: tuple[str, str], missing: Waiting | None) -> Exposure:
@@ -189,6 +190,16 @@ class Observer:
             return run
         return replace(run, waiting=waits or None)
 
+    async def _router_waiting(self, pods: list[Object], now: datetime) -> Waiting | None:
+        """What keeps a router from running: a volume that cannot be mounted, as that of a Secret, its Events alone tell."""
+        known = next((w for w in (waiting(p, now) for p in pods) if w), None)
+        stuck = next((p for p in pods if stuck_since(p, now) > MOUNT_PATIENCE), None)
+        if known or stuck is None:
+            return known
+        found = await self._last_event(stuck, _name(stuck), "FailedMount")
+        reason = conditions.SECRET_MISSING if "secret" in found.lower() else conditions.MOUNT_FAILED
+        return Waiting(reason, f"pod {_name(stuck)}: {found}; it starts by itself once that is there") if found else None
+
     async def _scales(self, job: Object) -> bool:
         """Has an autoscaler said that it makes room for a pod of the Job?"""
         meta = job["metadata"]
@@ -197,9 +208,10 @@ class Observer:
         ]
         return any(str(e["involvedObject"].get("name", "")).startswith(f"{meta['name']}-") for e in found)
 
-    async def _last_event(self, job: Object, name: str, reason: str) -> str:
+    async def _last_event(self, beside: Object, name: str, reason: str) -> str:
+        """Of an object of that name in the namespace of another one."""
         selector = f"involvedObject.name={name},reason={reason}"
-        events = await self.cluster.list(kinds.EVENT, job["metadata"]["namespace"], field_selector=selector)
+        events = await self.cluster.list(kinds.EVENT, beside["metadata"]["namespace"], field_selector=selector)
         return str(max(events, key=lambda e: str(e.get("lastTimestamp") or ""))["message"]) if events else ""
 
 
@@ -222,6 +234,10 @@ def _name(obj: Object) -> str:
 
 def _replicas(deployment: Object | None) -> int:
     return int(deployment["spec"].get("replicas", 1)) if deployment else 0
+
+
+def _starts(pod: Object) -> bool:
+    return pod.get("status", {}).get("phase") == "Pending" and "deletionTimestamp" not in pod["metadata"]
 
 
 def _asked(pod: Object) -> bool:

@@ -106,6 +106,7 @@ class Observed:
     answers: tuple[Answer, ...] = ()
     prometheus: bool = True
     routers_wanted: int = 0
+    routers_starting: bool = False
     router_waiting: Waiting | None = None
     ingress_annotations: tuple[str, ...] = ()
     exposures: Mapping[str, Exposure] = field(default_factory=dict)

@@ -141,6 +141,17 @@ def _training(seen: Seen) -> Iterator[str]:
     details += [f"attempt {attempts[-1]['number']}"] if len(attempts) > 1 else []
     if text := "   ".join(d for d in details if d):
         yield _row("", text)
+    if text := _kept(training):
+        yield _row("", text)
+
+
+def _kept(training: Object) -> str:
+    """Which step's weights are kept where it is not the last one's, and why training stopped before its steps were over."""
+    best = training.get("bestStep")
+    if training.get("stoppedEarly"):
+        since = f" since step {best:,}, whose weights are kept" if best is not None else ""
+        return f"stopped early: the validation loss has not fallen{since}"
+    return f"the weights of step {best:,} are kept, of the lowest validation loss" if best not in (None, training.get("step")) else ""
 
 
 def _scores(seen: Seen) -> Iterator[str]:

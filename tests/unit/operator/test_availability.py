@@ -195,6 +195,7 @@ async def test_while_users_move_no_arm_has_fewer_pods_than_the_load_was_seen_to_
     await run(world, live_with(2), kill=kill)
     await run(world)
     assert (replicas(world), least(world)) == ({new: 7}, {new: 2}), "from now on as the load says"
+    assert "capacity" not in status_of(world)["rollout"]
 
 
 async def test_until_users_are_moved_the_present_arm_and_what_the_new_one_needs_follow_the_load() -> None:
@@ -235,6 +236,30 @@ def test_what_the_load_needs_falls_with_the_present_arm_by_the_users_that_it_has
     scaling = {**CPU, "autoscaling": {"minReplicas": 2, "maxReplicas": 8, "autoscaler": autoscaler}}
     o = make_observed(changes={"serving": scaling}, arms={"old": ArmHealth(wanted=wanted), "new": ArmHealth(wanted=6)})
     assert with_capacity(o, at(states.HOLDING, weight, capacity=6)).capacity == expected
+
+
+@pytest.mark.parametrize("autoscaler", ["HPA", "External"])
+@pytest.mark.parametrize(("wanted", "expected"), [(2, 6), (7, 7)])
+def test_while_users_are_taken_back_what_is_kept_may_grow_and_does_not_fall(wanted: int, expected: int, autoscaler: str) -> None:
+    scaling = {**CPU, "autoscaling": {"minReplicas": 2, "maxReplicas": 8, "autoscaler": autoscaler}}
+    health = {"old": ArmHealth(wanted=wanted, needed=wanted), "new": ArmHealth(wanted=6, needed=1)}
+    o = make_observed(changes={"serving": scaling}, arms=health)
+    fewer = {"fewer": ["2020-01-01T00:00:00Z", 2]}
+    assert with_capacity(o, at(states.ROLLING_BACK, 0, capacity=6, memory=fewer)).capacity == expected
+
+
+async def test_after_a_rollback_nothing_is_kept_and_what_serves_has_what_its_load_needs() -> None:
+    world = await live(**SCALED)
+    (old,) = arms(world)
+    load(world, old, 6)
+    edit(world, training=NEW_RATE, rollout={**STEPS, "steps": [{"weight": 50, "hold": "1h"}, {"weight": 100}]})
+    operator = await run(world, rolling(50))
+    assert (status_of(world)["rollout"]["capacity"], least(world)[old]) == (6, 6)
+    edit(world, annotations={names.CONTROL: f"abort:{status_of(world)['rollout']['name']}"})
+    await run(world, lambda s: s["phase"] == "Rejected", start=operator)
+    await run(world)
+    assert "capacity" not in status_of(world)["rollout"]
+    assert (replicas(world), least(world)) == ({old: 6}, {old: 2}), "its autoscaler takes from it what it does not need"
 
 
 CURRENT_CPU = {"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": 30, "averageValue": "600m"}}}

@@ -147,6 +147,38 @@ async def test_an_annotation_reaches_the_cache_and_what_is_gone_needs_none() -> 
     await children.annotate(kinds.CONFIGMAP, "cm", {"a": "c"})
 
 
+def deployment(*annotations: str) -> dict[str, Any]:
+    meta = {"name": "d", "namespace": "ml", "labels": names.labels("bot", "router"), "ownerReferences": [{"uid": "uid-bot"}]}
+    template = {"metadata": {"annotations": dict.fromkeys(annotations, "x")}, "spec": {"containers": [{"name": "envoy"}]}}
+    return {
+        "metadata": {**meta, "annotations": {names.POD_ANNOTATIONS: ",".join(annotations)}}, "spec": {"replicas": 2, "template": template}
+    }  # fmt: skip
+
+
+async def test_annotations_that_the_user_takes_from_pods_go_and_those_of_others_stay() -> None:
+    api, children = world()
+    await children.ensure(kinds.DEPLOYMENT, deployment("a", "b"))
+    found = api.store[kinds.DEPLOYMENT, "ml", "d"]
+    theirs = {**found["spec"]["template"]["metadata"]["annotations"], "restartedAt": "now"}
+    template = {**found["spec"]["template"], "metadata": {"annotations": theirs}}
+    children.cache.put(kinds.DEPLOYMENT, api.change(kinds.DEPLOYMENT, found, {**found, "spec": {**found["spec"], "template": template}}))
+    for wanted in (("a",), ("a",), ("a", "c"), (), ()):
+        await children.ensure(kinds.DEPLOYMENT, deployment(*wanted))
+        left = api.store[kinds.DEPLOYMENT, "ml", "d"]
+        assert left["spec"]["template"]["metadata"]["annotations"] == {**dict.fromkeys(wanted, "x"), "restartedAt": "now"}
+        assert left["spec"]["template"]["spec"]["containers"] == [{"name": "envoy"}]
+    assert [verb for verb, _, _ in api.writes] == ["create", "apply", "replace", "apply", "replace"]
+
+
+async def test_annotations_are_not_taken_from_pods_over_something_newer() -> None:
+    api, children = world()
+    await children.ensure(kinds.DEPLOYMENT, deployment("a"))
+    found = api.store[kinds.DEPLOYMENT, "ml", "d"]
+    api.change(kinds.DEPLOYMENT, found, {**found, "spec": {**found["spec"], "paused": True}})
+    with pytest.raises(errors.Conflict):
+        await children.ensure(kinds.DEPLOYMENT, deployment())
+
+
 FINETUNE = {"metadata": {"name": "bot", "namespace": "ml", "uid": "u"}}
 
 

@@ -149,6 +149,21 @@ def test_an_attempt_that_succeeded_leaves_its_artifact_and_its_last_figures() ->
     assert (found.status.totals.succeeded, found.status.stages, found.blocked) == (1, ENDED, False)
 
 
+EARLY: dict[str, tuple[dict[str, Any], int | None, bool | None]] = {
+    "it stopped early": ({"bestStep": 20, "stoppedEarly": True}, 20, True),
+    "all steps were made": ({"bestStep": 49, "stoppedEarly": False}, 49, None),
+    "without validation rows": ({"bestStep": None, "stoppedEarly": False}, None, None),
+    "nonsense": ({"bestStep": "x", "stoppedEarly": "yes"}, None, None),
+}
+
+
+@pytest.mark.parametrize(("told", "best", "early"), EARLY.values(), ids=EARLY)
+def test_the_step_that_was_kept_is_told_and_whether_patience_ran_out(told: dict[str, Any], best: int | None, early: bool | None) -> None:
+    found = trained(seen(Run(A1, "Succeeded", result={"artifact": "/a", "step": 49, **told}))).status.training
+    assert found
+    assert (found.best_step, found.stopped_early) == (best, early)
+
+
 @pytest.mark.parametrize(("told", "total"), [({"step": 7, "totalSteps": 9}, 9), ({"step": 7}, 7), ({}, 0)])
 def test_the_total_is_the_last_step_where_none_is_told(told: dict[str, int], total: int) -> None:
     found = trained(seen(Run(A1, "Succeeded", result={"artifact": "/a", **told}))).status.training

@@ -542,6 +542,13 @@ def test_a_live_finetune_says_what_a_new_router_waits_for() -> None:
     assert (d.phase, d.message) == (c.LIVE, "revision r1 serves all users at Service bot; image x cannot be pulled")
 
 
+def test_a_router_that_does_not_start_is_looked_at_again_though_nothing_tells_of_it() -> None:
+    def requeue(starting: bool) -> float | None:
+        return decided(make_observed(PROMOTED, status={**LIVE, **SETTLED}, routers_starting=starting, **HEALTHY)).requeue
+
+    assert (requeue(False), requeue(True)) == (None, 15)
+
+
 def test_a_rejected_arm_says_how_it_is_tried_again() -> None:
     back = at(m.ROLLING_BACK, memory={"reason": c.GUARD_FAILED, "cause": "errors"}).model_copy(update={"arm": OTHER})
     listed = [*LIVE["arms"], Arm(name=OTHER, revision="r1")]

@@ -112,6 +112,12 @@ class ApiServer:
         merged = _merged(found, {**obj, "metadata": {k: v for k, v in obj["metadata"].items() if k != "resourceVersion"}})
         return self._written("apply", kind, self.change(kind, found, merged))
 
+    async def replace(self, kind: Kind, obj: Mapping[str, Any]) -> Object:
+        found = self._found(kind, obj["metadata"])
+        if obj["metadata"]["resourceVersion"] != found["metadata"]["resourceVersion"]:
+            raise errors.Conflict(f"{kind.kind} {obj['metadata']['name']} was changed")
+        return self._written("replace", kind, self.change(kind, found, dict(obj)))
+
     async def apply_status(self, finetune: Mapping[str, Any]) -> Object:
         meta, status = finetune["metadata"], finetune["status"]
         found = self._found(FINETUNE, meta)

@@ -95,6 +95,27 @@ def test_what_a_stage_says_itself_is_fresher_than_the_status() -> None:
     assert headline(Seen(finetune, NOW, progress=said)) == "Training, 9 %, step 45 of 500, loss 1.2500, about 10m left"
 
 
+KEPT = {
+    "it stopped early": (
+        {"stoppedEarly": True, "bestStep": 1200},
+        "stopped early: the validation loss has not fallen since step 1,200, whose",
+    ),
+    "of a trainer that does not say which": ({"stoppedEarly": True}, "stopped early: the validation loss has not fallen\n"),
+    "all steps, and an earlier one was better": ({"bestStep": 20}, "the weights of step 20 are kept, of the lowest validation loss"),
+    "the last one was the best": ({"bestStep": 50}, ""),
+    "nobody knows": ({}, ""),
+}
+
+
+@pytest.mark.parametrize(("told", "words"), KEPT.values(), ids=KEPT)
+def test_whose_weights_are_kept(told: dict[str, Any], words: str) -> None:
+    finetune = rolling()
+    finetune["status"]["training"].update(told)
+    shown = text(finetune)
+    assert words in shown
+    assert bool(words) == ("kept" in shown or "stopped" in shown)
+
+
 def test_losses_are_bits_per_byte_and_smaller_is_better() -> None:
     evaluation = {
         "metric": "Loss", "reference": "base", "verdict": "Failed", "message": "m",

@@ -15,7 +15,7 @@ from importlib import import_module
 from types import FrameType
 from typing import NoReturn, cast
 
-from finetune_trainer import exits
+from finetune_trainer import exits, hardware
 from finetune_trainer.config import CleanRun, RunConfig, load, load_clean
 
 STAGES = {
@@ -26,6 +26,7 @@ STAGES = {
     "evaluate": "finetune_trainer.evaluate.cli",
     "clean": "finetune_trainer.clean",
 }
+SCORING = ("probe", "evaluate")  # they may run a model, as a server does
 StageMain = Callable[[RunConfig | CleanRun], exits.JsonObject | None]
 
 
@@ -63,8 +64,8 @@ def _run(stage: str, path: str) -> int:
             raise exits.UserError("ConfigurationInvalid", f"the configuration is for {config.stage}, not for {stage}")
         if stage != "train":
             signal.signal(signal.SIGTERM, _interrupt)
-        if stage == "probe":
-            _wait_without_spinning()
+        if stage in SCORING:
+            _share_cores()
         run = cast(StageMain, import_module(STAGES[stage]).main)
         result = run(config)
     except SystemExit as error:
@@ -77,7 +78,7 @@ def _run(stage: str, path: str) -> int:
 
 
 def _serve(argv: list[str]) -> int:
-    _wait_without_spinning()
+    _share_cores()
     try:
         return int(import_module("finetune_trainer.serve.cli").main(argv) or 0)
     except SystemExit as error:
@@ -86,10 +87,12 @@ def _serve(argv: list[str]) -> int:
         return fail("serve", error)
 
 
-def _wait_without_spinning() -> None:
+def _share_cores() -> None:
     """Read when torch is loaded. Servers and what scores them share cores, and threads that spin while they wait take them from one
-    another: two servers of two threads on two cores answered three times as fast without."""
+    another: two servers of two threads on two cores answered three times as fast without. Nor are there more threads than this
+    container may use cores, whatever the machine has."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_NUM_THREADS", str(hardware.cpu_limit()))
 
 
 def fail(stage: str, error: BaseException, **facts: object) -> int:

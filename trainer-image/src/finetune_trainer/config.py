@@ -184,11 +184,12 @@ class TrainingConfig(Model):
 
 Sharding = Literal["Auto", "DDP", "ZeRO1", "ZeRO2", "ZeRO3"]
 Offload = Literal["Auto", "None", "Optimizer", "All"]
+OFFLOADING: dict[Offload, Sharding] = {"Optimizer": "ZeRO1", "All": "ZeRO3"}  # the first that can: the least is sent between ranks
 
 
 class ComputeConfig(Model):
     """The gang: `nodes` pods of max(1, gpusPerNode) processes; what each of them keeps whole (`sharding`) and what lies in the host's
-    memory (`offload`). Auto is DDP, and nothing."""
+    memory (`offload`). Offload Auto is nothing; sharding Auto the first that can offload what is named, DDP where that is nothing."""
 
     accelerator: str = ""
     nodes: int = Field(default=1, ge=1)
@@ -207,9 +208,14 @@ class ComputeConfig(Model):
         return max(1, self.gpus_per_node)
 
     @property
+    def resolved_sharding(self) -> Sharding:
+        """`sharding`, and what Auto comes to."""
+        return OFFLOADING.get(self.offload, "DDP") if self.sharding == "Auto" else self.sharding
+
+    @property
     def sharded(self) -> bool:
         """Whether ranks divide by ZeRO what trains."""
-        return self.sharding not in ("Auto", "DDP")
+        return self.resolved_sharding != "DDP"
 
 
 class RunConfigPaths(Model):

@@ -22,16 +22,21 @@ def require_supported(config: RunConfig) -> None:
 
 def require_divisible(method: MethodConfig, compute: ComputeConfig) -> None:
     """Raise UserError where ZeRO has nothing to divide, or does not go with the method, and for an offload without what it is of."""
+    sharding = compute.resolved_sharding
     if not compute.sharded and compute.offload not in ("Auto", "None"):
-        _refuse("compute.offload with compute.sharding", compute.sharding, "Use ZeRO1, ZeRO2 or ZeRO3, or no offload.")
-    if compute.offload == "All" and compute.sharding != "ZeRO3":
-        _refuse("compute.offload All with compute.sharding", compute.sharding, "Use ZeRO3, or offload Optimizer.")
+        _refuse("compute.offload with compute.sharding", sharding, "Use Auto, ZeRO1, ZeRO2 or ZeRO3, or no offload.")
+    if compute.offload == "All" and sharding != "ZeRO3":
+        _refuse("compute.offload All with compute.sharding", sharding, "Use Auto or ZeRO3, or offload Optimizer.")
     if compute.sharded and method.type not in SHARDED:
-        _refuse(
-            f"compute.sharding {compute.sharding} with method.type", method.type, "Use DDP or Auto: so little trains that it gains nothing."
-        )
-    if compute.sharding == "ZeRO3" and method.objective == "DPO":
-        _refuse("compute.sharding ZeRO3 with method.objective", "DPO", "Use ZeRO2: the base model reads all answers first, whole.")
+        _refuse(f"compute.{_asked(compute)} with method.type", method.type, "Use DDP or Auto: so little trains that it gains nothing.")
+    if sharding == "ZeRO3" and method.objective == "DPO":
+        fix = "Use ZeRO2, or offload Optimizer: the base model reads all answers first, whole."
+        _refuse(f"compute.{_asked(compute)} with method.objective", "DPO", fix)
+
+
+def _asked(compute: ComputeConfig) -> str:
+    """The field that asks for ZeRO, and its value."""
+    return f"offload {compute.offload}" if compute.sharding == "Auto" else f"sharding {compute.sharding}"
 
 
 def require_fitting(method: MethodConfig, source: str, form: str) -> None:

@@ -33,6 +33,7 @@ section{background:var(--card);border:1px solid var(--line);border-radius:10px;p
 svg{display:block;width:100%;height:auto}svg text{fill:var(--quiet);font-size:11px}svg line{stroke:var(--line)}
 svg text.figure{fill:var(--ink);font-size:14px}svg text.name{font-size:13px}
 svg line.asked{stroke:var(--bad);stroke-dasharray:5 4;stroke-width:1.5}
+svg line.stopped{stroke:var(--quiet);stroke-dasharray:1.5 4;stroke-width:2}
 svg polyline.curve{fill:none;stroke:var(--train);stroke-width:2}svg polyline.second{stroke:var(--validation)}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem;margin-top:.5rem}
 table{border-collapse:collapse;width:100%}

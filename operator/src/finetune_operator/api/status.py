@@ -243,6 +243,10 @@ class Training(StatusModel):
     tokens_per_second: Decimal | None = None
     eta_seconds: Count | None = None
     checkpoint: Checkpoint | None = None
+    best_step: Count | None = Field(
+        default=None, description="Once it is over: the step whose weights are kept, of the lowest validation loss."
+    )
+    stopped_early: bool | None = Field(default=None, description="Whether patience ran out before all steps were made.")
     updated: Time
 
 
@@ -297,7 +301,7 @@ class Rollout(StatusModel):
     step: Count = 0
     steps: Count = 0
     capacity: Count | None = Field(
-        default=None, description="Pods that both arms keep while users are moved, where an autoscaler sets them: what the load needed."
+        default=None, description="Pods that both arms keep while users are moved, where an autoscaler sets them: what the load needs."
     )
     next_step_at: Time | None = None
     experiment: Experiment | None = None

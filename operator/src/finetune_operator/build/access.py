@@ -1,13 +1,13 @@
 """Who may call, and over what: API keys and TLS at the routers, from Secrets that their pods alone read.
 
-A pod starts only once its Secrets are there: it has a variable of each, which the kubelet looks for before it starts the
-container and whose lack it tells. The files themselves are mounted, so that a renewed certificate or another key needs no
-restart.
+A pod starts only once its Secrets are there. They are mounted, so that a renewed certificate or another key needs no restart. Of the
+certificate there is a variable too, for the kubelet says at once which one it lacks; there is none of the keys: a variable holds 128 KiB
+at the most, and a Secret 1 MiB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from finetune_operator import names
@@ -17,7 +17,7 @@ from finetune_operator.build.envoy import TYPE, script
 TLS_FOLDER: Final = "/etc/envoy-tls"
 KEYS_FOLDER: Final = "/etc/envoy-keys"
 KEYS_ENTRY: Final = "keys"  # of the Secret: lines of a name and a key
-KEYS_VARIABLE: Final = "FINETUNE_API_KEYS"
+KEYS_VARIABLE: Final = "FINETUNE_KEYS_FILE"
 CERTIFICATE_VARIABLE: Final = "FINETUNE_CERTIFICATE"
 FILTER: Final = "finetune.keys"
 SCRIPT: Final = script("keys.lua")
@@ -66,22 +66,21 @@ def service_port(serving: Serving | None) -> dict[str, Any]:
 
 def container(serving: Serving | None) -> dict[str, list[dict[str, Any]]]:
     """What is added to the router's container: variables, mounts, ports."""
-    mounted = _mounted(serving)
-    tls = [{"name": "traffic-tls", "containerPort": names.TLS_PORT}] if serving and serving.tls else []
+    keys, tls = _asked(serving)
+    certificate = {"secretKeyRef": {"name": tls, "key": "tls.crt"}}
     return {
         "env": [
-            {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": entry}}} for variable, secret, entry, _ in mounted
+            *([{"name": KEYS_VARIABLE, "value": f"{KEYS_FOLDER}/{KEYS_ENTRY}"}] if keys else []),
+            *([{"name": CERTIFICATE_VARIABLE, "valueFrom": certificate}] if tls else []),
         ],
-        "volumeMounts": [{"name": secret_volume(folder), "mountPath": folder, "readOnly": True} for *_, folder in mounted],
-        "ports": tls,
+        "volumeMounts": [{"name": volume["name"], "mountPath": folder, "readOnly": True} for folder, volume in _volumes(serving)],
+        "ports": [{"name": "traffic-tls", "containerPort": names.TLS_PORT}] if tls else [],
     }
 
 
 def volumes(serving: Serving | None) -> list[dict[str, Any]]:
-    """The Secrets; optional as volumes, for it is the variable that tells of one that is not there."""
-    return [
-        {"name": secret_volume(folder), "secret": {"secretName": secret, "optional": True}} for _, secret, _, folder in _mounted(serving)
-    ]
+    """The Secrets; TLS's optional as a volume, for it is the variable that tells of one that is not there."""
+    return [volume for _, volume in _volumes(serving)]
 
 
 def secret_volume(folder: str) -> str:
@@ -89,10 +88,17 @@ def secret_volume(folder: str) -> str:
     return folder.rpartition("-")[2]
 
 
-def _mounted(serving: Serving | None) -> list[tuple[str, str, str, str]]:
-    """(variable, Secret, entry that must be there, folder)."""
-    if serving is None:
-        return []
-    keys = [(KEYS_VARIABLE, serving.api_keys.secret_name, KEYS_ENTRY, KEYS_FOLDER)] if serving.api_keys else []
-    tls = [(CERTIFICATE_VARIABLE, serving.tls.secret_name, "tls.crt", TLS_FOLDER)] if serving.tls else []
-    return [*keys, *tls]
+def _volumes(serving: Serving | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(folder, volume)."""
+    keys, tls = _asked(serving)
+    if keys:
+        entry = {"key": KEYS_ENTRY, "path": KEYS_ENTRY}
+        yield KEYS_FOLDER, {"name": secret_volume(KEYS_FOLDER), "secret": {"secretName": keys, "items": [entry], "optional": False}}
+    if tls:
+        yield TLS_FOLDER, {"name": secret_volume(TLS_FOLDER), "secret": {"secretName": tls, "optional": True}}
+
+
+def _asked(serving: Serving | None) -> tuple[str, str]:
+    """The Secrets of the keys and of TLS; empty where none is asked for."""
+    keys, tls = (serving.api_keys, serving.tls) if serving else (None, None)
+    return keys.secret_name if keys else "", tls.secret_name if tls else ""

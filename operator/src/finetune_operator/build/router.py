@@ -113,7 +113,7 @@ def _selector(owner: Owner) -> dict[str, str]:
 
 
 def _deployment(owner: Owner, spec: Spec, image: str) -> Manifest:
-    name = names.router(owner.name)
+    name, annotations = names.router(owner.name), pods.pod_annotations(spec)
     added = access.container(spec.serving)
     probe = {"httpGet": {"path": "/ready", "port": "metrics"}, "timeoutSeconds": 3}
     container = {
@@ -141,14 +141,14 @@ def _deployment(owner: Owner, spec: Spec, image: str) -> Manifest:
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": owner.metadata(name, "router"),
+        "metadata": {**owner.metadata(name, "router"), "annotations": {names.POD_ANNOTATIONS: ",".join(sorted(annotations))}},
         "spec": {
             "replicas": REPLICAS,
             "revisionHistoryLimit": 0,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "selector": {"matchLabels": _selector(owner)},
             "template": {
-                "metadata": {"labels": names.labels(owner.name, "router"), "annotations": pods.pod_annotations(spec)},
+                "metadata": {"labels": names.labels(owner.name, "router"), "annotations": annotations},
                 "spec": {
                     "automountServiceAccountToken": False,
                     "enableServiceLinks": False,

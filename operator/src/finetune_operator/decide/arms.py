@@ -26,6 +26,7 @@ from finetune_operator.decide.structure import structure_of
 from finetune_operator.observed import Observed
 from finetune_operator.traffic import Structure
 
+START_SECONDS: Final = 15.0  # between two looks at a router that does not start
 PHASES: Final = {
     states.DEPLOYING: c.DEPLOYING, states.CONNECTING: c.DEPLOYING, states.SHIFTING: c.ROLLING_OUT,
     states.HOLDING: c.ROLLING_OUT, states.BAKING: c.BAKING, states.ROLLING_BACK: c.ROLLING_OUT,
@@ -125,6 +126,8 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
         stable_patience=OUTAGE_SECONDS if live and live.promoted else seconds(o.spec.rollout.progress_deadline),
     )
     step = advance(plan_of(o, d, running.arm, running.experiment), scene, running)
+    if step.rollout.state not in states.ACTIVE:  # from now on each arm has what its own load needs
+        step = replace(step, rollout=step.rollout.model_copy(update={"capacity": None}))
     d = _stages(o, d, running, step.rollout.state)
     d = d.set(rollout=step.rollout)
     if step.rollout.last_decision != running.last_decision and step.rollout.last_decision:
@@ -164,6 +167,8 @@ def _steady(o: Observed, d: Draft, wanted: ArmWanted | None) -> Draft:
     structure = structure_of(o, d, None)
     last = d.status.rollout or Rollout(arm=live, revision=d.status.live_revision or BASE, stable=live, state=states.PROMOTED, weight=0)
     d = replace(d, arms=live_arms(d), routing=Routing(structure, 0), serving=serving_of(o, live))
+    if o.routers_starting:  # no watch tells that one waits for its Secret
+        d = replace(d, requeue=soonest(d.requeue, START_SECONDS))
     health = health_of(o, live)
     settled = _acknowledged(o, structure) and health.ready > 0
     if (settled and not last.memory.get("settled")) or (last.memory.get("structure") not in (None, structure.version)):

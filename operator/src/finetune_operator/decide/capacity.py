@@ -37,7 +37,11 @@ def _grown(arm: ArmHealth, kept: int) -> int:
 
 def _kept(o: Observed, r: Rollout, *, held: bool) -> tuple[Rollout, int]:
     """What of the capacity is kept as the load falls: what the present arm has, by the share of the users that it serves, or where the
-    operator itself holds the pods (`held`) what both arms' autoscalers found, at the most in FALL_SECONDS. (the rollout, pods)"""
+    operator itself holds the pods (`held`) what both arms' autoscalers found, at the most in FALL_SECONDS. (the rollout, pods)
+
+    Nothing falls while users are on their way back: answers of the arm that they leave may be cheap errors, so that the figures show less
+    than what comes; and once no router sends anybody there the rollout is over, and nothing is kept.
+    """
     kept, figures = r.capacity or 0, [health_of(o, arm).needed for arm in (r.stable, r.arm)]
     if r.state == states.ROLLING_BACK:
         return r, kept

@@ -207,6 +207,8 @@ def _training(o: Observed, attempt: Attempt, progress: Mapping[str, Any], last: 
         tokens_per_second=_number(progress.get("tokensPerSecond"), 1),
         eta_seconds=_count(progress.get("etaSeconds")),
         checkpoint=checkpoint,
+        best_step=_count(progress.get("bestStep")),
+        stopped_early=True if progress.get("stoppedEarly") is True else None,
         updated=stamp(o.now),
     )
 

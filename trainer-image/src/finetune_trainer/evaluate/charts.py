@@ -147,8 +147,9 @@ def _ticks(low: float, high: float) -> list[float]:
     return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def curve(losses: Points, validations: Points, best: int | None) -> str:
-    """The training loss by step, the validation losses upon it, and the step whose weights were kept."""
+def curve(losses: Points, validations: Points, best: int | None, stopped: int | None = None) -> str:
+    """The training loss by step, the validation losses upon it, the step whose weights were kept, and the one after which training
+    stopped early."""
     points = [*losses, *validations]
     if len(losses) < 2:
         return ""
@@ -174,13 +175,17 @@ def curve(losses: Points, validations: Points, best: int | None) -> str:
             f'<polyline class="curve second" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*p) for p in validations))}"/>'
         )
     parts += [f'<circle class="validation" cx="{x:.1f}" cy="{y:.1f}" r="4"/>' for x, y in (place(*p) for p in validations)]
-    if best:
-        x = place(best, low)[0]
-        parts.append(
-            f'<line class="asked" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}">'
-            "<title>the weights of this step are kept</title></line>"
-        )
+    marks = [
+        (best, "asked", "the weights of step {} are kept", "dashed"),
+        (stopped, "stopped", "training stopped early after step {}", "dotted"),
+    ]
+    told = ""
+    for step, style, words, look in marks:
+        if step:
+            x, text = place(step, low)[0], words.format(number(step))
+            parts.append(f'<line class="{style}" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"><title>{text}</title></line>')
+            told += f"<span>{text} ({look})</span>"
     legend = '<div class="legend"><span><span class="key train"></span>training loss</span>'
     legend += '<span><span class="key validation"></span>validation loss</span>' if validations else ""
-    legend += f"<span>the weights of step {number(best)} are kept (dashed)</span></div>" if best else "</div>"
-    return f'<svg viewBox="0 0 {WIDTH} {HIGH}" role="img" aria-label="Losses by step">{"".join(parts)}</svg>{legend}'
+    drawing = f'<svg viewBox="0 0 {WIDTH} {HIGH}" role="img" aria-label="Losses by step">{"".join(parts)}</svg>'
+    return f"{drawing}{legend}{told}</div>"

@@ -1,7 +1,6 @@
 """`finetune-trainer evaluate`: score what an endpoint serves (or, for Loss, a model in this process) and commit it.
 
-Invariant: an evaluation folder that counts is reported as it is, never made again, but for what was forgotten: that the probe has measured
-anew since.
+Invariant: rows of a folder that counts are never scored again. What the probe has measured anew since, result, page and card tell alike.
 """
 
 from __future__ import annotations
@@ -35,8 +34,9 @@ def main(config: RunConfig) -> JsonObject:
         known = finished(evaluation)
         if known is None:
             known = _evaluate(config, evaluation, data, progress)
-        elif evaluation.forgetting:
-            known |= _told(probe.told(evaluation.forgetting))
+        elif known.get("forgetting") != _figures(_probed(evaluation)):
+            test, excluded = rows.without_trained_on(rows.test_rows(data.path), evaluation.exclude_trained_on)
+            known = _commit(config, evaluation, test, excluded, rows.read(evaluation.path))
         progress.update(state="done", percent=100, etaSeconds=0)
         return known
 
@@ -65,9 +65,21 @@ def _evaluate(config: RunConfig, evaluation: EvaluationConfig, data: DataConfig,
         scored = scoring.score(scorers, test, kept.replies)
     if any(metric.type == "Loss" for metric in evaluation.metrics):
         scored = scoring.with_loss(config, evaluation, test, scored, progress)
+    result = _commit(config, evaluation, test, excluded, scored)
+    if kept is not None:
+        kept.remove()
+    return result
+
+
+def _commit(
+    config: RunConfig, evaluation: EvaluationConfig, test: Sequence[TestRow], excluded: int, scored: Sequence[ScoredRow]
+) -> JsonObject:  # fmt: skip
+    """Write the folder: rows, result, page and card, with what the probe has found by now."""
     reference = rows.read(evaluation.reference) if evaluation.reference else None
-    forgetting = probe.told(evaluation.forgetting) if evaluation.forgetting else None
-    result = {**_result(evaluation, scored, reference, excluded), **_told(forgetting)}
+    forgetting = _probed(evaluation)
+    result = _result(evaluation, scored, reference, excluded)
+    if forgetting is not None:
+        result["forgetting"] = _figures(forgetting)
     told = report.gather(config, evaluation.report, test, scored, reference or [], excluded, forgetting) if evaluation.report else None
     if told is not None:
         result["advice"] = list(told.advice)
@@ -77,8 +89,6 @@ def _evaluate(config: RunConfig, evaluation: EvaluationConfig, data: DataConfig,
         if told is not None:
             report.write(work.folder, told)
         work.facts.update(evaluation=evaluation.name, revision=config.finetune.revision)
-    if kept is not None:
-        kept.remove()
     return result
 
 
@@ -126,9 +136,14 @@ def _result(evaluation: EvaluationConfig, scored: Sequence[ScoredRow], reference
     }
 
 
-def _told(forgetting: JsonObject | None) -> JsonObject:
+def _probed(evaluation: EvaluationConfig) -> JsonObject | None:
+    """What the probe found; None where it was not asked."""
+    return probe.told(evaluation.forgetting) if evaluation.forgetting else None
+
+
+def _figures(forgetting: JsonObject | None) -> JsonObject | None:
     """What of it belongs in the result: not the figures of each kind of text."""
-    return {} if forgetting is None else {"forgetting": {name: value for name, value in forgetting.items() if name != "kinds"}}
+    return None if forgetting is None else {name: value for name, value in forgetting.items() if name != "kinds"}
 
 
 def _fingerprint(evaluation: EvaluationConfig, test: Sequence[TestRow]) -> str:

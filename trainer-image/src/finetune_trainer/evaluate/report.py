@@ -185,12 +185,23 @@ def _turned(report: Report) -> str:
 
 def _training(report: Report) -> str:
     curves, result = report.curves, report.training
-    drawn = charts.curve(curves.get("losses") or [], curves.get("validations") or [], result.get("bestStep"))
+    step = int(result.get("step") or 0)
+    stopped = step if result.get("stoppedEarly") else None
+    drawn = charts.curve(curves.get("losses") or [], curves.get("validations") or [], result.get("bestStep"), stopped)
     if not drawn:
         return ""
-    ends = "it stopped early" if result.get("stoppedEarly") else "all steps were made"
-    steps = f"{number(int(result.get('step') or 0))} of {number(int(result.get('totalSteps') or 0))} steps: {ends}."
+    ends = _stopped(report) if stopped else "all steps were made"
+    steps = f"{number(step)} of {number(int(result.get('totalSteps') or 0))} steps: {ends}."
     return f'{drawn}<p class="quiet small">{escape(steps)}</p>'
+
+
+def _stopped(report: Report) -> str:
+    """Why training stopped early, and what was kept of it."""
+    best, patience = report.training.get("bestStep"), (report.made.get("training") or {}).get("earlyStoppingPatience")
+    since = f" since step {number(best)}" if best else ""
+    times = f" in {number(patience)} evaluations (training.earlyStopping.patience)" if patience else ""
+    kept = f". The weights of step {number(best)} are kept" if best else ""
+    return f"it stopped early, for the validation loss has not fallen{since}{times}{kept}"
 
 
 def _reasons(report: Report) -> str:

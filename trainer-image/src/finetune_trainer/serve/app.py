@@ -1,7 +1,7 @@
 """The HTTP side: routes, readiness, streaming, errors and drain.
 
-Invariant: nothing here computes: prompts are encoded on a thread of their own and tokens made on the engine's, so that
-`/healthz` answers within milliseconds under any load.
+Invariant: nothing here computes: bodies are read and prompts encoded on a thread of their own, and tokens made on the engine's, so
+that `/healthz` answers within milliseconds under any load.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from finetune_trainer.serve.engine import Engine, QueueFull, Stopping
 from finetune_trainer.serve.generation import Event, Failed, Finished, Generation, Piece, Sampling
 from finetune_trainer.serve.loading import Loaded
 from finetune_trainer.serve.metrics import Metrics
-from finetune_trainer.serve.protocol import ApiError, ChatRequest, CompletionRequest
+from finetune_trainer.serve.protocol import ApiError, ChatRequest, CompletionRequest, R
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 REVISION_HEADER = "x-finetune-revision"
@@ -97,21 +97,22 @@ class Server:
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": "finetune"}
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        loaded, _ = self._parts()
-        asked = protocol.parse(ChatRequest, await _document(request))
-        protocol.check_model(asked.model, self.name, self.revision)
-        ids = await self._encode(prompts.chat_prompt, loaded.tokenizer, asked)
-        return await self._answer(request, asked, ids)
+        return await self._serve(request, ChatRequest, prompts.chat_prompt)
 
     async def _completion(self, request: web.Request) -> web.StreamResponse:
+        return await self._serve(request, CompletionRequest, prompts.completion_prompt)
+
+    async def _serve(self, request: web.Request, kind: type[R], encode: Callable[[Any, R], list[int]]) -> web.StreamResponse:
         loaded, _ = self._parts()
-        asked = protocol.parse(CompletionRequest, await _document(request))
-        protocol.check_model(asked.model, self.name, self.revision)
-        ids = await self._encode(prompts.completion_prompt, loaded.tokenizer, asked)
+        body = await request.read()
+        asked, ids = await asyncio.get_running_loop().run_in_executor(self.encoder, self._understood, kind, encode, loaded.tokenizer, body)
         return await self._answer(request, asked, ids)
 
-    async def _encode(self, function: Callable[[Any, Any], list[int]], tokenizer: Any, asked: Any) -> list[int]:
-        return await asyncio.get_running_loop().run_in_executor(self.encoder, function, tokenizer, asked)
+    def _understood(self, kind: type[R], encode: Callable[[Any, R], list[int]], tokenizer: Any, body: bytes) -> tuple[R, list[int]]:
+        """A request's body, parsed and checked, and its prompt's token ids; on the encoder's thread. Raises ApiError."""
+        asked = protocol.parse(kind, _document(body))
+        protocol.check_model(asked.model, self.name, self.revision)
+        return asked, encode(tokenizer, asked)
 
     async def _answer(self, request: web.Request, asked: protocol.Request, ids: list[int]) -> web.StreamResponse:
         loaded, engine = self._parts()
@@ -250,9 +251,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _refusal(ApiError(500, f"the server failed: {type(error).__name__}"))
 
 
-async def _document(request: web.Request) -> object:
+def _document(body: bytes) -> object:
     try:
-        document: object = from_json(await request.read())  # refuses halves of characters, which tokenizers cannot read
+        document: object = from_json(body)  # refuses halves of characters, which tokenizers cannot read
         return document
     except ValueError as error:
         raise ApiError(400, f"the request body is not JSON: {error}") from error

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from aiohttp import web
 
+from finetune_trainer import hardware
 from finetune_trainer.serve.app import Server, collect, submit
 from finetune_trainer.serve.engine import Engine
 from finetune_trainer.serve.generation import Sampling
-from finetune_trainer.serve.loading import Loaded, available_threads, load
+from finetune_trainer.serve.loading import Loaded, load
 
 DRAIN_SECONDS = 50.0  # below the pod's grace of 60 s
 LINGER_SECONDS = 0.3  # for requests that were already on their way over open connections
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT; returns 0. Raises what makes the model impossible to serve."""
     options = parser().parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _limit_threads(options.threads or available_threads())
+    _limit_threads(options.threads or hardware.cpu_limit())
     return asyncio.run(_serve(options))
 
 

@@ -8,8 +8,6 @@ a folder of the work volume is read only if it carries its COMMIT.
 from __future__ import annotations
 
 import json
-import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -164,13 +162,3 @@ def serving_dtype(device: torch.device) -> torch.dtype:
     except OSError:
         return torch.float32
     return torch.bfloat16 if any(flag in flags for flag in _FAST_BF16) else torch.float32
-
-
-def available_threads(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """CPU cores that this container may use: its affinity, bounded by the cgroup's quota."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = quota_file.read_text().split()
-        return max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return cores

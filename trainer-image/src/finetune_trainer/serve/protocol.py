@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from finetune_trainer.serve.fields import IGNORED, NEUTRAL, Names
 
+MAX_FIELDS = 1000  # each name that nobody knows is compared with all that are known, misspelt too
 MAX_STOPS = 16
 MAX_CHOICES = 16  # an empty queue takes as many for each slot
 MAX_CHAT_LOGPROBS = 20
@@ -178,6 +179,8 @@ def parse(kind: type[R], document: object) -> R:
     """`document` as a request. Raises ApiError 400 that names the first wrong field."""
     if not isinstance(document, dict):
         raise ApiError(400, "the request body must be a JSON object")
+    if len(document) > MAX_FIELDS:
+        raise ApiError(400, f"the request body has {len(document)} fields, and may have {MAX_FIELDS}", code="too_many_fields")
     try:
         return kind.model_validate(document)
     except ValidationError as error:

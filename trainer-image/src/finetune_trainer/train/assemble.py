@@ -104,7 +104,7 @@ def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progres
     if not len(rows["train"]):
         raise UserError("NoTrainingRows", f"{data.path} has no training rows")
     wide = method.type != "Full" or (compute.sharded and model.stored_dtype(config.model.path) == torch.bfloat16)
-    device = torch.device("cpu") if compute.sharding == "ZeRO3" else ranks.device
+    device = torch.device("cpu") if compute.resolved_sharding == "ZeRO3" else ranks.device
     size = layout.size([config.model.path])
     base = ranks.all_do(lambda: model.load_base(config.model, bf16 and wide, device, method.quantized_as), beat, size)
     packs, output = shortcuts(base, method, rows, bf16, ranks)
@@ -181,7 +181,7 @@ def engine_of(wrapped: Any, training: TrainingConfig, ranks: Ranks, compute: Com
         return Replicated(wrapped, training, ranks)
     from finetune_trainer.train.zero import Sharded
 
-    return Sharded(wrapped, training, ranks, compute.sharding, "None" if compute.offload == "Auto" else compute.offload, bf16)
+    return Sharded(wrapped, training, ranks, compute.resolved_sharding, "None" if compute.offload == "Auto" else compute.offload, bf16)
 
 
 def exportable(config: RunConfig, run: Run, weights: Tensors) -> Any:

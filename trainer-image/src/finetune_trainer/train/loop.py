@@ -134,6 +134,7 @@ class Loop:
             if stop:
                 raise Interrupted("Interrupted", f"stopped on request after step {self.state.step}; a checkpoint is saved")
         weights = self.best if self.best is not None else self.engine.weights()
+        early = early and self.state.step < run.steps.total_steps
         return Outcome(weights, self._now(), early, self.speed.rates()[0])
 
     def _step(self, step: int) -> tuple[bool, bool]:
