@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, cast
 from urllib.parse import urlencode
 
 import aiohttp
+import orjson
 from kubernetes.aio.client import ApiClient
 
 from finetune_operator import errors, names
@@ -99,7 +100,7 @@ class Cluster:
         path = kind.path(namespace)
         async with self._response("GET", path, query=query, within=timeout) as response:
             async for line in _lines(response):
-                event = json.loads(line)
+                event = orjson.loads(line)
                 if event["type"] == "ERROR":
                     raise _classified("WATCH", path, int(event["object"].get("code") or 500), json.dumps(event["object"]), None)
                 yield event["type"], event["object"]
@@ -171,7 +172,7 @@ class Cluster:
         accept: str = JSON,
     ) -> Object:
         async with self._response(method, path, query=query, body=body, content=content, accept=accept) as response:
-            return _without_managed_fields(json.loads(await response.read()))
+            return _without_managed_fields(orjson.loads(await response.read()))
 
     @asynccontextmanager
     async def _response(

@@ -19,18 +19,19 @@ from finetune_operator.kinds import FINETUNE
 from finetune_operator.queue import Queue
 
 IDLE_SECONDS: Final = 0.05  # a worker of kopf's holds its last object so long
+LISTED_SECONDS: Final = 1.0  # without a word from kopf's lists: they are at their end
 CHUNK: Final = 100  # objects of a list that kopf holds at once
 
 
 def registry(
-    cache: Cache, queue: Queue[Key], listed: Callable[[], None], call: Callable[..., object], ending: Callable[[], None]
+    cache: Cache, queue: Queue[Key], lists: Lists, call: Callable[..., object], ending: Callable[[], None]
 ) -> kopf.OperatorRegistry:
-    """A registry whose handlers feed that cache and that queue, and say what comes of a list.
+    """A registry whose handlers feed that cache, that queue and, with what comes of a list, those lists.
 
     `call(function, *arguments)` runs it in the thread that owns all of them; `ending` is called in kopf's, when kopf is at its end.
     """
     made = kopf.OperatorRegistry()
-    tell = _Handover(partial(told, cache, queue, listed), call).give
+    tell = _Handover(partial(told, cache, queue, lists), call).give
 
     @kopf.on.event(FINETUNE.group, FINETUNE.version, FINETUNE.plural, registry=made, id=FINETUNE.plural)
     async def seen(type: str | None, body: kopf.Body, **_: Any) -> None:
@@ -55,6 +56,27 @@ def registry(
         settings.watching.server_timeout = 300
 
     return made
+
+
+class Lists:
+    """What kopf's lists told: at its start, and again after a 410. Nothing tells of their end."""
+
+    def __init__(self) -> None:
+        self._uids: set[str] = set()
+        self._told = asyncio.Event()
+
+    def add(self, uid: str) -> None:
+        self._uids.add(uid)
+        self._told.set()
+
+    async def next(self) -> frozenset[str]:
+        """Wait for a list and for its end: the uids in it."""
+        await self._told.wait()
+        while self._told.is_set():
+            self._told.clear()
+            await asyncio.sleep(LISTED_SECONDS)
+        uids, self._uids = frozenset(self._uids), set()
+        return uids
 
 
 class _NothingCompared(kopf.DiffBaseStorage):
@@ -99,9 +121,9 @@ class _Handover:
                 self._call(self._take_all)
 
 
-def told(cache: Cache, queue: Queue[Key], listed: Callable[[], None], type_: str | None, obj: dict[str, Any]) -> None:
+def told(cache: Cache, queue: Queue[Key], lists: Lists, type_: str | None, obj: dict[str, Any]) -> None:
     """Take an event in; one of no type is of a list, which tells nothing of what was deleted before it."""
     if type_ is None:
-        listed()
+        lists.add(obj["metadata"]["uid"])
     if (key := cache.event(FINETUNE, type_, obj)) is not None:
         queue.add(key)

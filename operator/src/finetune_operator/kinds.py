@@ -8,7 +8,7 @@ from typing import Final
 from finetune_operator import names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is there once: the caches ask for one by its identity some dozen times a cycle
 class Kind:
     """A resource of the API server; `group` is empty for the core API."""
 

@@ -34,6 +34,7 @@ class Elector:
         self._namespace, self._name, self._identity = namespace, name, identity
         self._deadline = float("-inf")
         self._seen: tuple[Any, float] | None = None  # (what the Lease said, when that was first seen)
+        self._held: Object | None = None  # as this process wrote it last; whatever somebody else wrote since is a conflict
 
     @property
     def leading(self) -> bool:
@@ -74,14 +75,15 @@ class Elector:
         """One attempt to acquire or renew; a failing API server is no answer, and the deadline goes on running."""
         asked = self._clock.monotonic()
         try:
-            lease = await self._cluster.get(LEASE, self._namespace, self._name)
+            lease = self._held or await self._cluster.get(LEASE, self._namespace, self._name)
             if lease is None:
-                await self._cluster.create(LEASE, self._lease(None))
+                self._held = await self._cluster.create(LEASE, self._lease(None))
             elif self._free(lease, asked):
-                await self._cluster.replace(LEASE, self._lease(lease))
+                self._held = await self._cluster.replace(LEASE, self._lease(lease))
             else:
                 return False
-        except (errors.AlreadyExists, errors.Conflict):
+        except (errors.AlreadyExists, errors.Conflict, errors.NotFound):
+            self._held = None
             return False
         except errors.ClusterError as error:
             log.warning("lease", extra=logs.of(error=str(error)))

@@ -41,7 +41,6 @@ log = logging.getLogger("finetune_operator")
 WATCH_FAILURES: Final = 20  # in a row, before the process gives up and is started anew
 WATCH_HEALTHY_SECONDS: Final = 60.0
 ENDING_SECONDS: Final = 15.0  # for kopf to end; it may not, once its connections are closed
-LISTED_SECONDS: Final = 1.0  # without a word from kopf's lists: they are at their end
 GARBAGE_AFTER: Final = (10_000, 20, 20)  # new objects
 
 
@@ -62,7 +61,7 @@ class Operator:
         self.filled = False
         self.closed: set[str] = set()  # namespaces that the settings name and the API server refuses
         self.begin_anew = threading.Event()  # the watches must (other namespaces are open now), or do, for kopf is at its end
-        self.listed = asyncio.Event()  # kopf tells what it listed: it has begun to, or lists again after a 410
+        self.lists = handlers.Lists()
 
     async def run(self) -> None:
         """Serve health and metrics, wait for the Lease, then work until it is lost or the process is asked to stop."""
@@ -112,17 +111,11 @@ class Operator:
             await self._compare(UNWATCHED)
 
     async def _after_lists(self) -> None:
-        """A FineTune that was deleted before a list of kopf's is told by no watch."""
+        """A FineTune that was deleted before a list of kopf's is told by no watch: the list lacks it."""
         while True:
-            await self._listed()
-            await self._compare()
-
-    async def _listed(self) -> None:
-        """Wait for a list of kopf's, and for its end."""
-        await self.listed.wait()
-        while self.listed.is_set():
-            self.listed.clear()
-            await asyncio.sleep(LISTED_SECONDS)
+            listed = await self.lists.next()
+            if self.cache.uids(FINETUNE) - listed:
+                await self._compare()
 
     async def _compare(self, children: Iterable[Kind] = ()) -> None:
         try:
@@ -215,7 +208,7 @@ class Operator:
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
         begin_anew = self.begin_anew
-        registry = handlers.registry(self.cache, self.queue, self.listed.set, loop.call_soon_threadsafe, begin_anew.set)
+        registry = handlers.registry(self.cache, self.queue, self.lists, loop.call_soon_threadsafe, begin_anew.set)
 
         async def watched() -> None:
             try:

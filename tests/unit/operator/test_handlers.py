@@ -21,7 +21,7 @@ def at_once(function: Callable[..., object], *arguments: object) -> None:
 
 
 def nothing() -> None:
-    """For handlers whose lists are of no interest."""
+    """For handlers whose end is of no interest."""
 
 
 Seen = Callable[..., Coroutine[Any, Any, None]]
@@ -40,14 +40,14 @@ def of_finetunes(made: kopf.OperatorRegistry) -> Seen:
 
 def test_finetunes_alone_are_watched_by_a_handler_that_runs_in_the_event_loop() -> None:
     queue: Queue[Key] = Queue(lambda: 0.0)
-    made = handlers.registry(Cache(), queue, nothing, at_once, nothing)
+    made = handlers.registry(Cache(), queue, handlers.Lists(), at_once, nothing)
     watching = list(made._watching.get_all_handlers())
     assert [(h.id, inspect.iscoroutinefunction(h.fn)) for h in watching] == [(FINETUNE.plural, True)]
 
 
 async def test_an_event_makes_its_finetune_due_and_a_deletion_forgets_it() -> None:
     cache, queue = Cache(), Queue[Key](lambda: 0.0)
-    made = handlers.registry(cache, queue, nothing, at_once, nothing)
+    made = handlers.registry(cache, queue, handlers.Lists(), at_once, nothing)
     seen = of_finetunes(made)
     body = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
     await seen(type="ADDED", body=body)
@@ -61,7 +61,7 @@ async def test_an_event_makes_its_finetune_due_and_a_deletion_forgets_it() -> No
 
 async def test_an_echo_of_what_was_written_or_listed_is_no_news() -> None:
     cache, queue = Cache(), Queue[Key](lambda: 0.0)
-    seen = of_finetunes(handlers.registry(cache, queue, nothing, at_once, nothing))
+    seen = of_finetunes(handlers.registry(cache, queue, handlers.Lists(), at_once, nothing))
     body = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
     cache.put(FINETUNE, body)
     await seen(type="MODIFIED", body=body)
@@ -70,19 +70,20 @@ async def test_an_echo_of_what_was_written_or_listed_is_no_news() -> None:
     assert len(queue) == 1
 
 
-async def test_what_comes_of_a_list_is_said_to() -> None:
-    said: list[bool] = []
-    made = handlers.registry(Cache(), Queue[Key](lambda: 0.0), lambda: said.append(True), at_once, nothing)
-    seen = of_finetunes(made)
-    body = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
-    for type_, so_far in (("ADDED", 0), (None, 1), ("MODIFIED", 1), (None, 2)):
-        await seen(type=type_, body=body)
-        assert len(said) == so_far
+async def test_what_came_of_a_list_is_said_at_its_end_and_of_each_list_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "LISTED_SECONDS", 0.05)
+    lists = handlers.Lists()
+    seen = of_finetunes(handlers.registry(Cache(), Queue[Key](lambda: 0.0), lists, at_once, nothing))
+    for rounds in ({None: ("1", "2"), "ADDED": ("3",)}, {None: ("2",)}):
+        for type_, uids in rounds.items():
+            for uid in uids:
+                await seen(type=type_, body={"metadata": {"name": uid, "namespace": "ml", "uid": uid, "resourceVersion": "5"}})
+        assert await asyncio.wait_for(lists.next(), 5) == set(rounds[None])
 
 
 async def test_the_other_thread_is_woken_once_for_many_events_and_none_is_lost() -> None:
     cache, queue, wakes = Cache(), Queue[Key](lambda: 0.0), list[Callable[[], object]]()
-    made = handlers.registry(cache, queue, nothing, wakes.append, nothing)
+    made = handlers.registry(cache, queue, handlers.Lists(), wakes.append, nothing)
     seen = of_finetunes(made)
 
     async def add(name: str) -> None:

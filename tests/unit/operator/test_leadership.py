@@ -19,26 +19,35 @@ class Leases:
     def __init__(self) -> None:
         self.lease: dict[str, Any] | None = None
         self.version, self.down = 0, False
+        self.asked: list[str] = []
 
     async def get(self, *_: Any) -> dict[str, Any] | None:
-        if self.down:
-            raise errors.Unavailable("down")
+        self._ask("get")
         return self.lease
 
-    async def create(self, _: Any, lease: dict[str, Any]) -> None:
+    async def create(self, _: Any, lease: dict[str, Any]) -> dict[str, Any]:
+        self._ask("create")
         if self.lease is not None:
             raise errors.AlreadyExists("exists")
-        self._store(lease)
+        return self._store(lease)
 
-    async def replace(self, _: Any, lease: dict[str, Any]) -> None:
-        assert self.lease is not None
+    async def replace(self, _: Any, lease: dict[str, Any]) -> dict[str, Any]:
+        self._ask("replace")
+        if self.lease is None:
+            raise errors.NotFound("gone")
         if lease["metadata"]["resourceVersion"] != self.lease["metadata"]["resourceVersion"]:
             raise errors.Conflict("changed")
-        self._store(lease)
+        return self._store(lease)
 
-    def _store(self, lease: dict[str, Any]) -> None:
+    def _ask(self, verb: str) -> None:
+        if self.down:
+            raise errors.Unavailable("down")
+        self.asked.append(verb)
+
+    def _store(self, lease: dict[str, Any]) -> dict[str, Any]:
         self.version += 1
         self.lease = {**lease, "metadata": {**lease["metadata"], "resourceVersion": str(self.version)}}
+        return self.lease
 
 
 @pytest.fixture
@@ -95,6 +104,20 @@ async def test_a_renewing_leader_is_never_taken_over(clock: HandClock) -> None:
     one.may_write()
 
 
+async def test_a_renewal_reads_nothing_unless_somebody_else_wrote(clock: HandClock) -> None:
+    leases = Leases()
+    a = elector(leases, clock, "a")
+    assert [await a._try() for _ in range(3)] == [True] * 3
+    assert leases.asked == ["get", "create", "replace", "replace"]
+
+    assert leases.lease is not None
+    leases._store(leases.lease)  # as by an annotation
+    assert [await a._try() for _ in range(3)] == [False, True, True]
+    leases.lease = None
+    assert [await a._try() for _ in range(2)] == [False, True]
+    assert leases.asked[4:] == ["replace", "get", "replace", "replace", "replace", "get", "create"]
+
+
 async def test_an_api_server_that_is_down_ends_the_leadership_at_its_deadline(clock: HandClock) -> None:
     leases = Leases()
     one = elector(leases, clock, "one")
@@ -109,15 +132,14 @@ async def test_a_renewal_that_failed_is_tried_again_soon(clock: HandClock) -> No
     """An API server that refuses three of four requests for a minute costs nobody the Lease."""
 
     class Flaky(Leases):
-        asked = 0
+        busy, count = False, 0
 
-        async def get(self, *_: Any) -> dict[str, Any] | None:
-            self.asked += 1
-            if self.asked % 4:
+        def _ask(self, verb: str) -> None:
+            self.count += self.busy
+            if self.count % 4:
                 raise errors.Unavailable("busy")
             if clock.seconds > 60:
                 raise Enough
-            return self.lease
 
     class Enough(Exception):
         """It went on for long enough."""
@@ -125,6 +147,7 @@ async def test_a_renewal_that_failed_is_tried_again_soon(clock: HandClock) -> No
     leases = Flaky()
     one = elector(leases, clock, "one")
     await one.acquire()
+    leases.busy = True
     with pytest.raises(Enough):
         await one.keep()
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
-from finetune_operator import errors, process
+from finetune_operator import errors, handlers
 from finetune_operator.cluster import Cluster, Page
 from finetune_operator.extras import Extras
 from finetune_operator.informer import Informer
@@ -99,14 +99,17 @@ async def test_a_lacking_right_to_children_is_an_error_and_closes_no_namespace()
 
 
 async def test_what_was_deleted_before_a_list_of_the_watches_is_missed_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "LISTED_SECONDS", 0.05)
-    operator = Operator(cast(ApiClient, None), Settings("trainer", "router", sweep_seconds=86400))
-    given(operator, Closed())
+    monkeypatch.setattr(handlers, "LISTED_SECONDS", 0.05)
+    operator, closed = Operator(cast(ApiClient, None), Settings("trainer", "router", sweep_seconds=86400)), Closed()
+    given(operator, closed)
     operator.cache.put(FINETUNE, {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}})
     sweeping = asyncio.create_task(operator._after_lists())
     try:
-        for _ in range(4):
-            operator.listed.set()
+        operator.lists.add("1")
+        await asyncio.sleep(0.2)
+        assert not closed.listed, "that list lacks nothing: there is nothing to read"
+        for uid in ("2", "3", "4", "5"):
+            operator.lists.add(uid)
             await asyncio.sleep(0.02)
             assert len(operator.queue) == 0, "the list is not at its end"
         assert await asyncio.wait_for(operator.queue.take(), 5) == ("ml", "bot")
