@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
@@ -52,6 +53,7 @@ class Server:
     ready: bool = False
     draining: bool = False
     held: int = 0
+    last_request: float = -math.inf  # of the API, by time.monotonic
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -176,6 +178,8 @@ class Server:
     async def _count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         path = request.match_info.route.resource.canonical if request.match_info.route.resource else "other"
         code = "499"  # the client went away
+        if path.startswith("/v1/"):
+            self.last_request = time.monotonic()
         try:
             response = await handler(request)
             code = str(response.status)
