@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from aiohttp import web
-from finetune_trainer.serve.drain import drain
+from finetune_trainer.serve.drain import drain, make_last
 
 
 class Backend:
@@ -67,7 +67,7 @@ class Backend:
 
     async def _say_goodbye(self, _: web.Request, response: web.StreamResponse) -> None:
         if self.draining:
-            response.force_close()
+            make_last(response)
 
     async def _readyz(self, request: web.Request) -> web.Response:
         await asyncio.sleep(self.ready_delay)

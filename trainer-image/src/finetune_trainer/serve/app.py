@@ -22,6 +22,7 @@ from pydantic_core import from_json
 
 from finetune_trainer.serve import prompts, protocol
 from finetune_trainer.serve.answers import Answer, Choice, event
+from finetune_trainer.serve.drain import make_last
 from finetune_trainer.serve.engine import Engine, QueueFull, Stopping
 from finetune_trainer.serve.generation import Event, Failed, Finished, Generation, Piece, Sampling
 from finetune_trainer.serve.loading import Loaded
@@ -172,7 +173,7 @@ class Server:
         if self.revision:
             response.headers[REVISION_HEADER] = self.revision
         if self.draining:
-            response.force_close()
+            make_last(response)
 
     @web.middleware
     async def _count(self, request: web.Request, handler: Handler) -> web.StreamResponse:

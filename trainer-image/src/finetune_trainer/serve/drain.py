@@ -38,6 +38,12 @@ async def drain(server: Draining, runner: web.AppRunner) -> float:
     return began + DRAIN_SECONDS - time.monotonic()
 
 
+def make_last(response: web.StreamResponse) -> None:
+    """The connection ends with this answer, and the answer says so: aiohttp's own header is written before `on_response_prepare`."""
+    response.force_close()
+    response.headers["Connection"] = "close"
+
+
 def _quiet(server: Draining) -> bool:
     return time.monotonic() - server.last_request >= QUIET_SECONDS
 
