@@ -76,7 +76,7 @@ class User:
 
 
 @asynccontextmanager
-async def asking(service: Service, count: int = 20) -> AsyncIterator[list[User]]:
+async def asking(service: Service, count: int = 12) -> AsyncIterator[list[User]]:
     """So many users who ask all the time."""
     users, ended = [User(f"user-{n}", service) for n in range(count)], asyncio.Event()
     going = [asyncio.create_task(user.go_on(ended)) for user in users]
