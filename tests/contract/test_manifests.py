@@ -16,6 +16,7 @@ from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, digest, 
 from finetune_operator.api.load import load_spec
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Cleaning, Status, Trouble
+from finetune_operator.build.envoy import REQUEST_SECONDS
 from finetune_operator.build.jobs import Stage, job_name
 from finetune_operator.build.pods import GPU_TOLERATION, Accelerator, Images, Manifest, Owner
 from finetune_operator.decide import decide
@@ -24,6 +25,7 @@ from finetune_operator.kinds import Kind
 from finetune_operator.observed import ArmHealth, Observed
 from finetune_operator.tokens import generate_key, jwks
 from finetune_operator.workloads.run import Run
+from finetune_trainer.serve import drain
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -235,21 +237,34 @@ def test_what_was_forgotten_is_measured_upon_weights_as_the_server_has_them(comp
 
 def arms(**changes: Any) -> dict[str, Manifest]:
     """The server's container of each arm that a whole life makes, by what it serves: `base`, or `tuned`."""
+    return {what: pod["containers"][0] for what, pod in arm_pods(**changes).items()}
+
+
+def arm_pods(**changes: Any) -> dict[str, Manifest]:
+    """The same arms' pods."""
     spec = {
         "model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"},
         "evaluation": {"metrics": [{"type": "ExactMatch"}]}, "serving": {}, **changes,
     }  # fmt: skip
     made = [manifest for o in life("bot", spec) for kind, manifest in manifests(o) if kind is kinds.DEPLOYMENT]
     return {
-        "base" if manifest["metadata"]["labels"][names.REVISION] == "base" else "tuned": manifest["spec"]["template"]["spec"]["containers"][
-            0
-        ]
+        "base" if manifest["metadata"]["labels"][names.REVISION] == "base" else "tuned": manifest["spec"]["template"]["spec"]
         for manifest in made
         if names.ARM in manifest["metadata"]["labels"]
     }
 
 
 ARTIFACT = "/work/revisions/r/a1-uid/artifact"
+
+
+@pytest.mark.parametrize("compute", [{}, GPUS], ids=["the embedded server", "vLLM"])
+def test_a_server_that_goes_has_the_time_of_the_longest_answer(compute: Manifest) -> None:
+    for pod in arm_pods(compute=compute).values():
+        (container,) = pod["containers"]
+        args = container["args"]
+        drains = float(args[args.index("--shutdown-timeout") + 1]) if compute else drain.DRAIN_SECONDS
+        assert drains >= REQUEST_SECONDS
+        assert pod["terminationGracePeriodSeconds"] > container["lifecycle"]["preStop"]["sleep"]["seconds"] + drains
 
 
 @pytest.mark.parametrize("kind", ["LoRA", "QLoRA", "PromptTuning", "PrefixTuning", "PTuning"])

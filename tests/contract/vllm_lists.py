@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune_operator import names
 from finetune_operator.build.arm import VLLM_RANKS, Served, vllm_args
+from finetune_operator.build.envoy import REQUEST_SECONDS
 
 MODEL = "/work/models/9c1d"
 ADAPTER = "/work/revisions/1f2e3d4c/a1-0b6c1d2e/artifact"
@@ -42,6 +43,7 @@ def case(adapter: str | None, rank: int, gpus: int, name: str) -> Case:
         "host": "0.0.0.0",
         "port": names.MODEL_PORT,
         "tensor_parallel_size": max(1, gpus),
+        "shutdown_timeout": REQUEST_SECONDS,
         "served_model_name": [f"{name}-base" if adapter else name],
     }
     if adapter:

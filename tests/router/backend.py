@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 
 from aiohttp import web
+from finetune_trainer.serve.drain import drain, make_last
 
 
 class Backend:
@@ -27,10 +29,14 @@ class Backend:
         self.paths: Counter[str] = Counter()
         self.largest = 0
         self.last: tuple[Mapping[str, str], bytes] = ({}, b"")  # headers and body of the last request of a user
+        self.held = 0  # requests of users that are under way
+        self.draining = False
+        self.last_request = 0.0
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> Backend:
         application = web.Application(client_max_size=64 * 1024 * 1024)
+        application.on_response_prepare.append(self._say_goodbye)
         application.add_routes([web.get("/readyz", self._readyz), web.route("*", "/{path:.*}", self._answer)])
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -43,17 +49,41 @@ class Backend:
             runner, self._runner = self._runner, None
             await runner.cleanup()
 
+    async def drain(self) -> None:
+        """As the embedded server on SIGTERM."""
+        assert self._runner is not None
+        await drain(self, self._runner)
+        await self.stop()
+
+    @property
+    def idle_for(self) -> float:
+        """Seconds since the last request of a user came."""
+        return time.monotonic() - self.last_request
+
     @property
     def served(self) -> int:
         """Requests of users."""
         return sum(self.paths.values())
 
+    async def _say_goodbye(self, _: web.Request, response: web.StreamResponse) -> None:
+        if self.draining:
+            make_last(response)
+
     async def _readyz(self, request: web.Request) -> web.Response:
         await asyncio.sleep(self.ready_delay)
-        return web.Response(status=200 if self.ready else 503)
+        return web.Response(status=200 if self.ready and not self.draining else 503)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.paths[request.path] += 1
+        self.last_request = time.monotonic()
+        self.held += 1
+        try:
+            response = await self._respond(request)
+        finally:
+            self.held -= 1
+        return response
+
+    async def _respond(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.largest, self.last = max(self.largest, len(body)), (request.headers, body)
         if self.abort:

@@ -34,10 +34,12 @@ class World:
         self.routers.append(harness.Router(self.folder / f"router-{len(self.routers)}", self.port, self.zone.port))
         return self.routers[-1]
 
-    async def started(self, structure: harness.Structure, weight: int = 0, connection_seconds: int | None = None) -> harness.Router:
+    async def started(
+        self, structure: harness.Structure, weight: int = 0, connection_seconds: int | None = None, drain_seconds: int | None = None
+    ) -> harness.Router:
         """A router that serves the structure."""
         router = self.router()
-        router.connection_seconds = connection_seconds
+        router.connection_seconds, router.drain_seconds = connection_seconds, drain_seconds
         router.write(structure, weight)
         return await router.start()
 

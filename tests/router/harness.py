@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import aiohttp
 from finetune_operator import kinds, names, tokens
 from finetune_operator.api.blocks.serving import Serving
 from finetune_operator.api.spec import Spec
-from finetune_operator.build import envoy, listeners, router
+from finetune_operator.build import drain, envoy, listeners, router
 from finetune_operator.build.exposure_log import KEY_VARIABLE, Exposures
 from finetune_operator.build.pods import Owner
 from finetune_operator.pods import PodClient
@@ -85,6 +87,16 @@ class Envoy:
         assert self._process is not None
         return self._process.pid
 
+    async def terminate(self, seconds: float) -> bool:
+        """SIGTERM, and SIGKILL where that does not end it within so many seconds; did it end by itself?"""
+        assert self._process is not None
+        self._process.terminate()
+        try:
+            return await asyncio.wait_for(self._process.wait(), seconds) in (0, -signal.SIGTERM)
+        except TimeoutError:
+            await self.kill()
+            return False
+
     def lines(self) -> list[dict[str, Any]]:
         """What it logged of users, a line of JSON each."""
         return [json.loads(line) for line in self.log_lines() if line.startswith("{")]
@@ -134,6 +146,7 @@ class Router(Envoy):
         self._replaced = {**self.ports, names.MODEL_PORT: model_port}
         self._dns_port = dns_port
         self.connection_seconds: int | None = None
+        self.drain_seconds: int | None = None
         self._first: Structure | None = None
         self.serving: Serving | None = None
         self.exposures: Exposures | None = None
@@ -153,12 +166,15 @@ class Router(Envoy):
         sync(Path(self._local(mounted)), files)
 
     def _sooner(self, text: str) -> str:
-        """A test does not wait as long as a connection lives."""
-        if self.connection_seconds is None:
-            return text
-        written = f'"max_connection_duration":"{listeners.CONNECTION_SECONDS}s"'
-        assert written in text or "HttpConnectionManager" not in text
-        return text.replace(written, f'"max_connection_duration":"{self.connection_seconds}s"')
+        """A test waits neither as long as a connection lives nor as long as a router stays."""
+        for written, least, wanted in (
+            ('"max_connection_duration":"{}s"', listeners.CONNECTION_SECONDS, self.connection_seconds),
+            ('"seconds":{}', drain.LEAST_SECONDS, self.drain_seconds),
+        ):
+            if wanted is not None:
+                assert written.format(least) in text or "HttpConnectionManager" not in text
+                text = text.replace(written.format(least), written.format(wanted))
+        return text
 
     def _local(self, value: Any) -> Any:
         if isinstance(value, dict):
@@ -167,12 +183,12 @@ class Router(Envoy):
             return [self._local(v) for v in value]
         return value.replace(envoy.CONFIG, str(self.folder)) if isinstance(value, str) else value
 
-    def _container(self) -> dict[str, Any]:
+    def _pod(self) -> dict[str, Any]:
         spec = SPEC.model_copy(update={"serving": self.serving})
         made = router.children(OWNER, spec, "envoy", self._first, 0, tokens.jwks(KEY))
         deployment = next(manifest for kind, manifest in made if kind == kinds.DEPLOYMENT)
-        container: dict[str, Any] = deployment["spec"]["template"]["spec"]["containers"][0]
-        return container
+        pod: dict[str, Any] = deployment["spec"]["template"]["spec"]
+        return pod
 
     def _command(self, container: Mapping[str, Any]) -> list[str]:
         """The container's command line, with the test's name server in place of the cluster's."""
@@ -190,7 +206,7 @@ class Router(Envoy):
         return [*container["command"], *arguments, "--file-flush-interval-msec", "20"]  # a test waits for no line of its log
 
     async def start(self) -> Router:
-        container = self._container()
+        (container,) = self._pod()["containers"]
         given = (v for v in container["env"] if "fieldRef" not in v.get("valueFrom", {}))
         secrets = {variable["name"]: variable.get("value", "from a Secret") for variable in given}
         self.started = datetime.now(UTC).isoformat()
@@ -203,6 +219,18 @@ class Router(Envoy):
             return await self.status("/ready", names.ROUTER_METRICS_PORT) == 200
         except aiohttp.ClientError:
             return False
+
+    async def deleted(self) -> bool:
+        """What the kubelet does when the pod is deleted: the container's hook, SIGTERM, and SIGKILL when the grace is over. Did it end by
+        itself? A hook that fails is left, as the kubelet does."""
+        pod = self._pod()
+        (container,) = pod["containers"]
+        grace = asyncio.get_running_loop().time() + pod["terminationGracePeriodSeconds"]
+        hook = container["lifecycle"]["preStop"]["httpGet"]
+        port = next(p["containerPort"] for p in container["ports"] if p["name"] == hook["port"])
+        with suppress(aiohttp.ClientError):
+            await self.status(hook["path"], port, timeout=aiohttp.ClientTimeout(total=pod["terminationGracePeriodSeconds"]))
+        return await self.terminate(grace - asyncio.get_running_loop().time())
 
     async def close(self) -> None:
         await self.kill()

@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 
-from finetune_operator.build import listeners
+from finetune_operator.build import drain, listeners
 from finetune_operator.build import router as documents
 
 from tests.router.conftest import NEW, OLD, World
@@ -88,7 +88,7 @@ async def test_a_user_of_any_characters_is_one_user(world: World) -> None:
 
 
 async def test_connections_are_renewed_so_that_they_leave_a_draining_router(world: World) -> None:
-    assert listeners.CONNECTION_SECONDS * 1.5 < documents.DRAIN_SECONDS
+    assert listeners.CONNECTION_SECONDS * 1.5 < drain.LEAST_SECONDS
     router = await world.started(ONE, connection_seconds=1)
     reader, writer = await asyncio.open_connection("127.0.0.1", router.ports[10000])
     closing = False

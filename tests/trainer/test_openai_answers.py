@@ -418,6 +418,11 @@ async def test_streams_under_way_are_finished_when_the_server_is_asked_to_end(pr
             await begun.acquire()
         stage.signal(signal.SIGTERM)
         assert not any(stream.done() for stream in streams)
+        async with httpx2.AsyncClient() as late:
+            while (await late.get(url.replace("/v1", "/readyz"))).status_code != 503:
+                await asyncio.sleep(0.02)
+            told = await late.get(f"{url}/models")
+        assert (told.status_code, told.headers["connection"]) == (200, "close"), "who comes all the same is told to come again elsewhere"
         answer = await whole
         for chunks in await asyncio.gather(*streams):
             assert joined(chunks) == answer.choices[0].message.content

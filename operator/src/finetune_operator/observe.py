@@ -32,7 +32,7 @@ from finetune_operator.prometheus import Prometheus
 from finetune_operator.tokens import sign
 from finetune_operator.traffic import RouterState, ServerState
 from finetune_operator.workloads.jobs import leftovers, read_run, untold
-from finetune_operator.workloads.objects import time
+from finetune_operator.workloads.objects import condition, time
 from finetune_operator.workloads.pods import ready, restarts
 from finetune_operator.workloads.run import GANG_SECONDS, Run, Waiting
 from finetune_operator.workloads.waiting import stuck_since, waiting
@@ -139,7 +139,7 @@ class Observer:
         return {name: answer for name, answer in zip(addresses, answers, strict=True) if answer}
 
     async def _routers(self, pods: list[Object], uid: str, now: datetime) -> tuple[RouterState, ...]:
-        asked = [p for p in pods if _asked(p)]
+        asked = [p for p in pods if _asked(p, leaving=True)]
         token = sign(self.signing_key, uid, now) if asked else ""
         states = await asyncio.gather(*(self.pods.router_state(p, token) for p in asked))
         return tuple(sorted(states, key=lambda s: s.pod))
@@ -240,10 +240,12 @@ def _starts(pod: Object) -> bool:
     return pod.get("status", {}).get("phase") == "Pending" and "deletionTimestamp" not in pod["metadata"]
 
 
-def _asked(pod: Object) -> bool:
-    """A router or server that can answer: it runs and nobody deletes it."""
+def _asked(pod: Object, *, leaving: bool = False) -> bool:
+    """A router or server that can answer: it runs and nobody deletes it. A router that goes, and is still ready, has users too until
+    they have left it: it is told the weights, and nobody waits for it."""
     status = pod.get("status", {})
-    return status.get("phase") == "Running" and bool(status.get("podIP")) and "deletionTimestamp" not in pod["metadata"]
+    stays = "deletionTimestamp" not in pod["metadata"] or (leaving and condition(pod, "Ready") is not None)
+    return status.get("phase") == "Running" and bool(status.get("podIP")) and stays
 
 
 def _health(deployment: Object, pods: list[Object], now: datetime) -> ArmHealth:

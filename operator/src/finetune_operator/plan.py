@@ -181,7 +181,9 @@ def nudges(c: Context, pods: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[
     version = c.draft.routing.structure.version
     for seen in c.observed.routers:
         pod = pods.get(seen.pod)
-        if pod is not None and seen.version not in (None, version) and _annotations(pod).get(names.NUDGE) != version:
+        if pod is None or "deletionTimestamp" in pod["metadata"]:  # the volumes of a pod that goes are not synced any more
+            continue
+        if seen.version not in (None, version) and _annotations(pod).get(names.NUDGE) != version:
             yield seen.pod, version
 
 

@@ -2,7 +2,8 @@
 
 Two Envoys with the documents that the operator builds and the pushes that it makes, on loopback, in front of an Envoy that answers for both
 arms at once. First whole rollouts, in each of which every user asks every router at every step; then many pushes under traffic;
-then direct calls and calls through a router in turn. The salts are fixed: the same users are moved in every run.
+then direct calls and calls through a router in turn; with --drain at last a router that goes while it carries streams. The salts are fixed:
+the same users are moved in every run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from finetune_operator.build.router import REPLICAS
 from finetune_operator.traffic import Source
 
 from tests.bench.control_plane.progress import Progress, Step
-from tests.bench.router import figures, servers
+from tests.bench.router import drain, figures, servers
 from tests.bench.router.measure import CALLERS, SWEEPS, Bench
 
 SOURCES: Final = {"header": Source(header="x-user-id"), "body": Source(body_field="user")}
@@ -35,6 +36,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--pairs", type=int, default=5_000, help="of a direct call and one through a router, for each number of callers (5,000)"
     )
+    parser.add_argument(
+        "--drain", type=int, default=0, metavar="SECONDS", help="also delete a router whose streams go on for so long (0: none)"
+    )
     parser.add_argument("--identity", choices=list(SOURCES), default="header", help="where users are named (header)")
     return parser.parse_args()
 
@@ -43,7 +47,8 @@ def steps(options: argparse.Namespace) -> list[Step]:
     """What comes, and the seconds that it takes on two cores."""
     asked = options.rollouts * options.users * REPLICAS * SWEEPS
     latency = [Step(f"latency, {callers} at once", 1 + options.pairs / callers / 200) for callers in CALLERS]
-    return [Step("rollouts", 3 + asked / 5000), Step("pushes", 1 + options.rounds / 5), *latency]
+    drain = [Step("drain", 5 + options.drain)] if options.drain else []
+    return [Step("rollouts", 3 + asked / 5000), Step("pushes", 1 + options.rounds / 5), *latency, *drain]
 
 
 async def run(options: argparse.Namespace, folder: Path) -> figures.Found:
@@ -55,6 +60,9 @@ async def run(options: argparse.Namespace, folder: Path) -> figures.Found:
         told.step("pushes")
         structure = await bench.pushes(structure, of_weight, options.rounds)
         await bench.latency(structure, options.pairs)
+    if options.drain:
+        told.step("drain")
+        bench.found.drain = await drain.measured(folder, options.drain)
     return bench.found
 
 
@@ -64,7 +72,7 @@ def main() -> int:
         found = asyncio.run(run(options, Path(folder)))
     made = figures.figures(found)
     print(f"\n{figures.table(made, CALLERS)}\n\n{figures.shares(found)}\n")
-    print(json.dumps({key: made[key] for key in figures.JSON_KEYS}), flush=True)
+    print(json.dumps({key: made[key] for key in (*figures.JSON_KEYS, *(k for k in made if k.startswith("drain_")))}), flush=True)
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from tests.bench.control_plane.statistics import quantile
@@ -51,6 +51,20 @@ class Push:
         return max(self.seconds) - min(self.seconds)
 
 
+@dataclass(frozen=True)
+class Drain:
+    """A router whose pod was deleted: streams that it carried then, how many broke off, requests of users meanwhile, how many failed, the
+    seconds until the last stream's end and until the router's, and whether it ended by itself."""
+
+    streams: int
+    cut: int
+    requests: int
+    failed: int
+    streamed: float
+    ended: float
+    by_itself: bool
+
+
 @dataclass
 class Found:
     """Everything that a run has seen. `shares` are (weight in percent, users on the canary), `pairs` seconds of a direct call and of one
@@ -67,6 +81,7 @@ class Found:
     pairs: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     others_cores: float = 0.0
     router_us: list[float] = field(default_factory=list)
+    drain: Drain | None = None
 
 
 def interval(n: int, share: float, confidence: float = CONFIDENCE) -> tuple[int, int]:
@@ -132,6 +147,8 @@ def figures(found: Found) -> Figures:
         made |= {f"{name}_p50_s": quantile([p.last for p in taken], 0.5), f"{name}_p99_s": quantile([p.last for p in taken], 0.99)}
     for callers, pairs in found.pairs.items():
         made |= {f"{key}_{callers}_ms": 1000 * value for key, value in _latencies(pairs).items()}
+    if found.drain:
+        made |= {f"drain_{key}": float(value) for key, value in asdict(found.drain).items()}
     worst = {f"added_{p}_ms": max(made[f"added_{p}_{callers}_ms"] for callers in found.pairs) for p in ("p50", "p95")}
     return {key: int(value) if float(value).is_integer() else round(value, 4) for key, value in {**made, **worst}.items()}
 
@@ -149,6 +166,16 @@ class Row:
     title: str
     key: str
     goal: float | None = None
+
+
+DRAINED: Final = (
+    Row("a router that goes: streams on it", "drain_streams"),
+    Row("- cut", "drain_cut", 0),
+    Row("- requests meanwhile", "drain_requests"),
+    Row("- failed", "drain_failed", 0),
+    Row("- deletion to the last stream's end (s)", "drain_streamed"),
+    Row("- deletion to its own end (s)", "drain_ended"),
+)
 
 
 def rows(callers: Iterable[int]) -> list[Row]:
@@ -186,7 +213,8 @@ def shares(found: Found) -> str:
 
 def table(found: Figures, callers: Iterable[int]) -> str:
     """Every figure beside its goal."""
-    lines = [("", "measured", "goal", ""), *(_line(row, found[row.key]) for row in rows(callers))]
+    shown = [*rows(callers), *(DRAINED if DRAINED[0].key in found else ())]
+    lines = [("", "measured", "goal", ""), *(_line(row, found[row.key]) for row in shown)]
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
     return "\n".join(f"{a.ljust(widths[0])}  {b.rjust(widths[1])}  {c.ljust(widths[2])}  {d}".rstrip() for a, b, c, d in lines)
 

@@ -727,6 +727,25 @@ LIVES: dict[str, Life] = {
 }  # fmt: skip
 
 
+async def test_a_router_that_goes_hears_of_a_rollback_but_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await to_live("never")
+    before = status_of(world)["liveArm"]
+    edit(world, serving={"replicas": 2, "image": "bad:1"})
+    await run(world, lambda status: (status.get("rollout") or {}).get("state") == "Holding")
+    stays = next(p for p in world.api.all(kinds.POD) if p["metadata"]["labels"].get(names.COMPONENT) == "router")
+    leaves = {**stays["metadata"], "name": "bot-router-9", "uid": "leaves", "ownerReferences": [], "deletionTimestamp": world.clock.stamp()}
+    world.api.put(kinds.POD, {**stays, "metadata": leaves, "status": {**stays["status"], "podIP": "bot-router-9"}})
+    world.mounts["bot-router-9"] = world.mounts[stays["metadata"]["name"]]
+    monkeypatch.setattr(world, "_goes_on", lambda pod: True)
+    version, canary, weight = world.served(stays["metadata"]["name"])
+    world.runtime["bot-router-9"][version] = weight
+    assert (weight, canary) == (10, status_of(world)["rollout"]["arm"])
+    world.failing = lambda arm: 0.0 if arm == before else 0.5
+    await run(world, phase("Rejected"))
+    assert world.runtime["bot-router-9"][version] == 0
+    assert status_of(world)["rollout"]["state"] == "RolledBack"
+
+
 def children(world: World) -> dict[tuple[str, str], Any]:
     """Everything but what carries times: pods, Events and the FineTune itself."""
     return {

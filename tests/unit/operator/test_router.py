@@ -8,7 +8,8 @@ from typing import Any
 from finetune_operator import names, tokens
 from finetune_operator.api.fields import REDEPLOY, extract
 from finetune_operator.api.spec import Spec
-from finetune_operator.build import access, exposure_log, identity, router
+from finetune_operator.build import access, drain, exposure_log, identity, router
+from finetune_operator.build.envoy import REQUEST_SECONDS
 from finetune_operator.build.exposure_log import Exposures
 from finetune_operator.build.pods import Owner
 from finetune_operator.traffic import Backend, Source, Structure
@@ -65,8 +66,21 @@ def test_routers_run_restricted_without_a_token_and_spread() -> None:
         "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
     }  # fmt: skip
     assert container["command"] == ["envoy"]
-    assert pod["terminationGracePeriodSeconds"] > container["lifecycle"]["preStop"]["sleep"]["seconds"] == router.DRAIN_SECONDS
     assert all(v["configMap"]["name"] == "bot-router" for v in pod["volumes"])
+
+
+def test_a_router_that_goes_asks_itself_whether_it_may_and_has_the_time_of_the_longest_answer() -> None:
+    pod = built()["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    hook = container["lifecycle"]["preStop"]["httpGet"]
+    assert hook == {"path": "/drain", "port": "metrics"}, "a sleep ends too early or too late"
+    assert pod["terminationGracePeriodSeconds"] > drain.LEAST_SECONDS + REQUEST_SECONDS
+    (metrics,) = (r for r in document("lds.json") if r["name"] == "metrics")
+    routes = metrics["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["virtual_hosts"][0]["routes"]
+    (asked,) = (r["route"] for r in routes if r["match"]["path"] == hook["path"])
+    clusters = json.loads(container["args"][container["args"].index("--config-yaml") + 1])["static_resources"]["clusters"]
+    assert asked["cluster"] in {c["name"] for c in clusters}
+    assert (asked["timeout"], asked["idle_timeout"]) == ("0s", "0s"), "it waits for as long as the grace lasts"
 
 
 def test_the_canary_comes_first_and_the_shares_sum_to_100() -> None:

@@ -459,7 +459,8 @@ class World:
             arm: ArmTotals(t.requests, t.errors, t.latency, self._healthy(arm))
             for arm, t in {**{a: ArmTotals() for a in self._arms()}, **self.totals[name]}.items()
         }
-        return RouterState(name, name, pod["status"]["startTime"], ready=True, version=version, weight=weight, totals=totals)
+        stays = "deletionTimestamp" not in pod["metadata"]
+        return RouterState(name, name, pod["status"]["startTime"], ready=stays, version=version, weight=weight, totals=totals)
 
     async def push(self, ip: str, token: str, structure: Structure, weight: int) -> None:
         self.runtime[ip][structure.version] = weight

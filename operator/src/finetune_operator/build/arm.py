@@ -11,10 +11,13 @@ from finetune_operator.api.blocks.method import PROMPTS
 from finetune_operator.api.blocks.serving import Autoscaling
 from finetune_operator.api.spec import Spec
 from finetune_operator.build import pods
+from finetune_operator.build.envoy import REQUEST_SECONDS
 from finetune_operator.build.pods import Devices, Images, Manifest, Owner
 
-PRESTOP_SECONDS = 8  # longer than the routers' DNS refresh and health checks take
-GRACE_SECONDS = 60
+PRESTOP_SECONDS: Final = 8  # longer than the routers' DNS refresh and health checks take
+# vLLM says 503 to whoever comes while it drains: longer than a name server may go on telling of a pod that goes.
+VLLM_PRESTOP_SECONDS: Final = 35
+MARGIN_SECONDS: Final = 20  # to stop, once the longest answer is given
 TARGET_CPU: Final = 80  # percent of the request
 READY_SECONDS = 900  # a model server may load for this long before it is restarted
 VLLM_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # --max-lora-rank takes no other (tools/vllm_options.py)
@@ -34,8 +37,10 @@ class Served:
 def template(owner: Owner, spec: Spec, served: Served, images: Images, devices: Devices) -> Manifest:
     """The pod template of an arm, without what changes in place (replicas)."""
     volumes = [pods.work_volume(owner), pods.tmp_volume(), *shared_memory(spec)]
-    container = {**server(spec, served, images, devices), "lifecycle": {"preStop": {"sleep": {"seconds": PRESTOP_SECONDS}}}}
-    pod = pods.pod_spec(owner, spec, containers=[container], volumes=volumes, devices=devices, grace_seconds=GRACE_SECONDS)
+    sleep = VLLM_PRESTOP_SECONDS if uses_vllm(spec) else PRESTOP_SECONDS
+    container = {**server(spec, served, images, devices), "lifecycle": {"preStop": {"sleep": {"seconds": sleep}}}}
+    grace = sleep + REQUEST_SECONDS + MARGIN_SECONDS
+    pod = pods.pod_spec(owner, spec, containers=[container], volumes=volumes, devices=devices, grace_seconds=grace)
     if spec.storage.access_mode == "ReadWriteMany":  # else all are where the volume is
         pod["topologySpreadConstraints"] = pods.spread(owner, "arm")
     return {"metadata": {"annotations": pods.pod_annotations(spec)}, "spec": pod}
@@ -90,6 +95,7 @@ def vllm_args(served: Served, gpus: int) -> list[str]:
     """
     common = [
         served.model, "--host", "0.0.0.0", "--port", str(names.MODEL_PORT), "--tensor-parallel-size", str(max(1, gpus)),
+        "--shutdown-timeout", str(REQUEST_SECONDS),
     ]  # fmt: skip
     if served.adapter is None:
         return [*common, f"--served-model-name={served.name}"]

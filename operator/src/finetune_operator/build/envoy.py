@@ -13,7 +13,8 @@ from finetune_operator.build.pods import Manifest
 
 CONFIG: Final = "/etc/envoy"  # where the ConfigMap is mounted
 ADMIN_PORT: Final = 9901
-REQUEST_SECONDS: Final = 600
+REQUEST_SECONDS: Final = 600  # the longest answer
+RECEIVE_SECONDS: Final = 60  # the longest request
 REQUEST_TIMEOUT: Final = f"{REQUEST_SECONDS}s"
 TYPE: Final = "type.googleapis.com/envoy"
 _LUA: Final = f"{TYPE}.extensions.filters.http.lua.v3"

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from finetune_operator import names
-from finetune_operator.build import access, exposure_log, identity
-from finetune_operator.build.envoy import CONFIG, REQUEST_TIMEOUT, TYPE, address, file, lua_filter
+from finetune_operator.build import access, drain, exposure_log, identity
+from finetune_operator.build.envoy import CONFIG, RECEIVE_SECONDS, REQUEST_TIMEOUT, TYPE, address, file, lua_filter
 from finetune_operator.build.pods import Manifest
 from finetune_operator.tokens import ISSUER
 
@@ -61,7 +61,7 @@ def _users_listener(name: str, port: int) -> Manifest:
             "http1_safe_max_connection_duration": True,
             "stream_idle_timeout": REQUEST_TIMEOUT,
             "request_headers_timeout": "10s",
-            "request_timeout": "60s",  # to receive it: a body that is waited for, for an identity, is held
+            "request_timeout": f"{RECEIVE_SECONDS}s",  # to receive it: a body that is waited for, for an identity, is held
             "early_header_mutation_extensions": identity.without_forgery(),
             "access_log": [exposure_log.access_log()],
             "http_filters": [
@@ -100,11 +100,15 @@ def control(jwks: Mapping[str, Any], audience: str) -> Manifest:
 
 
 def metrics() -> Manifest:
-    """Probes and statistics."""
+    """Probes, statistics, and what the kubelet waits for before it ends a router."""
+    routes = _admin_routes("metrics", "/ready", "/stats/prometheus")
+    routes["virtual_hosts"][0]["routes"] += drain.routes()
+    routes["virtual_hosts"][0]["typed_per_filter_config"] = drain.disabled()
+    routes["validate_clusters"] = False  # a router that started with an earlier operator's command line has no cluster for it
     return _listener(
         "metrics",
         names.ROUTER_METRICS_PORT,
-        {"route_config": _admin_routes("metrics", "/ready", "/stats/prometheus"), "http_filters": [_router_filter()]},
+        {"route_config": routes, "http_filters": [drain.http_filter(), _router_filter()]},
         ignore_global_conn_limit=True,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,6 +22,7 @@ from pydantic_core import from_json
 
 from finetune_trainer.serve import prompts, protocol
 from finetune_trainer.serve.answers import Answer, Choice, event
+from finetune_trainer.serve.drain import make_last
 from finetune_trainer.serve.engine import Engine, QueueFull, Stopping
 from finetune_trainer.serve.generation import Event, Failed, Finished, Generation, Piece, Sampling
 from finetune_trainer.serve.loading import Loaded
@@ -52,6 +54,7 @@ class Server:
     ready: bool = False
     draining: bool = False
     held: int = 0
+    last_request: float = -math.inf  # of the API, by time.monotonic
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -171,12 +174,14 @@ class Server:
         if self.revision:
             response.headers[REVISION_HEADER] = self.revision
         if self.draining:
-            response.force_close()
+            make_last(response)
 
     @web.middleware
     async def _count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         path = request.match_info.route.resource.canonical if request.match_info.route.resource else "other"
         code = "499"  # the client went away
+        if path.startswith("/v1/"):
+            self.last_request = time.monotonic()
         try:
             response = await handler(request)
             code = str(response.status)

@@ -1,7 +1,7 @@
 """`finetune-trainer serve`: arguments, life and end of the server.
 
-It listens before the model is loaded (alive, not ready), is ready after one real completion, and on SIGTERM closes its
-listener, answers what is under way (every answer closing its connection) and exits 0.
+It listens before the model is loaded (alive, not ready), is ready after one real completion, and on SIGTERM is not ready any
+more, answers what is under way and what still comes (every answer closing its connection), and exits 0.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from aiohttp import web
 
 from finetune_trainer import hardware
 from finetune_trainer.serve.app import Server, collect, submit
+from finetune_trainer.serve.drain import drain
 from finetune_trainer.serve.engine import Engine
 from finetune_trainer.serve.generation import Sampling
 from finetune_trainer.serve.loading import Loaded, load
-
-DRAIN_SECONDS = 50.0  # below the pod's grace of 60 s
-LINGER_SECONDS = 0.3  # for requests that were already on their way over open connections
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +63,7 @@ async def _serve(options: argparse.Namespace) -> int:
         if await _until(stop, _bring_up(server, options)):
             _log("ready")
             await stop.wait()
-        await _drain(server, runner)
+        await _end(server, runner)
     finally:
         await runner.cleanup()
     return 0
@@ -84,18 +82,12 @@ async def _bring_up(server: Server, options: argparse.Namespace) -> None:
     _log(f"{loaded.model.dtype} on {loaded.device}, up in {time.monotonic() - started:.1f} s")
 
 
-async def _drain(server: Server, runner: web.AppRunner) -> None:
-    """Stop listening, wait until nothing is held (bounded), stop the engine."""
-    server.draining = True
+async def _end(server: Server, runner: web.AppRunner) -> None:
+    """Drain, then stop the engine."""
     _log(f"stopping; {server.held} requests are answered first")
-    for site in list(runner.sites):
-        await site.stop()
-    deadline = time.monotonic() + DRAIN_SECONDS
-    await asyncio.sleep(LINGER_SECONDS)
-    while server.held and time.monotonic() < deadline:
-        await asyncio.sleep(0.05)
+    left = await drain(server, runner)
     if server.engine is not None:
-        await asyncio.to_thread(server.engine.stop, max(1.0, deadline - time.monotonic()))
+        await asyncio.to_thread(server.engine.stop, max(1.0, left))
     server.encoder.shutdown(wait=False)
     _log("stopped")
 
