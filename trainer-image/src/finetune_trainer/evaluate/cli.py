@@ -1,7 +1,6 @@
 """`finetune-trainer evaluate`: score what an endpoint serves (or, for Loss, a model in this process) and commit it.
 
-Invariant: an evaluation folder that counts is reported as it is, never made again, but for what was forgotten: that the probe has measured
-anew since.
+Invariant: an evaluation folder that counts is reported as it is, never made again, but for what the probe has measured anew since.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ def main(config: RunConfig) -> JsonObject:
         known = finished(evaluation)
         if known is None:
             known = _evaluate(config, evaluation, data, progress)
-        elif evaluation.forgetting:
-            known |= _told(probe.told(evaluation.forgetting))
+        else:
+            known |= _told(*_probed(evaluation))
         progress.update(state="done", percent=100, etaSeconds=0)
         return known
 
@@ -66,9 +65,9 @@ def _evaluate(config: RunConfig, evaluation: EvaluationConfig, data: DataConfig,
     if any(metric.type == "Loss" for metric in evaluation.metrics):
         scored = scoring.with_loss(config, evaluation, test, scored, progress)
     reference = rows.read(evaluation.reference) if evaluation.reference else None
-    forgetting = probe.told(evaluation.forgetting) if evaluation.forgetting else None
-    result = {**_result(evaluation, scored, reference, excluded), **_told(forgetting)}
-    told = report.gather(config, evaluation.report, test, scored, reference or [], excluded, forgetting) if evaluation.report else None
+    probed = _probed(evaluation)
+    result = {**_result(evaluation, scored, reference, excluded), **_told(*probed)}
+    told = report.gather(config, evaluation.report, test, scored, reference or [], excluded, *probed) if evaluation.report else None
     if told is not None:
         result["advice"] = list(told.advice)
     with layout.transaction(evaluation.path) as work:
@@ -126,9 +125,16 @@ def _result(evaluation: EvaluationConfig, scored: Sequence[ScoredRow], reference
     }
 
 
-def _told(forgetting: JsonObject | None) -> JsonObject:
+def _probed(evaluation: EvaluationConfig) -> tuple[JsonObject | None, JsonObject | None]:
+    """What the probe found of what was forgotten, and of what is served; None where it was not asked."""
+    forgetting, fidelity = evaluation.forgetting, evaluation.fidelity
+    return probe.told(forgetting) if forgetting else None, probe.told(fidelity) if fidelity else None
+
+
+def _told(forgetting: JsonObject | None, fidelity: JsonObject | None) -> JsonObject:
     """What of it belongs in the result: not the figures of each kind of text."""
-    return {} if forgetting is None else {"forgetting": {name: value for name, value in forgetting.items() if name != "kinds"}}
+    found = {} if forgetting is None else {"forgetting": {name: value for name, value in forgetting.items() if name != "kinds"}}
+    return found if fidelity is None else {**found, "fidelity": fidelity}
 
 
 def _fingerprint(evaluation: EvaluationConfig, test: Sequence[TestRow]) -> str:
