@@ -212,6 +212,12 @@ ALWAYS: Final = (
         lambda dpo: 0 < float(dpo.get("beta", 0.1)) <= 100,
     ),
     Rule(
+        "spec.evaluation.gate", "maxServingDivergence",
+        "!has(self.maxServingDivergence) || double(self.maxServingDivergence) >= 0.0",
+        'must not be below 0; a few thousandths ("0.005") are more than rounding to 16 bits takes',
+        lambda gate: float(gate.get("maxServingDivergence", 0)) >= 0,
+    ),
+    Rule(
         "spec", "method.objective",
         _FORMAT_CEL,
         "DPO learns from rows of format Preference, SFT from all others; change the objective or data's format",

@@ -355,6 +355,11 @@ class Gate(SpecModel):
         le=100,
         description="How much the perplexity of general text may rise over the base model's, of the interval's lower bound; default: any.",
     )
+    max_serving_divergence: Annotated[Decimal | None, LIVE] = Field(
+        default=None,
+        description="How far the model as served may be from the model as trained: KL of the next token on test answers, its mean in nats; "
+        "default: any.",
+    )
 
 
 class Evaluation(SpecModel):
