@@ -224,7 +224,7 @@ def test_once_its_probe_failed_an_evaluation_goes_without_and_takes_what_was_fou
     ("compute", "serving", "quantized"),
     [(GPUS, {}, False), (GPUS, {"runtime": "Transformers"}, True), (GPUS, {"image": "example.com/own:1"}, True), ({}, {}, True)],
 )
-def test_what_the_probe_measures_is_measured_upon_weights_as_the_server_has_them(compute: Manifest, serving: Manifest, quantized: bool) -> None:
+def test_the_probe_measures_upon_weights_as_the_server_has_them(compute: Manifest, serving: Manifest, quantized: bool) -> None:
     spec = {
         "model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "QLoRA"}, "compute": compute,
         "evaluation": {"metrics": [{"type": "ExactMatch"}]}, "serving": serving,

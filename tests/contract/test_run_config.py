@@ -133,7 +133,8 @@ def test_a_report_is_told_what_the_gate_asks_and_what_an_hour_costs() -> None:
     assert runconfig.report(spec, "0a0b0c0d", revision, TRAINED, "USD") == {
         "reference": "0a0b0c0d", "artifact": "/work/a",
         "gate": {
-            "minScore": 0.9, "minImprovement": 0.0, "minImprovementOverLive": None, "maxForgettingPercent": 5, "maxServingDivergence": 0.005,
+            "minScore": 0.9, "minImprovement": 0.0, "minImprovementOverLive": None, "maxForgettingPercent": 5,
+            "maxServingDivergence": 0.005,
         },
         "spent": {"gpus": 8, "gpuHour": 2.5, "currency": "USD", "estimatedSeconds": 1700, "estimatedMemoryBytes": 61 * 10**9},
     }  # fmt: skip

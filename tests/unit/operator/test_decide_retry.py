@@ -122,7 +122,7 @@ FAITHFUL = {"evaluation": {"gate": {"maxServingDivergence": "0.01"}}}
         pytest.param({"fidelity": Fidelity(kl="0")}, LIMITED, True, id="it was not looked for"),
         pytest.param({"forgetting": MEASURED}, LIMITED, False, id="it was measured"),
         pytest.param({"forgetting": UNMEASURED, "fidelity": Fidelity(unmeasured="no room")}, {}, False, id="nobody asks"),
-        pytest.param({"forgetting": MEASURED, "fidelity": Fidelity(unmeasured="no room")}, FAITHFUL, True, id="how it is served could not be"),
+        pytest.param({"fidelity": Fidelity(unmeasured="no room")}, FAITHFUL, True, id="serving could not be measured"),
         pytest.param({"forgetting": MEASURED}, FAITHFUL, True, id="how it is served was not looked for"),
         pytest.param({"fidelity": Fidelity(kl="0")}, FAITHFUL, False, id="how it is served was measured"),
     ],

@@ -189,7 +189,8 @@ class Revision(StatusModel):
     retry_at: Time | None = Field(default=None, description="The next try of a failed stage starts at this time.")
     trouble: Trouble | None = Field(default=None, description="Why the last try of the present stage failed.")
     unprobed: Text | None = Field(
-        default=None, description="Why what it forgot is not looked for any more: so the probe failed. Forgotten on another try."
+        default=None,
+        description="Why what it forgot, and how it is served, is not looked for any more: so the probe failed. Forgotten on another try.",
     )
     gate: Literal["Passed", "Failed", "NotNeeded"] | None = None
     promoted: bool = False

@@ -93,7 +93,8 @@ def _diverged(gate: Gate | None, found: Fidelity | None) -> list[str]:
         return []
     if found is None or found.kl is None:
         why = found.unmeasured if found and found.unmeasured else WITHOUT
-        return [f"how far it is as served from what was trained was not measured, but evaluation.gate.maxServingDivergence is {limit}: {why}"]
+        what = "how far it is as served from what was trained"
+        return [f"{what} was not measured, but evaluation.gate.maxServingDivergence is {limit}: {why}"]
     if float(found.kl) > float(limit):
         return [f"its divergence as served from what was trained, {found.kl}, is above evaluation.gate.maxServingDivergence {limit}"]
     return []

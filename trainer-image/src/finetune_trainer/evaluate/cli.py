@@ -133,8 +133,10 @@ def _probed(evaluation: EvaluationConfig) -> tuple[JsonObject | None, JsonObject
 
 def _told(forgetting: JsonObject | None, fidelity: JsonObject | None) -> JsonObject:
     """What of it belongs in the result: not the figures of each kind of text."""
-    found = {} if forgetting is None else {"forgetting": {name: value for name, value in forgetting.items() if name != "kinds"}}
-    return found if fidelity is None else {**found, "fidelity": fidelity}
+    found: JsonObject = {} if fidelity is None else {"fidelity": fidelity}
+    if forgetting is not None:
+        found["forgetting"] = {name: value for name, value in forgetting.items() if name != "kinds"}
+    return found
 
 
 def _fingerprint(evaluation: EvaluationConfig, test: Sequence[TestRow]) -> str:

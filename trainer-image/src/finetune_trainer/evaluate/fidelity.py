@@ -121,6 +121,7 @@ def as_served(model: Path, adapter: Path | None, *, merged: bool) -> Loaded:
 
 def trained_reader(network: Any, bf16: bool) -> Reader:
     """Reads one row after another, as training does."""
+
     @torch.inference_mode()
     def logits(answer: Answer) -> torch.Tensor:
         ids = torch.tensor([answer.ids], device=network.device)
@@ -157,7 +158,7 @@ def compare(logits: Reader, kept: Sequence[tuple[Answer, torch.Tensor]]) -> list
     found: list[torch.Tensor] = []
     for answer, known in kept:
         read_now = logits(answer)
-        pairs = zip(known.split(SLICE), read_now.split(SLICE), strict=True)
+        pairs = zip(torch.split(known, SLICE), torch.split(read_now, SLICE), strict=True)
         found.append(torch.cat([_diverges(one.to(other.device), other).cpu() for one, other in pairs]))
     return found
 
