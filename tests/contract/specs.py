@@ -82,6 +82,7 @@ _DRAWN: Final[dict[str, Strategy]] = {
     "spec.evaluation.metrics[]": st.just({"type": "ExactMatch"})
     | st.sampled_from(_ROWS[:3]).map(lambda source: {"type": "SqlExecution", "sqlExecution": {"schema": source}}),
     "spec.evaluation.skipTrainingIfBaselineAtLeast": _decimal(0, 1),
+    "spec.evaluation.gate.maxServingDivergence": _decimal(0, 1),
     "spec.rollout.steps": st.sets(st.integers(1, 99), max_size=4).flatmap(_steps),
     "spec.rollout.identity[]": st.fixed_dictionaries({"header": st.sampled_from(["x-user-id", "X-Tenant"])})
     | st.fixed_dictionaries({"bodyField": st.sampled_from(["user", "safety_identifier"])}),

@@ -214,9 +214,10 @@ def test_once_its_probe_failed_an_evaluation_goes_without_and_takes_what_was_fou
         again = replace(o, status=o.status.model_copy(update={"revisions": [revision]}))
         [job] = [m for kind, m in manifests(again) if kind is kinds.JOB and m["metadata"]["labels"][names.STAGE] == "evaluate"]
         pod, config = job["spec"]["template"]["spec"], json.loads(job["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG])
-        forgetting = config["evaluation"]["forgetting"]
-        assert (len(pod.get("initContainers", [])), forgetting["skipped"]) == (count, known.get("unprobed")), known
-        assert forgetting["path"].endswith("/evaluations/forgetting")
+        for asked in ("forgetting", "fidelity"):
+            found = config["evaluation"][asked]
+            assert (len(pod.get("initContainers", [])), found["skipped"]) == (count, known.get("unprobed")), known
+            assert found["path"].endswith(f"/evaluations/{asked}")
         rules = [rule["onExitCodes"]["containerName"] for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
         assert rules == ["trainer", *["probe"][:count]], "the API server refuses a rule for a container that is not there"
 
@@ -225,14 +226,16 @@ def test_once_its_probe_failed_an_evaluation_goes_without_and_takes_what_was_fou
     ("compute", "serving", "quantized"),
     [(GPUS, {}, False), (GPUS, {"runtime": "Transformers"}, True), (GPUS, {"image": "example.com/own:1"}, True), ({}, {}, True)],
 )
-def test_what_was_forgotten_is_measured_upon_weights_as_the_server_has_them(compute: Manifest, serving: Manifest, quantized: bool) -> None:
+def test_the_probe_measures_upon_weights_as_the_server_has_them(compute: Manifest, serving: Manifest, quantized: bool) -> None:
     spec = {
         "model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "QLoRA"}, "compute": compute,
         "evaluation": {"metrics": [{"type": "ExactMatch"}]}, "serving": serving,
     }  # fmt: skip
     jobs = {m["metadata"]["labels"][names.STAGE]: m for o in life("bot", spec) for kind, m in manifests(o) if kind is kinds.JOB}
     config = json.loads(jobs["evaluate"]["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG])
-    assert config["evaluation"]["forgetting"]["quantized"] is quantized
+    assert (config["evaluation"]["forgetting"]["quantized"], config["evaluation"]["fidelity"]["merged"]) == (quantized, quantized)
+    baseline = json.loads(jobs["baseline"]["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG])
+    assert (baseline["evaluation"]["forgetting"], baseline["evaluation"]["fidelity"]) == (None, None)
 
 
 def arms(**changes: Any) -> dict[str, Manifest]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_operator.api.status import Estimate, Forgetting, Rows, Score
+from finetune_operator.api.status import Estimate, Fidelity, Forgetting, Rows, Score
 from finetune_operator.decide import layout
 from finetune_operator.decide.stages import _fetched, _prepared, _scored
 from finetune_operator.workloads.causes import root_cause
@@ -75,6 +75,10 @@ def test_a_score_with_its_interval_and_difference() -> None:
             "percent": 6.210487, "low": -3.3, "high": 1e9, "texts": 40, "tokens": 2301, "base": {"perplexity": 24.834362, "low": 13.9, "high": 43.3},
             "tuned": {"perplexity": 1e9, "low": 14.7, "high": 1e9}, "kl": 0.061163, "klP95": 0.166833, "agreement": 0.836234, "prompts": "sha256:" + "9" * 64,
         },
+        "fidelity": {
+            "kl": 0.000000325, "klP99": 1e-9, "klMax": 1e9, "differs": 0.036764706, "tokens": 272, "rows": 8,
+            "trained": "QLoRA in float32 beside a base quantised as NF4, read in float32", "served": "the adapter merged into the base",
+        },
     }  # fmt: skip
     found = _scored("k", told(result))
     assert (found.metric, found.score.score, found.score.n, found.excluded) == ("ExactMatch", "0.75", 40, 3)
@@ -91,6 +95,9 @@ def test_a_score_with_its_interval_and_difference() -> None:
     why = "the model takes about 1.2 GiB, and the container has 1.0 GiB"
     assert _scored("k", told({**result, "forgetting": {"unmeasured": why}})).forgetting == Forgetting(unmeasured=why)
     assert _scored("k", told({**result, "forgetting": None})).forgetting is None
+    assert found.fidelity == Fidelity(kl="0.00000033", kl_p99="0", kl_max="1000000000", differs_percent="3.6765", tokens=272)
+    assert _scored("k", told({**result, "fidelity": {"unmeasured": why}})).fidelity == Fidelity(unmeasured=why)
+    assert _scored("k", told({**result, "fidelity": None})).fidelity is None
 
 
 @pytest.mark.parametrize(

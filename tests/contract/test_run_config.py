@@ -36,6 +36,7 @@ SCORINGS = st.builds(
     exclude_trained_on=st.none() | st.just("/work/data/0a0b0c0d"),
     forgetting=st.none()
     | st.builds(partial(runconfig.forgetting, "1f2e3d4c", "/work/models/9c1d"), quantized=st.booleans(), skipped=st.none() | st.text()),
+    fidelity=st.none() | st.builds(partial(runconfig.fidelity, "1f2e3d4c"), merged=st.booleans(), skipped=st.none() | st.text()),
 )
 ESTIMATE = Estimate.model_validate({"memoryBytes": 61 * 10**9, "seconds": 1700, "passTokens": 4096, "longest": 700})
 REVISIONS = st.builds(
@@ -130,12 +131,15 @@ def test_a_method_carries_its_own_blocks_and_the_learning_rate_that_is_usual_for
 
 def test_a_report_is_told_what_the_gate_asks_and_what_an_hour_costs() -> None:
     smallest = {"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}}
-    gate = {"minScore": "0.9", "minImprovement": "0", "maxForgettingPercent": 5}
+    gate = {"minScore": "0.9", "minImprovement": "0", "maxForgettingPercent": 5, "maxServingDivergence": "0.005"}
     spec = load_spec({"metadata": {"name": "bot"}, "spec": {**smallest, "evaluation": {"gate": gate}}})
     revision = Revision(name="r", created="2026-01-01T00:00:00Z", artifact="/work/a", estimate=ESTIMATE)
     assert runconfig.report(spec, "0a0b0c0d", revision, TRAINED, "USD") == {
         "reference": "0a0b0c0d", "artifact": "/work/a",
-        "gate": {"minScore": 0.9, "minImprovement": 0.0, "minImprovementOverLive": None, "maxForgettingPercent": 5},
+        "gate": {
+            "minScore": 0.9, "minImprovement": 0.0, "minImprovementOverLive": None, "maxForgettingPercent": 5,
+            "maxServingDivergence": 0.005,
+        },
         "spent": {"gpus": 8, "gpuHour": 2.5, "currency": "USD", "estimatedSeconds": 1700, "estimatedMemoryBytes": 61 * 10**9},
     }  # fmt: skip
 

@@ -282,9 +282,8 @@ def _scoring(c: Context, stage: str) -> runconfig.Scoring:
     scored, against = _scored_revision(c, stage), reference(c.draft)
     served = _served(c, scored)
     baseline = c.draft.revision.baseline
-    forgetting = runconfig.forgetting(
-        name, c.kept(name)["resolved"]["model"]["path"], quantized=not arm.uses_vllm(c.spec), skipped=c.draft.revision.unprobed
-    )
+    ours, skipped = not arm.uses_vllm(c.spec), c.draft.revision.unprobed
+    forgetting = runconfig.forgetting(name, c.kept(name)["resolved"]["model"]["path"], quantized=ours, skipped=skipped)
     return runconfig.Scoring(
         path=runconfig.evaluation_path(name, "baseline" if stage == "baseline" else "tuned", key),
         served_name=served.name,
@@ -294,4 +293,5 @@ def _scoring(c: Context, stage: str) -> runconfig.Scoring:
         exclude_trained_on=None if against == BASE else runconfig.data_path(against),
         report=_report(c, against) if stage == "evaluate" else None,
         forgetting=forgetting if stage == "evaluate" else None,
+        fidelity=runconfig.fidelity(name, merged=ours, skipped=skipped) if stage == "evaluate" else None,
     )

@@ -169,6 +169,8 @@ def _scores(seen: Seen) -> Iterator[str]:
         yield _row("Scores" if number == 0 else "", f"{metric if number == 0 else '':<14} {who:<9} {_score(metric, value or {}, key)}")
     if evaluation and (text := _forgot(evaluation.get("forgetting"))):
         yield _row("", f"{'':<14} {'general':<9} {text}")
+    if evaluation and (text := _diverged(evaluation.get("fidelity"))):
+        yield _row("", f"{'':<14} {'served':<9} {text}")
     if evaluation and evaluation.get("verdict"):
         verdict = evaluation["verdict"]
         yield _row("", f"{'':<14} {'gate':<9} {seen.paint(verdict, GOOD if verdict == 'Passed' else BAD)}")
@@ -182,6 +184,16 @@ def _forgot(found: Object | None) -> str:
         return _clean(f"not measured: {found.get('unmeasured', '')}")
     rise, low, high = (float(found[key]) for key in ("percent", "low", "high"))
     return f"perplexity {rise:+.1f} % [{low:+.1f}, {high:+.1f}]   KL {float(found['kl']):.3f}"
+
+
+def _diverged(found: Object | None) -> str:
+    """How far the model as served is from the model as trained."""
+    if not found:
+        return ""
+    if found.get("kl") is None:
+        return _clean(f"not measured: {found.get('unmeasured', '')}")
+    turned = float(found["differsPercent"])
+    return f"KL to the trained {float(found['kl']):.2g}, at most {float(found['klMax']):.2g}   {turned:.1f} % other first choices"
 
 
 def _advice(seen: Seen) -> Iterator[str]:

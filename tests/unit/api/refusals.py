@@ -45,7 +45,7 @@ def full_finetune() -> Manifest:
         evaluation={
             "metrics": [{"type": "ExactMatch"}, {"type": "SqlExecution", "sqlExecution": {"schema": "configmap://shop/schema.sql"}}],
             "skipTrainingIfBaselineAtLeast": "0.95",
-            "gate": {"minScore": "0.9", "minImprovement": "0.05", "maxForgettingPercent": 5},
+            "gate": {"minScore": "0.9", "minImprovement": "0.05", "maxForgettingPercent": 5, "maxServingDivergence": "0.005"},
         },
         serving={"runtime": "Auto", "image": "", "replicas": 2, "resources": {}, "modelName": "support-bot"},
         rollout={
@@ -157,6 +157,10 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "preferences mixed in for SFT": (
         changed(_BASE, "spec.data.mix", [{"source": "pvc://a/b", "percent": 10, "format": "Preference"}]),
         "spec.method.objective: DPO learns from rows of format Preference",
+    ),
+    "a serving that is nearer than the same": (
+        changed(_BASE, "spec.evaluation", {"gate": {"maxServingDivergence": "-0.001"}}),
+        "spec.evaluation.gate.maxServingDivergence: must not be below 0",
     ),
     "a beta of 0": (changed(changed(_BASE, "spec.method.objective", "DPO"), "spec.method.dpo", {"beta": "0"}), "spec.method.dpo.beta: must be above 0"),
     "a DPO block without DPO": (changed(_BASE, "spec.method.dpo", {"beta": "0.2"}), "spec.method.dpo: belongs to method.objective DPO"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.api.status import Charges, Forgetting, Stopped
+from finetune_operator.api.status import Charges, Fidelity, Forgetting, Stopped
 from finetune_operator.decide.draft import Note, stamp
 from finetune_operator.decide.retry import after_failure, backoff, reopen, stop, trouble, wait
 from finetune_operator.workloads.run import Failure, FailureClass
@@ -112,21 +112,25 @@ def test_another_try_forgives_everything_and_judges_a_failed_gate_anew(gate: str
 
 MEASURED, UNMEASURED = Forgetting(percent="1", low="0", high="2"), Forgetting(unmeasured="no room")
 LIMITED = {"evaluation": {"gate": {"maxForgettingPercent": 5}}}
+FAITHFUL = {"evaluation": {"gate": {"maxServingDivergence": "0.01"}}}
 
 
 @pytest.mark.parametrize(
     ("found", "asked", "anew"),
     [
-        pytest.param(UNMEASURED, LIMITED, True, id="it could not be measured"),
-        pytest.param(None, LIMITED, True, id="it was not looked for"),
-        pytest.param(MEASURED, LIMITED, False, id="it was measured"),
-        pytest.param(UNMEASURED, {}, False, id="nobody asks"),
+        pytest.param({"forgetting": UNMEASURED, "fidelity": Fidelity(kl="0")}, LIMITED, True, id="it could not be measured"),
+        pytest.param({"fidelity": Fidelity(kl="0")}, LIMITED, True, id="it was not looked for"),
+        pytest.param({"forgetting": MEASURED}, LIMITED, False, id="it was measured"),
+        pytest.param({"forgetting": UNMEASURED, "fidelity": Fidelity(unmeasured="no room")}, {}, False, id="nobody asks"),
+        pytest.param({"fidelity": Fidelity(unmeasured="no room")}, FAITHFUL, True, id="serving could not be measured"),
+        pytest.param({"forgetting": MEASURED}, FAITHFUL, True, id="how it is served was not looked for"),
+        pytest.param({"fidelity": Fidelity(kl="0")}, FAITHFUL, False, id="how it is served was measured"),
     ],
 )
 def test_another_try_evaluates_again_where_the_gate_asks_for_figures_and_there_are_none(
-    found: Forgetting | None, asked: dict[str, Any], anew: bool
+    found: dict[str, Any], asked: dict[str, Any], anew: bool
 ) -> None:
-    scored = make_scored("0.5", "0.1", "0.2").model_copy(update={"forgetting": found})
+    scored = make_scored("0.5", "0.1", "0.2").model_copy(update=found)
     stopped = Stopped(reason=c.GATE_FAILED, message="not measured", time=STAMP, tried="t0")
     o = make_observed(
         make_revision(stopped=stopped, gate="Failed", unprobed="it failed", evaluated=scored, tries={"evaluate": 1}), changes=asked

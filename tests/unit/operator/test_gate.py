@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from finetune_operator import conditions as c
 from finetune_operator.api.blocks.evaluation import Gate
-from finetune_operator.api.status import Forgetting, Scored
+from finetune_operator.api.status import Fidelity, Forgetting, Scored
 from finetune_operator.decide.gate import gate, verdict
 
 from tests.unit.operator.helpers import draft, make_observed, make_revision, make_scored
@@ -18,6 +18,11 @@ BASE = "base"
 def forgot(percent: str, low: str, high: str) -> Scored:
     """An improvement beyond chance, and so much forgotten."""
     return make_scored("0.5", "0.1", "0.2").model_copy(update={"forgetting": Forgetting(percent=percent, low=low, high=high)})
+
+
+def served(kl: str | None = None, **found: Any) -> Scored:
+    """An improvement beyond chance, and as served so far from what was trained."""
+    return make_scored("0.5", "0.1", "0.2").model_copy(update={"fidelity": Fidelity(kl=kl, **found)})
 
 
 UNMEASURED = make_scored("0.5", "0.1", "0.2").model_copy(update={"forgetting": Forgetting(unmeasured="no room")})
@@ -68,6 +73,25 @@ CASES: dict[str, tuple[Scored, dict[str, Any] | None, str, list[str]]] = {
         UNMEASURED, {"maxForgettingPercent": 100}, BASE, ["was not measured, but evaluation.gate.maxForgettingPercent is 100: no room"],
     ),
     "its evaluation did not look for it": (make_scored("0.5", "0.1", "0.2"), {"maxForgettingPercent": 100}, BASE, ["went without"]),
+    "how it is served is not asked for": (served("3"), None, BASE, []),
+    "it is served as far from what was trained as is borne": (served("0.005"), {"maxServingDivergence": "0.005"}, BASE, []),
+    "it is served farther from what was trained": (
+        served("0.0051"), {"maxServingDivergence": "0.005"}, "r0",
+        ["its divergence as served from what was trained, 0.0051, is above evaluation.gate.maxServingDivergence 0.005"],
+    ),
+    "nothing may lie between, and nothing does": (served("0"), {"maxServingDivergence": "0"}, BASE, []),
+    "how it is served could not be measured, and nobody asks": (served(unmeasured="no room"), None, BASE, []),
+    "how it is served could not be measured": (
+        served(unmeasured="no room"), {"maxServingDivergence": "9"}, BASE,
+        ["was not measured, but evaluation.gate.maxServingDivergence is 9: no room"],
+    ),
+    "its evaluation did not look for how it is served": (
+        make_scored("0.5", "0.1", "0.2"), {"maxServingDivergence": "9"}, BASE, ["maxServingDivergence is 9: its evaluation went without"],
+    ),
+    "it forgot too much, and is served otherwise": (
+        served("0.2").model_copy(update={"forgetting": Forgetting(percent="7", low="6", high="8")}),
+        {"maxForgettingPercent": 5, "maxServingDivergence": "0.1"}, BASE, ["at least 6 %", "as served from what was trained, 0.2"],
+    ),
     "it forgot too much, and could not be paired": (
         forgot("7", "6", "8").model_copy(update={"difference": None}), {"maxForgettingPercent": 5}, BASE,
         ["at least 6 %", "could not be paired"],
@@ -101,6 +125,21 @@ def test_what_was_forgotten_is_told_and_where_it_is_not_clear_that_too(scored: S
     assert found.status.evaluation is not None
     assert words in (found.status.evaluation.message or "")
     assert found.status.evaluation.forgetting == scored.forgetting
+
+
+@pytest.mark.parametrize(
+    ("scored", "words"),
+    [
+        (served("0.00012"), "difference 0 [0.1, 0.2], as served against as trained KL 0.00012"),
+        (served(unmeasured="no room"), "difference 0 [0.1, 0.2]"),
+    ],
+)
+def test_how_it_is_served_is_told_with_the_verdict(scored: Scored, words: str) -> None:
+    o = make_observed(make_revision(artifact="/a", baseline=make_scored("0.1"), evaluated=scored))
+    found = gate(o, draft(o)).status.evaluation
+    assert found is not None
+    assert (found.message or "").endswith(words)
+    assert found.fidelity == scored.fidelity
 
 
 def test_the_verdict_is_told_with_both_intervals_and_n_and_changes_with_the_gate_alone() -> None:

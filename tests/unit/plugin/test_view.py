@@ -137,6 +137,14 @@ def test_what_was_forgotten_is_shown_below_the_scores() -> None:
     assert " general   not measured: no room" in text(finetune)
 
 
+def test_how_far_what_is_served_is_from_what_was_trained_is_shown_below_the_scores() -> None:
+    finetune = recorded("Live")
+    finetune["status"]["evaluation"]["fidelity"] = {"kl": "0.00012345", "klMax": "0.25", "differsPercent": "0.5"}
+    assert " served    KL to the trained 0.00012, at most 0.25   0.5 % other first choices" in text(finetune)
+    finetune["status"]["evaluation"]["fidelity"] = {"unmeasured": "no room"}
+    assert " served    not measured: no room" in text(finetune)
+
+
 def test_advice_of_the_newest_revision_is_shown() -> None:
     finetune = recorded("Live")
     finetune["status"]["revisions"][0]["evaluated"]["advice"] = ["Bring a larger data.test. " * 6, "Train on."]

@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "fetch": "fill the model folder from its source",
         "prepare": "turn raw rows into checked, masked, tokenised splits and estimate the run",
         "train": "train one attempt; all pods of the gang run this",
-        "probe": "measure what the tuned model has forgotten, with the configuration of evaluate and before it",
+        "probe": "measure what the tuned model has forgotten and how it is served, with the configuration of evaluate and before it",
         "evaluate": "score a served model on the sealed test split",
         "clean": "remove from the work volume what is no longer kept",
     }

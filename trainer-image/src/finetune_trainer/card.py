@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_trainer.evaluate import forgotten
+from finetune_trainer.evaluate import faithful, forgotten
 from finetune_trainer.evaluate.comparison import LOSS, Compared
 
 CARD = "README.md"
@@ -21,12 +21,13 @@ SETTINGS = ("epochs", "learningRate", "schedule", "warmupPercent", "weightDecay"
 
 @dataclass(frozen=True)
 class Results:
-    """Scores on the sealed test split, what they are compared with, and what the probe found of general text."""
+    """Scores on the sealed test split, what they are compared with, and what the probe found of general text and of what is served."""
 
     reference: str
     compared: Sequence[Compared]
     confidence: float
     forgetting: Mapping[str, Any] | None = None
+    fidelity: Mapping[str, Any] | None = None
 
 
 def render(made: Mapping[str, Any], results: Results | None = None) -> str:
@@ -43,7 +44,7 @@ def render(made: Mapping[str, Any], results: Results | None = None) -> str:
         _table("Data", {"digest": (made.get("data") or {}).get("digest"), **(made.get("rows") or {})}),
         _table("Training", {**_method(method), **{k: (made.get("training") or {}).get(k) for k in SETTINGS}}),
         *([_results(results)] if results else []),
-        *filter(None, [forgotten.card(results.forgetting, results.confidence) if results else ""]),
+        *filter(None, [forgotten.card(results.forgetting, results.confidence), faithful.card(results.fidelity)] if results else []),
         _usage(source, str(method.get("type", "LoRA"))),
         "## Limits\n\nIt answers as its training rows do, and may be wrong. It was judged on rows of the same kind alone; "
         "licence and limits of the base model hold for it too.",

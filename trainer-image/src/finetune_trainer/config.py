@@ -251,6 +251,7 @@ class GateConfig(Model):
     min_improvement: float | None = None
     min_improvement_over_live: float | None = None
     max_forgetting_percent: float | None = None
+    max_serving_divergence: float | None = None
 
 
 class SpentConfig(Model):
@@ -282,6 +283,15 @@ class ForgettingConfig(Model):
     skipped: str | None = None
 
 
+class FidelityConfig(Model):
+    """Where the probe leaves how far the model as served is from the model as trained, whether the server merges an adapter (into
+    weights as quantised as it trained upon, if they were), and why the probe does not run (any more)."""
+
+    path: Path
+    merged: bool = True
+    skipped: str | None = None
+
+
 class EvaluationConfig(Model):
     """What to score, against which endpoint, and where the result goes."""
 
@@ -298,6 +308,7 @@ class EvaluationConfig(Model):
     metrics: tuple[MetricConfig, ...] = Field(min_length=1)
     report: ReportConfig | None = None
     forgetting: ForgettingConfig | None = None
+    fidelity: FidelityConfig | None = None
 
 
 _NEEDS: dict[str, tuple[str, ...]] = {

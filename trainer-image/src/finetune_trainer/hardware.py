@@ -69,6 +69,7 @@ def memory() -> tuple[int | None, str, str]:
     import torch
 
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what this process keeps for later is no less free
         return torch.cuda.mem_get_info()[0], "the accelerator", "Ask for accelerators with more memory."
     return cpu_memory(), "the container", "Raise compute.memory."
 

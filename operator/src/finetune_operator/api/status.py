@@ -84,6 +84,17 @@ class Forgetting(StatusModel):
     unmeasured: Text | None = None
 
 
+class Fidelity(StatusModel):
+    """The model as served against the model as trained, on answers of the test split; where there are no figures, why."""
+
+    kl: Decimal | None = Field(default=None, description="KL(trained‖served) of the next token in nats, its mean.")
+    kl_p99: Decimal | None = Field(default=None, description="What 99 % of the tokens stay below.")
+    kl_max: Decimal | None = None
+    differs_percent: Decimal | None = Field(default=None, description="Tokens of which another one is the likeliest.")
+    tokens: Count | None = None
+    unmeasured: Text | None = None
+
+
 class Scored(StatusModel):
     """One evaluation that was run: what of, against what, and what came out."""
 
@@ -93,6 +104,7 @@ class Scored(StatusModel):
     score: Score
     difference: Difference | None = None
     forgetting: Forgetting | None = None
+    fidelity: Fidelity | None = None
     excluded: Count | None = Field(default=None, description="Test rows left out, for the live revision was trained on them.")
     advice: list[Text] | None = Field(default=None, max_length=4, description="What its numbers say should be done next.")
 
@@ -177,7 +189,8 @@ class Revision(StatusModel):
     retry_at: Time | None = Field(default=None, description="The next try of a failed stage starts at this time.")
     trouble: Trouble | None = Field(default=None, description="Why the last try of the present stage failed.")
     unprobed: Text | None = Field(
-        default=None, description="Why what it forgot is not looked for any more: so the probe failed. Forgotten on another try."
+        default=None,
+        description="Why what it forgot, and how it is served, is not looked for any more: so the probe failed. Forgotten on another try.",
     )
     gate: Literal["Passed", "Failed", "NotNeeded"] | None = None
     promoted: bool = False
@@ -259,6 +272,7 @@ class Evaluation(StatusModel):
     tuned: Score | None = None
     improvement: Difference | None = None
     forgetting: Forgetting | None = None
+    fidelity: Fidelity | None = None
     verdict: Short | None = None
     message: Text | None = None
 

@@ -33,7 +33,7 @@ LEARNING_RATES: Final[Mapping[str, float]] = {
 @dataclass(frozen=True)
 class Scoring:
     """What an evaluation is given: whose answers, where to put them, what to pair them with, what to report of it and
-    what it may have forgotten of (None: nothing)."""
+    what it may have forgotten of and where to say how it is served (None: nothing)."""
 
     path: str
     served_name: str
@@ -43,6 +43,7 @@ class Scoring:
     exclude_trained_on: str | None
     report: Config | None = None
     forgetting: Config | None = None
+    fidelity: Config | None = None
 
 
 def resolve(spec: Spec) -> Config:
@@ -72,6 +73,13 @@ def forgetting(revision: str, base: str, *, quantized: bool, skipped: str | None
     all the same."""
     path = f"{names.WORK}/revisions/{revision}/evaluations/forgetting"
     return {"base": base, "path": path, "quantized": quantized, "skipped": skipped}
+
+
+def fidelity(revision: str, *, merged: bool, skipped: str | None) -> Config:
+    """Where it is left how far a revision as served is from the one that was trained. `merged`: does the server merge an adapter, into
+    weights as it trained upon? `skipped` as of `forgetting`."""
+    path = f"{names.WORK}/revisions/{revision}/evaluations/fidelity"
+    return {"path": path, "merged": merged, "skipped": skipped}
 
 
 def build(
@@ -262,6 +270,7 @@ def _evaluation(spec: Spec, stage: Stage, scoring: Scoring) -> Config:
         "metrics": metrics(spec),
         "report": scoring.report,
         "forgetting": scoring.forgetting,
+        "fidelity": scoring.fidelity,
     }
 
 
@@ -277,6 +286,7 @@ def report(spec: Spec, against: str, revision: Revision, attempt: Attempt | None
             "minImprovement": _decimal(gate.min_improvement),
             "minImprovementOverLive": _decimal(gate.min_improvement_over_live),
             "maxForgettingPercent": gate.max_forgetting_percent,
+            "maxServingDivergence": _decimal(gate.max_serving_divergence),
         },
         "spent": {
             "gpus": (attempt.gpus or 0) if attempt else 0,

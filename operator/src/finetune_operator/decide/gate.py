@@ -3,14 +3,15 @@
 Against the base model the improvement's lower bound must reach `minImprovement` (unset: it must be above 0). Against a
 live revision, which has already brought that improvement, the tuned model must not be provably worse, unless
 `minImprovementOverLive` asks for more (docs/adr/0002). What it forgot is always against the base model, and stops it only where the
-rise of general text's perplexity is clearly above `maxForgettingPercent`: where its interval's lower bound is.
+rise of general text's perplexity is clearly above `maxForgettingPercent`: where its interval's lower bound is. How far it is as served
+from what was trained is asked of the mean itself (docs/adr/0016).
 """
 
 from __future__ import annotations
 
 from finetune_operator import conditions
 from finetune_operator.api.blocks.evaluation import Gate
-from finetune_operator.api.status import Evaluation, Forgetting, Scored, Stopped
+from finetune_operator.api.status import Evaluation, Fidelity, Forgetting, Scored, Stopped
 from finetune_operator.decide.draft import Draft, stamp
 from finetune_operator.decide.stages import BASE, reference
 from finetune_operator.observed import Observed
@@ -32,7 +33,7 @@ def gate(o: Observed, d: Draft) -> Draft:
     message = _sentence(asked, scored, base, against, failures)
     evaluation = Evaluation(
         metric=scored.metric, reference=against, baseline=base.score, tuned=scored.score, improvement=scored.difference,
-        forgetting=scored.forgetting, verdict="Passed" if passed else "Failed", message=message[:1024],
+        forgetting=scored.forgetting, fidelity=scored.fidelity, verdict="Passed" if passed else "Failed", message=message[:1024],
     )  # fmt: skip
     d = d.set(evaluation=evaluation)
     if passed:
@@ -53,7 +54,7 @@ def verdict(gate: Gate | None, scored: Scored, against: str) -> list[str]:
     minimum = gate.min_score if gate else None
     if minimum is not None and float(scored.score.score) < float(minimum):
         failures.append(f"its score {scored.score.score} is below evaluation.gate.minScore {minimum}")
-    failures += _forgot(gate, scored.forgetting)
+    failures += [*_forgot(gate, scored.forgetting), *_diverged(gate, scored.fidelity)]
     difference = scored.difference
     if difference is None:
         return [*failures, "it could not be paired with the reference's rows"]
@@ -85,6 +86,20 @@ def _forgot(gate: Gate | None, found: Forgetting | None) -> list[str]:
     return []
 
 
+def _diverged(gate: Gate | None, found: Fidelity | None) -> list[str]:
+    """Is it as served farther from what was trained than the gate bears?"""
+    limit = gate.max_serving_divergence if gate else None
+    if limit is None:
+        return []
+    if found is None or found.kl is None:
+        why = found.unmeasured if found and found.unmeasured else WITHOUT
+        what = "how far it is as served from what was trained"
+        return [f"{what} was not measured, but evaluation.gate.maxServingDivergence is {limit}: {why}"]
+    if float(found.kl) > float(limit):
+        return [f"its divergence as served from what was trained, {found.kl}, is above evaluation.gate.maxServingDivergence {limit}"]
+    return []
+
+
 def _unclear(gate: Gate | None, found: Forgetting | None) -> str:
     """What is said of a model that passes although it seems to have forgotten too much."""
     limit = gate.max_forgetting_percent if gate else None
@@ -103,6 +118,8 @@ def _sentence(gate: Gate | None, scored: Scored, base: Scored, against: str, fai
         numbers += f", difference {scored.difference.difference} [{scored.difference.low}, {scored.difference.high}]"
     if (found := scored.forgetting) and found.percent is not None:
         numbers += f", perplexity of general text {float(found.percent):+g} % [{found.low}, {found.high}]"
+    if (served := scored.fidelity) and served.kl is not None:
+        numbers += f", as served against as trained KL {served.kl}"
     if not failures:
         return f"gate passed{_unclear(gate, found)}: {numbers}"
     return f"gate failed: {'; '.join(failures)} ({numbers}). Lower the gate, or change data, method or training."

@@ -93,11 +93,13 @@ def again(d: Draft, stage: str, **reset: Any) -> Draft:
 
 
 def _lacks_figures(o: Observed, d: Draft) -> bool:
-    """Does the gate limit what may be forgotten, and did the evaluation not measure it?"""
+    """Does the gate limit what the evaluation did not measure?"""
     gate, scored = o.spec.evaluation.gate if o.spec.evaluation else None, d.revision.evaluated
-    if gate is None or gate.max_forgetting_percent is None or scored is None:
+    if gate is None or scored is None:
         return False
-    return scored.forgetting is None or scored.forgetting.low is None
+    forgot = scored.forgetting is not None and scored.forgetting.low is not None
+    diverged = scored.fidelity is not None and scored.fidelity.kl is not None
+    return (gate.max_forgetting_percent is not None and not forgot) or (gate.max_serving_divergence is not None and not diverged)
 
 
 def backoff(key: str, failures: int) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_operator import conditions, names
 from finetune_operator.api.fields import digest
-from finetune_operator.api.status import Difference, Estimate, Forgetting, Rows, Score, Scored, Trouble
+from finetune_operator.api.status import Difference, Estimate, Fidelity, Forgetting, Rows, Score, Scored, Trouble
 from finetune_operator.decide.draft import Draft, finite
 from finetune_operator.decide.retry import after_failure, again, of_probe, trouble, wait, without_probe
 from finetune_operator.observed import Observed
@@ -29,6 +29,7 @@ WORDS = {
 POLL_SECONDS = 5.0
 MAX_ADVICE, ADVICE_CHARACTERS = 4, 400  # of an evaluation, in the status; its report has all
 UNMEASURED_CHARACTERS = 400
+DIVERGENCE_DIGITS = 8  # what rounding to 16 bits does is seen in the seventh
 BASE = "base"  # the untouched model, where a revision is named
 
 
@@ -201,6 +202,7 @@ def _scored(key: str, result: Mapping[str, Any]) -> Scored:
         if paired
         else None,
         forgetting=_forgetting(result.get("forgetting")),
+        fidelity=_fidelity(result.get("fidelity")),
         excluded=result.get("excluded") or None,
         advice=_advice(result.get("advice")),
     )
@@ -219,15 +221,25 @@ def _forgetting(told: Mapping[str, Any] | None) -> Forgetting | None:
     )  # fmt: skip
 
 
+def _fidelity(told: Mapping[str, Any] | None) -> Fidelity | None:
+    """What the probe found; None of an image that does not look."""
+    if not told:
+        return None
+    if "unmeasured" in told:
+        return Fidelity(unmeasured=str(told["unmeasured"])[:UNMEASURED_CHARACTERS])
+    kl, p99, largest = (_text(told[name], DIVERGENCE_DIGITS) for name in ("kl", "klP99", "klMax"))
+    return Fidelity(kl=kl, kl_p99=p99, kl_max=largest, differs_percent=_text(100 * told["differs"]), tokens=told["tokens"])
+
+
 def _advice(said: Any) -> list[str] | None:
     """The first sentences of it, if it is a list of such."""
     texts = [text[:ADVICE_CHARACTERS] for text in said if isinstance(text, str)] if isinstance(said, list) else []
     return texts[:MAX_ADVICE] or None
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, digits: int = 4) -> str:
     """A score in the status; one that is no number would pass any gate."""
     number = finite(value)
     if number is None:
         raise ValueError(f"a score is {str(value)[:40]}, no number")
-    return f"{number:.4f}".rstrip("0").rstrip(".") or "0"
+    return f"{number:.{digits}f}".rstrip("0").rstrip(".") or "0"

@@ -34,7 +34,7 @@ def main(config: RunConfig) -> JsonObject:
         known = finished(evaluation)
         if known is None:
             known = _evaluate(config, evaluation, data, progress)
-        elif known.get("forgetting") != _figures(_probed(evaluation)):
+        elif {name: known[name] for name in ("forgetting", "fidelity") if name in known} != _told(*_probed(evaluation)):
             test, excluded = rows.without_trained_on(rows.test_rows(data.path), evaluation.exclude_trained_on)
             known = _commit(config, evaluation, test, excluded, rows.read(evaluation.path))
         progress.update(state="done", percent=100, etaSeconds=0)
@@ -76,11 +76,9 @@ def _commit(
 ) -> JsonObject:  # fmt: skip
     """Write the folder: rows, result, page and card, with what the probe has found by now."""
     reference = rows.read(evaluation.reference) if evaluation.reference else None
-    forgetting = _probed(evaluation)
-    result = _result(evaluation, scored, reference, excluded)
-    if forgetting is not None:
-        result["forgetting"] = _figures(forgetting)
-    told = report.gather(config, evaluation.report, test, scored, reference or [], excluded, forgetting) if evaluation.report else None
+    probed = _probed(evaluation)
+    result = {**_result(evaluation, scored, reference, excluded), **_told(*probed)}
+    told = report.gather(config, evaluation.report, test, scored, reference or [], excluded, *probed) if evaluation.report else None
     if told is not None:
         result["advice"] = list(told.advice)
     with layout.transaction(evaluation.path) as work:
@@ -136,14 +134,18 @@ def _result(evaluation: EvaluationConfig, scored: Sequence[ScoredRow], reference
     }
 
 
-def _probed(evaluation: EvaluationConfig) -> JsonObject | None:
-    """What the probe found; None where it was not asked."""
-    return probe.told(evaluation.forgetting) if evaluation.forgetting else None
+def _probed(evaluation: EvaluationConfig) -> tuple[JsonObject | None, JsonObject | None]:
+    """What the probe found of what was forgotten, and of what is served; None where it was not asked."""
+    forgetting, fidelity = evaluation.forgetting, evaluation.fidelity
+    return probe.told(forgetting) if forgetting else None, probe.told(fidelity) if fidelity else None
 
 
-def _figures(forgetting: JsonObject | None) -> JsonObject | None:
+def _told(forgetting: JsonObject | None, fidelity: JsonObject | None) -> JsonObject:
     """What of it belongs in the result: not the figures of each kind of text."""
-    return None if forgetting is None else {name: value for name, value in forgetting.items() if name != "kinds"}
+    found: JsonObject = {} if fidelity is None else {"fidelity": fidelity}
+    if forgetting is not None:
+        found["forgetting"] = {name: value for name, value in forgetting.items() if name != "kinds"}
+    return found
 
 
 def _fingerprint(evaluation: EvaluationConfig, test: Sequence[TestRow]) -> str:

@@ -73,8 +73,9 @@ def batches(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[l
 
 
 @torch.inference_mode()
-def read(loaded: Loaded, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Logits (rows, columns, vocabulary) of rows of token ids, padded on the right, where a causal model does not look."""
+def read(loaded: Loaded, rows: Sequence[Sequence[int]], **told: Any) -> torch.Tensor:
+    """Logits (rows, columns, vocabulary) of rows of token ids, padded on the right, where a causal model does not look. The model is
+    `told` what else its forward takes."""
     width = max(map(len, rows))
     tokens = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros_like(tokens)
@@ -83,7 +84,7 @@ def read(loaded: Loaded, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         mask[index, : len(ids)] = 1
     cache, mask, positions = begin(loaded.prefix, len(rows), mask.to(loaded.device))
     output: Any = loaded.model(
-        input_ids=tokens.to(loaded.device), attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        input_ids=tokens.to(loaded.device), attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **told
     )
     logits: torch.Tensor = output.logits
     return logits

@@ -1,8 +1,9 @@
-"""`finetune-trainer probe`: measures before an evaluation how much the tuned model has forgotten, into a folder that the evaluation reads.
+"""`finetune-trainer probe`: measures before an evaluation how much the tuned model has forgotten, and how far it is as served from what was
+trained, into folders that the evaluation reads.
 
 It runs before the model server starts, with the accelerator that this will have. Whatever keeps it from measuring, but the volume, is
 written down as the reason: an evaluation does not fail of it.
-Invariant: a folder that counts and measured the same two models with the same texts is taken as it is.
+Invariant: a folder that counts and measured the same two models with the same texts (answers) is taken as it is.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import gc
 import hashlib
 import json
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from finetune_trainer import exits, hardware, layout
-from finetune_trainer.config import EvaluationConfig, ForgettingConfig, RunConfig, need
+from finetune_trainer.config import FidelityConfig, ForgettingConfig, ModelConfig, RunConfig, need
+from finetune_trainer.evaluate.rows import test_rows
 from finetune_trainer.exits import Infrastructure, Interrupted, JsonObject, OutOfMemory
 
 RESULT = "result.json"
@@ -29,19 +31,22 @@ RUNTIME_BYTES = 1_300_000_000  # beside the weights: the libraries, and the logi
 def main(config: RunConfig) -> JsonObject:
     """`{stage, …}` with what `told` gives. Raises Infrastructure where the volume fails."""
     evaluation = need(config.evaluation, "evaluation")
-    asked = need(evaluation.forgetting, "evaluation.forgetting")
-    key = _key(asked.quantized, config.model.path, evaluation.adapter_path, asked.base)
-    if not (layout.is_of(asked.path, key) and UNMEASURED not in told(asked)):
-        with bounded(LONGEST_SECONDS):
-            found = _measured(config.model.path, evaluation, asked)
-        with layout.transaction(asked.path) as work:
-            layout.write_json(work.folder / RESULT, found)
-            work.facts.update(key=key)
-    return {"stage": "probe", "forgetting": told(asked)}
+    forgetting, fidelity = need(evaluation.forgetting, "evaluation.forgetting"), evaluation.fidelity
+    tuned, adapter = config.model.path, evaluation.adapter_path
+    with bounded(LONGEST_SECONDS):
+        _once(
+            forgetting, _key(forgetting.quantized, tuned, adapter, forgetting.base),
+            lambda: measure(forgetting.base, tuned, adapter, evaluation.confidence_percent, quantized=forgetting.quantized),
+        )  # fmt: skip
+        if fidelity is not None:
+            data = need(config.data, "data").path
+            key = _key(fidelity.merged, tuned, adapter, data)
+            _once(fidelity, key, lambda: measure_fidelity(config.model, adapter, data, fidelity))
+    return {"stage": "probe", "forgetting": told(forgetting), **({"fidelity": told(fidelity)} if fidelity else {})}
 
 
-def told(asked: ForgettingConfig) -> JsonObject:
-    """What the probe found: the figures of `forgetting.summary`, or `{unmeasured}`, which says why there are none."""
+def told(asked: ForgettingConfig | FidelityConfig) -> JsonObject:
+    """What the probe found: the figures of `forgetting.summary` or `fidelity.measure`, or `{unmeasured}`, which says why there are none."""
     try:
         layout.verify(asked.path)
         return dict(json.loads((asked.path / RESULT).read_text()))
@@ -59,9 +64,20 @@ def bounded(seconds: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _measured(tuned: Path, evaluation: EvaluationConfig, asked: ForgettingConfig) -> JsonObject:
+def _once(asked: ForgettingConfig | FidelityConfig, key: str, figures: Callable[[], JsonObject]) -> None:
+    """Leave what is asked for in its folder, unless figures of the same lie there."""
+    if layout.is_of(asked.path, key) and UNMEASURED not in told(asked):
+        return
+    found = _measured(figures)
+    gc.collect()
+    with layout.transaction(asked.path) as work:
+        layout.write_json(work.folder / RESULT, found)
+        work.facts.update(key=key)
+
+
+def _measured(figures: Callable[[], JsonObject]) -> JsonObject:
     try:
-        return measure(asked.base, tuned, evaluation.adapter_path, evaluation.confidence_percent, quantized=asked.quantized)
+        return figures()
     except Exception as error:
         known = exits.classify(error)
         if isinstance(known, Infrastructure | Interrupted):
@@ -80,7 +96,7 @@ def measure(base: Path, tuned: Path, adapter: Path | None, confidence_percent: f
 
     for folder in (base, tuned):
         check(folder)
-    _require_room(max(base, tuned, key=weights))
+    _require_room(max(base, tuned, key=weights), 2 if loss_dtype() is None else 4)
     loaded = load(base, None, dtype=loss_dtype())
     texts = general.encoded(loaded.tokenizer, loaded.max_model_len // 2)  # a trained prompt takes some of the room
     said = forgetting.remember(loaded, texts)
@@ -93,12 +109,22 @@ def measure(base: Path, tuned: Path, adapter: Path | None, confidence_percent: f
     return forgetting.summary(forgetting.compare(loaded, texts, said), confidence_percent)
 
 
-def _require_room(model: Path) -> None:
-    """Raise OutOfMemory for a model that one accelerator, or else this container, has no room for."""
-    from finetune_trainer.evaluate.loss import loss_dtype
+def measure_fidelity(model: ModelConfig, adapter: Path | None, data: Path, asked: FidelityConfig) -> JsonObject:
+    """The figures of `fidelity.measure`, on the answers of the sealed test split of `data`. Raises as that does."""
+    import torch
 
-    width = 2 if loss_dtype() is None else 4
-    wanted = weights(model) // 2 * width + RUNTIME_BYTES
+    from finetune_trainer.evaluate import fidelity
+    from finetune_trainer.serve.loading import check
+
+    check(model.path)
+    narrow = adapter is not None and torch.cuda.is_available()
+    _require_room(model.path, 2 if narrow else 4, 0 if torch.cuda.is_available() else fidelity.KEPT_BYTES)
+    return fidelity.measure(model, adapter, test_rows(data), asked)
+
+
+def _require_room(model: Path, width: int, beside: int = 0) -> None:
+    """Raise OutOfMemory for a model of so many bytes a weight that one accelerator, or else this container, has no room for."""
+    wanted = weights(model) // 2 * width + RUNTIME_BYTES + beside
     room, where, fix = hardware.memory()
     if room is not None and wanted > room:
         raise OutOfMemory(
@@ -121,7 +147,7 @@ def _weight_files(model: Path) -> list[Path]:
     return list(model.glob(single.name))
 
 
-def _key(quantized: bool, *folders: Path | None) -> str:
+def _key(how: bool, *folders: Path | None) -> str:
     from finetune_trainer.evaluate import general
 
-    return hashlib.sha256(json.dumps([general.digest(), quantized, *map(str, folders)]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([general.digest(), how, *map(str, folders)]).encode()).hexdigest()

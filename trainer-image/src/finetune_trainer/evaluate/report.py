@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune_trainer import card, layout, pages
 from finetune_trainer.config import GateConfig, ReportConfig, RunConfig, SpentConfig, need
-from finetune_trainer.evaluate import advice, charts, comparison, forgotten
+from finetune_trainer.evaluate import advice, charts, comparison, faithful, forgotten
 from finetune_trainer.evaluate.comparison import LOSS, Compared, Pair
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
 from finetune_trainer.pages import number, section
@@ -27,7 +27,7 @@ TURNS = {"right in both": "train", "now right": "good", "now wrong": "bad", "wro
 @dataclass(frozen=True)
 class Report:
     """Everything that is told. `made` is the artifact's revision.json (empty where it cannot be read), `rows` the counts of the prepared
-    data, `confidence` the percent of all intervals, `forgetting` what the probe found (None: it was not asked)."""
+    data, `confidence` the percent of all intervals, `forgetting` and `fidelity` what the probe found (None: it was not asked)."""
 
     finetune: str
     revision: str
@@ -42,6 +42,7 @@ class Report:
     made: dict[str, Any]
     rows: dict[str, Any]
     forgetting: Mapping[str, Any] | None = None
+    fidelity: Mapping[str, Any] | None = None
 
     @property
     def gated(self) -> Compared:
@@ -61,7 +62,7 @@ class Report:
 
 def gather(
     config: RunConfig, asked: ReportConfig, test: Sequence[TestRow], tuned: Sequence[ScoredRow], reference: Sequence[ScoredRow],
-    excluded: int, forgetting: Mapping[str, Any] | None = None,
+    excluded: int, forgetting: Mapping[str, Any] | None = None, fidelity: Mapping[str, Any] | None = None,
 ) -> Report:  # fmt: skip
     """What the report tells, from the scores and from what lies on the volume."""
     evaluation, data = need(config.evaluation, "evaluation"), need(config.data, "data")
@@ -87,6 +88,7 @@ def gather(
         made=made,
         rows=rows,
         forgetting=forgetting,
+        fidelity=fidelity,
     )
 
 
@@ -94,7 +96,7 @@ def write(folder: Path, report: Report) -> None:
     """The page and the card, into the folder of the evaluation."""
     (folder / PAGE).write_text(render(report))
     if report.made:
-        results = card.Results(report.reference, report.compared, report.confidence, report.forgetting)
+        results = card.Results(report.reference, report.compared, report.confidence, report.forgetting, report.fidelity)
         (folder / card.CARD).write_text(card.render(report.made, results))
 
 
@@ -104,6 +106,7 @@ def render(report: Report) -> str:
         section("What to do next", _list(report.advice)),
         section("Scores on the sealed test split", _scores(report)),
         section("General text, before and after", forgotten.section(report.forgetting, report.gate, report.confidence)),
+        section("As served against as trained", faithful.section(report.fidelity, report.gate)),
         section("Rows that changed", _turned(report)),
         section("Training", _training(report)),
         section("Why answers are wrong", _reasons(report)),

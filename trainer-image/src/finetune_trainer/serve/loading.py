@@ -58,9 +58,13 @@ def load(
             "ModelNotServable", f"{model} cannot be loaded: {' '.join(str(error).split())}",
             "Use a causal language model in safetensors format that transformers knows without remote code.",
         ) from error  # fmt: skip
-    longest = int(getattr(network.config, "max_position_embeddings", 0) or 4096)
-    room = longest - (prefix.tokens if prefix else 0)
+    room = context(network) - (prefix.tokens if prefix else 0)
     return Loaded(network, tokenizer, end_ids(network, tokenizer), min(room, max_model_len or room), device, prefix)
+
+
+def context(network: Any) -> int:
+    """The longest sequence that a network reads, in tokens."""
+    return int(getattr(network.config, "max_position_embeddings", 0) or 4096)
 
 
 def adapt(base: Loaded, adapter: Path, work: Path = WORK, *, quantized: bool = True) -> Loaded:

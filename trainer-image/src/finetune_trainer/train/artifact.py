@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from finetune_trainer import card, fetch, layout
 from finetune_trainer.config import RunConfig
 from finetune_trainer.exits import JsonObject
-from finetune_trainer.train import optimizer
+from finetune_trainer.train import optimizer, remainder
 from finetune_trainer.train.model import stored_dtype, trained
 from finetune_trainer.train.optimizer import Tensors
 
@@ -30,6 +30,7 @@ def save(attempt: Path, model: Any, weights: Tensors, facts: JsonObject, base: P
             _save_adapter(work.folder, model)
         else:
             _save_model(work.folder, model, base)
+            remainder.save(weights, folder, stored_dtype(base))
         (work.folder / card.CARD).write_text(card.render(facts))
         work.aside.add(card.CARD)  # it has the digest of the prepared data, whose report has times: the same weights have one digest
         work.facts.update(facts)

@@ -45,6 +45,11 @@ class Gate(SpecModel):
         le=100,
         description="How much the perplexity of general text may rise over the base model's, of the interval's lower bound; default: any.",
     )
+    max_serving_divergence: Annotated[Decimal | None, LIVE] = Field(
+        default=None,
+        description="How far the model as served may be from the model as trained: KL of the next token on test answers, its mean in nats; "
+        "default: any.",
+    )
 
 
 class Evaluation(SpecModel):
@@ -57,6 +62,12 @@ class Evaluation(SpecModel):
 
 
 RULES: Final = (
+    Rule(
+        "spec.evaluation.gate", "maxServingDivergence",
+        "!has(self.maxServingDivergence) || double(self.maxServingDivergence) >= 0.0",
+        'must not be below 0; a few thousandths ("0.005") are more than rounding to 16 bits takes',
+        lambda gate: float(gate.get("maxServingDivergence", 0)) >= 0,
+    ),
     Rule(
         "spec.evaluation.metrics[]", "sqlExecution",
         "(self.type == 'SqlExecution') == has(self.sqlExecution)",
