@@ -28,7 +28,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 FILES: Final = ROOT / "charts" / "finetune-operator" / "files"
 ALERTS: Final = FILES / "alerts.yaml"
 WINDOW: Final = "5s"  # of rates; a scrape a second
-LOOK_SECONDS: Final = 0.5
+LOOK_SECONDS: Final = 1.0
 Object = dict[str, Any]
 
 
@@ -57,7 +57,7 @@ def dashboard(namespace: str = ".*", name: str = ".*") -> Iterator[tuple[str, st
 
 
 class Watching:
-    """A Prometheus of its own that scrapes pods, found anew twice a second; stopped, it goes on with what it has.
+    """A Prometheus of its own that scrapes pods, found anew every second; stopped, it goes on with what it has.
 
     `pods` are all of a cluster, or None while it does not answer. Neither Prometheus nor the search outlives the block.
     """
@@ -131,17 +131,20 @@ class Watching:
             assert "<no value>" not in str(each["annotations"]), each
         return any(a["state"] == "firing" and labels.items() <= a["labels"].items() for a in found)
 
-    async def fired(self, alert: str, **labels: str) -> bool:
-        """Has the alert fired since it began?"""
+    async def told(self, alert: str, *, seconds: float = 30, **labels: str) -> None:
+        """Wait until the alert fires, or see that it did."""
         matched = "".join(f', {name}="{value}"' for name, value in labels.items())
-        return await self.ever(f'ALERTS{{alertname="{alert}", alertstate="firing"{matched}}}')
+        deadline = time.monotonic() + seconds
+        while not (await self.fires(alert, **labels) or await self.ever(f'ALERTS{{alertname="{alert}", alertstate="firing"{matched}}}')):
+            assert time.monotonic() < deadline, f"{alert} {labels} has not fired after {seconds:.0f} s"
+            await asyncio.sleep(0.3)
 
     async def resolved(self, alert: str, *, seconds: float = 90, **labels: str) -> None:
         """Wait until the alert does not fire."""
         deadline = time.monotonic() + seconds
         while await self.fires(alert, **labels):
             assert time.monotonic() < deadline, f"{alert} {labels} still fires after {seconds:.0f} s"
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.3)
 
     @property
     def _log(self) -> Path:
@@ -176,7 +179,8 @@ def targets(pod: Object) -> Iterator[Object]:
     labels = {f"__meta_kubernetes_pod_label_{_as_label(name)}": value for name, value in (meta.get("labels") or {}).items()}
     labels |= {"__meta_kubernetes_namespace": meta["namespace"], "__meta_kubernetes_pod_name": meta["name"]}
     labels |= {"__meta_kubernetes_pod_phase": status["phase"]}
-    for container in pod["spec"]["containers"] if status.get("podIP") else ():
+    containers = [*pod["spec"]["containers"], *pod["spec"].get("initContainers", ())]
+    for container in containers if status.get("podIP") else ():
         for port in container.get("ports") or ():
             named = {"__meta_kubernetes_pod_container_port_name": port.get("name", "")}
             yield {"targets": [f"{status['podIP']}:{port['containerPort']}"], "labels": labels | named}

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import yaml
 from finetune_operator import conditions as c
+from finetune_operator.kinds import FINETUNE
 
 from devcluster import prometheus
 from devcluster.controlplane import ControlPlane
-from tests.integration.engine import Operator, Space, install, ready, until
+from tests.integration.engine import SECONDS, Operator, Space, install, ready, until
 from tests.integration.kubelet import Admin, Object
 from tests.integration.told import Told, as_pod
 from tests.unit.operator.world import Outcome
@@ -67,7 +68,7 @@ async def test_a_real_prometheus_sees_guards_and_is_seen(admin: Admin, kubelet: 
             kubelet.progress = {"step": 3, "totalSteps": 9, "percent": 33, "loss": 0.5, "validationLoss": 0.6, "tokensPerSecond": 7.0}
             kubelet.progress |= {"supervisedTokensPerSecond": 5.0, "state": "training"}
             kubelet.outcomes["training"]["train"] = [Outcome(never=True)]
-            kubelet.outcomes["failing"]["train"] = [Outcome(code=20)]
+            kubelet.outcomes["failing"]["train"] = [Outcome(code=1)]
             canaries: set[str] = set()
             kubelet.fails = lambda namespace, arm: namespace == "bad" and arm in canaries
             await asyncio.gather(
@@ -81,16 +82,16 @@ async def test_a_real_prometheus_sees_guards_and_is_seen(admin: Admin, kubelet: 
             canaries.add(begun["rollout"]["arm"])
 
             await asyncio.gather(
-                _passes(good, watching), _is_taken_back(bad, watching), training.phase("Training"), _fails(failing, watching),
+                _passes(good, watching), _is_taken_back(bad, watching), _stands_still(training, watching), _fails(failing, watching),
             )  # fmt: skip
             await _every_query_has_data(watching)
             await _held_while_prometheus_is_away(held, watching)
-            await asyncio.gather(bad.edit(suspend=True), failing.edit(suspend=True))
-            for alert in ("FineTuneRolledBack", "FineTuneFailed"):
+            await asyncio.gather(bad.edit(suspend=True), training.edit(suspend=True), admin.delete(FINETUNE, "failing", "bot"))
+            for alert in ("FineTuneRolledBack", "FineTuneTrainingStalled", "FineTuneFailed", "FineTuneTrainingFailsAgain"):
                 await watching.resolved(alert)
 
             await operator.signal(signal.SIGKILL)
-            await until(lambda: watching.fires("FineTuneOperatorDown"), what="the alert")
+            await watching.told("FineTuneOperatorDown")
             operator.start()
             await watching.resolved("FineTuneOperatorDown")
 
@@ -104,19 +105,25 @@ async def _passes(space: Space, watching: Watching) -> None:
 
 async def _is_taken_back(space: Space, watching: Watching) -> None:
     """Its guards wait for requests until the alert has told of the errors; with fewer wanted the rollout is rolled back."""
-    await until(lambda: watching.fires("FineTuneErrors", namespace="bad", role="canary"), what="the alert of the canary's errors")
+    await watching.told("FineTuneErrors", seconds=SECONDS, namespace="bad", role="canary")
     await space.edit(rollout=rollout(hold="5m"))
     status = await space.phase("Rejected")
     assert (status["reason"], status["rollout"]["weight"], status["liveRevision"]) == (c.GUARD_FAILED, 0, "base")
     message = ready(status)["message"]
     assert "guard query failed failed at 10 %: query failed: canary 1, stable 0, max 0.3" in message
-    await until(lambda: watching.fires("FineTuneRolledBack", namespace="bad", reason=c.GUARD_FAILED), what="the alert")
+    await watching.told("FineTuneRolledBack", namespace="bad", reason=c.GUARD_FAILED)
     await watching.resolved("FineTuneErrors")
 
 
 async def _fails(space: Space, watching: Watching) -> None:
     await space.phase("Failed")
-    await until(lambda: watching.fires("FineTuneFailed", namespace="failing"), what="the alert")
+    await watching.told("FineTuneFailed", namespace="failing")
+    await watching.told("FineTuneTrainingFailsAgain", namespace="failing")
+
+
+async def _stands_still(space: Space, watching: Watching) -> None:
+    await space.phase("Training")
+    await watching.told("FineTuneTrainingStalled", namespace="training")
 
 
 async def _every_query_has_data(watching: Watching) -> None:
