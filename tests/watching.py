@@ -39,6 +39,12 @@ def documented() -> Object:
     return found
 
 
+def documented_ports() -> set[str]:
+    """Those that Prometheus needs, by the table in the documentation."""
+    page = (ROOT / "docs" / "contracts.md").read_text()
+    return set(re.findall(r"^\| (?:operator, )?Prometheus \| \S+ \| (\d+)", page, re.MULTILINE))
+
+
 def rules() -> list[Object]:
     return [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
 
@@ -114,14 +120,14 @@ class Watching:
         """The series that it finds now; what it does not understand is an assertion."""
         return await self._found("query", query=expression)
 
-    async def ever(self, expression: str) -> bool:
-        """Was there ever a number, looking at every second since it began?"""
+    async def seen(self, expression: str) -> list[dict[str, str]]:
+        """Labels of the series that ever had a number, looking at every second since it began."""
         series = await self._found("query_range", query=expression, start=self._began, end=time.time(), step=1)
-        return any(math.isfinite(float(value)) for each in series for _, value in each["values"])
+        return [each["metric"] for each in series if any(math.isfinite(float(value)) for _, value in each["values"])]
 
     async def lacking(self, queries: Iterator[tuple[str, str]]) -> list[tuple[str, str]]:
         """Of (title, query) those that never had a number."""
-        return [(title, query) for title, query in queries if not await self.ever(query)]
+        return [(title, query) for title, query in queries if not await self.seen(query)]
 
     async def fires(self, alert: str, **labels: str) -> bool:
         """Does the alert fire now? What it tells people is then checked too."""
@@ -135,7 +141,7 @@ class Watching:
         """Wait until the alert fires, or see that it did."""
         matched = "".join(f', {name}="{value}"' for name, value in labels.items())
         deadline = time.monotonic() + seconds
-        while not (await self.fires(alert, **labels) or await self.ever(f'ALERTS{{alertname="{alert}", alertstate="firing"{matched}}}')):
+        while not (await self.fires(alert, **labels) or await self.seen(f'ALERTS{{alertname="{alert}", alertstate="firing"{matched}}}')):
             assert time.monotonic() < deadline, f"{alert} {labels} has not fired after {seconds:.0f} s"
             await asyncio.sleep(0.3)
 

@@ -19,7 +19,7 @@ import pytest
 from demo.address import cluster_ip
 from demo.cluster import OPERATOR_NAMESPACE
 from tests.e2e.world import FineTune, Object, Space, Users, World, audit, condition, labelled_rows, spec
-from tests.watching import Watching, dashboard
+from tests.watching import Watching, dashboard, documented, documented_ports
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 LIFE_SECONDS = 400.0
@@ -28,7 +28,6 @@ ROUTER_PORTS = (10000, CONTROL_PORT, 10002, 9901)
 ERRORS = 70  # percent: beyond chance after twenty failures, a few seconds in which Prometheus looks more than once
 HELD = 30  # percent of the step that waits for traffic
 ROUTERS = "finetune.dev/name=bot,finetune.dev/component=router"
-SCRAPED = {"finetune-operator": 9090, "finetune-routers": 10002, "finetune-servers": 8000, "finetune-trainers": 8080}  # job: port
 SOMEBODY = {"holderIdentity": "somebody-else", "leaseDurationSeconds": 15}
 _OPERATOR_PODS = ("-n", OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/name=finetune-operator")
 
@@ -281,9 +280,9 @@ async def test_users_whom_nobody_serves_are_told_of_until_a_pod_is_ready_again(b
 
 
 async def test_prometheus_reached_the_documented_ports_and_had_a_number_for_every_panel(bot: FineTune, watching: Watching) -> None:
-    for job, port in SCRAPED.items():
-        assert await watching.ever(f'up{{job="{job}", instance=~".+:{port}"}} == 1'), job
-        assert not await watching.ever(f'up{{job="{job}", instance!~".+:{port}"}}'), job
+    reached = await watching.seen("up == 1")
+    assert {target["job"] for target in reached} == {job["job_name"] for job in documented()["scrape_configs"]}
+    assert {target["instance"].rpartition(":")[2] for target in reached} == documented_ports()
     assert await watching.lacking(dashboard(**bot.labels)) == []
 
 
