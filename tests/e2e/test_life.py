@@ -247,8 +247,9 @@ async def test_while_the_operator_is_away_traffic_stays_and_then_goes_on(bot: Fi
         async with bot.users(every=0.05) as users:
             await asyncio.sleep(8)
             gone = next(iter(_routers(bot)))
-            bot.kubectl("-n", bot.space.name, "delete", "pod", gone, "--wait=true", seconds=120)
-            bot.kubectl("-n", bot.space.name, "wait", "pod", "-l", ROUTERS, "--for=condition=Ready", "--timeout=90s", seconds=100)
+            ready = ("wait", "pod", "-l", ROUTERS, "--for=condition=Ready", "--timeout=90s")
+            for command in (("delete", "pod", gone, "--wait=true"), ready):  # in threads, for the users go on
+                await asyncio.to_thread(bot.kubectl, "-n", bot.space.name, *command, seconds=120)
             restarted = time.monotonic()
             await asyncio.sleep(8)
             assert users.failed == []
