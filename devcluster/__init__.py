@@ -5,6 +5,6 @@ controller-manager and scheduler side by side with others on loopback ports, `im
 """
 
 from devcluster.controlplane import ControlPlane
-from devcluster.node import down, ensure_up
+from devcluster.node import down, ensure_up, pods
 
-__all__ = ["ControlPlane", "down", "ensure_up"]
+__all__ = ["ControlPlane", "down", "ensure_up", "pods"]

@@ -26,6 +26,11 @@ def get(host: str, port: int, pki: Path, path: str, *, seconds: float = 2.0) -> 
     return json.loads(body) if (answer.getheader("Content-Type") or "").startswith("application/json") else body.decode()
 
 
+def items(listed: Any) -> list[dict[str, Any]] | None:
+    """The objects of a list that was asked for; None if there was no answer."""
+    return None if listed is None else listed["items"]
+
+
 def condition(node: Any, kind: str) -> dict[str, str]:
     """A condition of an object by its type; {} if it has none."""
     found = (node or {}).get("status", {}).get("conditions", [])

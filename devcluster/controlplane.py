@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from devcluster import api, components, configs, nodebinary, packages, pki
 from devcluster.components import Plane
@@ -74,6 +74,11 @@ class ControlPlane:
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """Standard output of kubectl as administrator; its error is raised as CommandError."""
         return run([self._started.binary, "kubectl", f"--kubeconfig={self.kubeconfig}", *arguments], stdin=stdin)
+
+    def pods(self) -> list[dict[str, Any]] | None:
+        """All pods as the API server has them; None while it does not answer."""
+        plane = self._started
+        return api.items(api.get(_ADDRESS, plane.api_port, plane.pki, "/api/v1/pods"))
 
     def spawn(self, name: str, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """One more process that ends with the control plane, logged beside the components; the name again replaces it."""

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from devcluster import api, cleanup, components, configs, manifests, network, nodebinary, packages, paths, pause, pki, procs
 from devcluster.components import Plane
@@ -97,6 +98,11 @@ def status() -> dict[str, object]:
         "cache": str(paths.cache()),
         "leftBehind": [] if up else cleanup.left_behind(paths.state()),
     }
+
+
+def pods() -> list[dict[str, Any]] | None:
+    """All pods as the API server has them; None while it does not answer."""
+    return api.items(_get("/api/v1/pods"))
 
 
 def start_registry() -> None:

@@ -6,15 +6,24 @@ from collections.abc import Iterator
 
 import pytest
 
+import devcluster
 from devcluster import baseimage, buildenv, images
 from devcluster.shell import run
 from tests.e2e.world import World, installed
+from tests.watching import Watching
 
 
 @pytest.fixture(scope="session")
 def world() -> Iterator[World]:
     """The node with the chart installed."""
     with installed() as found:
+        yield found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def watching(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watching]:
+    """A Prometheus that scrapes the node's pods from before the first FineTune."""
+    with Watching(tmp_path_factory.mktemp("prometheus"), devcluster.pods) as found:
         yield found
 
 

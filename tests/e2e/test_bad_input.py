@@ -8,6 +8,7 @@ import pytest
 
 from demo.kube import DemoError
 from tests.e2e.world import Space, World, condition, labelled_rows, spec
+from tests.watching import Watching
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -24,19 +25,21 @@ async def test_a_misspelt_field_is_refused_by_name(space: Space) -> None:
         space.finetune("misspelt").apply(spec(training={"learningRat": "1e-3"}))
 
 
-async def test_a_missing_configmap_is_named_and_it_goes_on_once_it_is_there(space: Space) -> None:
+async def test_a_missing_configmap_is_named_and_it_goes_on_once_it_is_there(space: Space, watching: Watching) -> None:
     late = space.finetune("late")
     late.apply(spec("configmap://late-rows/train.jsonl", serving=None))
     status = await late.until("the missing source", lambda s: condition(s, "Ready").get("reason") == "SourceMissing", seconds=90)
     assert condition(status, "Ready")["status"] == "False"
     assert "ConfigMap late-rows" in condition(status, "Ready")["message"]
+    await watching.told("FineTuneBlocked", **late.labels, reason="SourceMissing")
     space.config_map("late-rows", {"other.jsonl": labelled_rows(60)})
     status = await late.until("the missing key", lambda s: "no key train.jsonl" in condition(s, "Ready").get("message", ""), seconds=60)
     space.config_map("late-rows", {"train.jsonl": labelled_rows(60)})
     await late.until("prepared data", lambda s: condition(s, "DataPrepared").get("status") == "True", seconds=120)
+    await watching.resolved("FineTuneBlocked", **late.labels)
 
 
-async def test_too_many_bad_rows_stop_it_before_training_with_row_numbers(space: Space) -> None:
+async def test_too_many_bad_rows_stop_it_before_training_with_row_numbers(space: Space, watching: Watching) -> None:
     space.config_map("bad-rows", {"train.jsonl": labelled_rows(20) + '{"prompt": "no completion"}\nnot json\n' * 3})
     bad = space.finetune("bad-rows")
     bad.apply(spec("configmap://bad-rows/train.jsonl", serving=None))
@@ -46,6 +49,9 @@ async def test_too_many_bad_rows_stop_it_before_training_with_row_numbers(space:
     assert "row 22" in message
     assert "maxInvalidPercent" in message
     assert bad.children("jobs", "finetune.dev/stage=train") == []
+    await watching.told("FineTuneFailed", **bad.labels)
+    bad.apply(spec("configmap://bad-rows/train.jsonl", serving=None, suspend=True))
+    await watching.resolved("FineTuneFailed", **bad.labels)
 
 
 async def test_a_machine_that_is_too_small_is_named_by_the_scheduler(space: Space) -> None:

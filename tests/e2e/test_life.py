@@ -13,17 +13,22 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import aiohttp
 import pytest
 
+from demo.address import cluster_ip
 from demo.cluster import OPERATOR_NAMESPACE
 from tests.e2e.world import FineTune, Object, Space, Users, World, audit, condition, labelled_rows, spec
+from tests.watching import Watching, dashboard, documented, documented_ports
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 LIFE_SECONDS = 400.0
 CONTROL_PORT = 10001
 ROUTER_PORTS = (10000, CONTROL_PORT, 10002, 9901)
+ERRORS = 70  # percent: beyond chance after twenty failures, a few seconds in which Prometheus looks more than once
 HELD = 30  # percent of the step that waits for traffic
 ROUTERS = "finetune.dev/name=bot,finetune.dev/component=router"
+SOMEBODY = {"holderIdentity": "somebody-else", "leaseDurationSeconds": 15}
 _OPERATOR_PODS = ("-n", OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/name=finetune-operator")
 
 
@@ -55,6 +60,15 @@ async def test_two_ranks_train_it_and_it_goes_live(bot: FineTune) -> None:
     assert len(bot.children("pods", "finetune.dev/stage=train")) == 2
     finished = [s["name"] for s in status["stages"] if s.get("finished")]
     assert finished == ["fetch", "prepare", "baseline", "train", "evaluate", "deploy", "rollout", "bake"]
+
+
+async def test_who_names_no_user_is_answered_by_what_is_live(bot: FineTune) -> None:
+    base = cluster_ip(bot.kubectl, bot.space.name, bot.name)
+    body = {"model": bot.name, "prompt": "Ticket 3: the printer on floor 3 is broken.", "max_tokens": 8, "temperature": 0}
+    async with aiohttp.ClientSession() as session, session.post(f"{base}/v1/completions", json=body) as response:
+        answer = await response.json()
+        assert response.headers["x-finetune-arm"] == bot.status()["liveArm"]
+    assert answer["usage"]["completion_tokens"] > 1
 
 
 async def test_no_test_row_is_in_a_training_file(bot: FineTune) -> None:
@@ -144,7 +158,7 @@ async def test_a_learning_rate_of_ten_reaches_no_user(bot: FineTune) -> None:
     await bot.phase("Live", seconds=60)
 
 
-async def test_an_image_that_is_never_ready_gets_no_user(bot: FineTune) -> None:
+async def test_an_image_that_is_never_ready_gets_no_user(bot: FineTune, watching: Watching) -> None:
     good = bot.get()["spec"]
     live = bot.status()["liveArm"]
     async with bot.users() as users:
@@ -154,15 +168,17 @@ async def test_an_image_that_is_never_ready_gets_no_user(bot: FineTune) -> None:
     assert "there-is-no-such-image" in condition(status, "Ready")["message"]
     assert users.arms() == {live}
     assert users.failed == []
+    await watching.told("FineTuneRolledBack", **bot.labels, reason="NeverReady")
     bot.apply(good)
     await bot.phase("Live", seconds=60)
+    await watching.resolved("FineTuneRolledBack", **bot.labels)
 
 
-async def test_an_image_that_answers_errors_is_taken_back_from_every_user(bot: FineTune, broken_image: str) -> None:
+async def test_an_image_that_answers_errors_is_taken_back_from_every_user(bot: FineTune, broken_image: str, watching: Watching) -> None:
     good = bot.get()["spec"]
     live = bot.status()["liveArm"]
     async with bot.users(every=0.05) as users:
-        bot.apply(_with_image(good, broken_image, deadline="60s", minimum=20))
+        bot.apply(_with_image(good, broken_image, deadline="60s", minimum=20, errors=ERRORS))
         status = await bot.phase("Rejected", seconds=180)
         back = time.monotonic()
         await asyncio.sleep(3)
@@ -173,11 +189,15 @@ async def test_an_image_that_answers_errors_is_taken_back_from_every_user(bot: F
     assert users.arms(since=back) == {live}
     assert max(broken) <= back
     print(f"users met the broken arm for {max(broken) - min(broken):.1f} s")
+    await watching.told("FineTuneErrors", **bot.labels, role="canary")
+    await watching.told("FineTuneRolledBack", **bot.labels, reason="GuardFailed")
     bot.apply(good)
     await bot.phase("Live", seconds=60)
+    await watching.resolved("FineTuneRolledBack", **bot.labels)
+    await watching.resolved("FineTuneErrors", **bot.labels)
 
 
-async def test_while_prometheus_is_down_nobody_is_moved(bot: FineTune) -> None:
+async def test_while_prometheus_is_down_nobody_is_moved(bot: FineTune, watching: Watching) -> None:
     changed = bot.get()["spec"]
     changed["serving"]["resources"]["requests"]["memory"] = "260Mi"
     changed["rollout"] |= {"steps": [{"weight": HELD, "hold": "2s"}, {"weight": 100}], "progressDeadline": "15s"}
@@ -189,14 +209,16 @@ async def test_while_prometheus_is_down_nobody_is_moved(bot: FineTune) -> None:
     status = bot.status()
     assert (status["liveArm"], status["rollout"]["weight"], status["phase"]) == (live, 0, "Paused"), bot.describe()
     assert "Prometheus cannot be asked" in condition(status, "Ready")["message"]
+    await watching.told("FineTuneRolloutHeld", **bot.labels, reason="GuardUndecided")
 
 
-async def test_without_traffic_it_is_neither_promoted_nor_rolled_back(bot: FineTune) -> None:
+async def test_without_traffic_it_is_neither_promoted_nor_rolled_back(bot: FineTune, watching: Watching) -> None:
     changed = bot.get()["spec"]
     del changed["rollout"]["guards"]["queries"]
     before = bot.status()["liveArm"]
     bot.apply(changed)
     await bot.until("the first step", _at_held_step, seconds=120)
+    await watching.resolved("FineTuneRolloutHeld", **bot.labels)
     await asyncio.sleep(12)
     status = bot.status()
     assert _at_held_step(status), bot.describe()
@@ -215,7 +237,7 @@ async def test_nobody_else_moves_a_weight(bot: FineTune) -> None:
     assert _at_held_step(bot.status())
 
 
-async def test_while_the_operator_is_away_traffic_stays_and_then_goes_on(bot: FineTune) -> None:
+async def test_while_the_operator_is_away_traffic_stays_and_then_goes_on(bot: FineTune, watching: Watching) -> None:
     old = bot.status()["liveArm"]
     served = _lives_of_pods(bot, old)
     operator = ("-n", OPERATOR_NAMESPACE, "deployment/finetune-operator")
@@ -225,15 +247,19 @@ async def test_while_the_operator_is_away_traffic_stays_and_then_goes_on(bot: Fi
         async with bot.users(every=0.05) as users:
             await asyncio.sleep(8)
             gone = next(iter(_routers(bot)))
-            bot.kubectl("-n", bot.space.name, "delete", "pod", gone, "--wait=true", seconds=120)
-            bot.kubectl("-n", bot.space.name, "wait", "pod", "-l", ROUTERS, "--for=condition=Ready", "--timeout=90s", seconds=100)
+            ready = ("wait", "pod", "-l", ROUTERS, "--for=condition=Ready", "--timeout=90s")
+            for command in (("delete", "pod", gone, "--wait=true"), ready):  # in threads, for the users go on
+                await asyncio.to_thread(bot.kubectl, "-n", bot.space.name, *command, seconds=120)
             restarted = time.monotonic()
             await asyncio.sleep(8)
             assert users.failed == []
             moved = {user for user, arms in _arms_by_user(users).items() if len(arms) > 1}
             assert moved == set(), "a router that starts meanwhile serves the last document"
             assert users.arms(since=restarted) == users.arms() != {old}, "both arms, before and after"
+            await watching.told("FineTuneOperatorDown")
+            _give_the_lease_to_somebody(bot)
             bot.kubectl("scale", *operator, "--replicas=1")
+            await watching.told("FineTuneNoLeader", namespace=OPERATOR_NAMESPACE)
             status = await bot.until("the promotion", lambda s: s["liveArm"] != old, seconds=90)
             assert _lives_of_pods(bot, old) == served, "no pod of the old model was restarted by the promotion"
             await bot.phase("Live", seconds=60)
@@ -241,6 +267,24 @@ async def test_while_the_operator_is_away_traffic_stays_and_then_goes_on(bot: Fi
         bot.kubectl("scale", *operator, "--replicas=1")
     assert status["rollout"]["state"] in ("Baking", "Promoted"), status["rollout"]
     assert users.failed == []
+    await watching.resolved("FineTuneOperatorDown")
+    await watching.resolved("FineTuneNoLeader")
+
+
+async def test_users_whom_nobody_serves_are_told_of_until_a_pod_is_ready_again(bot: FineTune, watching: Watching) -> None:
+    arm = bot.status()["liveArm"]
+    bot.kubectl("-n", bot.space.name, "delete", "pod", "-l", f"finetune.dev/arm={arm}", "--grace-period=1", "--wait=false")
+    await bot.until("nobody served", lambda s: condition(s, "Available").get("status") == "False", seconds=60)
+    await watching.told("FineTuneUsersNotServed", **bot.labels)
+    await bot.until("users served", lambda s: condition(s, "Available").get("status") == "True", seconds=60)
+    await watching.resolved("FineTuneUsersNotServed", **bot.labels)
+
+
+async def test_prometheus_reached_the_documented_ports_and_had_a_number_for_every_panel(bot: FineTune, watching: Watching) -> None:
+    reached = await watching.seen("up == 1")
+    assert {target["job"] for target in reached} == {job["job_name"] for job in documented()["scrape_configs"]}
+    assert {target["instance"].rpartition(":")[2] for target in reached} == documented_ports()
+    assert await watching.lacking(dashboard(**bot.labels)) == []
 
 
 _SPLITS = """
@@ -291,6 +335,12 @@ def _by_operator(since: datetime) -> list[str]:
     return [f"{e['verb']} {e['objectRef']['resource']} {e['objectRef'].get('name')}" for e in writes]
 
 
+def _give_the_lease_to_somebody(bot: FineTune) -> None:
+    """Who does not renew it."""
+    spec = {**SOMEBODY, "renewTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+    bot.kubectl("-n", OPERATOR_NAMESPACE, "patch", "lease", "finetune-operator", "--type=merge", "-p", json.dumps({"spec": spec}))
+
+
 def _arms(bot: FineTune) -> list[str]:
     return [d["metadata"]["labels"]["finetune.dev/arm"] for d in bot.children("deployments", "finetune.dev/arm")]
 
@@ -324,10 +374,10 @@ def _lives_another(status: Object, revision: str) -> bool:
     return bool(status["phase"] == "Live" and status["liveRevision"] != revision)
 
 
-def _with_image(good: Object, image: str, *, deadline: str, minimum: int = 0) -> Object:
+def _with_image(good: Object, image: str, *, deadline: str, minimum: int = 0, errors: int = 2) -> Object:
     """The same spec with another server image and a shorter patience."""
     changed: Object = json.loads(json.dumps(good))
     changed["serving"]["image"] = image
     changed["rollout"]["progressDeadline"] = deadline
-    changed["rollout"]["guards"]["minRequests"] = minimum
+    changed["rollout"]["guards"] |= {"minRequests": minimum, "maxErrorRatePercent": errors}
     return changed

@@ -102,6 +102,11 @@ class FineTune:
     name: str
 
     @property
+    def labels(self) -> dict[str, str]:
+        """What its series and alerts have."""
+        return {"namespace": self.space.name, "name": self.name}
+
+    @property
     def kubectl(self) -> Kubectl:
         """kubectl of its cluster."""
         return self.space.world.kubectl

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 import yaml
 from finetune_operator import conditions as c
+from finetune_operator.kinds import FINETUNE
 
 from devcluster import prometheus
 from devcluster.controlplane import ControlPlane
-from tests.integration.engine import Operator, Space, install, ready, until
-from tests.integration.kubelet import Admin
-from tests.integration.watching import ALERTS, Told, Watching, dashboard, rules
+from tests.integration.engine import SECONDS, Operator, Space, install, ready, until
+from tests.integration.kubelet import Admin, Object
+from tests.integration.told import Told, as_pod
 from tests.unit.operator.world import Outcome
+from tests.watching import ALERTS, Watching, dashboard, rules
 
 COUNTED = 'rate(envoy_cluster_upstream_rq_xx{namespace="${namespace}", name="${finetune}", arm="${arm}"'
 SHARE_FAILED = f'sum({COUNTED}, envoy_response_code_class="5"}}[${{window}}])) / sum({COUNTED}}}[${{window}}]))'
@@ -47,45 +49,51 @@ async def kubelet(admin: Admin) -> AsyncIterator[Told]:
 
 
 async def test_a_real_prometheus_sees_guards_and_is_seen(admin: Admin, kubelet: Told, plane: ControlPlane, tmp_path: Path) -> None:
-    watching = Watching(plane, tmp_path)
+    def pods() -> list[Object] | None:
+        found = plane.pods()
+        return None if found is None else [as_pod(operator), *found]
+
+    (home := tmp_path / "prometheus").mkdir()
+    watching = Watching(home, pods)
     known = {"FINETUNE_PROMETHEUS_URL": watching.url, "FINETUNE_PROMETHEUS_SECONDS": "1"}
     operator = Operator(plane, tmp_path, "watched", settings=known)
-    watching.scrape(operator.metrics_port)
-    await watching.start()
-    async with watching.following(admin), operator:
-        await operator.leading()
-        await until(lambda: watching.query("finetune_leading == 1"), what="a scrape of the operator")
-        good, bad = await Space.new(admin, "good"), await Space.new(admin, "bad")
-        training, failing = await Space.new(admin, "training"), await Space.new(admin, "failing")
-        held = await Space.new(admin, "held")
-        kubelet.progress = {"step": 3, "totalSteps": 9, "percent": 33, "loss": 0.5, "validationLoss": 0.6, "tokensPerSecond": 7.0}
-        kubelet.progress |= {"supervisedTokensPerSecond": 5.0, "state": "training"}
-        kubelet.outcomes["training"]["train"] = [Outcome(never=True)]
-        kubelet.outcomes["failing"]["train"] = [Outcome(code=20)]
-        canaries: set[str] = set()
-        kubelet.fails = lambda namespace, arm: namespace == "bad" and arm in canaries
-        await asyncio.gather(
-            good.make(serving={"replicas": 1}, rollout=rollout()),
-            bad.make(serving={"replicas": 1}, rollout=rollout(wanted=10_000_000)),
-            held.make(serving={"replicas": 1}, rollout=rollout(wanted=10_000_000)),
-            training.make(compute={"nodes": 1}),
-            failing.make(compute={"nodes": 1}),
-        )
-        begun = await bad.wait(lambda s: s.get("rollout", {}).get("state") in ("Deploying", "Connecting"))
-        canaries.add(begun["rollout"]["arm"])
+    with watching:
+        async with operator:
+            await until(watching.ready, what="Prometheus")
+            await operator.leading()
+            await until(lambda: watching.query("finetune_leading == 1"), what="a scrape of the operator")
+            good, bad = await Space.new(admin, "good"), await Space.new(admin, "bad")
+            training, failing = await Space.new(admin, "training"), await Space.new(admin, "failing")
+            held = await Space.new(admin, "held")
+            kubelet.progress = {"step": 3, "totalSteps": 9, "percent": 33, "loss": 0.5, "validationLoss": 0.6, "tokensPerSecond": 7.0}
+            kubelet.progress |= {"supervisedTokensPerSecond": 5.0, "state": "training"}
+            kubelet.outcomes["training"]["train"] = [Outcome(never=True)]
+            kubelet.outcomes["failing"]["train"] = [Outcome(code=1)]
+            canaries: set[str] = set()
+            kubelet.fails = lambda namespace, arm: namespace == "bad" and arm in canaries
+            await asyncio.gather(
+                good.make(serving={"replicas": 1}, rollout=rollout()),
+                bad.make(serving={"replicas": 1}, rollout=rollout(wanted=10_000_000)),
+                held.make(serving={"replicas": 1}, rollout=rollout(wanted=10_000_000)),
+                training.make(compute={"nodes": 1}),
+                failing.make(compute={"nodes": 1}),
+            )
+            begun = await bad.wait(lambda s: s.get("rollout", {}).get("state") in ("Deploying", "Connecting"))
+            canaries.add(begun["rollout"]["arm"])
 
-        await asyncio.gather(
-            _passes(good, watching), _is_taken_back(bad, watching), training.phase("Training"), _fails(failing, watching),
-        )  # fmt: skip
-        await _every_query_has_data(watching)
-        await _held_while_prometheus_is_away(held, watching)
-        await asyncio.gather(bad.edit(suspend=True), failing.edit(suspend=True))
-        await _resolved(watching, "FineTuneRolledBack", "FineTuneFailed")
+            await asyncio.gather(
+                _passes(good, watching), _is_taken_back(bad, watching), _stands_still(training, watching), _fails(failing, watching),
+            )  # fmt: skip
+            await _every_query_has_data(watching)
+            await _held_while_prometheus_is_away(held, watching)
+            await asyncio.gather(bad.edit(suspend=True), training.edit(suspend=True), admin.delete(FINETUNE, "failing", "bot"))
+            for alert in ("FineTuneRolledBack", "FineTuneTrainingStalled", "FineTuneFailed", "FineTuneTrainingFailsAgain"):
+                await watching.resolved(alert)
 
-        await operator.signal(signal.SIGKILL)
-        await until(lambda: watching.fires("FineTuneOperatorDown"), what="the alert")
-        operator.start()
-        await _resolved(watching, "FineTuneOperatorDown")
+            await operator.signal(signal.SIGKILL)
+            await watching.told("FineTuneOperatorDown")
+            operator.start()
+            await watching.resolved("FineTuneOperatorDown")
 
 
 async def _passes(space: Space, watching: Watching) -> None:
@@ -97,31 +105,34 @@ async def _passes(space: Space, watching: Watching) -> None:
 
 async def _is_taken_back(space: Space, watching: Watching) -> None:
     """Its guards wait for requests until the alert has told of the errors; with fewer wanted the rollout is rolled back."""
-    await until(lambda: watching.fires("FineTuneErrors", namespace="bad", role="canary"), what="the alert of the canary's errors")
+    await watching.told("FineTuneErrors", seconds=SECONDS, namespace="bad", role="canary")
     await space.edit(rollout=rollout(hold="5m"))
     status = await space.phase("Rejected")
     assert (status["reason"], status["rollout"]["weight"], status["liveRevision"]) == (c.GUARD_FAILED, 0, "base")
     message = ready(status)["message"]
     assert "guard query failed failed at 10 %: query failed: canary 1, stable 0, max 0.3" in message
-    await until(lambda: watching.fires("FineTuneRolledBack", namespace="bad", reason=c.GUARD_FAILED), what="the alert")
-    await _resolved(watching, "FineTuneErrors")
+    await watching.told("FineTuneRolledBack", namespace="bad", reason=c.GUARD_FAILED)
+    await watching.resolved("FineTuneErrors")
 
 
 async def _fails(space: Space, watching: Watching) -> None:
     await space.phase("Failed")
-    await until(lambda: watching.fires("FineTuneFailed", namespace="failing"), what="the alert")
+    await watching.told("FineTuneFailed", namespace="failing")
+    await watching.told("FineTuneTrainingFailsAgain", namespace="failing")
+
+
+async def _stands_still(space: Space, watching: Watching) -> None:
+    await space.phase("Training")
+    await watching.told("FineTuneTrainingStalled", namespace="training")
 
 
 async def _every_query_has_data(watching: Watching) -> None:
-    lacking = list(dashboard())
-
-    async def none_lacks() -> bool:
-        lacking[:] = [(panel, query) for panel, query in lacking if not await watching.query(query)]
-        return not lacking
+    async def lacks_none() -> bool:
+        return not await watching.lacking(dashboard())
 
     with contextlib.suppress(AssertionError):
-        await until(none_lacks, seconds=20)
-    assert lacking == []
+        await until(lacks_none, seconds=20)
+    assert await watching.lacking(dashboard()) == []
 
 
 async def _held_while_prometheus_is_away(held: Space, watching: Watching) -> None:
@@ -136,17 +147,8 @@ async def _held_while_prometheus_is_away(held: Space, watching: Watching) -> Non
     await asyncio.sleep(3)
     later = await held.status()
     assert (later["phase"], later["rollout"]["weight"]) == ("Paused", 10), "neither promoted nor taken back"
-    await watching.start()
+    watching.start()
     await held.phase("Live")
-
-
-async def _resolved(watching: Watching, *alerts: str) -> None:
-    for alert in alerts:
-
-        async def is_quiet(alert: str = alert) -> bool:
-            return not await watching.fires(alert)
-
-        await until(is_quiet, what=f"the end of {alert}")
 
 
 @dataclass(frozen=True)
