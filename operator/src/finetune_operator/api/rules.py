@@ -139,6 +139,19 @@ def _limits_in_order(query: Node) -> bool:
     return "min" not in query or "max" not in query or float(query["min"]) <= float(query["max"])
 
 
+def _is_money(amount: float) -> bool:
+    return 0 <= amount <= 1e12
+
+
+def _traffic_is_one_thing(traffic: Node) -> bool:
+    there = {"inputTokensPerMonth", "outputTokensPerMonth"} & set(traffic)
+    return len(there) == (0 if "requestsPerMonth" in traffic else 2)
+
+
+MONEY: Final = (
+    ("spec.economics", "podHourlyPrice"), ("spec.economics", "oneTimeCost"),
+    ("spec.economics.alternative", "inputPrice"), ("spec.economics.alternative", "outputPrice"),
+)  # fmt: skip
 ROWS: Final = ("spec.data.train", "spec.data.validation", "spec.data.test", "spec.data.mix[]")
 
 
@@ -265,6 +278,17 @@ ALWAYS: Final = (
     _some_time("spec.training.checkpoint", "every"),
     _number("spec.budget", "maxCost", "double(self.maxCost) > 0.0", "must be above 0", lambda cost: cost > 0),
     _some_time("spec.budget", "maxDuration"),
+    *(
+        _number(path, field, f"double(self.{field}) >= 0.0 && double(self.{field}) <= 1e12", "must be from 0 to 1e12", _is_money)
+        for path, field in MONEY
+    ),
+    Rule(
+        "spec.economics.traffic", "",
+        "has(self.requestsPerMonth) ? !has(self.inputTokensPerMonth) && !has(self.outputTokensPerMonth) : "
+        "has(self.inputTokensPerMonth) && has(self.outputTokensPerMonth)",
+        "name either requestsPerMonth, or inputTokensPerMonth and outputTokensPerMonth",
+        _traffic_is_one_thing,
+    ),
     _some_time("spec.rollout.experiment", "duration"),
     Rule(
         "spec.evaluation.metrics[]", "sqlExecution",

@@ -613,6 +613,42 @@ class Budget(SpecModel):
     max_duration: Annotated[Duration | None, LIVE] = Field(default=None, description="Time in which gangs ran.")
 
 
+Tokens = Annotated[int, Field(ge=1, le=1_000_000_000_000_000)]
+
+
+class Alternative(SpecModel):
+    """What else could answer the users' requests, and what it asks for that."""
+
+    name: Annotated[Word, LIVE] = Field(min_length=1, description="What pages and messages call it.")
+    input_price: Annotated[Decimal, LIVE] = Field(description='Of a million tokens of prompts, as "0.15".')
+    output_price: Annotated[Decimal, LIVE] = Field(description="Of a million tokens of answers.")
+
+
+class ExpectedTraffic(SpecModel):
+    """What users ask in a month, on average over the time that is looked at."""
+
+    requests_per_month: Annotated[Tokens | None, LIVE] = Field(
+        default=None, description="Each with as many tokens as a row of the test split had, as the evaluation counted them."
+    )
+    input_tokens_per_month: Annotated[Tokens | None, LIVE] = Field(default=None, description="Of prompts; instead of `requestsPerMonth`.")
+    output_tokens_per_month: Annotated[Tokens | None, LIVE] = Field(default=None, description="Of answers; with `inputTokensPerMonth`.")
+
+
+class Economics(SpecModel):
+    """What serving is compared with in money: on the evaluation's page, and in `status.economics` by today's prices."""
+
+    alternative: Alternative | None = None
+    traffic: ExpectedTraffic | None = None
+    pod_hourly_price: Annotated[Decimal | None, LIVE] = Field(
+        default=None,
+        description="Of one model server. Default: of its accelerators, by their profile's hourlyPrice; without an accelerator no price is known.",
+    )
+    one_time_cost: Annotated[Decimal | None, LIVE] = Field(
+        default=None,
+        description="What was paid once besides the accelerators' time in `status.cost`: data, work, training without a price.",
+    )
+
+
 class Retention(SpecModel):
     """How long what is done with is kept."""
 
@@ -656,6 +692,7 @@ class Spec(SpecModel):
     rollout: Rollout = Rollout()
     pods: Pods | None = None
     budget: Budget | None = None
+    economics: Economics | None = None
     retention: Retention = Retention()
     provider: Provider | None = None
     retrain: Annotated[Word | None, RETRAIN] = Field(default=None, description="A new value trains again on purpose.")

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_operator import conditions, names
 from finetune_operator.api.fields import digest
-from finetune_operator.api.status import Difference, Estimate, Forgetting, Rows, Score, Scored, Trouble
+from finetune_operator.api.status import Answering, Difference, Estimate, Forgetting, Rows, Score, Scored, Trouble
 from finetune_operator.decide.draft import Draft, finite
 from finetune_operator.decide.retry import after_failure, again, of_probe, trouble, wait, without_probe
 from finetune_operator.observed import Observed
@@ -201,6 +201,7 @@ def _scored(key: str, result: Mapping[str, Any]) -> Scored:
         if paired
         else None,
         forgetting=_forgetting(result.get("forgetting")),
+        answering=_answering(result.get("answering")),
         excluded=result.get("excluded") or None,
         advice=_advice(result.get("advice")),
     )
@@ -217,6 +218,14 @@ def _forgetting(told: Mapping[str, Any] | None) -> Forgetting | None:
         base=_text(told["base"]["perplexity"]), tuned=_text(told["tuned"]["perplexity"]), kl=_text(told["kl"]), kl_p95=_text(told["klP95"]),
         agreement_percent=_text(100 * told["agreement"]), texts=told["texts"], tokens=told["tokens"],
     )  # fmt: skip
+
+
+def _answering(told: Mapping[str, Any] | None) -> Answering | None:
+    """How fast its server answered; None where none was asked, or where it did not count tokens."""
+    if not told:
+        return None
+    found = Answering.model_validate({**told, "seconds": _text(told["seconds"])})
+    return found if float(found.seconds) > 0 else None
 
 
 def _advice(said: Any) -> list[str] | None:

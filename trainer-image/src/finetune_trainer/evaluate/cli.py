@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import aiohttp
 
 from finetune_trainer import layout
 from finetune_trainer.config import DataConfig, EvaluationConfig, RunConfig, need
-from finetune_trainer.evaluate import client, probe, report, rows, scoring
+from finetune_trainer.evaluate import client, probe, report, rows, scoring, throughput
 from finetune_trainer.evaluate.answers import Kept
 from finetune_trainer.evaluate.client import Endpoint, Reply
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
@@ -67,8 +68,13 @@ def _evaluate(config: RunConfig, evaluation: EvaluationConfig, data: DataConfig,
         scored = scoring.with_loss(config, evaluation, test, scored, progress)
     reference = rows.read(evaluation.reference) if evaluation.reference else None
     forgetting = probe.told(evaluation.forgetting) if evaluation.forgetting else None
+    answering = throughput.measured(kept.replies.values(), evaluation.concurrency) if kept else None
     result = {**_result(evaluation, scored, reference, excluded), **_told(forgetting)}
-    told = report.gather(config, evaluation.report, test, scored, reference or [], excluded, forgetting) if evaluation.report else None
+    if answering is not None:
+        result["answering"] = answering.told()
+    told = None
+    if evaluation.report:
+        told = report.gather(config, evaluation.report, test, scored, reference or [], excluded, forgetting, answering)
     if told is not None:
         result["advice"] = list(told.advice)
     with layout.transaction(evaluation.path) as work:
@@ -96,9 +102,13 @@ def _ask(evaluation: EvaluationConfig, test: Sequence[TestRow], kept: Kept, prog
             await client.wait_ready(session, endpoint)
             progress.update(state="answering", note="")
             meter.start()
+            before = time.monotonic()
 
             def answered(row: TestRow, reply: Reply) -> None:
-                kept.add(row.id, reply)
+                nonlocal before
+                now = time.monotonic()
+                kept.add(row.id, replace(reply, seconds=now - before))
+                before = now
                 meter.advance()
 
             await client.ask_all(session, endpoint, open_rows, answered)
