@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, extract
 from finetune_operator.api.spec import Economics as Asked
 from finetune_operator.api.spec import Spec
@@ -105,12 +107,15 @@ def test_figures(case: str) -> None:
     assert {name: found[name] for name in wanted} == {n: v if v is None else pytest.approx(v) for n, v in wanted.items()}
 
 
+def _answered(answering: Answering | None = MEASURED) -> dict[str, Any]:
+    return make_scored("0.8").model_copy(update={"answering": answering}).to_dict()
+
+
 def seen(asked: dict[str, Any] | None, *, measured: bool = True, cost: Cost | None = TRAINED, **changes: Any) -> Observed:
     """A FineTune of which the newest revision is scored."""
     profiles = changes.pop("profiles", PRICED)
     spec = {"compute": {"accelerator": "h100", "gpusPerNode": 2}, "economics": asked, "budget": {"currency": "USD"}, **changes}
-    scored = make_scored("0.8").model_copy(update={"answering": MEASURED if measured else None})
-    revision = make_revision(evaluated=scored.to_dict())
+    revision = make_revision(evaluated=_answered(MEASURED if measured else None))
     return make_observed(revision, changes=spec, status={"cost": cost} if cost else {}, profiles=profiles)
 
 
@@ -130,6 +135,15 @@ def test_the_status_says_what_comes_out() -> None:
         "message": "pays back in 2.0 months: serving costs 4,380.00 USD a month, 5.56 USD for a million tokens at full use, "
         "big-api 10,000.00 USD for the same traffic, and 11,240.00 USD were paid once",
     }  # fmt: skip
+
+
+def test_the_pages_example_is_as_it_says() -> None:
+    written = (Path(__file__).resolve().parents[3] / "docs" / "economics.md").read_text()
+    spec = yaml.safe_load(written.split("```yaml")[1].split("```")[0])
+    o = make_observed(make_revision(evaluated=_answered()), changes=spec, status={"cost": TRAINED})
+    found = economics.summary(o, draft(o))
+    assert found is not None
+    assert found.message in " ".join(line.removeprefix("> ") for line in written.splitlines())
 
 
 # spec.economics, what else is there → words of the message
