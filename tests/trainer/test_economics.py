@@ -95,7 +95,7 @@ def test_the_page_sets_both_beside_each_other_and_marks_where_they_are_even() ->
         "a million tokens, at full use5.56 USD", "400.0 million + 200.0 million", "these pods could do788.4 million",
         "cheaper from so many tokens a month on262.8 million", "saved a month5,620.00 USD", "what the spec adds11,240.00 USD",
         "2.0 months, 1,200.0 million tokens", "paid by then, over 12 months, in USD; even after 2.0 months (dashed)",
-        "this model: paid once, and serving", "100 test rows in 100.0 s with at most 16 open at once",
+        "this model: paid once, and serving", "test rows: 100 in 100.0 s with at most 16 open at once",
         "100.0 tokens of prompts and 50.0 of answers a second",
         "A month has 730 hours", "status.economics has today's",
     ):  # fmt: skip
@@ -124,6 +124,7 @@ def test_more_pods_than_the_spec_has_are_said() -> None:
 
 def test_nothing_is_shown_where_nothing_is_compared() -> None:
     words = visible(report.render(made.report(answering=ANSWERING)))
+    assert "answered by one server100 in 100.0 s with at most 16 open at once" in words
     assert "What it is worth" not in words
     assert "paid back" not in words
 

@@ -190,7 +190,7 @@ def test_both_models_are_scored_and_paired_by_row(api: Api, artifact: Path, work
     answering = tuned["answering"]
     assert [answering[name] for name in ("rows", "inputTokens", "outputTokens", "concurrency")] == [8, *tokens, 3]
     assert answering["seconds"] > 0
-    assert f"8 test rows in {answering['seconds']:,.1f} s with at most 3 open at once" in page
+    assert f"8 in {answering['seconds']:,.1f} s with at most 3 open at once" in page
     layout.verify(tmp_path / "tuned")
     again = evaluated(tmp_path / "tuned", work, tiny_model, evaluation__endpoint="http://127.0.0.1:1/v1")
     assert again == tuned, "a complete folder is reported, not made again"

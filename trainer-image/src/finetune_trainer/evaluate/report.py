@@ -260,6 +260,7 @@ def _spent(report: Report) -> dict[str, str]:
         "tokens": number(int(result["tokens"])) if result.get("tokens") else "",
         "GPU hours": f"{gpu_hours:.2f}" if gpu_hours else "",
         "cost of these hours": f"{gpu_hours * spent.gpu_hour:,.2f} {spent.currency}".strip() if gpu_hours and spent.gpu_hour else "",
+        "test rows, answered by one server": worth.speed(report.answering) if report.answering else "",
     }
 
 

@@ -39,6 +39,15 @@ def section(terms: EconomicsConfig | None, answering: Answering | None) -> str:
     return f'{_table(terms, figures)}{_drawing(terms, figures)}{gaps}<p class="quiet small">{escape(said)}</p>'
 
 
+def speed(answering: Answering) -> str:
+    """How fast the test rows were answered."""
+    prompts, answers = answering.input_tokens / answering.seconds, answering.output_tokens / answering.seconds
+    return (
+        f"{number(answering.rows)} in {answering.seconds:,.1f} s with at most {answering.concurrency} open at once, {prompts:,.1f} tokens "
+        f"of prompts and {answers:,.1f} of answers a second"
+    )
+
+
 def _table(terms: EconomicsConfig, figures: Figures) -> str:
     other = terms.alternative.name if terms.alternative else ""
     head = "".join(f'<th class="number">{escape(name)}</th>' for name in ("this model", other))
@@ -90,11 +99,9 @@ def _measured(answering: Answering | None) -> str:
     """What full use means: how much one server did, and in what."""
     if answering is None:
         return ""
-    prompts, answers = answering.input_tokens / answering.seconds, answering.output_tokens / answering.seconds
     return (
-        f"Full use is what one server did here: {number(answering.rows)} test rows in {answering.seconds:,.1f} s with at most "
-        f"{answering.concurrency} open at once, {prompts:,.1f} tokens of prompts and {answers:,.1f} of answers a second, its warming up "
-        "and the last answers, with fewer open, included. With more open at once it may do more; rows of other lengths change it."
+        f"Full use is what one server did with the test rows: {speed(answering)}, its warming up and the last answers, with fewer open, "
+        "included. With more open at once it may do more; rows of other lengths change it."
     )
 
 
