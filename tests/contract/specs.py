@@ -23,6 +23,7 @@ _ROWS: Final = (
     "https://example.com/rows.jsonl",
 )
 _REMOTE_ROWS: Final = ("https://example.com/rows.jsonl", "s3://bucket/rows.parquet", "hf://owner/name@main/data")
+_TOKENS: Final = st.integers(1, 10**15)
 _SHA256: Final = "sha256:" + "0" * 64
 
 
@@ -79,6 +80,10 @@ _DRAWN: Final[dict[str, Strategy]] = {
     | st.fixed_dictionaries({"everySteps": st.integers(1, 1000)}),
     "spec.compute.accelerator": st.just("h100"),
     "spec.budget.maxCost": _decimal(0.01, 1000),
+    **{f"spec.economics.{name}": _decimal(0, 1000) for name in ("podHourlyPrice", "oneTimeCost")},
+    **{f"spec.economics.alternative.{name}": _decimal(0, 1000) for name in ("inputPrice", "outputPrice")},
+    "spec.economics.traffic": st.fixed_dictionaries({"requestsPerMonth": _TOKENS})
+    | st.fixed_dictionaries({"inputTokensPerMonth": _TOKENS, "outputTokensPerMonth": _TOKENS}),
     "spec.evaluation.metrics[]": st.just({"type": "ExactMatch"})
     | st.sampled_from(_ROWS[:3]).map(lambda source: {"type": "SqlExecution", "sqlExecution": {"schema": source}}),
     "spec.evaluation.skipTrainingIfBaselineAtLeast": _decimal(0, 1),
@@ -105,6 +110,11 @@ _DRAWN: Final[dict[str, Strategy]] = {
 def specs() -> Strategy:
     """Any spec that is accepted and supported."""
     return _strategy(crd.schema()["properties"]["spec"], "spec").map(_reconciled)
+
+
+def block(name: str) -> Strategy:
+    """Any such block of a spec."""
+    return _strategy(crd.schema()["properties"]["spec"]["properties"][name], f"spec.{name}")
 
 
 def _reconciled(spec: dict[str, Any]) -> dict[str, Any]:

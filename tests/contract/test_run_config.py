@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from finetune_operator import names
 from finetune_operator.api.load import load_spec
-from finetune_operator.api.status import Attempt, Cleaning, Estimate, Revision
+from finetune_operator.api.status import Attempt, Cleaning, Cost, Estimate, Revision
 from finetune_operator.build import runconfig
 from finetune_operator.build.arm import Served, serve_args
 from finetune_operator.build.jobs import Stage
+from finetune_operator.build.pods import Accelerator
 from finetune_operator.build.runconfig import Scoring
+from finetune_operator.decide import economics
 from finetune_operator.decide.layout import allowed
 from finetune_trainer import __main__ as trainer
 from finetune_trainer.config import CleanRun, RunConfig
@@ -25,6 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.contract import specs
+from tests.unit.operator.helpers import make_observed
 
 SCORINGS = st.builds(
     Scoring,
@@ -46,6 +49,17 @@ REVISIONS = st.builds(
     artifact=st.none() | st.just("/work/revisions/1f2e3d4c/a1-0b6c1d2e/artifact"),
     estimate=st.none() | st.just(ESTIMATE),
 )
+ECONOMICS = st.none() | st.builds(
+    economics.page,
+    st.builds(
+        make_observed,
+        changes=st.fixed_dictionaries(
+            {"economics": st.none() | specs.block("economics"), "compute": st.sampled_from([{}, {"accelerator": "h100"}])}
+        ),
+        profiles=st.just({"h100": Accelerator("h100", "nvidia.com/gpu", hourly_price=2.5)}),
+    ),
+    st.sampled_from([Cost(), Cost(hours="1", gpu_hours="8", amount="20")]),
+)
 TRAINED = Attempt(revision="1f2e3d4c", number=1, started="2026-01-01T00:00:00Z", gpus=8, gpu_hour="2.5")
 
 
@@ -57,7 +71,8 @@ def test_every_configuration_loads(
     loaded_spec = load_spec({"metadata": {"name": name}, "spec": spec})
     if stage == "evaluate":
         revision, attempt = data.draw(REVISIONS), data.draw(st.sampled_from([None, TRAINED]))
-        scoring = replace(scoring, report=runconfig.report(loaded_spec, "base", revision, attempt, "USD" if attempt else None))
+        compared = data.draw(ECONOMICS)
+        scoring = replace(scoring, report=runconfig.report(loaded_spec, "base", revision, attempt, "USD" if attempt else None, compared))
     folders = data.draw(st.lists(st.just("/work/revisions/1f2e3d4c/a1-0b6c1d2e"), max_size=2))
     chosen = data.draw(st.none() | st.sampled_from(layouts := allowed(loaded_spec)))
     config = runconfig.build(
@@ -141,6 +156,7 @@ def test_a_report_is_told_what_the_gate_asks_and_what_an_hour_costs() -> None:
             "maxServingDivergence": 0.005,
         },
         "spent": {"gpus": 8, "gpuHour": 2.5, "currency": "USD", "estimatedSeconds": 1700, "estimatedMemoryBytes": 61 * 10**9},
+        "economics": None,
     }  # fmt: skip
 
 

@@ -160,7 +160,7 @@ def test_a_long_answer_is_cut() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-0.3, 0.02), (1e-6, 3e-6), (1, 150), (0.7, 0.71), (-12.5, 1e5)])
 def test_ticks_are_few_and_round_and_inside(low: float, high: float) -> None:
-    ticks = charts._ticks(low, high)
+    ticks = charts.ticks(low, high)
     assert 2 <= len(ticks) <= 7
     assert all(low - 1e-9 <= at <= high + 1e-9 for at in ticks)
     assert all(len(f"{at:g}") <= 7 for at in ticks)

@@ -162,10 +162,11 @@ def test_both_models_are_scored_and_paired_by_row(api: Api, artifact: Path, work
     schema.write_text("CREATE TABLE t(a); INSERT INTO t VALUES (1);")
     loss, exact = {"type": "Loss"}, {"type": "ExactMatch"}
     base = evaluated(tmp_path / "baseline", work, tiny_model, evaluation__metrics=[loss])
+    asked = {"reference": "base", "artifact": str(artifact), "gate": {"minImprovement": 0.1}, "spent": {"gpus": 1}}
     tuned = evaluated(
         tmp_path / "tuned", work, tiny_model, evaluation__endpoint=f"http://127.0.0.1:{api.port}/v1", evaluation__metrics=[loss, exact],
         evaluation__adapterPath=str(artifact), evaluation__reference=str(tmp_path / "baseline"), evaluation__name="tuned",
-        evaluation__report={"reference": "base", "artifact": str(artifact), "gate": {"minImprovement": 0.1}, "spent": {"gpus": 1}},
+        evaluation__report={**asked, "economics": {"pods": 1, "mostPods": 1, "podHour": 2.5}}, evaluation__concurrency=3,
     )  # fmt: skip
     assert base["metrics"]["Loss"]["n"] == tuned["metrics"]["ExactMatch"]["n"] == 8
     assert tuned["metrics"]["ExactMatch"]["score"] == 0, "a tiny model that was hardly trained knows nothing"
@@ -182,6 +183,14 @@ def test_both_models_are_scored_and_paired_by_row(api: Api, artifact: Path, work
     assert f"+{paired['difference']:.4f} bits/byte" in page
     assert f"{paired['difference']:.4f} [{paired['low']:.4f}, {paired['high']:.4f}]" in card
     assert not (tmp_path / "baseline" / "report.html").exists(), "a reference is compared with nothing"
+    assert "answering" not in base, "a loss asks no server"
+    test, limit = rows.test_rows(work / "data" / "1f2e3d4c"), make_config("evaluate", work, tiny_model)["evaluation"]["maxNewTokens"]
+    counted = [api.chat(messages=list(row.messages), max_tokens=limit, seed=0)["usage"] for row in test]
+    tokens = [sum(usage[name] for usage in counted) for name in ("prompt_tokens", "completion_tokens")]
+    answering = tuned["answering"]
+    assert [answering[name] for name in ("rows", "inputTokens", "outputTokens", "concurrency")] == [8, *tokens, 3]
+    assert answering["seconds"] > 0
+    assert f"8 in {answering['seconds']:,.1f} s with at most 3 open at once" in page
     layout.verify(tmp_path / "tuned")
     again = evaluated(tmp_path / "tuned", work, tiny_model, evaluation__endpoint="http://127.0.0.1:1/v1")
     assert again == tuned, "a complete folder is reported, not made again"

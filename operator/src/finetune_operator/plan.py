@@ -21,7 +21,7 @@ from finetune_operator.build import volume as work_volume
 from finetune_operator.build.arm import Served
 from finetune_operator.build.jobs import Stage
 from finetune_operator.build.pods import ANY_GPU, Accelerator, Devices, Images, Manifest, Owner
-from finetune_operator.decide import layout
+from finetune_operator.decide import economics, layout
 from finetune_operator.decide.attempts import avoided, divisor, folders, numbered
 from finetune_operator.decide.draft import ArmWanted, Draft, JobWanted
 from finetune_operator.decide.exposure import asked
@@ -274,7 +274,7 @@ def _scored_revision(c: Context, stage: str) -> str:
 def _report(c: Context, against: str) -> runconfig.Config:
     status, revision = c.draft.status, c.draft.revision
     trained = next((a for a in reversed(status.attempts) if a.revision == revision.name and a.outcome == "Succeeded"), None)
-    return runconfig.report(c.spec, against, revision, trained, status.cost.currency)
+    return runconfig.report(c.spec, against, revision, trained, status.cost.currency, economics.page(c.observed, status.cost))
 
 
 def _scoring(c: Context, stage: str) -> runconfig.Scoring:

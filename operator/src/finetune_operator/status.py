@@ -11,6 +11,7 @@ from finetune_operator import conditions as c
 from finetune_operator import names
 from finetune_operator.api.status import Condition, Revision, Rows, Scored, Status
 from finetune_operator.build import exposure
+from finetune_operator.decide import economics
 from finetune_operator.decide.draft import Draft, stamp
 from finetune_operator.decide.exposure import asked
 from finetune_operator.observed import Exposure, Observed
@@ -30,7 +31,7 @@ def compute(o: Observed, d: Draft, problem: Waiting | None = None, refused: Wait
     since = _since(o.status, phase, reason, o.now)
     if phase not in c.READY_PHASES or problem is not None:
         message = f"{message[:980]} (since {since})"
-    columns = {"phase_since": since, **_columns(o, d, reason)}
+    columns = {"phase_since": since, "economics": economics.summary(o, d), **_columns(o, d, reason)}
     status = d.status.model_copy(update={"observed_generation": o.generation, "phase": phase, **columns})
     facts = {
         c.READY: _ready(phase, problem, reason, message),

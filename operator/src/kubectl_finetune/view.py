@@ -65,7 +65,7 @@ def headline(seen: Seen) -> str:
 
 def screen(seen: Seen) -> list[str]:
     """All of it, a block after the other; a block without anything to say is left out."""
-    blocks = (_head, _stages, _training, _scores, _advice, _rollout, _asked, _cost, _events)
+    blocks = (_head, _stages, _training, _scores, _advice, _rollout, _asked, _cost, _economics, _events)
     lines = [line for block in blocks for line in _block(seen, block)]
     return [line.rstrip() for line in lines]
 
@@ -242,6 +242,12 @@ def _cost(seen: Seen) -> Iterator[str]:
     money = f"   {float(cost['amount']):,.2f} {_clean(cost.get('currency', ''))}" if cost.get("amount") else ""
     gpus = f"   {float(cost.get('gpuHours', 0)):.2f} GPU hours" if float(cost.get("gpuHours", 0)) else ""
     yield _row("Cost", f"{duration(round(3600 * float(cost['hours'])))} of training{gpus}{money}")
+
+
+def _economics(seen: Seen) -> Iterator[str]:
+    """What serving costs against what the spec names, by today's prices."""
+    lines = textwrap.wrap(_clean((seen.status.get("economics") or {}).get("message") or ""), seen.width - NAME)
+    yield from (_row("Economics" if number == 0 else "", line) for number, line in enumerate(lines))
 
 
 def _events(seen: Seen) -> Iterator[str]:

@@ -42,6 +42,10 @@ def full_finetune() -> Manifest:
         compute={"accelerator": "h100", "nodes": 2, "gpusPerNode": 8, "sharding": "Auto", "cpu": 8, "memory": "64Gi"},
         storage={"size": "200Gi", "storageClassName": "fast", "accessMode": "ReadWriteMany", "retain": True},
         retries={"error": 2, "outOfMemory": 2, "infrastructure": 10},
+        economics={
+            "alternative": {"name": "gpt-4.1-mini", "inputPrice": "0.40", "outputPrice": "1.60"}, "traffic": {"requestsPerMonth": 20000000},
+            "podHourlyPrice": "21.20", "oneTimeCost": "4000",
+        },
         evaluation={
             "metrics": [{"type": "ExactMatch"}, {"type": "SqlExecution", "sqlExecution": {"schema": "configmap://shop/schema.sql"}}],
             "skipTrainingIfBaselineAtLeast": "0.95",
@@ -201,6 +205,25 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
         changed(_BASE, "spec.rollout.experiment", {"weight": 50, "duration": "0m"}), "spec.rollout.experiment.duration: must be above 0"
     ),
     "a budget of no time": (changed(_BASE, "spec.budget", {"maxDuration": "0h"}), "spec.budget.maxDuration: must be above 0"),
+    "a price below nothing": (changed(_BASE, "spec.economics", {"podHourlyPrice": "-1"}), "spec.economics.podHourlyPrice: must be from 0 to 1e12"),
+    "what was paid once, beyond measure": (changed(_BASE, "spec.economics", {"oneTimeCost": "1e13"}), "spec.economics.oneTimeCost: must be from 0 to 1e12"),
+    "prompts that one is paid for": (
+        changed(_BASE, "spec.economics.alternative", {"name": "x", "inputPrice": "-0.1", "outputPrice": "0.1"}),
+        "spec.economics.alternative.inputPrice: must be from 0 to 1e12",
+    ),
+    "answers that one is paid for": (
+        changed(_BASE, "spec.economics.alternative", {"name": "x", "inputPrice": "0.1", "outputPrice": "-0.1"}),
+        "spec.economics.alternative.outputPrice: must be from 0 to 1e12",
+    ),
+    "an alternative without a name": (changed(_BASE, "spec.economics.alternative", {"name": "", "inputPrice": "1", "outputPrice": "1"}), "spec.economics.alternative.name"),
+    "an alternative that answers for nothing": (changed(_BASE, "spec.economics.alternative", {"name": "x", "inputPrice": "1"}), "spec.economics.alternative"),
+    "traffic of nothing": (changed(_BASE, "spec.economics", {"traffic": {}}), "spec.economics.traffic: name either requestsPerMonth"),
+    "traffic without answers": (
+        changed(_BASE, "spec.economics.traffic", {"inputTokensPerMonth": 7}), "spec.economics.traffic: name either requestsPerMonth"
+    ),
+    "traffic that is said twice": (
+        changed(_BASE, "spec.economics.traffic", {"requestsPerMonth": 7, "inputTokensPerMonth": 7}), "spec.economics.traffic: name either requestsPerMonth"
+    ),
     "a provider": (changed(_BASE, "spec.provider", {"type": "OpenAI"}), "spec.provider: not supported yet"),
     "a schema from the web": (
         changed(_BASE, "spec.evaluation.metrics", [{"type": "SqlExecution", "sqlExecution": {"schema": "https://example.com/s.sql"}}]),

@@ -30,6 +30,10 @@ def live_with(revisions: int) -> Callable[[Object], bool]:
     return lambda s: s.get("phase") == "Live" and len(s["revisions"]) == revisions and s["revision"] == s["liveRevision"]
 
 
+def worth(words: str) -> Callable[[Object], bool]:
+    return lambda s: words in (s.get("economics") or {}).get("message", "")
+
+
 def weight(at_least: int) -> Callable[[Object], bool]:
     return lambda s: s.get("phase") in ("RollingOut", "Baking") and s["rollout"]["weight"] >= at_least
 
@@ -602,6 +606,21 @@ async def edit_in_the_first_stage_leaves_one_of_it_running(kill: str) -> World:
     return world
 
 
+async def edited_prices_change_what_is_said_and_nothing_else(kill: str) -> World:
+    world = await to_live(kill)
+    assert "economics" not in status_of(world)
+    before, made = children(world), births(world)
+    for price, words in (("7.3", "never pays back at this traffic"), ("30", "pays back in 0.5 months")):
+        other = {"name": "big-api", "inputPrice": price, "outputPrice": price}
+        traffic = {"inputTokensPerMonth": 40_000_000, "outputTokensPerMonth": 60_000_000}
+        edit(world, economics={"alternative": other, "traffic": traffic, "podHourlyPrice": "1", "oneTimeCost": "770"})
+        await run(world, worth(words), kill=kill)
+        await run(world, kill=kill)
+        assert status_of(world)["phase"] == "Live"
+    assert (children(world), births(world)) == (before, made)
+    return world
+
+
 async def deleted_finetune_leaves_nothing(kill: str) -> World:
     world = await to_live(kill)
     world.api.remove(FINETUNE, "ml", "bot")
@@ -721,6 +740,7 @@ LIVES: dict[str, Life] = {
         refused_arm_is_taken_back_and_a_mended_one_serves, broken_base_arm_is_made_anew_when_the_spec_is_mended,
         dead_live_arm_is_replaced_by_an_edit, metrics_edited_while_it_bakes_leave_it_live,
         gate_that_is_raised_while_it_rolls_out_takes_it_back, edit_in_the_first_stage_leaves_one_of_it_running,
+        edited_prices_change_what_is_said_and_nothing_else,
         deleted_finetune_leaves_nothing, paused_rollout_is_held_until_it_is_resumed, promoted_rollout_waits_for_no_step_and_bakes,
         aborted_rollout_is_remembered_and_tried_again_on_request, experiment_is_held_and_logged_until_it_is_promoted,
     )

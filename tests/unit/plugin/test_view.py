@@ -175,3 +175,14 @@ def test_an_ignored_wish_is_shown_also_without_a_rollout() -> None:
     control = {"asked": "promote:x", "outcome": "Ignored", "message": "no rollout is running", "time": "2026-11-24T22:32:50Z"}
     assert "Asked for  promote:x (Ignored): no rollout is running" in text(recorded("Live", control=control))
     assert "Asked for" not in text(recorded("Live", control={**control, "outcome": "Accepted"}))
+
+
+def test_what_serving_is_worth_is_said_beside_what_training_cost() -> None:
+    finetune = rolling()
+    assert "Economics" not in text(finetune)
+    said = "serving costs 4,380.00 USD a month, big-api 10,000.00 USD for the same traffic, and 1.00 USD was paid once"
+    finetune["status"]["economics"] = {"message": f"pays back in 2.0 months: {said}\x1b[2J"}
+    assert (
+        "Economics  pays back in 2.0 months: serving costs 4,380.00 USD a month, big-api 10,000.00 USD for the same\n"
+        "           traffic, and 1.00 USD was paid once [2J"
+    ) in text(finetune)

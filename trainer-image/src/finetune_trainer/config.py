@@ -264,6 +264,36 @@ class SpentConfig(Model):
     estimated_memory_bytes: int | None = None
 
 
+class AlternativeConfig(Model):
+    """What else could answer; prices are of a million tokens of prompts, and of answers."""
+
+    name: str
+    input_price: float = Field(ge=0)
+    output_price: float = Field(ge=0)
+
+
+class TrafficConfig(Model):
+    """What users ask in a month: requests, or tokens of prompts and of answers."""
+
+    requests_per_month: int | None = Field(default=None, ge=1)
+    input_tokens_per_month: int | None = Field(default=None, ge=1)
+    output_tokens_per_month: int | None = Field(default=None, ge=1)
+
+
+class EconomicsConfig(Model):
+    """What serving is compared with in money, as it was when the evaluation began. `pods` serve at least and `most_pods` at most; None: not
+    known, or not asked; `missing` says which field would tell what is not known."""
+
+    pods: int = Field(ge=1)
+    most_pods: int = Field(ge=1)
+    pod_hour: float | None = Field(default=None, ge=0)
+    paid_once: float | None = Field(default=None, ge=0)
+    currency: str = ""
+    alternative: AlternativeConfig | None = None
+    traffic: TrafficConfig | None = None
+    missing: tuple[str, ...] = ()
+
+
 class ReportConfig(Model):
     """What the report tells besides the scores. `reference` is what the tuned model is compared with: `base`, or a revision."""
 
@@ -271,6 +301,7 @@ class ReportConfig(Model):
     artifact: Path | None = None
     gate: GateConfig = GateConfig()
     spent: SpentConfig = SpentConfig()
+    economics: EconomicsConfig | None = None
 
 
 class ForgettingConfig(Model):

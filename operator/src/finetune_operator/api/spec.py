@@ -15,6 +15,7 @@ from pydantic import Field
 from finetune_operator.api.blocks.budget import Budget
 from finetune_operator.api.blocks.compute import Compute
 from finetune_operator.api.blocks.data import Data
+from finetune_operator.api.blocks.economics import Economics
 from finetune_operator.api.blocks.evaluation import Evaluation
 from finetune_operator.api.blocks.method import Method
 from finetune_operator.api.blocks.model import Model
@@ -45,6 +46,7 @@ class Spec(SpecModel):
     rollout: Rollout = Rollout()
     pods: Pods | None = None
     budget: Budget | None = None
+    economics: Economics | None = None
     retention: Retention = Retention()
     provider: Provider | None = None
     retrain: Annotated[Word | None, RETRAIN] = Field(default=None, description="A new value trains again on purpose.")

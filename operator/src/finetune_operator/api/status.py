@@ -95,6 +95,16 @@ class Fidelity(StatusModel):
     unmeasured: Text | None = None
 
 
+class Answering(StatusModel):
+    """How one model server answered the test rows of an evaluation: what its throughput is known by."""
+
+    rows: int = Field(ge=1, le=2**53, description="That were answered.")
+    seconds: Decimal = Field(description="In which at least one question was open.")
+    input_tokens: int = Field(ge=1, le=2**53, description="Of all prompts, as the server counted them.")
+    output_tokens: int = Field(ge=1, le=2**53)
+    concurrency: int = Field(ge=1, le=2**53, description="Questions that were open at once, at most.")
+
+
 class Scored(StatusModel):
     """One evaluation that was run: what of, against what, and what came out."""
 
@@ -105,6 +115,7 @@ class Scored(StatusModel):
     difference: Difference | None = None
     forgetting: Forgetting | None = None
     fidelity: Fidelity | None = None
+    answering: Answering | None = None
     excluded: Count | None = Field(default=None, description="Test rows left out, for the live revision was trained on them.")
     advice: list[Text] | None = Field(default=None, max_length=4, description="What its numbers say should be done next.")
 
@@ -236,6 +247,30 @@ class Cost(StatusModel):
     currency: Short | None = None
 
 
+class Economics(StatusModel):
+    """What serving costs and what the spec's alternative would, by today's prices; a figure that is not known is absent."""
+
+    pods: Decimal | None = Field(
+        default=None, description="Model servers that are counted: as many as the spec says, or as the traffic needs."
+    )
+    serving_per_month: Decimal | None = Field(default=None, description="Of these, for 730 hours.")
+    per_million_tokens_at_full_use: Decimal | None = Field(
+        default=None, description="Prompts and answers together, were they as busy all the time as in the evaluation."
+    )
+    per_million_tokens: Decimal | None = Field(default=None, description="At the stated traffic.")
+    alternative: Short | None = None
+    alternative_per_month: Decimal | None = Field(default=None, description="For the stated traffic.")
+    alternative_per_million_tokens: Decimal | None = Field(default=None, description="Prompts and answers in the same proportion.")
+    saving_per_month: Decimal | None = Field(default=None, description="Below 0: the alternative is cheaper.")
+    cheaper_from_tokens_per_month: Decimal | None = Field(default=None, description="Absent also where it never is.")
+    paid_once: Decimal | None = Field(default=None, description="Training until now, and the spec's oneTimeCost.")
+    break_even_months: Decimal | None = Field(
+        default=None, description="Until savings have paid for that; absent also where they never do."
+    )
+    currency: Short | None = None
+    message: Text = ""
+
+
 class Checkpoint(StatusModel):
     """The newest committed checkpoint."""
 
@@ -364,6 +399,7 @@ class Status(StatusModel):
     attempts: list[Attempt] = Field(default_factory=list, max_length=20)
     totals: Totals = Totals()
     cost: Cost = Cost()
+    economics: Economics | None = None
     stages: list[Stage] = Field(default_factory=list, max_length=20)
     training: Training | None = None
     evaluation: Evaluation | None = None

@@ -274,9 +274,12 @@ def _evaluation(spec: Spec, stage: Stage, scoring: Scoring) -> Config:
     }
 
 
-def report(spec: Spec, against: str, revision: Revision, attempt: Attempt | None, currency: str | None) -> Config:
-    """What the evaluation's report tells besides the scores: what the gate asks now, what was expected of the training, and what an hour
-    of its GPUs costs. (What it took, the artifact says: what was spent by now depends on when one looks.)"""
+def report(
+    spec: Spec, against: str, revision: Revision, attempt: Attempt | None, currency: str | None, economics: Config | None = None
+) -> Config:
+    """What the evaluation's report tells besides the scores: what the gate asks now, what was expected of the training, what an hour
+    of its GPUs costs (what it took, the artifact says: what was spent by now depends on when one looks), and what serving is compared
+    with in money (None: nothing is)."""
     gate, expected = (spec.evaluation.gate if spec.evaluation else None) or Gate(), revision.estimate
     return {
         "reference": against,
@@ -295,6 +298,7 @@ def report(spec: Spec, against: str, revision: Revision, attempt: Attempt | None
             "estimatedSeconds": expected.seconds if expected else None,
             "estimatedMemoryBytes": expected.memory_bytes if expected else None,
         },
+        "economics": economics,
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_operator import conditions, names
 from finetune_operator.api.fields import digest
-from finetune_operator.api.status import Difference, Estimate, Fidelity, Forgetting, Rows, Score, Scored, Trouble
+from finetune_operator.api.status import Answering, Difference, Estimate, Fidelity, Forgetting, Rows, Score, Scored, Trouble
 from finetune_operator.decide.draft import Draft, finite
 from finetune_operator.decide.retry import after_failure, again, of_probe, trouble, wait, without_probe
 from finetune_operator.observed import Observed
@@ -203,6 +203,7 @@ def _scored(key: str, result: Mapping[str, Any]) -> Scored:
         else None,
         forgetting=_forgetting(result.get("forgetting")),
         fidelity=_fidelity(result.get("fidelity")),
+        answering=_answering(result.get("answering")),
         excluded=result.get("excluded") or None,
         advice=_advice(result.get("advice")),
     )
@@ -229,6 +230,14 @@ def _fidelity(told: Mapping[str, Any] | None) -> Fidelity | None:
         return Fidelity(unmeasured=str(told["unmeasured"])[:UNMEASURED_CHARACTERS])
     kl, p99, largest = (_text(told[name], DIVERGENCE_DIGITS) for name in ("kl", "klP99", "klMax"))
     return Fidelity(kl=kl, kl_p99=p99, kl_max=largest, differs_percent=_text(100 * told["differs"]), tokens=told["tokens"])
+
+
+def _answering(told: Mapping[str, Any] | None) -> Answering | None:
+    """How fast its server answered; None where none was asked, or where it did not count tokens."""
+    if not told:
+        return None
+    found = Answering.model_validate({**told, "seconds": _text(told["seconds"])})
+    return found if float(found.seconds) > 0 else None
 
 
 def _advice(said: Any) -> list[str] | None:

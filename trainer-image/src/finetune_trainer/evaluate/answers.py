@@ -7,6 +7,7 @@ asked. Invariant: answers to other questions, or of another model, are never tak
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
@@ -26,7 +27,7 @@ class Kept:
     def add(self, row: str, reply: Reply) -> None:
         """Keep one reply."""
         self.replies[row] = reply
-        self._line({"id": row, "answer": reply.answer, "error": reply.error})
+        self._keep(row, reply)
 
     def close(self) -> None:
         """Close the file; it stays."""
@@ -41,8 +42,11 @@ class Kept:
         self._stream = self._path.open("w")
         self._line({"fingerprint": fingerprint})
         for row, reply in self.replies.items():
-            self._line({"id": row, "answer": reply.answer, "error": reply.error})
+            self._keep(row, reply)
         return self._stream
+
+    def _keep(self, row: str, reply: Reply) -> None:
+        self._line({"id": row, **asdict(reply)})
 
     def _line(self, document: dict[str, object]) -> None:
         self._stream.write(json.dumps(document, ensure_ascii=False) + "\n")
@@ -58,4 +62,4 @@ def _read(path: Path, fingerprint: str) -> dict[str, Reply]:
         documents = [json.loads(line) for line in lines[1:]]
     except (OSError, ValueError):
         return {}
-    return {document["id"]: Reply(document["answer"], document["error"]) for document in documents}
+    return {document.pop("id"): Reply(**document) for document in documents}

@@ -117,7 +117,7 @@ def _axis(
 
     parts = [f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>']
     parts += [f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="4" y2="{base}"/>'] if zero else []
-    for at in _ticks(low, high):
+    for at in ticks(low, high):
         label = f"{at:g}" if metric == LOSS else f"{100 * at:g}"
         parts.append(f'<text x="{x(at):.1f}" y="{base + 15}" text-anchor="middle">{label}</text>')
     for index, (name, (start, middle, end), text, colour) in enumerate(rows):
@@ -138,7 +138,7 @@ def _axis(
     return f'<div class="small quiet">{escape(title)}</div>{drawing}'
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """A few round numbers between the two."""
     raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
@@ -162,11 +162,11 @@ def curve(losses: Points, validations: Points, best: int | None, stopped: int | 
         return left + (WIDTH - left - right) * (step - first) / max(1, last - first), bottom - (bottom - top) * (loss - low) / (high - low)
 
     parts = [f'<line x1="{left}" x2="{WIDTH - right}" y1="{bottom}" y2="{bottom}"/>']
-    for at in _ticks(low, high):
+    for at in ticks(low, high):
         y = place(first, at)[1]
         parts.append(f'<line x1="{left}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}" opacity="0.5"/>')
         parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{at:g}</text>')
-    for at in _ticks(first, last) if last > first else []:
+    for at in ticks(first, last) if last > first else []:
         if at == int(at):
             parts.append(f'<text x="{place(at, low)[0]:.1f}" y="{bottom + 16}" text-anchor="middle">{number(int(at))}</text>')
     parts.append(f'<polyline class="curve" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*p) for p in losses))}"/>')
@@ -189,3 +189,31 @@ def curve(losses: Points, validations: Points, best: int | None, stopped: int | 
     legend += '<span><span class="key validation"></span>validation loss</span>' if validations else ""
     drawing = f'<svg viewBox="0 0 {WIDTH} {HIGH}" role="img" aria-label="Losses by step">{"".join(parts)}</svg>'
     return f"{drawing}{legend}{told}</div>"
+
+
+def cumulated(lines: Sequence[tuple[str, float, float]], months: int, even: float | None) -> str:
+    """What has been paid by then, over so many months, of each (name, paid at the start, paid a month): at most two; and when they are
+    even, if that is known and on the drawing."""
+    left, right, top, bottom = 80, 20, 14, HIGH - 28
+    high = max(start + each * months for _, start, each in lines) * 1.05 or 1.0
+
+    def place(month: float, paid: float) -> tuple[float, float]:
+        return left + (WIDTH - left - right) * month / months, bottom - (bottom - top) * paid / high
+
+    parts = [f'<line x1="{left}" x2="{WIDTH - right}" y1="{bottom}" y2="{bottom}"/>']
+    for at in ticks(0, high):
+        y = place(0, at)[1]
+        parts.append(f'<line x1="{left}" x2="{WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}" opacity="0.5"/>')
+        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{number(int(at)) if at >= 10 else f"{at:g}"}</text>')
+    for at in range(0, months + 1, next(step for step in (1, 2, 3, 6, 12, months) if months <= 10 * step)):
+        parts.append(f'<text x="{place(at, 0)[0]:.1f}" y="{bottom + 16}" text-anchor="middle">{at}</text>')
+    for style, (_, start, each) in zip(("curve", "curve second"), lines, strict=False):
+        ends = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(0, start), place(months, start + each * months)))
+        parts.append(f'<polyline class="{style}" points="{ends}"/>')
+    if even is not None and even <= months:
+        x = place(even, 0)[0]
+        parts.append(f'<line class="asked" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"><title>both cost the same</title></line>')
+    keys = zip(("train", "validation"), lines, strict=False)
+    legend = "".join(f'<span><span class="key {key}"></span>{escape(name)}</span>' for key, (name, _, _) in keys)
+    drawing = f'<svg viewBox="0 0 {WIDTH} {HIGH}" role="img" aria-label="Paid until a month">{"".join(parts)}</svg>'
+    return f'{drawing}<div class="legend">{legend}</div>'

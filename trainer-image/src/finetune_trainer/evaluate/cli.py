@@ -8,18 +8,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import aiohttp
 
 from finetune_trainer import layout
 from finetune_trainer.config import DataConfig, EvaluationConfig, RunConfig, need
-from finetune_trainer.evaluate import client, probe, report, rows, scoring
+from finetune_trainer.evaluate import client, probe, report, rows, scoring, throughput
 from finetune_trainer.evaluate.answers import Kept
 from finetune_trainer.evaluate.client import Endpoint, Reply
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
 from finetune_trainer.evaluate.running import Meter, interruptible
+from finetune_trainer.evaluate.throughput import Answering
 from finetune_trainer.exits import JsonObject
 from finetune_trainer.progress import Progress, serving
 
@@ -36,7 +38,8 @@ def main(config: RunConfig) -> JsonObject:
             known = _evaluate(config, evaluation, data, progress)
         elif {name: known[name] for name in ("forgetting", "fidelity") if name in known} != _told(*_probed(evaluation)):
             test, excluded = rows.without_trained_on(rows.test_rows(data.path), evaluation.exclude_trained_on)
-            known = _commit(config, evaluation, test, excluded, rows.read(evaluation.path))
+            answering = throughput.read(known)
+            known = _commit(config, evaluation, test, excluded, rows.read(evaluation.path), answering)
         progress.update(state="done", percent=100, etaSeconds=0)
         return known
 
@@ -65,20 +68,26 @@ def _evaluate(config: RunConfig, evaluation: EvaluationConfig, data: DataConfig,
         scored = scoring.score(scorers, test, kept.replies)
     if any(metric.type == "Loss" for metric in evaluation.metrics):
         scored = scoring.with_loss(config, evaluation, test, scored, progress)
-    result = _commit(config, evaluation, test, excluded, scored)
+    answering = throughput.measured(kept.replies.values(), evaluation.concurrency) if kept else None
+    result = _commit(config, evaluation, test, excluded, scored, answering)
     if kept is not None:
         kept.remove()
     return result
 
 
 def _commit(
-    config: RunConfig, evaluation: EvaluationConfig, test: Sequence[TestRow], excluded: int, scored: Sequence[ScoredRow]
+    config: RunConfig, evaluation: EvaluationConfig, test: Sequence[TestRow], excluded: int, scored: Sequence[ScoredRow],
+    answering: Answering | None,
 ) -> JsonObject:  # fmt: skip
     """Write the folder: rows, result, page and card, with what the probe has found by now."""
     reference = rows.read(evaluation.reference) if evaluation.reference else None
     probed = _probed(evaluation)
     result = {**_result(evaluation, scored, reference, excluded), **_told(*probed)}
-    told = report.gather(config, evaluation.report, test, scored, reference or [], excluded, *probed) if evaluation.report else None
+    if answering is not None:
+        result["answering"] = answering.told()
+    told = None
+    if evaluation.report:
+        told = report.gather(config, evaluation.report, test, scored, reference or [], excluded, *probed, answering)
     if told is not None:
         result["advice"] = list(told.advice)
     with layout.transaction(evaluation.path) as work:
@@ -104,9 +113,13 @@ def _ask(evaluation: EvaluationConfig, test: Sequence[TestRow], kept: Kept, prog
             await client.wait_ready(session, endpoint)
             progress.update(state="answering", note="")
             meter.start()
+            before = time.monotonic()
 
             def answered(row: TestRow, reply: Reply) -> None:
-                kept.add(row.id, reply)
+                nonlocal before
+                now = time.monotonic()
+                kept.add(row.id, replace(reply, seconds=now - before))
+                before = now
                 meter.advance()
 
             await client.ask_all(session, endpoint, open_rows, answered)

@@ -34,10 +34,13 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, or why the server gave none."""
+    """An answer, or why the server gave none; the tokens of both sides, where it counts them; the time since the answer before it."""
 
     answer: str | None
     error: str = ""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    seconds: float = 0.0
 
 
 async def wait_ready(session: aiohttp.ClientSession, endpoint: Endpoint, seconds: float = READY_SECONDS) -> None:
@@ -87,7 +90,7 @@ async def ask(session: aiohttp.ClientSession, endpoint: Endpoint, row: TestRow) 
         try:
             status, document = await _post(session, endpoint, row)
             if status == 200:
-                return Reply(_content(document))
+                return Reply(_content(document), "", *_tokens(document))
             state = f"HTTP {status}: {_message(document)}"
             if status in (401, 403, 404):
                 raise UserError("EndpointRefuses", f"{endpoint.url} refuses model {endpoint.model}: {state}")
@@ -122,6 +125,14 @@ def _content(document: object) -> str:
         return str(document["choices"][0]["message"]["content"] or "")  # type: ignore[index]
     except (TypeError, KeyError, IndexError) as error:
         raise TrainerError("AnswerUnreadable", f"the endpoint's answer is not OpenAI's: {str(document)[:300]}") from error
+
+
+def _tokens(document: object) -> tuple[int | None, int | None]:
+    """Of prompt and answer, as the server says."""
+    usage = document.get("usage") if isinstance(document, dict) else None
+    told = [usage.get(f"{of}_tokens") if isinstance(usage, dict) else None for of in ("prompt", "completion")]
+    first, second = (number if isinstance(number, int) and number >= 0 else None for number in told)
+    return first, second
 
 
 def _message(document: object) -> str:

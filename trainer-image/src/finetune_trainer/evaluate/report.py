@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer import card, layout, pages
-from finetune_trainer.config import GateConfig, ReportConfig, RunConfig, SpentConfig, need
-from finetune_trainer.evaluate import advice, charts, comparison, faithful, forgotten
+from finetune_trainer.config import EconomicsConfig, GateConfig, ReportConfig, RunConfig, SpentConfig, need
+from finetune_trainer.evaluate import advice, charts, comparison, faithful, forgotten, worth
 from finetune_trainer.evaluate.comparison import LOSS, Compared, Pair
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
+from finetune_trainer.evaluate.throughput import Answering
 from finetune_trainer.pages import number, section
 
 PAGE = "report.html"
@@ -27,7 +28,8 @@ TURNS = {"right in both": "train", "now right": "good", "now wrong": "bad", "wro
 @dataclass(frozen=True)
 class Report:
     """Everything that is told. `made` is the artifact's revision.json (empty where it cannot be read), `rows` the counts of the prepared
-    data, `confidence` the percent of all intervals, `forgetting` and `fidelity` what the probe found (None: it was not asked)."""
+    data, `confidence` the percent of all intervals, `forgetting` and `fidelity` what the probe found (None: it was not asked), `economics`
+    what serving is compared with in money (None: nothing is), `answering` how fast the tuned model's server answered (None: not known)."""
 
     finetune: str
     revision: str
@@ -43,6 +45,8 @@ class Report:
     rows: dict[str, Any]
     forgetting: Mapping[str, Any] | None = None
     fidelity: Mapping[str, Any] | None = None
+    economics: EconomicsConfig | None = None
+    answering: Answering | None = None
 
     @property
     def gated(self) -> Compared:
@@ -63,6 +67,7 @@ class Report:
 def gather(
     config: RunConfig, asked: ReportConfig, test: Sequence[TestRow], tuned: Sequence[ScoredRow], reference: Sequence[ScoredRow],
     excluded: int, forgetting: Mapping[str, Any] | None = None, fidelity: Mapping[str, Any] | None = None,
+    answering: Answering | None = None,
 ) -> Report:  # fmt: skip
     """What the report tells, from the scores and from what lies on the volume."""
     evaluation, data = need(config.evaluation, "evaluation"), need(config.data, "data")
@@ -89,6 +94,8 @@ def gather(
         rows=rows,
         forgetting=forgetting,
         fidelity=fidelity,
+        economics=asked.economics,
+        answering=answering,
     )
 
 
@@ -114,6 +121,7 @@ def render(report: Report) -> str:
         _examples("Rows that got worse", comparison.changed(report.pairs, better=False), report),
         _examples("Rows that neither model answers rightly", comparison.still_wrong(report.pairs), report),
         section("What it took", _table(_spent(report))),
+        section("What it is worth", worth.section(report.economics, report.answering)),
         section("Where it comes from", _table(_provenance(report))),
     )
     title = f"Revision {report.revision} against {_named(report.reference)}"
@@ -140,6 +148,7 @@ def _tiles(report: Report) -> str:
     if gated.difference:
         shown.append(("better by", charts.difference(gated.metric, gated.difference)))
     shown += [("perplexity of general text", forgotten.rise(report.forgetting))] if forgotten.rise(report.forgetting) else []
+    shown += worth.tiles(report.economics, report.answering)
     shown.append(("test rows", number(int(gated.after["n"]))))
     shown += [("left out: the live model was trained on them", number(report.excluded))] if report.excluded else []
     return pages.tiles(shown)
@@ -266,6 +275,7 @@ def _spent(report: Report) -> dict[str, str]:
         "tokens": number(int(result["tokens"])) if result.get("tokens") else "",
         "GPU hours": f"{gpu_hours:.2f}" if gpu_hours else "",
         "cost of these hours": f"{gpu_hours * spent.gpu_hour:,.2f} {spent.currency}".strip() if gpu_hours and spent.gpu_hour else "",
+        "test rows, answered by one server": worth.speed(report.answering) if report.answering else "",
     }
 
 

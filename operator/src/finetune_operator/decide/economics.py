@@ -1,0 +1,273 @@
+"""What serving costs against what else could answer: arithmetic on what the spec states, what is priced and what the evaluation measured.
+
+The trainer puts the same figures on the evaluation's page, from the terms as they were then; tests/contract holds the two together.
+Nothing is guessed: what is not known stays unknown, and is said with the field that would tell it. Tokens are those of prompts and answers
+together, unless they are said apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from finetune_operator.api.blocks.economics import Alternative, ExpectedTraffic
+from finetune_operator.api.blocks.economics import Economics as Asked
+from finetune_operator.api.blocks.serving import Serving
+from finetune_operator.api.quantities import decimal, quantity
+from finetune_operator.api.spec import Spec
+from finetune_operator.api.status import Answering, Cost, Economics
+from finetune_operator.build.pods import ANY_GPU, Accelerator
+from finetune_operator.decide.attempts import price
+from finetune_operator.decide.draft import Draft
+from finetune_operator.observed import Observed
+
+HOURS: Final = 730  # of a month: a twelfth of 8,760
+MILLION: Final = 1e6
+WHOLE: Final = 1e15  # an amount from which on hundredths are not told
+NOT_MEASURED: Final = (
+    "what a server does is not measured: the evaluation does that, where a metric asks for answers and the server counts tokens"
+)
+NOTHING_SERVES: Final = "nothing serves: spec.serving is absent"
+Two = tuple[float, float]  # of prompts, of answers
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is known before anything is measured; None: it is not, or nobody asked. `pods` serve as the spec has it, at least, and `most` at
+    most; `missing` says what is not known and which field would tell."""
+
+    pods: int
+    most: int
+    pod_hour: float | None = None
+    paid_once: float | None = None
+    currency: str = ""
+    alternative: Alternative | None = None
+    traffic: ExpectedTraffic | None = None
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What comes out, a month or a million tokens; None: not known; infinite: never. `pods` are those that are counted; `full`: were they
+    all as busy as in the evaluation; `other` is the alternative; `paid_back` in months."""
+
+    pods: int
+    serving: float | None
+    capacity: float | None
+    full: float | None
+    traffic: Two | None
+    actual: float | None
+    other: float | None
+    other_million: float | None
+    saving: float | None
+    cheaper_from: float | None
+    paid_back: float | None
+
+
+def terms(o: Observed, serving: Serving, cost: Cost) -> Terms:
+    """The terms of today."""
+    asked = o.spec.economics or Asked()
+    hour, trained, extra = _pod_hour(o, serving, asked), _decimal(cost.amount), _decimal(asked.one_time_cost)
+    scaling = serving.autoscaling
+    return Terms(
+        pods=scaling.min_replicas if scaling else serving.replicas,
+        most=scaling.max_replicas if scaling else serving.replicas,
+        pod_hour=hour,
+        paid_once=None if trained is None and extra is None else (trained or 0.0) + (extra or 0.0),
+        currency=(o.spec.budget.currency if o.spec.budget else None) or cost.currency or "",
+        alternative=asked.alternative,
+        traffic=asked.traffic,
+        missing=tuple(_missing(o, asked, priced=hour is not None, trained=trained is not None)),
+    )
+
+
+def compute(t: Terms, measured: Answering | None) -> Figures:
+    """The figures. More pods than the spec has are counted where the traffic needs them; how many it needs is an upper bound, for prompts
+    and answers are taken to cost a server what they did in the evaluation's proportion."""
+    each, asked = _capacity(measured), _volume(t.traffic, measured)
+    load = max(asked[0] / each[0], asked[1] / each[1]) if each and asked else 0.0
+    pods = max(t.pods, math.ceil(load))
+    serving = None if t.pod_hour is None else pods * t.pod_hour * HOURS
+    full = None if serving is None or each is None else serving / (pods * sum(each)) * MILLION
+    other_million = _mixed(t.alternative, asked or each)
+    other = None if other_million is None or asked is None else other_million * sum(asked) / MILLION
+    saving = None if other is None or serving is None else other - serving
+    return Figures(
+        pods=pods, serving=serving, capacity=pods * sum(each) if each else None, full=full, traffic=asked,
+        actual=None if serving is None or asked is None else serving / sum(asked) * MILLION,
+        other=other, other_million=other_million, saving=saving, cheaper_from=_cheaper_from(t, full, other_million),
+        paid_back=_paid_back(t.paid_once, saving),
+    )  # fmt: skip
+
+
+def summary(o: Observed, d: Draft) -> Economics | None:
+    """What the status says of it: by today's prices, and by how the newest revision answered (until it has, the live one)."""
+    if o.spec.economics is None:
+        return None
+    if o.spec.serving is None:
+        return Economics(message=NOTHING_SERVES)
+    t, measured = terms(o, o.spec.serving, d.status.cost), _measured(d)
+    f = compute(t, measured)
+    return Economics(
+        pods=str(f.pods), serving_per_month=_amount(f.serving), per_million_tokens_at_full_use=_amount(f.full),
+        per_million_tokens=_amount(f.actual), alternative=t.alternative.name if t.alternative else None,
+        alternative_per_month=_amount(f.other), alternative_per_million_tokens=_amount(f.other_million),
+        saving_per_month=_amount(f.saving), cheaper_from_tokens_per_month=_number(f.cheaper_from, ".0f"), paid_once=_amount(t.paid_once),
+        break_even_months=_number(f.paid_back, ".1f"), currency=t.currency or None, message=_message(t, f, measured)[:1024],
+    )  # fmt: skip
+
+
+def page(o: Observed, cost: Cost) -> dict[str, Any] | None:
+    """The same terms for the evaluation's page (docs/contracts.md); None where nothing serves, or nobody asks and nothing has a price."""
+    serving = o.spec.serving
+    if serving is None:
+        return None
+    t = terms(o, serving, cost)
+    if o.spec.economics is None and t.pod_hour is None:
+        return None
+    other, traffic = t.alternative, t.traffic
+    return {
+        "pods": t.pods,
+        "mostPods": t.most,
+        "podHour": t.pod_hour,
+        "paidOnce": t.paid_once,
+        "currency": t.currency,
+        "alternative": other and {"name": other.name, "inputPrice": decimal(other.input_price), "outputPrice": decimal(other.output_price)},
+        "traffic": traffic and traffic.model_dump(by_alias=True),
+        "missing": list(t.missing),
+    }
+
+
+def _measured(d: Draft) -> Answering | None:
+    scored = [d.revision.evaluated, *(r.evaluated for r in d.status.revisions if r.name == d.status.live_revision)]
+    return next((s.answering for s in scored if s and s.answering), None)
+
+
+def _pod_hour(o: Observed, serving: Serving, asked: Asked) -> float | None:
+    """What one model server costs an hour: as stated, or its accelerators by their profile."""
+    each = price(o)
+    if asked.pod_hourly_price is not None or each is None:
+        return _decimal(asked.pod_hourly_price)
+    profile = o.profiles.get(o.spec.compute.accelerator or "", ANY_GPU)
+    return each * _accelerators(o.spec, serving, profile)
+
+
+def _accelerators(spec: Spec, serving: Serving, profile: Accelerator) -> float:
+    """Of one model server: `serving.resources` may say another number than trains."""
+    limits: Mapping[str, str] = (serving.resources.limits if serving.resources else None) or {}
+    return float(quantity(str(limits.get(profile.resource, ""))) or spec.compute.gpus_each)
+
+
+def _missing(o: Observed, asked: Asked, *, priced: bool, trained: bool) -> list[str]:
+    """What is not known, each with the field that would tell."""
+    name = o.spec.compute.accelerator
+    profile = f"hourlyPrice of the operator's profile {name} (the chart's value profiles), or " if name else ""
+    found = {
+        f"what a pod costs an hour is not known: set {profile}economics.podHourlyPrice": priced,
+        _untold(asked, priced=price(o) is not None): trained,
+        "set economics.alternative to compare with something": asked.alternative is not None,
+        "set economics.traffic to compare what a month costs": asked.traffic is not None,
+    }
+    return [text for text, known in found.items() if not known]
+
+
+def _untold(asked: Asked, *, priced: bool) -> str:
+    """Why it is not known what training cost. `priced`: it has a price, and is yet to begin."""
+    if priced:
+        return "what training costs is known once it has run"
+    only = "only economics.oneTimeCost is counted" if asked.one_time_cost else "set economics.oneTimeCost"
+    return f"what training cost is not known, for what it ran on has no price: {only}"
+
+
+def _capacity(measured: Answering | None) -> Two | None:
+    """Tokens that one server takes and gives a month, as busy as in the evaluation."""
+    if measured is None:
+        return None
+    months = float(measured.seconds) / 3600 / HOURS
+    return measured.input_tokens / months, measured.output_tokens / months
+
+
+def _volume(traffic: ExpectedTraffic | None, measured: Answering | None) -> Two | None:
+    """Tokens a month that users send and are sent."""
+    if traffic is None:
+        return None
+    if traffic.input_tokens_per_month and traffic.output_tokens_per_month:
+        return float(traffic.input_tokens_per_month), float(traffic.output_tokens_per_month)
+    if measured is None or traffic.requests_per_month is None:
+        return None
+    each = traffic.requests_per_month / measured.rows
+    return each * measured.input_tokens, each * measured.output_tokens
+
+
+def _mixed(other: Alternative | None, tokens: Two | None) -> float | None:
+    """What a million tokens in that proportion cost there."""
+    if other is None or tokens is None:
+        return None
+    return (decimal(other.input_price) * tokens[0] + decimal(other.output_price) * tokens[1]) / sum(tokens)
+
+
+def _cheaper_from(t: Terms, full: float | None, other_million: float | None) -> float | None:
+    """Tokens a month from which on the spec's pods cost less; where they could not do as much, more pods would be as dear."""
+    if t.pod_hour is None or other_million is None:
+        return None
+    if other_million == 0 or (full is not None and full >= other_million):
+        return math.inf
+    return t.pods * t.pod_hour * HOURS / other_million * MILLION
+
+
+def _paid_back(paid_once: float | None, saving: float | None) -> float | None:
+    """Months until what was paid once is saved."""
+    if saving is None or (saving > 0 and paid_once is None):
+        return None
+    return math.inf if saving <= 0 else (paid_once or 0.0) / saving
+
+
+def _message(t: Terms, f: Figures, measured: Answering | None) -> str:
+    """What comes out, then what is not known."""
+    crowded = f"the traffic needs {f.pods} pods, and the spec has at most {t.most}: {f.pods} are counted" if f.pods > t.most else ""
+    parts = [_verdict(t, f), crowded, "" if measured else NOT_MEASURED, *t.missing]
+    return "; ".join(part for part in parts if part)
+
+
+def _verdict(t: Terms, f: Figures) -> str:
+    if f.serving is None:
+        return ""
+    serving = f"serving costs {_money(t, f.serving)} a month" + (
+        f", {_money(t, f.full)} for a million tokens at full use" if f.full else ""
+    )
+    if t.alternative is None or f.cheaper_from is None:
+        return serving
+    where = (
+        f"cheaper than {t.alternative.name} at no traffic, for even at full use its tokens cost more"
+        if math.isinf(f.cheaper_from)
+        else f"cheaper than {t.alternative.name} from {f.cheaper_from:,.0f} tokens a month on"
+    )
+    if f.other is None or f.saving is None:
+        return f"{serving}; {where}"
+    both = f"{serving}, {t.alternative.name} {_money(t, f.other)} for the same traffic"
+    if f.saving <= 0:
+        return f"never pays back at this traffic: {both}; {where}"
+    if f.paid_back is None:
+        return f"saves {_money(t, f.saving)} a month: {both}"
+    return f"pays back in {f.paid_back:,.1f} months: {both}, and {_money(t, t.paid_once or 0.0)} were paid once"
+
+
+def _money(t: Terms, amount: float) -> str:
+    return f"{amount:,.2f} {t.currency}".strip() if amount >= 1 or amount == 0 else f"{amount:.4f} {t.currency}".strip()
+
+
+def _amount(value: float | None) -> str | None:
+    return _number(value, ".2f" if value is None or abs(value) >= 1 else ".4f")
+
+
+def _number(value: float | None, form: str) -> str | None:
+    """For the status; None of what is not known, and of what never is."""
+    if value is None or math.isinf(value):
+        return None
+    return f"{value:{form}}" if abs(value) < WHOLE else f"{value:.6g}"
+
+
+def _decimal(text: str | None) -> float | None:
+    return None if text is None else decimal(text)

@@ -1,0 +1,255 @@
+"""What serving costs against what else could answer: by figures worked out by hand, and what is said where one is missing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from finetune_operator.api.blocks.economics import Economics as Asked
+from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, extract
+from finetune_operator.api.spec import Spec
+from finetune_operator.api.status import Answering, Cost, Economics
+from finetune_operator.build.pods import Accelerator
+from finetune_operator.decide import economics
+from finetune_operator.decide.economics import Terms, compute
+from finetune_operator.observed import Observed
+
+from tests.unit.operator.helpers import draft, make_observed, make_revision, make_scored
+
+# 100 tokens of prompts and 50 of answers a second: 262.8 and 131.4 million a month of 2,628,000 s.
+MEASURED = Answering(rows=100, seconds="100", input_tokens=10_000, output_tokens=5_000, concurrency=16)
+OTHER = {"name": "big-api", "inputPrice": "10", "outputPrice": "30"}
+REQUESTS = {"requestsPerMonth": 4_000_000}  # 400 million tokens of prompts, 200 million of answers
+BY_TOKENS = {"inputTokensPerMonth": 400_000_000, "outputTokensPerMonth": 200_000_000}
+PRICED = {"h100": Accelerator("h100", "nvidia.com/gpu", hourly_price=1.5)}
+TRAINED = Cost(hours="10", gpu_hours="160", amount="240", currency="USD")
+
+
+def terms(asked: dict[str, Any], **changes: Any) -> Terms:
+    said = Asked.model_validate({"alternative": OTHER, **asked})
+    known: dict[str, Any] = {"pods": 2, "most": 2, "pod_hour": 3.0, "paid_once": 11_240.0, "currency": "USD"}
+    return Terms(**{**known, "alternative": said.alternative, "traffic": said.traffic, **changes})
+
+
+# terms, measured → what comes out
+FIGURES: dict[str, tuple[Terms, Answering | None, dict[str, Any]]] = {
+    "two pods have room for the traffic": (
+        terms({"traffic": REQUESTS}),
+        MEASURED,
+        {
+            "pods": 2, "serving": 4380, "capacity": 788.4e6, "full": 4380 / 788.4, "traffic": (400e6, 200e6), "actual": 7.3,
+            "other": 10_000,
+            "other_million": 10_000 / 600, "saving": 5620, "cheaper_from": 262.8e6, "paid_back": 2,
+        },
+    ),
+    "tokens say the same as requests": (terms({"traffic": BY_TOKENS}), MEASURED, {"traffic": (400e6, 200e6), "paid_back": 2}),
+    "tokens need nothing measured": (
+        terms({"traffic": BY_TOKENS}), None,
+        {"pods": 2, "serving": 4380, "capacity": None, "full": None, "actual": 7.3, "saving": 5620, "cheaper_from": 262.8e6,
+        "paid_back": 2},
+    ),
+    "requests do": (
+        terms({"traffic": REQUESTS}), None,
+        {"serving": 4380, "traffic": None, "actual": None, "other": None, "saving": None, "cheaper_from": None, "paid_back": None},
+    ),
+    "more traffic than the pods have room for": (
+        terms({"traffic": {"requestsPerMonth": 10_000_000}}), MEASURED, {"pods": 4, "serving": 8760, "saving": 16_240,
+        "cheaper_from": 262.8e6},
+    ),
+    "what there is more of decides, prompts": (
+        terms({"traffic": {"inputTokensPerMonth": 600_000_000, "outputTokensPerMonth": 1_000_000}}), MEASURED, {"pods": 3},
+    ),
+    "what there is more of decides, answers": (
+        terms({"traffic": {"inputTokensPerMonth": 1_000_000, "outputTokensPerMonth": 600_000_000}}), MEASURED, {"pods": 5},
+    ),
+    "too little traffic never pays back": (
+        terms({"traffic": {"requestsPerMonth": 1_000_000}}), MEASURED,
+        {"other": 2500, "saving": -1880, "cheaper_from": 262.8e6, "paid_back": math.inf},
+    ),
+    "the same price on both sides never pays back": (
+        terms({"traffic": REQUESTS, "alternative": {**OTHER, "inputPrice": "7.3", "outputPrice": "7.3"}}), MEASURED,
+        {"paid_back": math.inf},
+    ),
+    "a cheaper alternative is so at any traffic": (
+        terms({"traffic": REQUESTS, "alternative": {**OTHER, "inputPrice": "1", "outputPrice": "2"}}), MEASURED,
+        {"cheaper_from": math.inf, "paid_back": math.inf},
+    ),
+    "a free one too": (
+        terms({"alternative": {**OTHER, "inputPrice": "0", "outputPrice": "0"}}), MEASURED, {"other_million": 0, "cheaper_from": math.inf},
+    ),
+    "what was paid once is not known": (terms({"traffic": REQUESTS}, paid_once=None), MEASURED, {"saving": 5620, "paid_back": None}),
+    "a loss never pays back, whatever was paid": (
+        terms({"traffic": {"requestsPerMonth": 1}}, paid_once=None), MEASURED, {"paid_back": math.inf},
+    ),
+    "nothing was paid once": (terms({"traffic": REQUESTS}, paid_once=0.0), MEASURED, {"paid_back": 0}),
+    "pods have no price": (
+        terms({"traffic": REQUESTS}, pod_hour=None), MEASURED,
+        {"serving": None, "full": None, "actual": None, "other": 10_000, "saving": None, "cheaper_from": None, "paid_back": None},
+    ),
+    "nobody said how much is asked": (
+        terms({}), MEASURED,
+        {"full": 4380 / 788.4, "actual": None, "other": None, "other_million": 10_000 / 600, "cheaper_from": 262.8e6, "paid_back": None},
+    ),
+    "there is nothing to compare with": (
+        terms({"traffic": REQUESTS}, alternative=None), MEASURED, {"actual": 7.3, "other": None, "saving": None, "cheaper_from": None},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FIGURES)
+def test_figures(case: str) -> None:
+    given, measured, wanted = FIGURES[case]
+    found = asdict(compute(given, measured))
+    assert {name: found[name] for name in wanted} == {n: v if v is None else pytest.approx(v) for n, v in wanted.items()}
+
+
+def _answered(answering: Answering | None = MEASURED) -> dict[str, Any]:
+    return make_scored("0.8").model_copy(update={"answering": answering}).to_dict()
+
+
+def seen(asked: dict[str, Any] | None, *, measured: bool = True, cost: Cost | None = TRAINED, **changes: Any) -> Observed:
+    """A FineTune of which the newest revision is scored."""
+    profiles = changes.pop("profiles", PRICED)
+    spec = {"compute": {"accelerator": "h100", "gpusPerNode": 2}, "economics": asked, "budget": {"currency": "USD"}, **changes}
+    revision = make_revision(evaluated=_answered(MEASURED if measured else None))
+    return make_observed(revision, changes=spec, status={"cost": cost} if cost else {}, profiles=profiles)
+
+
+def summary(asked: dict[str, Any] | None, **changes: Any) -> Economics | None:
+    o = seen(asked, **changes)
+    return economics.summary(o, draft(o))
+
+
+def test_the_status_says_what_comes_out() -> None:
+    found = summary({"alternative": OTHER, "traffic": REQUESTS, "oneTimeCost": "11000"})
+    assert found is not None
+    assert found.to_dict() == {
+        "pods": "2", "servingPerMonth": "4380.00", "perMillionTokensAtFullUse": "5.56", "perMillionTokens": "7.30",
+        "alternative": "big-api",
+        "alternativePerMonth": "10000.00", "alternativePerMillionTokens": "16.67", "savingPerMonth": "5620.00",
+        "cheaperFromTokensPerMonth": "262800000", "paidOnce": "11240.00", "breakEvenMonths": "2.0", "currency": "USD",
+        "message": "pays back in 2.0 months: serving costs 4,380.00 USD a month, 5.56 USD for a million tokens at full use, "
+        "big-api 10,000.00 USD for the same traffic, and 11,240.00 USD were paid once",
+    }  # fmt: skip
+
+
+def test_the_pages_example_is_as_it_says() -> None:
+    written = (Path(__file__).resolve().parents[3] / "docs" / "economics.md").read_text()
+    spec = yaml.safe_load(written.split("```yaml")[1].split("```")[0])
+    o = make_observed(make_revision(evaluated=_answered()), changes=spec, status={"cost": TRAINED})
+    found = economics.summary(o, draft(o))
+    assert found is not None
+    assert found.message in " ".join(line.removeprefix("> ") for line in written.splitlines())
+
+
+# spec.economics, what else is there → words of the message
+WORDS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
+    "never": (
+        {"alternative": OTHER, "traffic": {"requestsPerMonth": 1000}}, {},
+        ("never pays back at this traffic: serving costs 4,380.00 USD a month", "cheaper than big-api from 262,800,000 tokens a month on"),
+    ),
+    "never, at any traffic": (
+        {"alternative": {**OTHER, "inputPrice": "1", "outputPrice": "1"}, "traffic": REQUESTS}, {},
+        ("never pays back", "cheaper than big-api at no traffic, for even at full use its tokens cost more"),
+    ),
+    "no traffic": ({"alternative": OTHER}, {}, ("cheaper than big-api from 262,800,000 tokens a month on; set economics.traffic",)),
+    "no alternative": (
+        {"traffic": REQUESTS}, {},
+        ("serving costs 4,380.00 USD a month, 5.56 USD for a million tokens at full use; set economics.alternative",),
+    ),
+    "a profile without a price": (
+        {"alternative": OTHER, "traffic": REQUESTS}, {"profiles": {"h100": Accelerator("h100", "nvidia.com/gpu")}, "cost": None},
+        (
+            "what a pod costs an hour is not known: set hourlyPrice of the operator's profile h100 (the chart's value profiles), or "
+            "economics.podHourlyPrice; what training cost is not known, for what it ran on has no price: set economics.oneTimeCost",
+        ),
+    ),
+    "CPUs": (
+        {"alternative": OTHER, "traffic": REQUESTS}, {"compute": {"nodes": 1}, "cost": None},
+        ("what a pod costs an hour is not known: set economics.podHourlyPrice; what training cost is not known",),
+    ),
+    "CPUs whose price is stated": (
+        {"alternative": OTHER, "traffic": REQUESTS, "podHourlyPrice": "0.5", "oneTimeCost": "927"}, {"compute": {"nodes": 1}, "cost": None},
+        ("pays back in 0.1 months: serving costs 730.00 USD a month", "only economics.oneTimeCost is counted"),
+    ),
+    "before it trains": (
+        {"alternative": OTHER, "traffic": BY_TOKENS}, {"measured": False, "cost": None},
+        ("saves 5,620.00 USD a month", "what a server does is not measured", "what training costs is known once it has run"),
+    ),
+    "more traffic than pods": (
+        {"alternative": OTHER, "traffic": {"requestsPerMonth": 10_000_000}}, {},
+        ("the traffic needs 4 pods, and the spec has at most 2: 4 are counted",),
+    ),
+    "an autoscaler has room for it": (
+        {"alternative": OTHER, "traffic": {"requestsPerMonth": 10_000_000}},
+        {"serving": {"autoscaling": {"maxReplicas": 4, "autoscaler": "External"}}},
+        ("serving costs 8,760.00 USD a month",),
+    ),
+    "nothing serves": ({"alternative": OTHER}, {"serving": None}, ("nothing serves: spec.serving is absent",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_the_message_says_what_comes_out_and_which_field_would_tell_what_is_missing(case: str) -> None:
+    asked, changes, words = WORDS[case]
+    found = summary(asked, **changes)
+    assert found is not None
+    for text in words:
+        assert text in found.message
+    assert ("the spec has at most" in found.message) == (case == "more traffic than pods")
+
+
+def test_nothing_is_said_unless_it_is_asked() -> None:
+    assert summary(None) is None
+    assert economics.page(seen(None, serving=None), TRAINED) is None
+    assert economics.page(seen(None, compute={"nodes": 1}), Cost()) is None, "nor on the page, where nothing has a price"
+    said = economics.page(seen(None), TRAINED)
+    assert said is not None
+    assert (said["podHour"], said["alternative"], said["traffic"]) == (3.0, None, None)
+
+
+def test_a_server_may_have_other_accelerators_than_a_pod_that_trains() -> None:
+    one = summary({}, serving={"replicas": 1, "resources": {"limits": {"nvidia.com/gpu": 1}}})
+    both = summary({}, serving={"replicas": 1})
+    assert one is not None
+    assert both is not None
+    assert (one.serving_per_month, both.serving_per_month) == ("1095.00", "2190.00")
+
+
+def test_the_live_revision_counts_until_the_newest_has_answered() -> None:
+    o = seen({"alternative": OTHER, "traffic": REQUESTS})
+    live = o.status.revisions[0].model_copy(update={"name": "r0"})
+    d = draft(o).set(revisions=[make_revision("r1"), live], revision="r1", live_revision="r0")
+    found = economics.summary(o, d)
+    assert found is not None
+    assert found.per_million_tokens_at_full_use == "5.56"
+    assert economics.summary(o, d.set(live_revision=None)) != found
+
+
+def test_an_edit_of_prices_neither_trains_nor_scores_nor_deploys() -> None:
+    """Nothing of it is part of what names a revision, an evaluation or an arm."""
+    spec = {"economics": {"alternative": OTHER, "traffic": REQUESTS, "podHourlyPrice": "1", "oneTimeCost": "1"}}
+    assert [extract(spec, Spec, marker) for marker in (RETRAIN, REEVALUATE, REDEPLOY)] == [{}, {}, {}]
+
+
+@pytest.mark.parametrize("price", ["1e-99", "0", "1e12"])
+@pytest.mark.parametrize("tokens", [1, 10**15])
+@pytest.mark.parametrize("seconds", ["0.0001", "9007199254740991"])
+def test_what_is_beyond_measure_fits_the_status_all_the_same(price: str, tokens: int, seconds: str) -> None:
+    slow = Answering(rows=1, seconds=seconds, input_tokens=1, output_tokens=1, concurrency=1)
+    asked = {
+        "alternative": {"name": "x" * 128, "inputPrice": price, "outputPrice": price}, "oneTimeCost": "1e12", "podHourlyPrice": "1e12",
+        "traffic": {"requestsPerMonth": tokens},
+    }  # fmt: skip
+    o = seen(asked)
+    revision = o.status.revisions[0]
+    assert revision.evaluated
+    d = draft(o).update(evaluated=revision.evaluated.model_copy(update={"answering": slow}))
+    found = economics.summary(o, d)
+    assert found is not None
+    assert Economics.model_validate(found.to_dict()) == found
+    assert not {"nan", "inf"} & set(found.to_dict().values())

@@ -1,0 +1,48 @@
+"""How fast a server answered the test rows: what its throughput is known by before any user comes.
+
+Time runs while at least one question is open, from the first of a pod's questions to its last answer; of an evaluation that was interrupted
+the pods' times are summed. It holds what a server needs to warm up and the end, when fewer questions are open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic.alias_generators import to_camel, to_snake
+
+from finetune_trainer.evaluate.client import Reply
+from finetune_trainer.exits import JsonObject
+
+
+@dataclass(frozen=True)
+class Answering:
+    """`rows` were answered in so many seconds, with at most `concurrency` open at once; tokens are all prompts' and all answers'."""
+
+    rows: int
+    seconds: float
+    input_tokens: int
+    output_tokens: int
+    concurrency: int
+
+    def told(self) -> JsonObject:
+        """As the result says it (docs/contracts.md)."""
+        return {to_camel(name): value for name, value in asdict(self).items()}
+
+
+def measured(replies: Collection[Reply], concurrency: int) -> Answering | None:
+    """None where nothing was answered, or where the server does not count tokens."""
+    answered = [reply for reply in replies if reply.answer is not None]
+    counted = [(r.input_tokens, r.output_tokens) for r in answered if r.input_tokens is not None and r.output_tokens is not None]
+    prompts, answers = sum(pair[0] for pair in counted), sum(pair[1] for pair in counted)
+    seconds = round(sum(reply.seconds for reply in replies), 3)
+    if len(counted) < len(answered) or not (prompts and answers and seconds):
+        return None
+    return Answering(len(answered), seconds, prompts, answers, concurrency)
+
+
+def read(result: JsonObject) -> Answering | None:
+    """What an evaluation's result says of it."""
+    told: Any = result.get("answering")
+    return Answering(**{to_snake(name): value for name, value in told.items()}) if told else None
