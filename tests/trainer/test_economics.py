@@ -117,6 +117,10 @@ def test_what_is_not_known_is_said_and_not_drawn() -> None:
         assert text not in words.split("What it is worth")[1], text
 
 
+def test_what_is_paid_back_within_days_is_not_paid_back_in_no_time() -> None:
+    assert "less than 0.1 monthsuntil it is paid back" in told(paidOnce=1)
+
+
 def test_more_pods_than_the_spec_has_are_said() -> None:
     assert "The traffic needs 4 pods, and the spec has at most 2: 4 are counted." in told(traffic={"requestsPerMonth": 10_000_000})
     assert "at most 4" not in told(traffic={"requestsPerMonth": 10_000_000}, mostPods=4)

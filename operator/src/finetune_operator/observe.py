@@ -89,7 +89,7 @@ class Observer:
             retrain=retrain,
             redeploy=extract(finetune["spec"], Spec, REDEPLOY),
             reevaluate=extract(finetune["spec"], Spec, REEVALUATE),
-            tried=digest({"spec": finetune["spec"], "retry": annotations.get(names.RETRY, "")}),
+            tried=digest({"spec": _acted_on(finetune["spec"]), "retry": annotations.get(names.RETRY, "")}),
             now=now,
             control=annotations.get(names.CONTROL, ""),
             revisions=revisions,
@@ -234,6 +234,11 @@ def _name(obj: Object) -> str:
 
 def _replicas(deployment: Object | None) -> int:
     return int(deployment["spec"].get("replicas", 1)) if deployment else 0
+
+
+def _acted_on(spec: Object) -> Object:
+    """The spec without what is only told: an edit of that is no reason to try again what failed or was rejected."""
+    return {name: block for name, block in spec.items() if name != "economics"}
 
 
 def _starts(pod: Object) -> bool:

@@ -176,6 +176,10 @@ WORDS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
         {"alternative": OTHER, "traffic": REQUESTS, "podHourlyPrice": "0.5", "oneTimeCost": "927"}, {"compute": {"nodes": 1}, "cost": None},
         ("pays back in 0.1 months: serving costs 730.00 USD a month", "only economics.oneTimeCost is counted"),
     ),
+    "no sooner paid than back": (
+        {"alternative": OTHER, "traffic": REQUESTS}, {"cost": Cost(hours="1", amount="1")},
+        ("pays back in less than 0.1 months: serving costs", "1.00 USD were paid once"),
+    ),
     "before it trains": (
         {"alternative": OTHER, "traffic": BY_TOKENS}, {"measured": False, "cost": None},
         ("saves 5,620.00 USD a month", "what a server does is not measured", "what training costs is known once it has run"),

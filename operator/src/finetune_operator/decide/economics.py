@@ -251,7 +251,8 @@ def _verdict(t: Terms, f: Figures) -> str:
         return f"never pays back at this traffic: {both}; {where}"
     if f.paid_back is None:
         return f"saves {_money(t, f.saving)} a month: {both}"
-    return f"pays back in {f.paid_back:,.1f} months: {both}, and {_money(t, t.paid_once or 0.0)} were paid once"
+    months = f"{f.paid_back:,.1f} months" if f.paid_back >= 0.05 else "less than 0.1 months"
+    return f"pays back in {months}: {both}, and {_money(t, t.paid_once or 0.0)} were paid once"
 
 
 def _money(t: Terms, amount: float) -> str:

@@ -127,4 +127,6 @@ def _tokens(count: float | None) -> str:
 
 
 def _months(months: float) -> str:
-    return "never" if math.isinf(months) else f"{months:,.1f} months"
+    if math.isinf(months):
+        return "never"
+    return f"{months:,.1f} months" if months >= 0.05 else "less than 0.1 months"
