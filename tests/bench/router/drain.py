@@ -52,8 +52,8 @@ async def _measured(server: Backend, leaving: Router, staying: Router, seconds: 
         server.gate.set()
         texts = await asyncio.gather(*streams)
         streamed = time.perf_counter() - began
-        by_itself = await going
+        killed = not await going
         ended = time.perf_counter() - began
     met = [answer for user in users for answer in user.met]
     cut, failed = sum(text != WHOLE for text in texts), sum(answer != STABLE.arm for answer in met)
-    return Drain(STREAMS, cut, len(met), failed, streamed, ended, by_itself)
+    return Drain(STREAMS, cut, len(met), failed, streamed, ended, killed)

@@ -54,7 +54,7 @@ class Push:
 @dataclass(frozen=True)
 class Drain:
     """A router whose pod was deleted: streams that it carried then, how many broke off, requests of users meanwhile, how many failed, the
-    seconds until the last stream's end and until the router's, and whether it ended by itself."""
+    seconds until the last stream's end and until the router's, and whether it had to be killed."""
 
     streams: int
     cut: int
@@ -62,7 +62,7 @@ class Drain:
     failed: int
     streamed: float
     ended: float
-    by_itself: bool
+    killed: bool
 
 
 @dataclass
@@ -175,6 +175,7 @@ DRAINED: Final = (
     Row("- failed", "drain_failed", 0),
     Row("- deletion to the last stream's end (s)", "drain_streamed"),
     Row("- deletion to its own end (s)", "drain_ended"),
+    Row("- killed when the grace was over", "drain_killed", 0),
 )
 
 

@@ -10,7 +10,7 @@ from finetune_operator.traffic import Source
 
 from tests.bench.router import figures
 from tests.bench.router.client import Head, parsed, request_of
-from tests.bench.router.figures import Found, Push, Rollback, Visit, elsewhere, interval, outside, reshuffled
+from tests.bench.router.figures import Drain, Found, Push, Rollback, Visit, elsewhere, interval, outside, reshuffled
 
 NEVER = Rollback(math.inf, math.inf)
 
@@ -90,6 +90,14 @@ def test_the_table_says_of_every_goal_whether_it_is_met() -> None:
         "decision to the last router: p99 (s)": "met", "rollback to the last router: p99 (s)": "met",
         "added, 1 at once: p95 (ms)": "met", "added, 4 at once: p95 (ms)": "MISSED",
     }  # fmt: skip
+
+
+def test_a_drain_is_shown_where_there_was_one() -> None:
+    assert "a router that goes" not in figures.table(figures.figures(found()), (1, 4))
+    made = figures.figures(found(drain=Drain(100, 1, 9, 0, 45.0, 45.5, killed=False)))
+    verdict = {line[:36].strip(): line.split()[-1] for line in figures.table(made, (1, 4)).splitlines()[-7:] if "<=" in line}
+    assert verdict == {"- cut": "MISSED", "- failed": "met", "- killed when the grace was over": "met"}
+    assert (made["drain_streams"], made["drain_ended"]) == (100, 45.5)
 
 
 def test_the_shares_are_told_by_weight() -> None:

@@ -3,7 +3,7 @@
 Envoy exits at once on SIGTERM, whatever streams it has. So the kubelet's preStop asks the router itself, and waits: the request stays
 open while the answer to another one, which a script gives (drain.lua), is that users' requests are under way. Asking changes nothing,
 so anybody may. The listeners stay open: kube-proxy and name servers lead new users elsewhere within LEAST_SECONDS, and those who keep
-a connection are told to come again within listeners.CONNECTION_SECONDS.
+a connection are told to come again within listeners.CONNECTION_SECONDS. Why: docs/adr/0017.
 """
 
 from __future__ import annotations
