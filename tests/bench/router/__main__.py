@@ -36,6 +36,7 @@ def arguments() -> argparse.Namespace:
         "--pairs", type=int, default=5_000, help="of a direct call and one through a router, for each number of callers (5,000)"
     )
     parser.add_argument("--identity", choices=list(SOURCES), default="header", help="where users are named (header)")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a goal is missed")
     return parser.parse_args()
 
 
@@ -65,7 +66,7 @@ def main() -> int:
     made = figures.figures(found)
     print(f"\n{figures.table(made, CALLERS)}\n\n{figures.shares(found)}\n")
     print(json.dumps({key: made[key] for key in figures.JSON_KEYS}), flush=True)
-    return 0
+    return int(options.strict and bool(figures.missed(made, CALLERS)))
 
 
 if __name__ == "__main__":

@@ -150,6 +150,10 @@ class Row:
     key: str
     goal: float | None = None
 
+    def met(self, value: float) -> bool | None:
+        """Is the goal met? None where there is none."""
+        return None if self.goal is None else value <= self.goal
+
 
 def rows(callers: Iterable[int]) -> list[Row]:
     """The table's lines, in their order."""
@@ -184,6 +188,11 @@ def shares(found: Found) -> str:
     return "\n".join(f"on the canary at {weight} %: {', '.join(map(str, counted))} of {found.users}" for weight, counted in counts.items())
 
 
+def missed(found: Figures, callers: Iterable[int]) -> list[str]:
+    """The figures that miss their goals."""
+    return [row.key for row in rows(callers) if row.met(found[row.key]) is False]
+
+
 def table(found: Figures, callers: Iterable[int]) -> str:
     """Every figure beside its goal."""
     lines = [("", "measured", "goal", ""), *(_line(row, found[row.key]) for row in rows(callers))]
@@ -193,5 +202,5 @@ def table(found: Figures, callers: Iterable[int]) -> str:
 
 def _line(row: Row, value: float) -> tuple[str, str, str, str]:
     goal = "" if row.goal is None else f"<= {row.goal:g}"
-    verdict = "" if row.goal is None else "met" if value <= row.goal else "MISSED"
+    verdict = {True: "met", False: "MISSED", None: ""}[row.met(value)]
     return row.title, f"{value:.4g}" if isinstance(value, float) else str(value), goal, verdict

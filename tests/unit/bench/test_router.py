@@ -8,9 +8,11 @@ import math
 import pytest
 from finetune_operator.traffic import Source
 
+from tests.bench.router import __main__ as bench
 from tests.bench.router import figures
 from tests.bench.router.client import Head, parsed, request_of
 from tests.bench.router.figures import Found, Push, Rollback, Visit, elsewhere, interval, outside, reshuffled
+from tests.bench.router.measure import CALLERS
 
 NEVER = Rollback(math.inf, math.inf)
 
@@ -90,6 +92,18 @@ def test_the_table_says_of_every_goal_whether_it_is_met() -> None:
         "decision to the last router: p99 (s)": "met", "rollback to the last router: p99 (s)": "met",
         "added, 1 at once: p95 (ms)": "met", "added, 4 at once: p95 (ms)": "MISSED",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "failed", "status"), [(["--strict"], 1, 1), (["--strict"], 0, 0), ([], 1, 0)])
+def test_a_goal_that_is_missed_ends_a_strict_run_with_1(
+    flags: list[str], failed: int, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    async def seen(*_: object) -> Found:
+        return found(shares=[(10, 100)], pairs={callers: [(0.001, 0.0012)] for callers in CALLERS}, failed=failed)
+
+    monkeypatch.setattr(bench, "run", seen)
+    monkeypatch.setattr("sys.argv", ["bench", *flags])
+    assert bench.main() == status
 
 
 def test_the_shares_are_told_by_weight() -> None:
