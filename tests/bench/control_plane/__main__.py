@@ -40,6 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--idle-only", action="store_true", help="measure only what N settled FineTunes cost, without a floor")
     parser.add_argument("--idle-seconds", type=float, help="how long idling is measured (20; 60 with --idle-only)")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a setting of the operator; may be repeated")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a goal is missed")
     return parser.parse_args()
 
 
@@ -97,7 +98,7 @@ def main() -> int:
     if max(found["others_cores"], found.get("floor_others_cores", 0)) > BUSY_NEIGHBOURS:
         print("Others used the machine during a burst (others_cores): the times are worse than they would be on a quiet one.")
     print(json.dumps(found), flush=True)
-    return 0
+    return int(options.strict and bool(figures.missed(found)))
 
 
 if __name__ == "__main__":

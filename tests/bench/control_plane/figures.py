@@ -162,6 +162,11 @@ def met(row: Row, found: Figures) -> bool | None:
     return found[row.key] <= row.goal(int(found["objects"])) or found[row.key] <= row.times_floor * floor
 
 
+def missed(found: Figures) -> list[str]:
+    """The figures that were found and miss their goals."""
+    return [row.key for row in ROWS if row.key in found and met(row, found) is False]
+
+
 def table(found: Figures) -> str:
     """Every figure that was found, beside the floor's and the goal."""
     lines = [("", "measured", "floor", "ratio", "goal", ""), *(_line(row, found) for row in ROWS if row.key in found)]

@@ -40,6 +40,7 @@ def arguments() -> argparse.Namespace:
         "--drain", type=int, default=0, metavar="SECONDS", help="also delete a router whose streams go on for so long (0: none)"
     )
     parser.add_argument("--identity", choices=list(SOURCES), default="header", help="where users are named (header)")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a goal is missed")
     return parser.parse_args()
 
 
@@ -73,7 +74,7 @@ def main() -> int:
     made = figures.figures(found)
     print(f"\n{figures.table(made, CALLERS)}\n\n{figures.shares(found)}\n")
     print(json.dumps({key: made[key] for key in (*figures.JSON_KEYS, *(k for k in made if k.startswith("drain_")))}), flush=True)
-    return 0
+    return int(options.strict and bool(figures.missed(made, CALLERS)))
 
 
 if __name__ == "__main__":

@@ -167,6 +167,10 @@ class Row:
     key: str
     goal: float | None = None
 
+    def met(self, value: float) -> bool | None:
+        """Is the goal met? None where there is none."""
+        return None if self.goal is None else value <= self.goal
+
 
 DRAINED: Final = (
     Row("a router that goes: streams on it", "drain_streams"),
@@ -212,15 +216,23 @@ def shares(found: Found) -> str:
     return "\n".join(f"on the canary at {weight} %: {', '.join(map(str, counted))} of {found.users}" for weight, counted in counts.items())
 
 
+def missed(found: Figures, callers: Iterable[int]) -> list[str]:
+    """The figures that miss their goals."""
+    return [row.key for row in _shown(found, callers) if row.met(found[row.key]) is False]
+
+
 def table(found: Figures, callers: Iterable[int]) -> str:
     """Every figure beside its goal."""
-    shown = [*rows(callers), *(DRAINED if DRAINED[0].key in found else ())]
-    lines = [("", "measured", "goal", ""), *(_line(row, found[row.key]) for row in shown)]
+    lines = [("", "measured", "goal", ""), *(_line(row, found[row.key]) for row in _shown(found, callers))]
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
     return "\n".join(f"{a.ljust(widths[0])}  {b.rjust(widths[1])}  {c.ljust(widths[2])}  {d}".rstrip() for a, b, c, d in lines)
 
 
+def _shown(found: Figures, callers: Iterable[int]) -> list[Row]:
+    return [*rows(callers), *(DRAINED if DRAINED[0].key in found else ())]
+
+
 def _line(row: Row, value: float) -> tuple[str, str, str, str]:
     goal = "" if row.goal is None else f"<= {row.goal:g}"
-    verdict = "" if row.goal is None else "met" if value <= row.goal else "MISSED"
+    verdict = {True: "met", False: "MISSED", None: ""}[row.met(value)]
     return row.title, f"{value:.4g}" if isinstance(value, float) else str(value), goal, verdict

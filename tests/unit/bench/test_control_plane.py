@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from devcluster import nodebinary
+from tests.bench.control_plane import __main__ as bench
 from tests.bench.control_plane import audit, figures, processes, progress
 from tests.bench.control_plane.adapters import FINETUNES, JOBS, Adapter
 from tests.bench.control_plane.audit import AuditLog
@@ -241,6 +243,19 @@ def test_the_table() -> None:
         "operator's writes per object            4                <= 6                 met",
         "restart: until it rests (s)          2.35",
     ]
+
+
+@pytest.mark.parametrize(("flags", "writes", "status"), [(["--strict"], 7, 1), (["--strict"], 6, 0), ([], 7, 0)])
+def test_a_goal_that_is_missed_ends_a_strict_run_with_1(
+    flags: list[str], writes: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    async def seen(*_: object) -> figures.Figures:
+        return {"objects": 10, "writes_per_object": writes, "restart_steady_s": 1e9, "others_cores": 0.0}
+
+    monkeypatch.setattr(bench, "compare", seen)
+    monkeypatch.setattr(nodebinary, "ensure", lambda: None)
+    monkeypatch.setattr("sys.argv", ["bench", "--out", str(tmp_path), *flags])
+    assert bench.main() == status
 
 
 @pytest.mark.parametrize(

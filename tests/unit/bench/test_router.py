@@ -8,9 +8,11 @@ import math
 import pytest
 from finetune_operator.traffic import Source
 
+from tests.bench.router import __main__ as bench
 from tests.bench.router import figures
 from tests.bench.router.client import Head, parsed, request_of
 from tests.bench.router.figures import Drain, Found, Push, Rollback, Visit, elsewhere, interval, outside, reshuffled
+from tests.bench.router.measure import CALLERS
 
 NEVER = Rollback(math.inf, math.inf)
 
@@ -98,6 +100,19 @@ def test_a_drain_is_shown_where_there_was_one() -> None:
     verdict = {line[:36].strip(): line.split()[-1] for line in figures.table(made, (1, 4)).splitlines()[-7:] if "<=" in line}
     assert verdict == {"- cut": "MISSED", "- failed": "met", "- killed when the grace was over": "met"}
     assert (made["drain_streams"], made["drain_ended"]) == (100, 45.5)
+    assert "drain_cut" in figures.missed(made, (1, 4))
+
+
+@pytest.mark.parametrize(("flags", "failed", "status"), [(["--strict"], 1, 1), (["--strict"], 0, 0), ([], 1, 0)])
+def test_a_goal_that_is_missed_ends_a_strict_run_with_1(
+    flags: list[str], failed: int, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    async def seen(*_: object) -> Found:
+        return found(shares=[(10, 100)], pairs={callers: [(0.001, 0.0012)] for callers in CALLERS}, failed=failed)
+
+    monkeypatch.setattr(bench, "run", seen)
+    monkeypatch.setattr("sys.argv", ["bench", *flags])
+    assert bench.main() == status
 
 
 def test_the_shares_are_told_by_weight() -> None:
