@@ -102,3 +102,11 @@ def test_a_rank_that_stops_on_request_fails_no_job_unless_it_was_disrupted() -> 
 
 def policy(stage: Stage) -> list[dict[str, Any]]:
     return list(job_of(stage)["spec"]["podFailurePolicy"]["rules"])
+
+
+@pytest.mark.parametrize(("limits", "expected"), [({}, "8"), ({"nvidia.com/gpu": "2"}, "2"), ({"memory": "90Gi"}, "8")])
+def test_vllm_divides_the_model_over_as_many_as_the_server_has(limits: dict[str, str], expected: str) -> None:
+    changes = {"compute": {"accelerator": "h100", "gpusPerNode": 8}, "serving": {"resources": {"limits": limits}}}
+    server = arm.server(load_spec(make_finetune(**changes)), arm.Served("/m", None, "r1", "bot"), IMAGES, Devices(8, H100))
+    assert server["args"][server["args"].index("--tensor-parallel-size") + 1] == expected
+    assert server["resources"]["limits"]["nvidia.com/gpu"] == expected

@@ -9,10 +9,11 @@ from typing import Any, Final
 from finetune_operator import kinds, names
 from finetune_operator.api.blocks.method import PROMPTS
 from finetune_operator.api.blocks.serving import Autoscaling
+from finetune_operator.api.quantities import quantity
 from finetune_operator.api.spec import Spec
 from finetune_operator.build import pods
 from finetune_operator.build.envoy import REQUEST_SECONDS
-from finetune_operator.build.pods import Devices, Images, Manifest, Owner
+from finetune_operator.build.pods import Accelerator, Devices, Images, Manifest, Owner
 
 PRESTOP_SECONDS: Final = 8  # longer than the routers' DNS refresh and health checks take
 # vLLM says 503 to whoever comes while it drains: longer than a name server may go on telling of a pod that goes.
@@ -55,7 +56,7 @@ def server(spec: Spec, served: Served, images: Images, devices: Devices) -> Mani
     container: Manifest = {
         "name": "server",
         "image": (serving.image if serving and serving.image else None) or (images.vllm if vllm else images.trainer),
-        "args": vllm_args(served, devices.count) if vllm else serve_args(served),
+        "args": vllm_args(served, accelerators(spec, devices.profile)) if vllm else serve_args(served),
         "env": pods.env({**pods.OFFLINE, **devices.env(), **({"VLLM_NO_USAGE_STATS": "1"} if vllm else {})}, spec.pods),
         "ports": [{"name": "http", "containerPort": names.MODEL_PORT}],
         "resources": _resources(spec, devices),
@@ -71,6 +72,13 @@ def server(spec: Spec, served: Served, images: Images, devices: Devices) -> Mani
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     return container
+
+
+def accelerators(spec: Spec, profile: Accelerator) -> int:
+    """Of one server: `serving.resources` may say another number than trains."""
+    limits = (spec.serving.resources.limits if spec.serving and spec.serving.resources else None) or {}
+    given = quantity(str(limits.get(profile.resource, "")))
+    return spec.compute.gpus_each if given is None else int(given)
 
 
 def shared_memory(spec: Spec) -> list[Manifest]:

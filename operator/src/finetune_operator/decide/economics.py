@@ -8,17 +8,16 @@ together, unless they are said apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from finetune_operator.api.blocks.economics import Alternative, ExpectedTraffic
 from finetune_operator.api.blocks.economics import Economics as Asked
 from finetune_operator.api.blocks.serving import Serving
-from finetune_operator.api.quantities import decimal, quantity
-from finetune_operator.api.spec import Spec
+from finetune_operator.api.quantities import decimal
 from finetune_operator.api.status import Answering, Cost, Economics
-from finetune_operator.build.pods import ANY_GPU, Accelerator
+from finetune_operator.build.arm import accelerators
+from finetune_operator.build.pods import ANY_GPU
 from finetune_operator.decide.attempts import price
 from finetune_operator.decide.draft import Draft
 from finetune_operator.observed import Observed
@@ -69,7 +68,7 @@ class Figures:
 def terms(o: Observed, serving: Serving, cost: Cost) -> Terms:
     """The terms of today."""
     asked = o.spec.economics or Asked()
-    hour, trained, extra = _pod_hour(o, serving, asked), _decimal(cost.amount), _decimal(asked.one_time_cost)
+    hour, trained, extra = _pod_hour(o, asked), _decimal(cost.amount), _decimal(asked.one_time_cost)
     scaling = serving.autoscaling
     return Terms(
         pods=scaling.min_replicas if scaling else serving.replicas,
@@ -145,19 +144,13 @@ def _measured(d: Draft) -> Answering | None:
     return next((s.answering for s in scored if s and s.answering), None)
 
 
-def _pod_hour(o: Observed, serving: Serving, asked: Asked) -> float | None:
+def _pod_hour(o: Observed, asked: Asked) -> float | None:
     """What one model server costs an hour: as stated, or its accelerators by their profile."""
     each = price(o)
     if asked.pod_hourly_price is not None or each is None:
         return _decimal(asked.pod_hourly_price)
     profile = o.profiles.get(o.spec.compute.accelerator or "", ANY_GPU)
-    return each * _accelerators(o.spec, serving, profile)
-
-
-def _accelerators(spec: Spec, serving: Serving, profile: Accelerator) -> float:
-    """Of one model server: `serving.resources` may say another number than trains."""
-    limits: Mapping[str, str] = (serving.resources.limits if serving.resources else None) or {}
-    return float(quantity(str(limits.get(profile.resource, ""))) or spec.compute.gpus_each)
+    return each * accelerators(o.spec, profile)
 
 
 def _missing(o: Observed, asked: Asked, *, priced: bool, trained: bool) -> list[str]:
