@@ -64,7 +64,7 @@ class PodClient:
         """A router's structure, weight and counters; `error` is set when it cannot be asked."""
         name, status = pod["metadata"]["name"], pod["status"]
         ip, started = status["podIP"], _started(status)
-        known = {"pod": name, "ip": ip, "started": started, "ready": ready(pod)}
+        known = {"pod": name, "ip": ip, "started": started, "ready": ready(pod), "leaving": "deletionTimestamp" in pod["metadata"]}
         try:
             document, runtime, statistics = await asyncio.gather(
                 self._get(ip, names.TRAFFIC_PORT, STRUCTURE_PATH),

@@ -74,7 +74,8 @@ class ServerState:
 
 @dataclass(frozen=True)
 class RouterState:
-    """A router's own word; `error` says why it could not be asked."""
+    """A router's own word; `error` says why it could not be asked. Whoever is `leaving` has users until they have left it, and nobody waits
+    for what it is to learn: it may learn nothing any more."""
 
     pod: str
     ip: str
@@ -84,3 +85,4 @@ class RouterState:
     weight: int | None = None
     totals: Mapping[str, ArmTotals] = field(default_factory=dict)
     error: str = ""
+    leaving: bool = False

@@ -778,6 +778,12 @@ async def test_a_router_that_goes_hears_of_a_rollback_but_nobody_waits_for_it(mo
     await run(world, phase("Rejected"))
     assert world.runtime["bot-router-9"][version] == 0
     assert status_of(world)["rollout"]["state"] == "RolledBack"
+    arm = names.arm("bot", canary)
+    later = world.clock.seconds + 120
+    await run(world, lambda _: world.clock.seconds > later)
+    assert (kinds.DEPLOYMENT, "ml", arm) in world.api.store, "the router that goes has it in its document, and users"
+    world.api.remove(kinds.POD, "ml", "bot-router-9")
+    await run(world, lambda _: (kinds.DEPLOYMENT, "ml", arm) not in world.api.store)
 
 
 def children(world: World) -> dict[tuple[str, str], Any]:

@@ -419,7 +419,7 @@ class World:
         return version, canary, self.runtime[pod].get(version, document["weight"])
 
     def _sync(self) -> None:
-        """What the kubelet does for the routers' mounts."""
+        """What the kubelet does for the routers' mounts; none for those of pods that are to end."""
         mounts: dict[str, Mount] = {}
         for pod in self.api.all(kinds.POD):
             meta = pod["metadata"]
@@ -427,7 +427,7 @@ class World:
                 old, nudge = self.mounts.get(meta["name"]), (meta.get("annotations") or {}).get(names.NUDGE, "")
                 fresh = old is not None and old.nudge == nudge and self.clock.seconds - old.time < SYNC_SECONDS
                 config = self.api.store.get((kinds.CONFIGMAP, "ml", meta["name"].rsplit("-", 1)[0]))
-                if config is not None and not fresh:
+                if config is not None and not fresh and "deletionTimestamp" not in meta:
                     old = Mount(config["data"], nudge, self.clock.seconds)
                 if old is not None:
                     mounts[meta["name"]] = old
@@ -459,8 +459,9 @@ class World:
             arm: ArmTotals(t.requests, t.errors, t.latency, self._healthy(arm))
             for arm, t in {**{a: ArmTotals() for a in self._arms()}, **self.totals[name]}.items()
         }
-        stays = "deletionTimestamp" not in pod["metadata"]
-        return RouterState(name, name, pod["status"]["startTime"], ready=stays, version=version, weight=weight, totals=totals)
+        leaving = "deletionTimestamp" in pod["metadata"]
+        known = {"version": version, "weight": weight, "totals": totals}
+        return RouterState(name, name, pod["status"]["startTime"], ready=not leaving, leaving=leaving, **known)
 
     async def push(self, ip: str, token: str, structure: Structure, weight: int) -> None:
         self.runtime[ip][structure.version] = weight

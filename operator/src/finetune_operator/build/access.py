@@ -17,7 +17,7 @@ from finetune_operator.build.envoy import TYPE, script
 TLS_FOLDER: Final = "/etc/envoy-tls"
 KEYS_FOLDER: Final = "/etc/envoy-keys"
 KEYS_ENTRY: Final = "keys"  # of the Secret: lines of a name and a key
-KEYS_VARIABLE: Final = "FINETUNE_KEYS_FILE"
+KEYS_VARIABLE: Final = "FINETUNE_API_KEYS"  # where they are; it was the keys themselves once, and a router asks for them with either
 CERTIFICATE_VARIABLE: Final = "FINETUNE_CERTIFICATE"
 FILTER: Final = "finetune.keys"
 SCRIPT: Final = script("keys.lua")

@@ -1,10 +1,9 @@
 -- Admits who has an API key, for Envoy's Lua filter (LuaJIT; nothing beyond Lua 5.1 is used). The keys are lines of a mounted
 -- file, "name key", read again every few seconds, so that a changed Secret needs no restart; while the file cannot be read those
--- that were last read hold. A router without the variable (an earlier operator's was FINETUNE_API_KEYS) was made before keys were asked
--- for, and goes on as it was until it is replaced. Where the file is, and which path needs no key, stands in the route configuration
+-- that were last read hold. A router without the variable was made before keys were asked for, and goes on as it was until it is replaced. Where the file is, and which path needs no key, stands in the route configuration
 -- (build/access.py).
 
-local REQUIRED = (os.getenv("FINETUNE_KEYS_FILE") or os.getenv("FINETUNE_API_KEYS")) ~= nil
+local REQUIRED = os.getenv("FINETUNE_API_KEYS") ~= nil
 local SECONDS = 5
 local REFUSAL = '{"error":{"message":"%s","type":"invalid_request_error","param":null,"code":"invalid_api_key"}}'
 local names, read = {}, nil -- key → name; when the file was last read

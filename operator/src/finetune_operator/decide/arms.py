@@ -169,12 +169,14 @@ def _steady(o: Observed, d: Draft, wanted: ArmWanted | None) -> Draft:
     d = replace(d, arms=live_arms(d), routing=Routing(structure, 0), serving=serving_of(o, live))
     if o.routers_starting:  # no watch tells that one waits for its Secret
         d = replace(d, requeue=soonest(d.requeue, START_SECONDS))
+    if last.capacity:  # of a rollout that ended under an operator which kept it
+        last = last.model_copy(update={"capacity": None})
     health = health_of(o, live)
-    settled = _acknowledged(o, structure) and health.ready > 0
+    settled = _acknowledged(o, structure) and health.ready > 0 and not _used_by_who_leaves(o, structure)
     if (settled and not last.memory.get("settled")) or (last.memory.get("structure") not in (None, structure.version)):
         last = last.model_copy(update={"memory": {"settled": settled, "structure": structure.version}})
     if not last.memory.get("settled"):
-        d = replace(d, arms=(*d.arms, *other_arms(o, d)), requeue=soonest(d.requeue, POLL_SECONDS))
+        d = replace(d, arms=(*d.arms, *other_arms(o, d)), requeue=soonest(d.requeue, START_SECONDS if o.router_waiting else POLL_SECONDS))
     d = d.set(rollout=last)
     if wanted is None or wanted.name != live or (d.blocked and d.phase != c.NOT_NEEDED):
         return d
@@ -195,6 +197,11 @@ def _acknowledged(o: Observed, structure: Structure) -> bool:
     """Do all ready routers serve that document? At least one must."""
     ready = [r for r in o.routers if r.ready]
     return bool(ready) and all(r.version == structure.version for r in ready)
+
+
+def _used_by_who_leaves(o: Observed, structure: Structure) -> bool:
+    """Does a router that somebody deletes, and that still has users, send them elsewhere? It may learn no document any more."""
+    return any(r.leaving and r.version not in (None, structure.version) for r in o.routers)
 
 
 def _let_go(o: Observed, d: Draft) -> bool:

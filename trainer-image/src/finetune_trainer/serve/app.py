@@ -54,7 +54,7 @@ class Server:
     ready: bool = False
     draining: bool = False
     held: int = 0
-    last_request: float = -math.inf  # of the API, by time.monotonic
+    last_used: float = -math.inf  # the API: when a request last came or ended, by time.monotonic
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -180,8 +180,7 @@ class Server:
     async def _count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         path = request.match_info.route.resource.canonical if request.match_info.route.resource else "other"
         code = "499"  # the client went away
-        if path.startswith("/v1/"):
-            self.last_request = time.monotonic()
+        self._used(path)
         try:
             response = await handler(request)
             code = str(response.status)
@@ -193,7 +192,13 @@ class Server:
             code = "500"
             raise
         finally:
+            if not self.draining:  # else its connection ended with it
+                self._used(path)
             self.metrics.requests.labels(path, code).inc()
+
+    def _used(self, path: str) -> None:
+        if path.startswith("/v1/"):
+            self.last_used = time.monotonic()
 
 
 def submit(engine: Engine, ids: list[int], settings: Sequence[Sampling]) -> tuple[list[Generation], Events]:

@@ -19,18 +19,18 @@ QUIET_SECONDS: Final = 3.5  # routers keep an idle connection for 3 s: after so 
 
 
 class Draining(Protocol):
-    """What is known of a server: requests that are under way, when the last one came (time.monotonic), and that it shall end: every answer
-    is then its connection's last, and it is not ready."""
+    """What is known of a server: requests that are under way, when one last came or ended (time.monotonic), and that it shall end: every
+    answer is then its connection's last, and it is not ready."""
 
     held: int
-    last_request: float
+    last_used: float
     draining: bool
 
 
 async def drain(server: Draining, runner: web.AppRunner) -> float:
     """Wait until nothing more comes and nothing is held, for DRAIN_SECONDS at most; the seconds of these that are left."""
     server.draining = True
-    began = time.monotonic()
+    began = server.last_used = time.monotonic()  # as if one came now: routers have yet to see that it is not ready
     await _until(lambda: _quiet(server), began + LISTEN_SECONDS)
     for site in list(runner.sites):
         await site.stop()
@@ -45,7 +45,7 @@ def make_last(response: web.StreamResponse) -> None:
 
 
 def _quiet(server: Draining) -> bool:
-    return time.monotonic() - server.last_request >= QUIET_SECONDS
+    return time.monotonic() - server.last_used >= QUIET_SECONDS
 
 
 async def _until(condition: Callable[[], bool], deadline: float) -> None:

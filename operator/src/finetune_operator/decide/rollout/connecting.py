@@ -8,7 +8,7 @@ from finetune_operator.decide import queries
 from finetune_operator.decide.rollout.memory import freed, overdue
 from finetune_operator.decide.rollout.plan import Plan
 from finetune_operator.decide.rollout.rolling_back import roll_back
-from finetune_operator.decide.rollout.scene import Scene, Step, first_error, in_force, unheard
+from finetune_operator.decide.rollout.scene import Scene, Step, first_error, in_force, staying, unheard
 from finetune_operator.decide.rollout.shifting import shift
 from finetune_operator.decide.rollout.states import PROMOTE
 from finetune_operator.traffic import ArmTotals, RouterState, Structure
@@ -23,8 +23,9 @@ def connecting(plan: Plan, scene: Scene, r: Rollout) -> Step:
         if unasked:
             return Step(r, unheard(scene, 0), f"nobody is moved before all guards can be asked; {unasked}", conditions.PAUSED)
         return shift(plan, scene, r)
-    waiting = [s for s in scene.routers if s.version != scene.structure.version or not _warm(s, needed)]
-    message = f"{len(scene.routers) - len(waiting)} of {scene.routers_wanted or '?'} routers serve both arms, the new one to nobody yet"
+    routers = staying(scene)
+    waiting = [s for s in routers if s.version != scene.structure.version or not _warm(s, needed)]
+    message = f"{len(routers) - len(waiting)} of {scene.routers_wanted or '?'} routers serve both arms, the new one to nobody yet"
     held_up = scene.router_waiting
     message += f"; {held_up.message}" if held_up else first_error(waiting)
     if "held" not in r.memory and overdue(plan, scene, r) and ("freed" not in r.memory or overdue(plan, scene, r, "freed")):

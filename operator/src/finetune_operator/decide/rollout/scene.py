@@ -69,6 +69,11 @@ def unheard(scene: Scene, weight: int) -> dict[str, int]:
     return {s.pod: weight for s in scene.routers if s.version == scene.structure.version and s.weight != weight}
 
 
+def staying(scene: Scene) -> list[RouterState]:
+    """The routers of whom it is told: not those that somebody deletes."""
+    return [s for s in scene.routers if not s.leaving]
+
+
 def can_go_back(scene: Scene, r: Rollout) -> bool:
     """Users are never taken back to an arm without a pod that serves."""
     return r.weight == 0 or scene.stable.ready > 0

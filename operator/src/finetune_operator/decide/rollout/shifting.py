@@ -13,7 +13,7 @@ from finetune_operator.decide.rollout.hold import hold, until
 from finetune_operator.decide.rollout.memory import changed, marked, overdue
 from finetune_operator.decide.rollout.plan import Plan
 from finetune_operator.decide.rollout.rolling_back import roll_back
-from finetune_operator.decide.rollout.scene import Scene, Step, can_go_back, first_error, in_force, too_few, unheard
+from finetune_operator.decide.rollout.scene import Scene, Step, can_go_back, first_error, in_force, staying, too_few, unheard
 from finetune_operator.decide.rollout.states import BAKING, HOLDING, PROMOTE, SHIFTING
 
 
@@ -53,9 +53,10 @@ def shifting(plan: Plan, scene: Scene, r: Rollout) -> Step:
         findings = evidence.findings(plan, scene, r)
         if overall(findings) == "Fail":
             return failed(scene, r, findings)
-        agreed = sum(1 for s in scene.routers if (s.version, s.weight) == (scene.structure.version, r.weight))
-        message = f"step {r.step} of {r.steps}: {agreed} of {len(scene.routers)} routers serve {r.weight} %"
-        message += first_error(scene.routers)
+        routers = staying(scene)
+        agreed = sum(1 for s in routers if (s.version, s.weight) == (scene.structure.version, r.weight))
+        message = f"step {r.step} of {r.steps}: {agreed} of {len(routers)} routers serve {r.weight} %"
+        message += first_error(routers)
         if overdue(plan, scene, r, "began") and can_go_back(scene, r):
             return roll_back(scene, r, conditions.NEVER_READY, f"{message}, not all within rollout.progressDeadline")
         return Step(r, unheard(scene, r.weight), message)
