@@ -85,13 +85,13 @@ async def test_a_router_that_goes_fails_no_request_cuts_no_stream_and_ends_once_
 
 
 async def test_both_routers_are_replaced_one_after_the_other_and_no_user_notices(world: World) -> None:
-    old = [await started(world), await started(world)]
+    *old, first, second = await asyncio.gather(*(started(world) for _ in range(4)))
     service = Service(*old)
     going = []
     async with asking(service) as users:
         streams = await streaming(users)
-        for router in old:
-            service.endpoints.append(await started(world))
+        for router, successor in zip(old, (first, second), strict=True):
+            service.endpoints.append(successor)
             going.append(await goes(service, router))
         await asyncio.sleep(DRAIN_SECONDS)
         end_streams(world)
