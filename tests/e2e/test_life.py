@@ -24,7 +24,7 @@ from tests.watching import Watching, dashboard, documented, documented_ports
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 LIFE_SECONDS = 400.0
 CONTROL_PORT = 10001
-ROUTER_PORTS = (10000, CONTROL_PORT, 10002, 9901)
+ROUTER_PORTS = (10000, CONTROL_PORT, 10002, 10003, 9901)
 ERRORS = 80  # percent: beyond chance after thirty failures, a few seconds in which Prometheus looks more than once
 HELD = 30  # percent of the step that waits for traffic
 ROUTERS = "finetune.dev/name=bot,finetune.dev/component=router"

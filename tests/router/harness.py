@@ -32,7 +32,7 @@ UID = "0b6c1d2e-aaaa-bbbb-cccc-000000000001"
 OWNER = Owner("ml", "bot", UID)
 KEY = tokens.generate_key()
 SALT = "5d41402abc4b2a76"
-PORTS = (names.TRAFFIC_PORT, names.TLS_PORT, names.CONTROL_PORT, names.ROUTER_METRICS_PORT, envoy.ADMIN_PORT)
+PORTS = (names.TRAFFIC_PORT, names.TLS_PORT, names.CONTROL_PORT, names.ROUTER_METRICS_PORT, names.DRAIN_PORT, envoy.ADMIN_PORT)
 CHAT = "/v1/chat/completions"
 DOMAIN = "ml.svc.cluster.local"
 
@@ -159,22 +159,13 @@ class Router(Envoy):
         """Sync the ConfigMap's volume."""
         self._first = self._first or wanted
         made = router.documents(self.serving, wanted, weight, tokens.jwks(KEY), UID, self.exposures)
-        sync(self.folder, {name: json.dumps(self._local(json.loads(self._sooner(text)))) for name, text in made.items()})
+        renewed = '"max_connection_duration":"{}s"'
+        made["lds.json"] = _sooner(made["lds.json"], renewed, listeners.CONNECTION_SECONDS, self.connection_seconds)
+        sync(self.folder, {name: json.dumps(self._local(json.loads(text))) for name, text in made.items()})
 
     def secret(self, mounted: str, files: Mapping[str, str]) -> None:
         """Sync a Secret's volume that is mounted there."""
         sync(Path(self._local(mounted)), files)
-
-    def _sooner(self, text: str) -> str:
-        """A test waits neither as long as a connection lives nor as long as a router stays."""
-        for written, least, wanted in (
-            ('"max_connection_duration":"{}s"', listeners.CONNECTION_SECONDS, self.connection_seconds),
-            ('"seconds":{}', drain.LEAST_SECONDS, self.drain_seconds),
-        ):
-            if wanted is not None:
-                assert written.format(least) in text or "HttpConnectionManager" not in text
-                text = text.replace(written.format(least), written.format(wanted))
-        return text
 
     def _local(self, value: Any) -> Any:
         if isinstance(value, dict):
@@ -194,7 +185,7 @@ class Router(Envoy):
         """The container's command line, with the test's name server in place of the cluster's."""
         arguments = [a.replace("$(POD_NAME)", "router-0") for a in container["args"]]
         at = arguments.index("--config-yaml") + 1
-        bootstrap = self._local(json.loads(arguments[at]))
+        bootstrap = self._local(json.loads(_sooner(arguments[at], '"seconds":{}', drain.LEAST_SECONDS, self.drain_seconds)))
         bootstrap["typed_dns_resolver_config"] = {
             "name": "envoy.network.dns_resolver.cares",
             "typed_config": {
@@ -228,8 +219,10 @@ class Router(Envoy):
         grace = asyncio.get_running_loop().time() + pod["terminationGracePeriodSeconds"]
         hook = container["lifecycle"]["preStop"]["httpGet"]
         port = next(p["containerPort"] for p in container["ports"] if p["name"] == hook["port"])
+        headers = {header["name"]: header["value"] for header in hook["httpHeaders"]}
+        timeout = aiohttp.ClientTimeout(total=pod["terminationGracePeriodSeconds"])
         with suppress(aiohttp.ClientError):
-            await self.status(hook["path"], port, timeout=aiohttp.ClientTimeout(total=pod["terminationGracePeriodSeconds"]))
+            await self.status(hook["path"], port, headers=headers, timeout=timeout)
         return await self.terminate(grace - asyncio.get_running_loop().time())
 
     async def close(self) -> None:
@@ -284,6 +277,14 @@ class Router(Envoy):
             return (state.version, state.weight) == (wanted.version, weight)
 
         await until(said, f"the router serves {wanted.version} at {weight} %", 10, self.log)
+
+
+def _sooner(text: str, written: str, least: int, wanted: int | None) -> str:
+    """A test waits neither as long as a connection lives nor as long as a router stays."""
+    if wanted is None:
+        return text
+    assert written.format(least) in text
+    return text.replace(written.format(least), written.format(wanted))
 
 
 def token(key: str = KEY, audience: str = UID, now: datetime | None = None) -> str:

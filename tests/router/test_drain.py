@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from urllib.parse import urlencode
 
+import aiohttp
 import pytest
 from finetune_operator import names
+from finetune_operator.build import drain
 
 from tests.router.conftest import NEW, OLD, World
-from tests.router.harness import Router, structure, until
+from tests.router.harness import UID, Router, structure, until
 from tests.router.users import Service, User, asking, streaming
 
 SPLIT = structure(OLD, NEW)
 WHOLE = b"data: first\n\ndata: second\n\n"
 # Of a router: as long apart as they are in a pod, and long enough for a client that waits for the processor between connect and send.
 CONNECTION_SECONDS, DRAIN_SECONDS = 2, 4
+STREAMS, ASKERS = 6, 150
 TOLD_SECONDS = 0.3  # after which kube-proxy has learnt that a pod goes
 
 
@@ -80,13 +85,13 @@ async def test_a_router_that_goes_fails_no_request_cuts_no_stream_and_ends_once_
 
 
 async def test_both_routers_are_replaced_one_after_the_other_and_no_user_notices(world: World) -> None:
-    old = [await started(world), await started(world)]
+    *old, first, second = await asyncio.gather(*(started(world) for _ in range(4)))
     service = Service(*old)
     going = []
     async with asking(service) as users:
         streams = await streaming(users)
-        for router in old:
-            service.endpoints.append(await started(world))
+        for router, successor in zip(old, (first, second), strict=True):
+            service.endpoints.append(successor)
             going.append(await goes(service, router))
         await asyncio.sleep(DRAIN_SECONDS)
         end_streams(world)
@@ -97,11 +102,46 @@ async def test_both_routers_are_replaced_one_after_the_other_and_no_user_notices
     undisturbed(users)
 
 
+async def hook(router: Router, uid: str) -> int:
+    """The answer to somebody who asks as the kubelet does."""
+    return await router.status(drain.PATH, names.DRAIN_PORT, headers={drain.HEADER: uid}, timeout=aiohttp.ClientTimeout(total=60))
+
+
+@asynccontextmanager
+async def crowd(router: Router) -> AsyncIterator[list[asyncio.Task[int]]]:
+    """As many as ask like the kubelet, and leave in the end."""
+    tasks = [asyncio.create_task(hook(router, UID)) for _ in range(ASKERS)]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_whoever_else_asks_finds_nothing_and_the_hook_waits_however_many_do(world: World) -> None:
+    router = await world.started(SPLIT, 50, drain_seconds=2)
+    assert "drain" not in (router.folder / "lds.json").read_text(), "it goes by its pod alone, whatever operator wrote the documents"
+    streams = await streaming([User(f"user-{n}", Service(router)) for n in range(STREAMS)])
+    strangers = asyncio.gather(*(hook(router, "another FineTune's" if n % 2 else "") for n in range(ASKERS)))
+    assert set(await asyncio.wait_for(strangers, 10)) == {404}, "nobody of them is kept waiting"
+    assert await router.status("/drained", names.DRAIN_PORT) == 404
+    async with crowd(router) as others:
+        await asyncio.sleep(0.5)
+        going = asyncio.create_task(router.deleted())
+        await asyncio.sleep(2.5)
+        assert [task for task in [going, *others] if task.done()] == [], "nobody is refused, and streams are not cut"
+        end_streams(world)
+        assert await asyncio.gather(*streams) == [WHOLE] * STREAMS
+        assert await asyncio.wait_for(going, 10)
+
+
 @pytest.mark.parametrize("stale", [False, True], ids=["the name server knows", "the name server still tells of it"])
 async def test_a_model_server_that_goes_ends_its_streams_while_others_take_what_comes(world: World, stale: bool) -> None:
     router = await world.started(structure(OLD))
     leaving, staying = world.pods["old"]
     async with asking(Service(router)) as users:
+        await until(lambda: leaving.served and staying.served, "both are found to be ready", 10)
         streams = await streaming(users)
         assert leaving.held > 0
         if not stale:

@@ -46,6 +46,7 @@ TRAFFIC_PORT: Final = 10000  # router: users
 TLS_PORT: Final = 10443  # router: users, over TLS
 CONTROL_PORT: Final = 10001  # router: signed pushes
 ROUTER_METRICS_PORT: Final = 10002  # router: /ready, /stats/prometheus
+DRAIN_PORT: Final = 10003  # router: /drain
 MASTER_PORT: Final = 29500  # torchrun's rendezvous
 SERVICE_PORT: Final = 80  # the users' address
 SERVICE_TLS_PORT: Final = 443  # the same over TLS

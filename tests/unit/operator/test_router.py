@@ -73,14 +73,28 @@ def test_a_router_that_goes_asks_itself_whether_it_may_and_has_the_time_of_the_l
     pod = built()["Deployment"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     hook = container["lifecycle"]["preStop"]["httpGet"]
-    assert hook == {"path": "/drain", "port": "metrics"}, "a sleep ends too early or too late"
+    assert (hook["path"], hook["port"]) == ("/drain", "drain"), "a sleep ends too early or too late"
     assert pod["terminationGracePeriodSeconds"] > drain.LEAST_SECONDS + REQUEST_SECONDS
-    (metrics,) = (r for r in document("lds.json") if r["name"] == "metrics")
-    routes = metrics["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["virtual_hosts"][0]["routes"]
-    (asked,) = (r["route"] for r in routes if r["match"]["path"] == hook["path"])
-    clusters = json.loads(container["args"][container["args"].index("--config-yaml") + 1])["static_resources"]["clusters"]
-    assert asked["cluster"] in {c["name"] for c in clusters}
-    assert (asked["timeout"], asked["idle_timeout"]) == ("0s", "0s"), "it waits for as long as the grace lasts"
+    text = container["args"][container["args"].index("--config-yaml") + 1]
+    assert "$" not in text, "the kubelet puts variables there"
+    bootstrap = json.loads(text)["static_resources"]
+    (listener,) = bootstrap["listeners"]
+    (port,) = (p["containerPort"] for p in container["ports"] if p["name"] == hook["port"])
+    assert listener["address"]["socket_address"]["port_value"] == port
+    (asked, answered) = listener["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["virtual_hosts"][0]["routes"]
+    (header,) = hook["httpHeaders"]
+    for route in (asked, answered):
+        assert route["match"]["headers"] == [{"name": header["name"], "string_match": {"exact": header["value"]}}]
+    assert header["value"] == OWNER.uid
+    assert asked["match"]["path"] == hook["path"]
+    asks = asked["route"]
+    assert asks["cluster"] in {c["name"] for c in bootstrap["clusters"]}
+    assert (asks["timeout"], asks["idle_timeout"]) == ("0s", "0s"), "it waits for as long as the grace lasts"
+    assert answered["direct_response"]["status"] in asks["retry_policy"]["retriable_status_codes"], "a script that fails ends no hook"
+
+
+def test_what_a_router_asks_itself_is_in_its_pod_so_that_no_document_takes_it_away() -> None:
+    assert [name for name, text in built()["ConfigMap"]["data"].items() if "drain" in text] == []
 
 
 def test_the_canary_comes_first_and_the_shares_sum_to_100() -> None:

@@ -15,8 +15,10 @@ end
 
 function envoy_on_request(handle)
   local context = handle:filterContext()
-  local since, least = tonumber(handle:headers():get(context:get("since")) or ""), context:get("seconds")
-  local count = active(handle, context:get("active")) -- what the handle gave before may not be used after it
-  local may = since and os.time() - since >= least and count == 0
-  handle:respond({ [":status"] = may and "200" or "503" }, (count or "an unknown number of") .. " requests are under way\n")
+  local since = tonumber(handle:headers():get(context:get("since")) or "")
+  if not since or os.time() - since < context:get("seconds") then
+    return handle:respond({ [":status"] = "503" }, "users may still come\n")
+  end
+  local count = active(handle, context:get("active"))
+  handle:respond({ [":status"] = count == 0 and "200" or "503" }, (count or "an unknown number of") .. " requests are under way\n")
 end

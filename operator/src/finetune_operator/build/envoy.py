@@ -40,7 +40,7 @@ def endpoints(name: str, host: str, port: int) -> Manifest:
 
 
 def script(name: str) -> str:
-    """The text of a script beside this file; without comments and indentation, for every router's ConfigMap has it."""
+    """The text of a script beside this file; without comments and indentation, for every router's ConfigMap or pod has it."""
     lines = (line.strip() for line in resources.files(__package__).joinpath(name).read_text("utf-8").splitlines())
     return "".join(f"{line}\n" for line in lines if line and not line.startswith("--"))
 

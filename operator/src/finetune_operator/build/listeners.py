@@ -1,4 +1,4 @@
-"""The routers' listeners: users (plain, and over TLS), the operator's pushes, probes and statistics."""
+"""The routers' listeners: users (plain, and over TLS), the operator's pushes, probes and statistics, the kubelet's hook."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ CONNECTION_SECONDS: Final = 15  # users' connections are renewed after this, so 
 
 
 def _listener(name: str, port: int, manager: Manifest, **options: Any) -> Manifest:
+    """A resource of the ConfigMap's documents."""
+    return {"@type": f"{TYPE}.config.listener.v3.Listener", **_static(name, port, manager, **options)}
+
+
+def _static(name: str, port: int, manager: Manifest, **options: Any) -> Manifest:
+    """A listener of the bootstrap."""
     manager = {
         "@type": f"{TYPE}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": name,
         **manager,
     }
     return {
-        "@type": f"{TYPE}.config.listener.v3.Listener",
         "name": name,
         "address": address("0.0.0.0", port),
         **options,
@@ -100,19 +105,28 @@ def control(jwks: Mapping[str, Any], audience: str) -> Manifest:
 
 
 def metrics() -> Manifest:
-    """Probes, statistics, and what the kubelet waits for before it ends a router."""
-    routes = _admin_routes("metrics", "/ready", "/stats/prometheus")
-    routes["virtual_hosts"][0]["routes"] += drain.routes()
-    routes["virtual_hosts"][0]["typed_per_filter_config"] = drain.disabled()
-    routes["validate_clusters"] = False  # a router that started with an earlier operator's command line has no cluster for it
+    """Probes and statistics."""
     return _listener(
         "metrics",
         names.ROUTER_METRICS_PORT,
-        {"route_config": routes, "http_filters": [drain.http_filter(), _router_filter()]},
+        {"route_config": _admin_routes("metrics", "/ready", "/stats/prometheus"), "http_filters": [_router_filter()]},
+        ignore_global_conn_limit=True,
+    )
+
+
+def leaving(uid: str) -> Manifest:
+    """What the kubelet waits for before it ends a router of the FineTune with that uid; part of the bootstrap."""
+    return _static(
+        "drain",
+        names.DRAIN_PORT,
+        {"route_config": _route_config("drain", drain.routes(uid)), "http_filters": [drain.http_filter(), _router_filter()]},
         ignore_global_conn_limit=True,
     )
 
 
 def _admin_routes(name: str, *paths: str) -> Manifest:
-    routes = [{"match": {"path": path}, "route": {"cluster": "admin"}} for path in paths]
+    return _route_config(name, [{"match": {"path": path}, "route": {"cluster": "admin"}} for path in paths])
+
+
+def _route_config(name: str, routes: list[Manifest]) -> Manifest:
     return {"name": name, "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}]}

@@ -120,7 +120,7 @@ def _deployment(owner: Owner, spec: Spec, image: str) -> Manifest:
         "image": image,
         "command": ["envoy"],
         "args": [
-            "--config-yaml", _text(_bootstrap()), "--service-cluster", owner.name, "--service-node", "$(POD_NAME)",
+            "--config-yaml", _text(_bootstrap(owner.uid)), "--service-cluster", owner.name, "--service-node", "$(POD_NAME)",
             "--disable-hot-restart", "--concurrency", "1", "--log-level", "warning",
         ],
         "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}, *added["env"], *exposure_log.key(spec)],
@@ -128,11 +128,12 @@ def _deployment(owner: Owner, spec: Spec, image: str) -> Manifest:
             {"name": "traffic", "containerPort": names.TRAFFIC_PORT},
             {"name": "control", "containerPort": names.CONTROL_PORT},
             {"name": "metrics", "containerPort": names.ROUTER_METRICS_PORT},
+            {"name": drain.PORT_NAME, "containerPort": names.DRAIN_PORT},
             *added["ports"],
         ],
         "readinessProbe": {**probe, "periodSeconds": 1, "failureThreshold": 2},
         "livenessProbe": {**probe, "periodSeconds": 10, "failureThreshold": 6},
-        "lifecycle": {"preStop": drain.pre_stop()},
+        "lifecycle": {"preStop": drain.pre_stop(owner.uid)},
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
         "securityContext": pods.RESTRICTED_CONTAINER,
         "volumeMounts": [{"name": "config", "mountPath": CONFIG, "readOnly": True}, *added["volumeMounts"]],
@@ -164,7 +165,7 @@ def _deployment(owner: Owner, spec: Spec, image: str) -> Manifest:
     }
 
 
-def _bootstrap() -> Manifest:
+def _bootstrap(uid: str) -> Manifest:
     directory = {"path": CONFIG}
     return {
         "admin": {
@@ -199,6 +200,7 @@ def _bootstrap() -> Manifest:
             ]
         },
         "static_resources": {
+            "listeners": [listeners.leaving(uid)],
             "clusters": [
                 {
                     "name": "admin",
@@ -207,7 +209,7 @@ def _bootstrap() -> Manifest:
                     "load_assignment": endpoints("admin", "127.0.0.1", ADMIN_PORT),
                 },
                 drain.cluster(),
-            ]
+            ],
         },
     }
 
