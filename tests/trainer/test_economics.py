@@ -93,7 +93,8 @@ def test_the_page_sets_both_beside_each_other_and_marks_where_they_are_even() ->
         "2.0 monthsuntil it is paid back", "this modelbig-api", "pods that are counted2 at 3.00 USD an hour",
         "a month, for the stated traffic4,380.00 USD10,000.00 USD", "a million tokens, at the stated traffic7.30 USD16.67 USD",
         "a million tokens, at full use5.56 USD", "400.0 million + 200.0 million", "these pods could do788.4 million",
-        "cheaper from so many tokens a month on262.8 million", "saved a month5,620.00 USD", "what the spec adds11,240.00 USD",
+        "cheaper, with 2 pods, at so many tokens a monthfrom 262.8 million to 788.4 million", "saved a month5,620.00 USD",
+        "what the spec adds11,240.00 USD",
         "2.0 months, 1,200.0 million tokens", "paid by then, over 12 months, in USD; even after 2.0 months (dashed)",
         "this model: paid once, and serving", "test rows: 100 in 100.0 s with at most 16 open at once",
         "100.0 tokens of prompts and 50.0 of answers a second",
@@ -107,6 +108,23 @@ def test_what_never_pays_back_says_so_and_marks_nothing() -> None:
     assert "neveruntil it is paid back" in words
     assert "saved a month-4,377.50 USD" in words
     assert "dashed)" not in words.split("What it is worth")[1]
+
+
+@pytest.mark.parametrize(
+    ("price", "answering", "words"),
+    [
+        (6, ANSWERING, "with 1 pod, at so many tokens a monthfrom 365.0 million to 394.2 million"),
+        (6, None, "at so many tokens a monthfrom 365.0 million on"),
+        (5, ANSWERING, "at so many tokens a monthnever while no busier than in the evaluation"),
+        (0, ANSWERING, "at so many tokens a monthnever"),
+    ],
+)
+def test_where_it_is_cheaper_is_said_as_far_as_it_is_known(price: float, answering: Answering | None, words: str) -> None:
+    said = told(answering, pods=1, alternative={"name": "big-api", "inputPrice": price, "outputPrice": price}, traffic={
+        "inputTokensPerMonth": 270_000_000, "outputTokensPerMonth": 135_000_000,
+    })  # fmt: skip
+    assert words in said
+    assert ("no busier" in said) == ("no busier" in words)
 
 
 def test_what_is_not_known_is_said_and_not_drawn() -> None:

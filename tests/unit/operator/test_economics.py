@@ -17,12 +17,16 @@ from finetune_operator.build.pods import Accelerator
 from finetune_operator.decide import economics
 from finetune_operator.decide.economics import Terms, compute
 from finetune_operator.observed import Observed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.unit.operator.helpers import draft, make_observed, make_revision, make_scored
 
 # 100 tokens of prompts and 50 of answers a second: 262.8 and 131.4 million a month of 2,628,000 s.
 MEASURED = Answering(rows=100, seconds="100", input_tokens=10_000, output_tokens=5_000, concurrency=16)
 OTHER = {"name": "big-api", "inputPrice": "10", "outputPrice": "30"}
+CHEAP = {"name": "big-api", "inputPrice": "1", "outputPrice": "10"}
+SIX = {"name": "big-api", "inputPrice": "6", "outputPrice": "6"}
 REQUESTS = {"requestsPerMonth": 4_000_000}  # 400 million tokens of prompts, 200 million of answers
 BY_TOKENS = {"inputTokensPerMonth": 400_000_000, "outputTokensPerMonth": 200_000_000}
 PRICED = {"h100": Accelerator("h100", "nvidia.com/gpu", hourly_price=1.5)}
@@ -43,14 +47,15 @@ FIGURES: dict[str, tuple[Terms, Answering | None, dict[str, Any]]] = {
         {
             "pods": 2, "serving": 4380, "capacity": 788.4e6, "full": 4380 / 788.4, "traffic": (400e6, 200e6), "actual": 7.3,
             "other": 10_000,
-            "other_million": 10_000 / 600, "saving": 5620, "cheaper_from": 262.8e6, "paid_back": 2,
+            "other_million": 10_000 / 600, "saving": 5620, "cheaper_from": 262.8e6, "cheaper_to": 788.4e6,
+            "paid_back": 2,
         },
     ),
     "tokens say the same as requests": (terms({"traffic": BY_TOKENS}), MEASURED, {"traffic": (400e6, 200e6), "paid_back": 2}),
     "tokens need nothing measured": (
         terms({"traffic": BY_TOKENS}), None,
         {"pods": 2, "serving": 4380, "capacity": None, "full": None, "actual": 7.3, "saving": 5620, "cheaper_from": 262.8e6,
-        "paid_back": 2},
+        "cheaper_to": None, "paid_back": 2},
     ),
     "requests do": (
         terms({"traffic": REQUESTS}), None,
@@ -58,13 +63,22 @@ FIGURES: dict[str, tuple[Terms, Answering | None, dict[str, Any]]] = {
     ),
     "more traffic than the pods have room for": (
         terms({"traffic": {"requestsPerMonth": 10_000_000}}), MEASURED, {"pods": 4, "serving": 8760, "saving": 16_240,
-        "cheaper_from": 262.8e6},
+        "cheaper_from": 262.8e6, "cheaper_to": 788.4e6},
     ),
     "what there is more of decides, prompts": (
         terms({"traffic": {"inputTokensPerMonth": 600_000_000, "outputTokensPerMonth": 1_000_000}}), MEASURED, {"pods": 3},
     ),
     "what there is more of decides, answers": (
         terms({"traffic": {"inputTokensPerMonth": 1_000_000, "outputTokensPerMonth": 600_000_000}}), MEASURED, {"pods": 5},
+    ),
+    "answers take more of a server than prompts, at full use too": (
+        terms({"traffic": {"inputTokensPerMonth": 100_000_000, "outputTokensPerMonth": 900_000_000}, "alternative": CHEAP}), MEASURED,
+        {"pods": 7, "serving": 15_330, "capacity": 7 * 146e6, "full": 15, "actual": 15.33, "other": 9100, "other_million": 9.1,
+        "cheaper_from": math.inf, "cheaper_to": None, "paid_back": math.inf},
+    ),
+    "one pod is cheaper, and a second one is needed": (
+        terms({"traffic": {"requestsPerMonth": 2_700_000}, "alternative": SIX}, pods=1), MEASURED,
+        {"pods": 2, "serving": 4380, "other": 2430, "cheaper_from": 365e6, "cheaper_to": 394.2e6, "paid_back": math.inf},
     ),
     "too little traffic never pays back": (
         terms({"traffic": {"requestsPerMonth": 1_000_000}}), MEASURED,
@@ -76,7 +90,7 @@ FIGURES: dict[str, tuple[Terms, Answering | None, dict[str, Any]]] = {
     ),
     "a cheaper alternative is so at any traffic": (
         terms({"traffic": REQUESTS, "alternative": {**OTHER, "inputPrice": "1", "outputPrice": "2"}}), MEASURED,
-        {"cheaper_from": math.inf, "paid_back": math.inf},
+        {"cheaper_from": math.inf, "cheaper_to": None, "paid_back": math.inf},
     ),
     "a free one too": (
         terms({"alternative": {**OTHER, "inputPrice": "0", "outputPrice": "0"}}), MEASURED, {"other_million": 0, "cheaper_from": math.inf},
@@ -107,6 +121,29 @@ def test_figures(case: str) -> None:
     assert {name: found[name] for name in wanted} == {n: v if v is None else pytest.approx(v) for n, v in wanted.items()}
 
 
+SMALL = st.integers(1, 30)
+
+
+@settings(max_examples=500, derandomize=True, deadline=None)
+@given(st.tuples(SMALL, SMALL), st.tuples(SMALL, SMALL), st.tuples(SMALL, SMALL), st.integers(1, 3), SMALL)
+def test_where_it_is_said_to_be_cheaper_something_is_saved_and_nowhere_else(
+    each: tuple[int, int], asked: tuple[int, int], prices: tuple[int, int], pods: int, hour: int
+) -> None:
+    """`each`, `asked`: millions of tokens that a server does, and that users ask for. Beyond what the spec's pods do nothing is said."""
+    measured = Answering(rows=1, seconds="2628", input_tokens=each[0] * 1000, output_tokens=each[1] * 1000, concurrency=16)
+    traffic = {"inputTokensPerMonth": asked[0] * 10**6, "outputTokensPerMonth": asked[1] * 10**6}
+    other = {"name": "big-api", "inputPrice": str(prices[0]), "outputPrice": str(prices[1])}
+    f = compute(terms({"traffic": traffic, "alternative": other}, pods=pods, pod_hour=hour / 730), measured)
+    assert f.cheaper_from is not None
+    assert f.saving is not None
+    assert f.cheaper_to is None if math.isinf(f.cheaper_from) else f.cheaper_from < (f.cheaper_to or 0)
+    much, least = sum(asked) * 1e6, 1e-6
+    if much < f.cheaper_from - least:
+        assert f.saving < least
+    elif f.cheaper_from + least < much < (f.cheaper_to or 0) - least:
+        assert f.saving > -least
+
+
 def _answered(answering: Answering | None = MEASURED) -> dict[str, Any]:
     return make_scored("0.8").model_copy(update={"answering": answering}).to_dict()
 
@@ -131,7 +168,8 @@ def test_the_status_says_what_comes_out() -> None:
         "pods": "2", "servingPerMonth": "4380.00", "perMillionTokensAtFullUse": "5.56", "perMillionTokens": "7.30",
         "alternative": "big-api",
         "alternativePerMonth": "10000.00", "alternativePerMillionTokens": "16.67", "savingPerMonth": "5620.00",
-        "cheaperFromTokensPerMonth": "262800000", "paidOnce": "11240.00", "breakEvenMonths": "2.0", "currency": "USD",
+        "cheaperFromTokensPerMonth": "262800000", "cheaperToTokensPerMonth": "788400000", "paidOnce": "11240.00",
+        "breakEvenMonths": "2.0", "currency": "USD",
         "message": "pays back in 2.0 months: serving costs 4,380.00 USD a month, 5.56 USD for a million tokens at full use, "
         "big-api 10,000.00 USD for the same traffic, and 11,240.00 USD were paid once",
     }  # fmt: skip
@@ -150,13 +188,34 @@ def test_the_pages_example_is_as_it_says() -> None:
 WORDS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "never": (
         {"alternative": OTHER, "traffic": {"requestsPerMonth": 1000}}, {},
-        ("never pays back at this traffic: serving costs 4,380.00 USD a month", "cheaper than big-api from 262,800,000 tokens a month on"),
+        (
+            "never pays back at this traffic: serving costs 4,380.00 USD a month",
+            "cheaper than big-api from 262,800,000 to 788,400,000 tokens a month, which 2 pods can do",
+        ),
     ),
     "never, at any traffic": (
         {"alternative": {**OTHER, "inputPrice": "1", "outputPrice": "1"}, "traffic": REQUESTS}, {},
-        ("never pays back", "cheaper than big-api at no traffic, for even at full use its tokens cost more"),
+        (
+            "never pays back",
+            "cheaper than big-api at no traffic while no busier than in the evaluation: at full use its tokens cost no less",
+        ),
     ),
-    "no traffic": ({"alternative": OTHER}, {}, ("cheaper than big-api from 262,800,000 tokens a month on; set economics.traffic",)),
+    "never, for a free one": (
+        {"alternative": {**OTHER, "inputPrice": "0", "outputPrice": "0"}}, {}, ("never cheaper than big-api, which costs nothing",),
+    ),
+    "never, though fewer pods would be cheaper": (
+        {"alternative": SIX, "traffic": {"requestsPerMonth": 2_700_000}},
+        {"serving": {"replicas": 1}},
+        (
+            "never pays back at this traffic: serving costs 4,380.00 USD a month for 2 pods",
+            "cheaper than big-api from 365,000,000 to 394,200,000 tokens a month, which 1 pod can do",
+        ),
+    ),
+    "nothing measured": (
+        {"alternative": OTHER, "traffic": {"inputTokensPerMonth": 1000, "outputTokensPerMonth": 1000}}, {"measured": False},
+        ("never pays back", "cheaper than big-api from 219,000,000 tokens a month on, as far as 2 pods can do as many"),
+    ),
+    "no traffic": ({"alternative": OTHER}, {}, ("tokens a month, which 2 pods can do; set economics.traffic",)),
     "no alternative": (
         {"traffic": REQUESTS}, {},
         ("serving costs 4,380.00 USD a month, 5.56 USD for a million tokens at full use; set economics.alternative",),
@@ -191,7 +250,7 @@ WORDS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "an autoscaler has room for it": (
         {"alternative": OTHER, "traffic": {"requestsPerMonth": 10_000_000}},
         {"serving": {"autoscaling": {"maxReplicas": 4, "autoscaler": "External"}}},
-        ("serving costs 8,760.00 USD a month",),
+        ("serving costs 8,760.00 USD a month for 4 pods",),
     ),
     "nothing serves": ({"alternative": OTHER}, {"serving": None}, ("nothing serves: spec.serving is absent",)),
 }  # fmt: skip
@@ -204,7 +263,7 @@ def test_the_message_says_what_comes_out_and_which_field_would_tell_what_is_miss
     assert found is not None
     for text in words:
         assert text in found.message
-    assert ("the spec has at most" in found.message) == (case == "more traffic than pods")
+    assert ("the spec has at most" in found.message) == (case in ("more traffic than pods", "never, though fewer pods would be cheaper"))
 
 
 def test_nothing_is_said_unless_it_is_asked() -> None:

@@ -49,8 +49,9 @@ class Terms:
 
 @dataclass(frozen=True)
 class Figures:
-    """What comes out, a month or a million tokens; None: not known; infinite: never. `pods` are those that are counted; `full`: were they
-    all as busy as in the evaluation; `other` is the alternative; `paid_back` in months."""
+    """What comes out, a month or a million tokens; None: not known; infinite: never. `pods` are those that are counted; `capacity` and
+    `full`: were they all as busy as in the evaluation, in the traffic's proportion of prompts and answers; `other` is the alternative;
+    the spec's pods cost less than it from `cheaper_from` to `cheaper_to` tokens; `paid_back` in months."""
 
     pods: int
     serving: float | None
@@ -62,6 +63,7 @@ class Figures:
     other_million: float | None
     saving: float | None
     cheaper_from: float | None
+    cheaper_to: float | None
     paid_back: float | None
 
 
@@ -86,17 +88,19 @@ def compute(t: Terms, measured: Answering | None) -> Figures:
     """The figures. More pods than the spec has are counted where the traffic needs them; how many it needs is an upper bound, for prompts
     and answers are taken to cost a server what they did in the evaluation's proportion."""
     each, asked = _capacity(measured), _volume(t.traffic, measured)
-    load = max(asked[0] / each[0], asked[1] / each[1]) if each and asked else 0.0
-    pods = max(t.pods, math.ceil(load))
+    one = _in_proportion(each, asked) if each else None
+    pods = max(t.pods, math.ceil(sum(asked) / one)) if asked and one else t.pods
     serving = None if t.pod_hour is None else pods * t.pod_hour * HOURS
-    full = None if serving is None or each is None else serving / (pods * sum(each)) * MILLION
+    full = None if t.pod_hour is None or one is None else t.pod_hour * HOURS / one * MILLION
     other_million = _mixed(t.alternative, asked or each)
     other = None if other_million is None or asked is None else other_million * sum(asked) / MILLION
     saving = None if other is None or serving is None else other - serving
+    cheaper_from = _cheaper_from(t, full, other_million)
     return Figures(
-        pods=pods, serving=serving, capacity=pods * sum(each) if each else None, full=full, traffic=asked,
+        pods=pods, serving=serving, capacity=pods * one if one else None, full=full, traffic=asked,
         actual=None if serving is None or asked is None else serving / sum(asked) * MILLION,
-        other=other, other_million=other_million, saving=saving, cheaper_from=_cheaper_from(t, full, other_million),
+        other=other, other_million=other_million, saving=saving, cheaper_from=cheaper_from,
+        cheaper_to=t.pods * one if one and cheaper_from is not None and math.isfinite(cheaper_from) else None,
         paid_back=_paid_back(t.paid_once, saving),
     )  # fmt: skip
 
@@ -113,7 +117,8 @@ def summary(o: Observed, d: Draft) -> Economics | None:
         pods=str(f.pods), serving_per_month=_amount(f.serving), per_million_tokens_at_full_use=_amount(f.full),
         per_million_tokens=_amount(f.actual), alternative=t.alternative.name if t.alternative else None,
         alternative_per_month=_amount(f.other), alternative_per_million_tokens=_amount(f.other_million),
-        saving_per_month=_amount(f.saving), cheaper_from_tokens_per_month=_number(f.cheaper_from, ".0f"), paid_once=_amount(t.paid_once),
+        saving_per_month=_amount(f.saving), cheaper_from_tokens_per_month=_number(f.cheaper_from, ".0f"),
+        cheaper_to_tokens_per_month=_number(f.cheaper_to, ".0f"), paid_once=_amount(t.paid_once),
         break_even_months=_number(f.paid_back, ".1f"), currency=t.currency or None, message=_message(t, f, measured)[:1024],
     )  # fmt: skip
 
@@ -182,6 +187,11 @@ def _capacity(measured: Answering | None) -> Two | None:
     return measured.input_tokens / months, measured.output_tokens / months
 
 
+def _in_proportion(each: Two, asked: Two | None) -> float:
+    """Tokens that one server does a month, at least, where prompts and answers come in the traffic's proportion."""
+    return sum(asked) / max(asked[0] / each[0], asked[1] / each[1]) if asked else sum(each)
+
+
 def _volume(traffic: ExpectedTraffic | None, measured: Answering | None) -> Two | None:
     """Tokens a month that users send and are sent."""
     if traffic is None:
@@ -202,7 +212,7 @@ def _mixed(other: Alternative | None, tokens: Two | None) -> float | None:
 
 
 def _cheaper_from(t: Terms, full: float | None, other_million: float | None) -> float | None:
-    """Tokens a month from which on the spec's pods cost less; where they could not do as much, more pods would be as dear."""
+    """Tokens a month from which on the spec's pods cost less, as far as they can do as many; beyond it more of them have to be paid for."""
     if t.pod_hour is None or other_million is None:
         return None
     if other_million == 0 or (full is not None and full >= other_million):
@@ -227,16 +237,12 @@ def _message(t: Terms, f: Figures, measured: Answering | None) -> str:
 def _verdict(t: Terms, f: Figures) -> str:
     if f.serving is None:
         return ""
-    serving = f"serving costs {_money(t, f.serving)} a month" + (
-        f", {_money(t, f.full)} for a million tokens at full use" if f.full else ""
-    )
+    counted = f" for {f.pods} pods" if f.pods > t.pods else ""
+    full = f", {_money(t, f.full)} for a million tokens at full use" if f.full else ""
+    serving = f"serving costs {_money(t, f.serving)} a month{counted}{full}"
     if t.alternative is None or f.cheaper_from is None:
         return serving
-    where = (
-        f"cheaper than {t.alternative.name} at no traffic, for even at full use its tokens cost more"
-        if math.isinf(f.cheaper_from)
-        else f"cheaper than {t.alternative.name} from {f.cheaper_from:,.0f} tokens a month on"
-    )
+    where = _where(t, t.alternative.name, f.cheaper_from, f)
     if f.other is None or f.saving is None:
         return f"{serving}; {where}"
     both = f"{serving}, {t.alternative.name} {_money(t, f.other)} for the same traffic"
@@ -246,6 +252,18 @@ def _verdict(t: Terms, f: Figures) -> str:
         return f"saves {_money(t, f.saving)} a month: {both}"
     months = f"{f.paid_back:,.1f} months" if f.paid_back >= 0.05 else "less than 0.1 months"
     return f"pays back in {months}: {both}, and {_money(t, t.paid_once or 0.0)} were paid once"
+
+
+def _where(t: Terms, other: str, start: float, f: Figures) -> str:
+    """At which traffic the spec's pods are cheaper."""
+    pods = f"{t.pods} pod{'s' if t.pods > 1 else ''}"
+    if f.other_million == 0:
+        return f"never cheaper than {other}, which costs nothing"
+    if math.isinf(start):
+        return f"cheaper than {other} at no traffic while no busier than in the evaluation: at full use its tokens cost no less"
+    if f.cheaper_to is None:
+        return f"cheaper than {other} from {start:,.0f} tokens a month on, as far as {pods} can do as many"
+    return f"cheaper than {other} from {start:,.0f} to {f.cheaper_to:,.0f} tokens a month, which {pods} can do"
 
 
 def _money(t: Terms, amount: float) -> str:

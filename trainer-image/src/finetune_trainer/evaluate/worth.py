@@ -68,12 +68,21 @@ def _rows(terms: EconomicsConfig, f: Figures) -> Iterator[Cells]:
         ("a million tokens, at full use", _money(terms, f.full), _money(terms, None if f.traffic else f.other_million)),
         ("tokens a month: prompts, answers", " + ".join(map(_tokens, f.traffic)) if f.traffic else "", ""),
         ("tokens a month that these pods could do", _tokens(f.capacity), ""),
-        ("cheaper from so many tokens a month on", _tokens(f.cheaper_from), ""),
+        (f"cheaper, with {number(terms.pods)} pod{'s' if terms.pods > 1 else ''}, at so many tokens a month", _cheaper(f), ""),
         ("saved a month", _money(terms, f.saving), ""),
         ("paid once: training, and what the spec adds", _money(terms, terms.paid_once), ""),
         ("until it is paid back", _back(f), ""),
     )
     yield from (row for row in rows if row[1] or row[2])
+
+
+def _cheaper(f: Figures) -> str:
+    """From where to where; it is never so only as far as the evaluation tells how busy a server can be."""
+    if f.cheaper_from is None:
+        return ""
+    if math.isinf(f.cheaper_from):
+        return "never while no busier than in the evaluation" if f.other_million else "never"
+    return f"from {_tokens(f.cheaper_from)} to {_tokens(f.cheaper_to)}" if f.cheaper_to else f"from {_tokens(f.cheaper_from)} on"
 
 
 def _back(f: Figures) -> str:
@@ -118,11 +127,9 @@ def _money(terms: EconomicsConfig, amount: float | None) -> str:
 
 
 def _tokens(count: float | None) -> str:
-    """`1.2 million`, `340 000`; `never` where there is no number from which on something is so."""
+    """`1.2 million`, `340 000`."""
     if count is None:
         return ""
-    if math.isinf(count):
-        return "never"
     return f"{count / 1e6:,.1f} million" if count >= 1e6 else number(round(count))
 
 
