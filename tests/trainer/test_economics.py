@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_trainer.config import EconomicsConfig
+from finetune_trainer.config import EconomicsConfig, EvaluationConfig, ServerConfig
 from finetune_trainer.evaluate import charts, report, worth
 from finetune_trainer.evaluate.answers import Kept
+from finetune_trainer.evaluate.cli import _fingerprint
 from finetune_trainer.evaluate.client import Reply, _tokens
 from finetune_trainer.evaluate.throughput import Answering, measured
 
@@ -133,6 +134,23 @@ def test_what_is_not_known_is_said_and_not_drawn() -> None:
     assert worth.NOT_MEASURED in words
     for text in ("0.00 USD", "paid back", "paid by then", "None", "nan", "Full use is"):
         assert text not in words.split("What it is worth")[1], text
+
+
+def test_what_another_server_did_is_not_priced() -> None:
+    one, other = ServerConfig(accelerator="h100", accelerators=1, runtime="vLLM"), ServerConfig(runtime="Transformers")
+    known = measured([A], 16, one)
+    assert known == Answering(1, 1.5, 100, 20, 16, "h100", 1, "vLLM")
+    for server, priced in ((one, True), (other, False), (one.model_copy(update={"accelerators": 2}), False), (None, False)):
+        words = visible(report.render(made.report(economics=terms(traffic=None), answering=known, server=server)))
+        assert ("full use" in words, worth.MEASURED_ELSEWHERE in words) == (priced, not priced)
+        assert "answered by one server1 in 1.5 s" in words
+
+
+def test_what_one_server_answered_is_not_taken_up_beside_another() -> None:
+    asked = {"name": "tuned", "path": "/work/e", "metrics": [{"type": "ExactMatch"}]}
+    one = {"accelerators": 1, "runtime": "vLLM"}
+    servers = (None, {"runtime": "vLLM"}, one, {**one, "accelerator": "h100"})
+    assert len({_fingerprint(EvaluationConfig.model_validate({**asked, "server": server}), []) for server in servers}) == 4
 
 
 def test_what_is_paid_back_within_days_is_not_paid_back_in_no_time() -> None:

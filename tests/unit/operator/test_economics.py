@@ -30,6 +30,8 @@ SIX = {"name": "big-api", "inputPrice": "6", "outputPrice": "6"}
 REQUESTS = {"requestsPerMonth": 4_000_000}  # 400 million tokens of prompts, 200 million of answers
 BY_TOKENS = {"inputTokensPerMonth": 400_000_000, "outputTokensPerMonth": 200_000_000}
 PRICED = {"h100": Accelerator("h100", "nvidia.com/gpu", hourly_price=1.5)}
+H100S = {"accelerator": "h100", "accelerators": 2, "runtime": "vLLM"}  # what serves in `seen`
+CPUS = {"accelerators": 0, "runtime": "Transformers"}
 TRAINED = Cost(hours="10", gpu_hours="160", amount="240", currency="USD")
 
 
@@ -144,15 +146,18 @@ def test_where_it_is_said_to_be_cheaper_something_is_saved_and_nowhere_else(
         assert f.saving > -least
 
 
-def _answered(answering: Answering | None = MEASURED) -> dict[str, Any]:
+def _answered(answering: Answering | None, server: dict[str, Any]) -> dict[str, Any]:
+    answering = answering and answering.model_copy(update=server)
     return make_scored("0.8").model_copy(update={"answering": answering}).to_dict()
 
 
-def seen(asked: dict[str, Any] | None, *, measured: bool = True, cost: Cost | None = TRAINED, **changes: Any) -> Observed:
-    """A FineTune of which the newest revision is scored."""
+def seen(
+    asked: dict[str, Any] | None, *, measured: bool = True, server: dict[str, Any] = H100S, cost: Cost | None = TRAINED, **changes: Any
+) -> Observed:
+    """A FineTune of which the newest revision is scored, by such a server."""
     profiles = changes.pop("profiles", PRICED)
     spec = {"compute": {"accelerator": "h100", "gpusPerNode": 2}, "economics": asked, "budget": {"currency": "USD"}, **changes}
-    revision = make_revision(evaluated=_answered(MEASURED if measured else None))
+    revision = make_revision(evaluated=_answered(MEASURED if measured else None, server))
     return make_observed(revision, changes=spec, status={"cost": cost} if cost else {}, profiles=profiles)
 
 
@@ -178,7 +183,7 @@ def test_the_status_says_what_comes_out() -> None:
 def test_the_pages_example_is_as_it_says() -> None:
     written = (Path(__file__).resolve().parents[3] / "docs" / "economics.md").read_text()
     spec = yaml.safe_load(written.split("```yaml")[1].split("```")[0])
-    o = make_observed(make_revision(evaluated=_answered()), changes=spec, status={"cost": TRAINED})
+    o = make_observed(make_revision(evaluated=_answered(MEASURED, CPUS)), changes=spec, status={"cost": TRAINED})
     found = economics.summary(o, draft(o))
     assert found is not None
     assert found.message in " ".join(line.removeprefix("> ") for line in written.splitlines())
@@ -232,7 +237,8 @@ WORDS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
         ("what a pod costs an hour is not known: set economics.podHourlyPrice; what training cost is not known",),
     ),
     "CPUs whose price is stated": (
-        {"alternative": OTHER, "traffic": REQUESTS, "podHourlyPrice": "0.5", "oneTimeCost": "927"}, {"compute": {"nodes": 1}, "cost": None},
+        {"alternative": OTHER, "traffic": REQUESTS, "podHourlyPrice": "0.5", "oneTimeCost": "927"},
+        {"compute": {"nodes": 1}, "cost": None, "server": CPUS},
         ("pays back in 0.1 months: serving costs 730.00 USD a month", "only economics.oneTimeCost is counted"),
     ),
     "no sooner paid than back": (
@@ -276,11 +282,48 @@ def test_nothing_is_said_unless_it_is_asked() -> None:
 
 
 def test_a_server_may_have_other_accelerators_than_a_pod_that_trains() -> None:
-    one = summary({}, serving={"replicas": 1, "resources": {"limits": {"nvidia.com/gpu": 1}}})
+    one = summary({}, serving={"replicas": 1, "resources": {"limits": {"nvidia.com/gpu": 1}}}, server={**H100S, "accelerators": 1})
     both = summary({}, serving={"replicas": 1})
     assert one is not None
     assert both is not None
     assert (one.serving_per_month, both.serving_per_month) == ("1095.00", "2190.00")
+
+
+# what was measured, what serves by today's spec → what is said; nothing where it is the same
+T4 = Accelerator("t4", "nvidia.com/gpu", hourly_price=0.15)
+T4S = {"profiles": {**PRICED, "t4": T4}, "compute": {"accelerator": "t4", "gpusPerNode": 2}}
+SERVERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "the same": (H100S, {}, ""),
+    "an accelerator that trains no more": (H100S, T4S, "is not measured of vLLM on 2 t4, only of vLLM on 2 h100: the next evaluation"),
+    "fewer of them": (H100S, {"serving": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}, "of vLLM on 1 h100, only of vLLM on 2 h100"),
+    "another runtime": (H100S, {"serving": {"runtime": "Transformers"}}, "of Transformers on 2 h100, only of vLLM on 2 h100"),
+    "an image": (H100S, {"serving": {"image": "my/server:1"}}, "of my/server:1 on 2 h100, only of vLLM on 2 h100"),
+    "CPUs": (CPUS, {}, "of vLLM on 2 h100, only of Transformers on CPUs"),
+    "one without a profile": (
+        H100S, {"compute": {"nodes": 1}, "serving": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}, "of Transformers on 1 GPU, only",
+    ),
+    "a server that was not recorded": ({}, {}, "only of a server that was not recorded"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SERVERS)
+def test_todays_price_is_set_beside_what_such_a_server_did_and_none_else(case: str) -> None:
+    server, changes, words = SERVERS[case]
+    found = summary({"alternative": OTHER, "traffic": BY_TOKENS, "podHourlyPrice": "3"}, server=server, **changes)
+    assert found is not None
+    assert (found.per_million_tokens_at_full_use is None) == bool(words)
+    assert words in found.message
+    assert ("is not measured" in found.message) == bool(words)
+    assert found.saving_per_month is not None, "what needs no throughput is said all the same"
+
+
+def test_the_live_revision_counts_where_the_newest_was_measured_on_what_serves_no_more() -> None:
+    o = seen({"alternative": OTHER, "traffic": REQUESTS})
+    newest = make_revision("r1", evaluated=_answered(MEASURED, CPUS))
+    d = draft(o).set(revisions=[newest, o.status.revisions[0].model_copy(update={"name": "r0"})], revision="r1", live_revision="r0")
+    found = economics.summary(o, d)
+    assert found is not None
+    assert found.per_million_tokens_at_full_use == "5.56"
 
 
 def test_the_live_revision_counts_until_the_newest_has_answered() -> None:
@@ -303,7 +346,7 @@ def test_an_edit_of_prices_neither_trains_nor_scores_nor_deploys() -> None:
 @pytest.mark.parametrize("tokens", [1, 10**15])
 @pytest.mark.parametrize("seconds", ["0.0001", "9007199254740991"])
 def test_what_is_beyond_measure_fits_the_status_all_the_same(price: str, tokens: int, seconds: str) -> None:
-    slow = Answering(rows=1, seconds=seconds, input_tokens=1, output_tokens=1, concurrency=1)
+    slow = Answering(rows=1, seconds=seconds, input_tokens=1, output_tokens=1, concurrency=1).model_copy(update=H100S)
     asked = {
         "alternative": {"name": "x" * 128, "inputPrice": price, "outputPrice": price}, "oneTimeCost": "1e12", "podHourlyPrice": "1e12",
         "traffic": {"requestsPerMonth": tokens},

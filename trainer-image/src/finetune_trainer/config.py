@@ -323,6 +323,14 @@ class FidelityConfig(Model):
     skipped: str | None = None
 
 
+class ServerConfig(Model):
+    """What answers: its runtime (or own image), and its accelerators by their profile's name (None: CPUs, or without a profile)."""
+
+    accelerator: str | None = None
+    accelerators: int = Field(default=0, ge=0)
+    runtime: str
+
+
 class EvaluationConfig(Model):
     """What to score, against which endpoint, and where the result goes."""
 
@@ -340,6 +348,7 @@ class EvaluationConfig(Model):
     report: ReportConfig | None = None
     forgetting: ForgettingConfig | None = None
     fidelity: FidelityConfig | None = None
+    server: ServerConfig | None = None
 
 
 _NEEDS: dict[str, tuple[str, ...]] = {

@@ -103,6 +103,9 @@ class Answering(StatusModel):
     input_tokens: int = Field(ge=1, le=2**53, description="Of all prompts, as the server counted them.")
     output_tokens: int = Field(ge=1, le=2**53)
     concurrency: int = Field(ge=1, le=2**53, description="Questions that were open at once, at most.")
+    accelerator: Short | None = Field(default=None, description="The profile of its accelerators; absent on CPUs.")
+    accelerators: Count | None = None
+    runtime: Short | None = Field(default=None, description="Or the end of its image's name; absent where it was not recorded.")
 
 
 class Scored(StatusModel):

@@ -16,8 +16,8 @@ from finetune_operator.api.blocks.economics import Economics as Asked
 from finetune_operator.api.blocks.serving import Serving
 from finetune_operator.api.quantities import decimal
 from finetune_operator.api.status import Answering, Cost, Economics
-from finetune_operator.build.arm import accelerators
-from finetune_operator.build.pods import ANY_GPU
+from finetune_operator.build.arm import ServedBy, accelerators, served_by
+from finetune_operator.build.pods import ANY_GPU, Accelerator
 from finetune_operator.decide.attempts import price
 from finetune_operator.decide.draft import Draft
 from finetune_operator.observed import Observed
@@ -28,6 +28,7 @@ WHOLE: Final = 1e15  # an amount from which on hundredths are not told
 NOT_MEASURED: Final = (
     "what a server does is not measured: the evaluation does that, where a metric asks for answers and the server counts tokens"
 )
+MEASURES: Final = "the next evaluation does that, of a new revision or after an edit of spec.evaluation.maxNewTokens"
 NOTHING_SERVES: Final = "nothing serves: spec.serving is absent"
 Two = tuple[float, float]  # of prompts, of answers
 
@@ -106,12 +107,15 @@ def compute(t: Terms, measured: Answering | None) -> Figures:
 
 
 def summary(o: Observed, d: Draft) -> Economics | None:
-    """What the status says of it: by today's prices, and by how the newest revision answered (until it has, the live one)."""
+    """What the status says of it: by today's prices, and by how the newest revision answered (until it has, the live one), if that was on
+    what serves by today's spec."""
     if o.spec.economics is None:
         return None
     if o.spec.serving is None:
         return Economics(message=NOTHING_SERVES)
-    t, measured = terms(o, o.spec.serving, d.status.cost), _measured(d)
+    t, now, found = terms(o, o.spec.serving, d.status.cost), served_by(o.spec, _profile(o)), _answered(d)
+    measured = next((a for a in found if _server(a) == now), None)
+    unmeasured = [] if measured else [_elsewhere(found[0], now) if found else NOT_MEASURED]
     f = compute(t, measured)
     return Economics(
         pods=str(f.pods), serving_per_month=_amount(f.serving), per_million_tokens_at_full_use=_amount(f.full),
@@ -119,7 +123,7 @@ def summary(o: Observed, d: Draft) -> Economics | None:
         alternative_per_month=_amount(f.other), alternative_per_million_tokens=_amount(f.other_million),
         saving_per_month=_amount(f.saving), cheaper_from_tokens_per_month=_number(f.cheaper_from, ".0f"),
         cheaper_to_tokens_per_month=_number(f.cheaper_to, ".0f"), paid_once=_amount(t.paid_once),
-        break_even_months=_number(f.paid_back, ".1f"), currency=t.currency or None, message=_message(t, f, measured)[:1024],
+        break_even_months=_number(f.paid_back, ".1f"), currency=t.currency or None, message=_message(t, f, unmeasured)[:1024],
     )  # fmt: skip
 
 
@@ -144,9 +148,24 @@ def page(o: Observed, cost: Cost) -> dict[str, Any] | None:
     }
 
 
-def _measured(d: Draft) -> Answering | None:
+def _answered(d: Draft) -> list[Answering]:
+    """How the newest revision answered, and the live one."""
     scored = [d.revision.evaluated, *(r.evaluated for r in d.status.revisions if r.name == d.status.live_revision)]
-    return next((s.answering for s in scored if s and s.answering), None)
+    return [s.answering for s in scored if s and s.answering]
+
+
+def _server(a: Answering) -> ServedBy | None:
+    """What was measured; None: a trainer did not record it."""
+    return None if a.runtime is None else ServedBy(a.accelerator, a.accelerators or 0, a.runtime)
+
+
+def _elsewhere(a: Answering, now: ServedBy) -> str:
+    """Another server was measured than the one that is priced."""
+    return f"what a server does is not measured of {now}, only of {_server(a) or 'a server that was not recorded'}: {MEASURES}"
+
+
+def _profile(o: Observed) -> Accelerator:
+    return o.profiles.get(o.spec.compute.accelerator or "", ANY_GPU)
 
 
 def _pod_hour(o: Observed, asked: Asked) -> float | None:
@@ -154,8 +173,7 @@ def _pod_hour(o: Observed, asked: Asked) -> float | None:
     each = price(o)
     if asked.pod_hourly_price is not None or each is None:
         return _decimal(asked.pod_hourly_price)
-    profile = o.profiles.get(o.spec.compute.accelerator or "", ANY_GPU)
-    return each * accelerators(o.spec, profile)
+    return each * accelerators(o.spec, _profile(o))
 
 
 def _missing(o: Observed, asked: Asked, *, priced: bool, trained: bool) -> list[str]:
@@ -227,10 +245,10 @@ def _paid_back(paid_once: float | None, saving: float | None) -> float | None:
     return math.inf if saving <= 0 else (paid_once or 0.0) / saving
 
 
-def _message(t: Terms, f: Figures, measured: Answering | None) -> str:
+def _message(t: Terms, f: Figures, unmeasured: list[str]) -> str:
     """What comes out, then what is not known."""
     crowded = f"the traffic needs {f.pods} pods, and the spec has at most {t.most}: {f.pods} are counted" if f.pods > t.most else ""
-    parts = [_verdict(t, f), crowded, "" if measured else NOT_MEASURED, *t.missing]
+    parts = [_verdict(t, f), crowded, *unmeasured, *t.missing]
     return "; ".join(part for part in parts if part)
 
 

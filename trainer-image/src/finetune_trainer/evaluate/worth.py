@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from html import escape
 
-from finetune_trainer.config import EconomicsConfig
+from finetune_trainer.config import EconomicsConfig, ServerConfig
 from finetune_trainer.evaluate import charts
 from finetune_trainer.evaluate.economics import HOURS, Figures, compute
 from finetune_trainer.evaluate.throughput import Answering
@@ -15,6 +15,10 @@ from finetune_trainer.pages import number
 SHORTEST, LONGEST = 12, 120  # months that are drawn
 Cells = tuple[str, str, str]
 NOT_MEASURED = "what a server does was not measured: no metric of spec.evaluation asks for answers, or the server does not count tokens"
+MEASURED_ELSEWHERE = (
+    "what a server does was measured with another runtime, accelerator or number of them than are priced here; the next evaluation does "
+    "that, of a new revision or after an edit of spec.evaluation.maxNewTokens"
+)
 ASSUMED = (
     f"A month has {HOURS} hours, and pods are paid for in all of them, busy or not. Traffic is taken to come evenly: peaks need more pods. "
     "Left out are the routers, the volume, the network, and the second arm while users are moved. Prices are those of when the evaluation "
@@ -22,21 +26,29 @@ ASSUMED = (
 )
 
 
-def tiles(terms: EconomicsConfig | None, answering: Answering | None) -> list[tuple[str, str]]:
+def tiles(terms: EconomicsConfig | None, answering: Answering | None, server: ServerConfig | None = None) -> list[tuple[str, str]]:
     """When what was paid once is saved, if that is known."""
-    back = compute(terms, answering).paid_back if terms else None
+    back = compute(terms, _priced(answering, server)).paid_back if terms else None
     return [] if back is None else [("until it is paid back", _months(back))]
 
 
-def section(terms: EconomicsConfig | None, answering: Answering | None) -> str:
-    """Markup: both side by side, what has been paid month by month as a drawing, and what was assumed. Empty where nothing is compared."""
+def section(terms: EconomicsConfig | None, answering: Answering | None, server: ServerConfig | None = None) -> str:
+    """Markup: both side by side, what has been paid month by month as a drawing, and what was assumed. Empty where nothing is compared.
+    `server` is what is priced."""
     if terms is None:
         return ""
+    known = answering is not None
+    answering = _priced(answering, server)
     figures = compute(terms, answering)
-    unknown = [*([] if answering else [NOT_MEASURED]), *terms.missing]
+    unknown = [*([] if answering else [MEASURED_ELSEWHERE if known else NOT_MEASURED]), *terms.missing]
     gaps = f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in unknown)}</ul>" if unknown else ""
     said = " ".join(text for text in (_measured(answering), _crowded(terms, figures), ASSUMED) if text)
     return f'{_table(terms, figures)}{_drawing(terms, figures)}{gaps}<p class="quiet small">{escape(said)}</p>'
+
+
+def _priced(answering: Answering | None, server: ServerConfig | None) -> Answering | None:
+    """How fast it was, if the server was such a one."""
+    return answering if answering is not None and answering.of(server) else None
 
 
 def speed(answering: Answering) -> str:
