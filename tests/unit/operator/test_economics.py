@@ -31,6 +31,8 @@ REQUESTS = {"requestsPerMonth": 4_000_000}  # 400 million tokens of prompts, 200
 BY_TOKENS = {"inputTokensPerMonth": 400_000_000, "outputTokensPerMonth": 200_000_000}
 PRICED = {"h100": Accelerator("h100", "nvidia.com/gpu", hourly_price=1.5)}
 H100S = {"accelerator": "h100", "accelerators": 2, "runtime": "vLLM"}  # what serves in `seen`
+NO_GPU = {"replicas": 2, "resources": {"limits": {"nvidia.com/gpu": "0"}}}
+CPU_VLLM = {"accelerators": 0, "runtime": "vLLM"}
 CPUS = {"accelerators": 0, "runtime": "Transformers"}
 TRAINED = Cost(hours="10", gpu_hours="160", amount="240", currency="USD")
 
@@ -236,6 +238,14 @@ WORDS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
         {"alternative": OTHER, "traffic": REQUESTS}, {"compute": {"nodes": 1}, "cost": None},
         ("what a pod costs an hour is not known: set economics.podHourlyPrice; what training cost is not known",),
     ),
+    "a server without the accelerators that train": (
+        {"alternative": OTHER, "traffic": REQUESTS}, {"serving": NO_GPU, "server": CPU_VLLM},
+        ("what a pod costs an hour is not known, for serving.resources gives it no accelerator: set economics.podHourlyPrice",),
+    ),
+    "one whose price is stated": (
+        {"alternative": OTHER, "traffic": REQUESTS, "podHourlyPrice": "0.5"}, {"serving": NO_GPU, "server": CPU_VLLM},
+        ("pays back in less than 0.1 months: serving costs 730.00 USD a month",),
+    ),
     "CPUs whose price is stated": (
         {"alternative": OTHER, "traffic": REQUESTS, "podHourlyPrice": "0.5", "oneTimeCost": "927"},
         {"compute": {"nodes": 1}, "cost": None, "server": CPUS},
@@ -279,6 +289,16 @@ def test_nothing_is_said_unless_it_is_asked() -> None:
     said = economics.page(seen(None), TRAINED)
     assert said is not None
     assert (said["podHour"], said["alternative"], said["traffic"]) == (3.0, None, None)
+
+
+def test_a_server_without_accelerators_costs_not_nothing_but_what_nobody_knows() -> None:
+    o = seen({"alternative": OTHER, "traffic": REQUESTS}, serving=NO_GPU, server=CPU_VLLM)
+    found = economics.summary(o, draft(o))
+    assert found is not None
+    assert (found.serving_per_month, found.saving_per_month, found.break_even_months) == (None, None, None)
+    assert "pays back" not in found.message
+    assert (economics.page(o, TRAINED) or {})["podHour"] is None
+    assert economics.page(seen(None, serving=NO_GPU), TRAINED) is None, "nor is anything shown that nobody asked for"
 
 
 def test_a_server_may_have_other_accelerators_than_a_pod_that_trains() -> None:

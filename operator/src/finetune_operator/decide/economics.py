@@ -169,24 +169,31 @@ def _profile(o: Observed) -> Accelerator:
 
 
 def _pod_hour(o: Observed, asked: Asked) -> float | None:
-    """What one model server costs an hour: as stated, or its accelerators by their profile."""
-    each = price(o)
-    if asked.pod_hourly_price is not None or each is None:
+    """What one model server costs an hour: as stated, or its accelerators by their profile. One without any runs on CPUs, which have no
+    price."""
+    each, count = price(o), accelerators(o.spec, _profile(o))
+    if asked.pod_hourly_price is not None or each is None or not count:
         return _decimal(asked.pod_hourly_price)
-    return each * accelerators(o.spec, _profile(o))
+    return each * count
 
 
 def _missing(o: Observed, asked: Asked, *, priced: bool, trained: bool) -> list[str]:
     """What is not known, each with the field that would tell."""
-    name = o.spec.compute.accelerator
-    profile = f"hourlyPrice of the operator's profile {name} (the chart's value profiles), or " if name else ""
     found = {
-        f"what a pod costs an hour is not known: set {profile}economics.podHourlyPrice": priced,
+        f"what a pod costs an hour is not known{_unpriced(o)}economics.podHourlyPrice": priced,
         _untold(asked, priced=price(o) is not None): trained,
         "set economics.alternative to compare with something": asked.alternative is not None,
         "set economics.traffic to compare what a month costs": asked.traffic is not None,
     }
     return [text for text, known in found.items() if not known]
+
+
+def _unpriced(o: Observed) -> str:
+    """Why a server has no price, as far as there is something to say, and what would give it one."""
+    name = o.spec.compute.accelerator
+    if name and not accelerators(o.spec, _profile(o)):
+        return ", for serving.resources gives it no accelerator: set "
+    return f": set hourlyPrice of the operator's profile {name} (the chart's value profiles), or " if name else ": set "
 
 
 def _untold(asked: Asked, *, priced: bool) -> str:
