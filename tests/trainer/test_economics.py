@@ -12,7 +12,7 @@ from finetune_trainer.evaluate import charts, report, worth
 from finetune_trainer.evaluate.answers import Kept
 from finetune_trainer.evaluate.cli import _fingerprint
 from finetune_trainer.evaluate.client import Reply, _tokens
-from finetune_trainer.evaluate.throughput import Answering, measured
+from finetune_trainer.evaluate.throughput import Answering, measured, read
 
 from tests.trainer import evaluations as made
 from tests.trainer.test_evaluation_report import page, visible
@@ -99,7 +99,7 @@ def test_the_page_sets_both_beside_each_other_and_marks_where_they_are_even() ->
         "2.0 months, 1,200.0 million tokens", "paid by then, over 12 months, in USD; even after 2.0 months (dashed)",
         "this model: paid once, and serving", "test rows: 100 in 100.0 s with at most 16 open at once",
         "100.0 tokens of prompts and 50.0 of answers a second",
-        "A month has 730 hours", "status.economics has today's",
+        "A month has 730 hours", "of when the Job was made that wrote this page; status.economics has today's",
     ):  # fmt: skip
         assert text in words, text
 
@@ -144,6 +144,12 @@ def test_what_another_server_did_is_not_priced() -> None:
         words = visible(report.render(made.report(economics=terms(traffic=None), answering=known, server=server)))
         assert ("full use" in words, worth.MEASURED_ELSEWHERE in words) == (priced, not priced)
         assert "answered by one server1 in 1.5 s" in words
+
+
+@pytest.mark.parametrize("known", [ANSWERING, Answering(1, 1.5, 100, 20, 16, "h100", 1, "vLLM")])
+def test_what_a_newer_trainer_says_besides_is_passed_over(known: Answering) -> None:
+    assert read({"answering": {**known.told(), "firstTokenSeconds": 0.2}}) == read({"answering": known.told()}) == known
+    assert read({}) is read({"answering": None}) is None
 
 
 def test_what_one_server_answered_is_not_taken_up_beside_another() -> None:

@@ -281,7 +281,7 @@ class TrafficConfig(Model):
 
 
 class EconomicsConfig(Model):
-    """What serving is compared with in money, as it was when the evaluation began. `pods` serve at least and `most_pods` at most; None: not
+    """What serving is compared with in money, as it was when the Job was made. `pods` serve at least and `most_pods` at most; None: not
     known, or not asked; `missing` says which field would tell what is not known."""
 
     pods: int = Field(ge=1)

@@ -7,10 +7,10 @@ the pods' times are summed. It holds what a server needs to warm up and the end,
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from pydantic.alias_generators import to_camel, to_snake
+from pydantic.alias_generators import to_camel
 
 from finetune_trainer.config import ServerConfig
 from finetune_trainer.evaluate.client import Reply
@@ -56,6 +56,6 @@ def _server(server: ServerConfig | None) -> tuple[str | None, int | None, str | 
 
 
 def read(result: JsonObject) -> Answering | None:
-    """What an evaluation's result says of it."""
+    """What an evaluation's result says of it, as far as this trainer knows it: a newer one may have written more."""
     told: Any = result.get("answering")
-    return Answering(**{to_snake(name): value for name, value in told.items()}) if told else None
+    return Answering(**{f.name: told[to_camel(f.name)] for f in fields(Answering) if to_camel(f.name) in told}) if told else None

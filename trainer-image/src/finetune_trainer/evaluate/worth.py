@@ -21,8 +21,8 @@ MEASURED_ELSEWHERE = (
 )
 ASSUMED = (
     f"A month has {HOURS} hours, and pods are paid for in all of them, busy or not. Traffic is taken to come evenly: peaks need more pods. "
-    "Left out are the routers, the volume, the network, and the second arm while users are moved. Prices are those of when the evaluation "
-    "began; status.economics has today's."
+    "Left out are the routers, the volume, the network, and the second arm while users are moved. Prices are those of when the Job "
+    "was made that wrote this page; status.economics has today's."
 )
 
 
@@ -122,7 +122,8 @@ def _measured(answering: Answering | None) -> str:
         return ""
     return (
         f"Full use is what one server did with the test rows: {speed(answering)}, its warming up and the last answers, with fewer open, "
-        "included. With more open at once it may do more; rows of other lengths change it."
+        "included; of traffic in another proportion, as much as whichever takes more, prompts or answers, leaves room for. "
+        "With more open at once it may do more; rows of other lengths change it."
     )
 
 
