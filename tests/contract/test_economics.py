@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from html import escape
 from typing import Any
 
 from finetune_operator.api.status import Answering, Cost
@@ -38,6 +39,11 @@ def test_both_sides_compute_the_same(
     told = json.loads(json.dumps(economics.page(o, cost), allow_nan=False))
     there = page.compute(EconomicsConfig.model_validate(told), measured)
     known = None if measured is None else Answering.model_validate({**measured.told(), "seconds": str(measured.seconds)})
-    here = economics.compute(economics.terms(o, o.spec.serving, cost), known)
+    terms = economics.terms(o, o.spec.serving, cost)
+    here = economics.compute(terms, known)
     assert asdict(there) == asdict(here)
-    assert worth.section(EconomicsConfig.model_validate(told), measured)
+    shown = worth.section(EconomicsConfig.model_validate(told), measured)
+    for amount in (here.serving, here.full, here.other, terms.paid_once):
+        assert amount is None or f">{escape(economics._money(terms, amount))}<" in shown
+    assert ("until it is paid back</td>" in shown) == (here.paid_back is not None)
+    assert [escape(text) in shown for text in (*terms.missing, worth.NOT_MEASURED)] == [*(True for _ in terms.missing), measured is None]

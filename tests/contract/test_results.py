@@ -71,7 +71,7 @@ def test_a_score_with_its_interval_and_difference() -> None:
         "stage": "evaluate", "name": "tuned", "excluded": 3, "advice": ["Bring more rows. " * 40, "Train on.", "3", "4", "5"], "path": "/work/revisions/r/evaluations/tuned-k",
         "metrics": {"ExactMatch": scoring.interval("ExactMatch", scored, 95)},
         "paired": scoring.paired("ExactMatch", scored, {str(n): 0.0 for n in range(40)}, 95),
-        "answering": throughput.Answering(64, 41.3, 6210, 1790, 16).told(),
+        "answering": throughput.Answering(64, 41.3, 6210, 1790, 16, "h100", 8, "vLLM").told(),
         "forgetting": {
             "percent": 6.210487, "low": -3.3, "high": 1e9, "texts": 40, "tokens": 2301, "base": {"perplexity": 24.834362, "low": 13.9, "high": 43.3},
             "tuned": {"perplexity": 1e9, "low": 14.7, "high": 1e9}, "kl": 0.061163, "klP95": 0.166833, "agreement": 0.836234, "prompts": "sha256:" + "9" * 64,
@@ -93,7 +93,9 @@ def test_a_score_with_its_interval_and_difference() -> None:
         percent="6.2105", low="-3.3", high="1000000000", base="24.8344", tuned="1000000000", kl="0.0612", kl_p95="0.1668", agreement_percent="83.6234",
         texts=40, tokens=2301,
     )  # fmt: skip
-    assert found.answering == Answering(rows=64, seconds="41.3", input_tokens=6210, output_tokens=1790, concurrency=16)
+    assert found.answering == Answering(
+        rows=64, seconds="41.3", input_tokens=6210, output_tokens=1790, concurrency=16, accelerator="h100", accelerators=8, runtime="vLLM",
+    )  # fmt: skip
     why = "the model takes about 1.2 GiB, and the container has 1.0 GiB"
     assert _scored("k", told({**result, "forgetting": {"unmeasured": why}})).forgetting == Forgetting(unmeasured=why)
     assert _scored("k", told({**result, "forgetting": None})).forgetting is None

@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from tests.contract import specs
 from tests.unit.operator.helpers import make_observed
 
+SMALL = st.integers(0, 16)
 SCORINGS = st.builds(
     Scoring,
     path=st.just("/work/revisions/1f2e3d4c/evaluations/tuned-ab12cd34"),
@@ -40,6 +41,7 @@ SCORINGS = st.builds(
     forgetting=st.none()
     | st.builds(partial(runconfig.forgetting, "1f2e3d4c", "/work/models/9c1d"), quantized=st.booleans(), skipped=st.none() | st.text()),
     fidelity=st.none() | st.builds(partial(runconfig.fidelity, "1f2e3d4c"), merged=st.booleans(), skipped=st.none() | st.text()),
+    server=st.none() | st.fixed_dictionaries({"accelerator": st.none() | st.just("h100"), "accelerators": SMALL, "runtime": st.text()}),
 )
 ESTIMATE = Estimate.model_validate({"memoryBytes": 61 * 10**9, "seconds": 1700, "passTokens": 4096, "longest": 700})
 REVISIONS = st.builds(

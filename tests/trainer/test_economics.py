@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_trainer.config import EconomicsConfig
+from finetune_trainer.config import EconomicsConfig, EvaluationConfig, ServerConfig
 from finetune_trainer.evaluate import charts, report, worth
 from finetune_trainer.evaluate.answers import Kept
+from finetune_trainer.evaluate.cli import _fingerprint
 from finetune_trainer.evaluate.client import Reply, _tokens
-from finetune_trainer.evaluate.throughput import Answering, measured
+from finetune_trainer.evaluate.throughput import Answering, measured, read
 
 from tests.trainer import evaluations as made
 from tests.trainer.test_evaluation_report import page, visible
@@ -93,11 +94,12 @@ def test_the_page_sets_both_beside_each_other_and_marks_where_they_are_even() ->
         "2.0 monthsuntil it is paid back", "this modelbig-api", "pods that are counted2 at 3.00 USD an hour",
         "a month, for the stated traffic4,380.00 USD10,000.00 USD", "a million tokens, at the stated traffic7.30 USD16.67 USD",
         "a million tokens, at full use5.56 USD", "400.0 million + 200.0 million", "these pods could do788.4 million",
-        "cheaper from so many tokens a month on262.8 million", "saved a month5,620.00 USD", "what the spec adds11,240.00 USD",
+        "cheaper, with 2 pods, at so many tokens a monthfrom 262.8 million to 788.4 million", "saved a month5,620.00 USD",
+        "what the spec adds11,240.00 USD",
         "2.0 months, 1,200.0 million tokens", "paid by then, over 12 months, in USD; even after 2.0 months (dashed)",
         "this model: paid once, and serving", "test rows: 100 in 100.0 s with at most 16 open at once",
         "100.0 tokens of prompts and 50.0 of answers a second",
-        "A month has 730 hours", "status.economics has today's",
+        "A month has 730 hours", "of when the Job was made that wrote this page; status.economics has today's",
     ):  # fmt: skip
         assert text in words, text
 
@@ -109,12 +111,52 @@ def test_what_never_pays_back_says_so_and_marks_nothing() -> None:
     assert "dashed)" not in words.split("What it is worth")[1]
 
 
+@pytest.mark.parametrize(
+    ("price", "answering", "words"),
+    [
+        (6, ANSWERING, "with 1 pod, at so many tokens a monthfrom 365.0 million to 394.2 million"),
+        (6, None, "at so many tokens a monthfrom 365.0 million on"),
+        (5, ANSWERING, "at so many tokens a monthnever while no busier than in the evaluation"),
+        (0, ANSWERING, "at so many tokens a monthnever"),
+    ],
+)
+def test_where_it_is_cheaper_is_said_as_far_as_it_is_known(price: float, answering: Answering | None, words: str) -> None:
+    said = told(answering, pods=1, alternative={"name": "big-api", "inputPrice": price, "outputPrice": price}, traffic={
+        "inputTokensPerMonth": 270_000_000, "outputTokensPerMonth": 135_000_000,
+    })  # fmt: skip
+    assert words in said
+    assert ("no busier" in said) == ("no busier" in words)
+
+
 def test_what_is_not_known_is_said_and_not_drawn() -> None:
     words = told(None, podHour=None, paidOnce=None, traffic=None, missing=["set economics.podHourlyPrice"])
     assert "set economics.podHourlyPrice" in words
     assert worth.NOT_MEASURED in words
     for text in ("0.00 USD", "paid back", "paid by then", "None", "nan", "Full use is"):
         assert text not in words.split("What it is worth")[1], text
+
+
+def test_what_another_server_did_is_not_priced() -> None:
+    one, other = ServerConfig(accelerator="h100", accelerators=1, runtime="vLLM"), ServerConfig(runtime="Transformers")
+    known = measured([A], 16, one)
+    assert known == Answering(1, 1.5, 100, 20, 16, "h100", 1, "vLLM")
+    for server, priced in ((one, True), (other, False), (one.model_copy(update={"accelerators": 2}), False), (None, False)):
+        words = visible(report.render(made.report(economics=terms(traffic=None), answering=known, server=server)))
+        assert ("full use" in words, worth.MEASURED_ELSEWHERE in words) == (priced, not priced)
+        assert "answered by one server1 in 1.5 s" in words
+
+
+@pytest.mark.parametrize("known", [ANSWERING, Answering(1, 1.5, 100, 20, 16, "h100", 1, "vLLM")])
+def test_what_a_newer_trainer_says_besides_is_passed_over(known: Answering) -> None:
+    assert read({"answering": {**known.told(), "firstTokenSeconds": 0.2}}) == read({"answering": known.told()}) == known
+    assert read({}) is read({"answering": None}) is None
+
+
+def test_what_one_server_answered_is_not_taken_up_beside_another() -> None:
+    asked = {"name": "tuned", "path": "/work/e", "metrics": [{"type": "ExactMatch"}]}
+    one = {"accelerators": 1, "runtime": "vLLM"}
+    servers = (None, {"runtime": "vLLM"}, one, {**one, "accelerator": "h100"})
+    assert len({_fingerprint(EvaluationConfig.model_validate({**asked, "server": server}), []) for server in servers}) == 4
 
 
 def test_what_is_paid_back_within_days_is_not_paid_back_in_no_time() -> None:

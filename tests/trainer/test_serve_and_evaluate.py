@@ -167,6 +167,7 @@ def test_both_models_are_scored_and_paired_by_row(api: Api, artifact: Path, work
         tmp_path / "tuned", work, tiny_model, evaluation__endpoint=f"http://127.0.0.1:{api.port}/v1", evaluation__metrics=[loss, exact],
         evaluation__adapterPath=str(artifact), evaluation__reference=str(tmp_path / "baseline"), evaluation__name="tuned",
         evaluation__report={**asked, "economics": {"pods": 1, "mostPods": 1, "podHour": 2.5}}, evaluation__concurrency=3,
+        evaluation__server={"accelerator": None, "accelerators": 0, "runtime": "Transformers"},
     )  # fmt: skip
     assert base["metrics"]["Loss"]["n"] == tuned["metrics"]["ExactMatch"]["n"] == 8
     assert tuned["metrics"]["ExactMatch"]["score"] == 0, "a tiny model that was hardly trained knows nothing"
@@ -190,6 +191,7 @@ def test_both_models_are_scored_and_paired_by_row(api: Api, artifact: Path, work
     answering = tuned["answering"]
     assert [answering[name] for name in ("rows", "inputTokens", "outputTokens", "concurrency")] == [8, *tokens, 3]
     assert answering["seconds"] > 0
+    assert (answering.get("accelerator"), answering["accelerators"], answering["runtime"]) == (None, 0, "Transformers")
     assert f"8 in {answering['seconds']:,.1f} s with at most 3 open at once" in page
     layout.verify(tmp_path / "tuned")
     again = evaluated(tmp_path / "tuned", work, tiny_model, evaluation__endpoint="http://127.0.0.1:1/v1")

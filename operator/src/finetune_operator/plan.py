@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune_operator import kinds, names
@@ -294,4 +294,5 @@ def _scoring(c: Context, stage: str) -> runconfig.Scoring:
         report=_report(c, against) if stage == "evaluate" else None,
         forgetting=forgetting if stage == "evaluate" else None,
         fidelity=runconfig.fidelity(name, merged=ours, skipped=skipped) if stage == "evaluate" else None,
+        server=asdict(arm.served_by(c.spec, c.devices().profile)),
     )

@@ -17,15 +17,23 @@ from finetune_operator.build.pods import Accelerator
 from finetune_operator.decide import economics
 from finetune_operator.decide.economics import Terms, compute
 from finetune_operator.observed import Observed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.unit.operator.helpers import draft, make_observed, make_revision, make_scored
 
 # 100 tokens of prompts and 50 of answers a second: 262.8 and 131.4 million a month of 2,628,000 s.
 MEASURED = Answering(rows=100, seconds="100", input_tokens=10_000, output_tokens=5_000, concurrency=16)
 OTHER = {"name": "big-api", "inputPrice": "10", "outputPrice": "30"}
+CHEAP = {"name": "big-api", "inputPrice": "1", "outputPrice": "10"}
+SIX = {"name": "big-api", "inputPrice": "6", "outputPrice": "6"}
 REQUESTS = {"requestsPerMonth": 4_000_000}  # 400 million tokens of prompts, 200 million of answers
 BY_TOKENS = {"inputTokensPerMonth": 400_000_000, "outputTokensPerMonth": 200_000_000}
 PRICED = {"h100": Accelerator("h100", "nvidia.com/gpu", hourly_price=1.5)}
+H100S = {"accelerator": "h100", "accelerators": 2, "runtime": "vLLM"}  # what serves in `seen`
+NO_GPU = {"replicas": 2, "resources": {"limits": {"nvidia.com/gpu": "0"}}}
+CPU_VLLM = {"accelerators": 0, "runtime": "vLLM"}
+CPUS = {"accelerators": 0, "runtime": "Transformers"}
 TRAINED = Cost(hours="10", gpu_hours="160", amount="240", currency="USD")
 
 
@@ -43,14 +51,15 @@ FIGURES: dict[str, tuple[Terms, Answering | None, dict[str, Any]]] = {
         {
             "pods": 2, "serving": 4380, "capacity": 788.4e6, "full": 4380 / 788.4, "traffic": (400e6, 200e6), "actual": 7.3,
             "other": 10_000,
-            "other_million": 10_000 / 600, "saving": 5620, "cheaper_from": 262.8e6, "paid_back": 2,
+            "other_million": 10_000 / 600, "saving": 5620, "cheaper_from": 262.8e6, "cheaper_to": 788.4e6,
+            "paid_back": 2,
         },
     ),
     "tokens say the same as requests": (terms({"traffic": BY_TOKENS}), MEASURED, {"traffic": (400e6, 200e6), "paid_back": 2}),
     "tokens need nothing measured": (
         terms({"traffic": BY_TOKENS}), None,
         {"pods": 2, "serving": 4380, "capacity": None, "full": None, "actual": 7.3, "saving": 5620, "cheaper_from": 262.8e6,
-        "paid_back": 2},
+        "cheaper_to": None, "paid_back": 2},
     ),
     "requests do": (
         terms({"traffic": REQUESTS}), None,
@@ -58,13 +67,22 @@ FIGURES: dict[str, tuple[Terms, Answering | None, dict[str, Any]]] = {
     ),
     "more traffic than the pods have room for": (
         terms({"traffic": {"requestsPerMonth": 10_000_000}}), MEASURED, {"pods": 4, "serving": 8760, "saving": 16_240,
-        "cheaper_from": 262.8e6},
+        "cheaper_from": 262.8e6, "cheaper_to": 788.4e6},
     ),
     "what there is more of decides, prompts": (
         terms({"traffic": {"inputTokensPerMonth": 600_000_000, "outputTokensPerMonth": 1_000_000}}), MEASURED, {"pods": 3},
     ),
     "what there is more of decides, answers": (
         terms({"traffic": {"inputTokensPerMonth": 1_000_000, "outputTokensPerMonth": 600_000_000}}), MEASURED, {"pods": 5},
+    ),
+    "answers take more of a server than prompts, at full use too": (
+        terms({"traffic": {"inputTokensPerMonth": 100_000_000, "outputTokensPerMonth": 900_000_000}, "alternative": CHEAP}), MEASURED,
+        {"pods": 7, "serving": 15_330, "capacity": 7 * 146e6, "full": 15, "actual": 15.33, "other": 9100, "other_million": 9.1,
+        "cheaper_from": math.inf, "cheaper_to": None, "paid_back": math.inf},
+    ),
+    "one pod is cheaper, and a second one is needed": (
+        terms({"traffic": {"requestsPerMonth": 2_700_000}, "alternative": SIX}, pods=1), MEASURED,
+        {"pods": 2, "serving": 4380, "other": 2430, "cheaper_from": 365e6, "cheaper_to": 394.2e6, "paid_back": math.inf},
     ),
     "too little traffic never pays back": (
         terms({"traffic": {"requestsPerMonth": 1_000_000}}), MEASURED,
@@ -76,7 +94,7 @@ FIGURES: dict[str, tuple[Terms, Answering | None, dict[str, Any]]] = {
     ),
     "a cheaper alternative is so at any traffic": (
         terms({"traffic": REQUESTS, "alternative": {**OTHER, "inputPrice": "1", "outputPrice": "2"}}), MEASURED,
-        {"cheaper_from": math.inf, "paid_back": math.inf},
+        {"cheaper_from": math.inf, "cheaper_to": None, "paid_back": math.inf},
     ),
     "a free one too": (
         terms({"alternative": {**OTHER, "inputPrice": "0", "outputPrice": "0"}}), MEASURED, {"other_million": 0, "cheaper_from": math.inf},
@@ -107,15 +125,41 @@ def test_figures(case: str) -> None:
     assert {name: found[name] for name in wanted} == {n: v if v is None else pytest.approx(v) for n, v in wanted.items()}
 
 
-def _answered(answering: Answering | None = MEASURED) -> dict[str, Any]:
+SMALL = st.integers(1, 30)
+
+
+@settings(max_examples=500, derandomize=True, deadline=None)
+@given(st.tuples(SMALL, SMALL), st.tuples(SMALL, SMALL), st.tuples(SMALL, SMALL), st.integers(1, 3), SMALL)
+def test_where_it_is_said_to_be_cheaper_something_is_saved_and_nowhere_else(
+    each: tuple[int, int], asked: tuple[int, int], prices: tuple[int, int], pods: int, hour: int
+) -> None:
+    """`each`, `asked`: millions of tokens that a server does, and that users ask for. Beyond what the spec's pods do nothing is said."""
+    measured = Answering(rows=1, seconds="2628", input_tokens=each[0] * 1000, output_tokens=each[1] * 1000, concurrency=16)
+    traffic = {"inputTokensPerMonth": asked[0] * 10**6, "outputTokensPerMonth": asked[1] * 10**6}
+    other = {"name": "big-api", "inputPrice": str(prices[0]), "outputPrice": str(prices[1])}
+    f = compute(terms({"traffic": traffic, "alternative": other}, pods=pods, pod_hour=hour / 730), measured)
+    assert f.cheaper_from is not None
+    assert f.saving is not None
+    assert f.cheaper_to is None if math.isinf(f.cheaper_from) else f.cheaper_from < (f.cheaper_to or 0)
+    much, least = sum(asked) * 1e6, 1e-6
+    if much < f.cheaper_from - least:
+        assert f.saving < least
+    elif f.cheaper_from + least < much < (f.cheaper_to or 0) - least:
+        assert f.saving > -least
+
+
+def _answered(answering: Answering | None, server: dict[str, Any]) -> dict[str, Any]:
+    answering = answering and answering.model_copy(update=server)
     return make_scored("0.8").model_copy(update={"answering": answering}).to_dict()
 
 
-def seen(asked: dict[str, Any] | None, *, measured: bool = True, cost: Cost | None = TRAINED, **changes: Any) -> Observed:
-    """A FineTune of which the newest revision is scored."""
+def seen(
+    asked: dict[str, Any] | None, *, measured: bool = True, server: dict[str, Any] = H100S, cost: Cost | None = TRAINED, **changes: Any
+) -> Observed:
+    """A FineTune of which the newest revision is scored, by such a server."""
     profiles = changes.pop("profiles", PRICED)
     spec = {"compute": {"accelerator": "h100", "gpusPerNode": 2}, "economics": asked, "budget": {"currency": "USD"}, **changes}
-    revision = make_revision(evaluated=_answered(MEASURED if measured else None))
+    revision = make_revision(evaluated=_answered(MEASURED if measured else None, server))
     return make_observed(revision, changes=spec, status={"cost": cost} if cost else {}, profiles=profiles)
 
 
@@ -131,7 +175,8 @@ def test_the_status_says_what_comes_out() -> None:
         "pods": "2", "servingPerMonth": "4380.00", "perMillionTokensAtFullUse": "5.56", "perMillionTokens": "7.30",
         "alternative": "big-api",
         "alternativePerMonth": "10000.00", "alternativePerMillionTokens": "16.67", "savingPerMonth": "5620.00",
-        "cheaperFromTokensPerMonth": "262800000", "paidOnce": "11240.00", "breakEvenMonths": "2.0", "currency": "USD",
+        "cheaperFromTokensPerMonth": "262800000", "cheaperToTokensPerMonth": "788400000", "paidOnce": "11240.00",
+        "breakEvenMonths": "2.0", "currency": "USD",
         "message": "pays back in 2.0 months: serving costs 4,380.00 USD a month, 5.56 USD for a million tokens at full use, "
         "big-api 10,000.00 USD for the same traffic, and 11,240.00 USD were paid once",
     }  # fmt: skip
@@ -140,7 +185,7 @@ def test_the_status_says_what_comes_out() -> None:
 def test_the_pages_example_is_as_it_says() -> None:
     written = (Path(__file__).resolve().parents[3] / "docs" / "economics.md").read_text()
     spec = yaml.safe_load(written.split("```yaml")[1].split("```")[0])
-    o = make_observed(make_revision(evaluated=_answered()), changes=spec, status={"cost": TRAINED})
+    o = make_observed(make_revision(evaluated=_answered(MEASURED, CPUS)), changes=spec, status={"cost": TRAINED})
     found = economics.summary(o, draft(o))
     assert found is not None
     assert found.message in " ".join(line.removeprefix("> ") for line in written.splitlines())
@@ -150,13 +195,34 @@ def test_the_pages_example_is_as_it_says() -> None:
 WORDS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "never": (
         {"alternative": OTHER, "traffic": {"requestsPerMonth": 1000}}, {},
-        ("never pays back at this traffic: serving costs 4,380.00 USD a month", "cheaper than big-api from 262,800,000 tokens a month on"),
+        (
+            "never pays back at this traffic: serving costs 4,380.00 USD a month",
+            "cheaper than big-api from 262,800,000 to 788,400,000 tokens a month, which 2 pods can do",
+        ),
     ),
     "never, at any traffic": (
         {"alternative": {**OTHER, "inputPrice": "1", "outputPrice": "1"}, "traffic": REQUESTS}, {},
-        ("never pays back", "cheaper than big-api at no traffic, for even at full use its tokens cost more"),
+        (
+            "never pays back",
+            "cheaper than big-api at no traffic while no busier than in the evaluation: at full use its tokens cost no less",
+        ),
     ),
-    "no traffic": ({"alternative": OTHER}, {}, ("cheaper than big-api from 262,800,000 tokens a month on; set economics.traffic",)),
+    "never, for a free one": (
+        {"alternative": {**OTHER, "inputPrice": "0", "outputPrice": "0"}}, {}, ("never cheaper than big-api, which costs nothing",),
+    ),
+    "never, though fewer pods would be cheaper": (
+        {"alternative": SIX, "traffic": {"requestsPerMonth": 2_700_000}},
+        {"serving": {"replicas": 1}},
+        (
+            "never pays back at this traffic: serving costs 4,380.00 USD a month for 2 pods",
+            "cheaper than big-api from 365,000,000 to 394,200,000 tokens a month, which 1 pod can do",
+        ),
+    ),
+    "nothing measured": (
+        {"alternative": OTHER, "traffic": {"inputTokensPerMonth": 1000, "outputTokensPerMonth": 1000}}, {"measured": False},
+        ("never pays back", "cheaper than big-api from 219,000,000 tokens a month on, as far as 2 pods can do as many"),
+    ),
+    "no traffic": ({"alternative": OTHER}, {}, ("tokens a month, which 2 pods can do; set economics.traffic",)),
     "no alternative": (
         {"traffic": REQUESTS}, {},
         ("serving costs 4,380.00 USD a month, 5.56 USD for a million tokens at full use; set economics.alternative",),
@@ -172,8 +238,17 @@ WORDS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
         {"alternative": OTHER, "traffic": REQUESTS}, {"compute": {"nodes": 1}, "cost": None},
         ("what a pod costs an hour is not known: set economics.podHourlyPrice; what training cost is not known",),
     ),
+    "a server without the accelerators that train": (
+        {"alternative": OTHER, "traffic": REQUESTS}, {"serving": NO_GPU, "server": CPU_VLLM},
+        ("what a pod costs an hour is not known, for serving.resources gives it no accelerator: set economics.podHourlyPrice",),
+    ),
+    "one whose price is stated": (
+        {"alternative": OTHER, "traffic": REQUESTS, "podHourlyPrice": "0.5"}, {"serving": NO_GPU, "server": CPU_VLLM},
+        ("pays back in less than 0.1 months: serving costs 730.00 USD a month",),
+    ),
     "CPUs whose price is stated": (
-        {"alternative": OTHER, "traffic": REQUESTS, "podHourlyPrice": "0.5", "oneTimeCost": "927"}, {"compute": {"nodes": 1}, "cost": None},
+        {"alternative": OTHER, "traffic": REQUESTS, "podHourlyPrice": "0.5", "oneTimeCost": "927"},
+        {"compute": {"nodes": 1}, "cost": None, "server": CPUS},
         ("pays back in 0.1 months: serving costs 730.00 USD a month", "only economics.oneTimeCost is counted"),
     ),
     "no sooner paid than back": (
@@ -191,7 +266,7 @@ WORDS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "an autoscaler has room for it": (
         {"alternative": OTHER, "traffic": {"requestsPerMonth": 10_000_000}},
         {"serving": {"autoscaling": {"maxReplicas": 4, "autoscaler": "External"}}},
-        ("serving costs 8,760.00 USD a month",),
+        ("serving costs 8,760.00 USD a month for 4 pods",),
     ),
     "nothing serves": ({"alternative": OTHER}, {"serving": None}, ("nothing serves: spec.serving is absent",)),
 }  # fmt: skip
@@ -204,7 +279,7 @@ def test_the_message_says_what_comes_out_and_which_field_would_tell_what_is_miss
     assert found is not None
     for text in words:
         assert text in found.message
-    assert ("the spec has at most" in found.message) == (case == "more traffic than pods")
+    assert ("the spec has at most" in found.message) == (case in ("more traffic than pods", "never, though fewer pods would be cheaper"))
 
 
 def test_nothing_is_said_unless_it_is_asked() -> None:
@@ -216,12 +291,59 @@ def test_nothing_is_said_unless_it_is_asked() -> None:
     assert (said["podHour"], said["alternative"], said["traffic"]) == (3.0, None, None)
 
 
+def test_a_server_without_accelerators_costs_not_nothing_but_what_nobody_knows() -> None:
+    o = seen({"alternative": OTHER, "traffic": REQUESTS}, serving=NO_GPU, server=CPU_VLLM)
+    found = economics.summary(o, draft(o))
+    assert found is not None
+    assert (found.serving_per_month, found.saving_per_month, found.break_even_months) == (None, None, None)
+    assert "pays back" not in found.message
+    assert (economics.page(o, TRAINED) or {})["podHour"] is None
+    assert economics.page(seen(None, serving=NO_GPU), TRAINED) is None, "nor is anything shown that nobody asked for"
+
+
 def test_a_server_may_have_other_accelerators_than_a_pod_that_trains() -> None:
-    one = summary({}, serving={"replicas": 1, "resources": {"limits": {"nvidia.com/gpu": 1}}})
+    one = summary({}, serving={"replicas": 1, "resources": {"limits": {"nvidia.com/gpu": 1}}}, server={**H100S, "accelerators": 1})
     both = summary({}, serving={"replicas": 1})
     assert one is not None
     assert both is not None
     assert (one.serving_per_month, both.serving_per_month) == ("1095.00", "2190.00")
+
+
+# what was measured, what serves by today's spec → what is said; nothing where it is the same
+T4 = Accelerator("t4", "nvidia.com/gpu", hourly_price=0.15)
+T4S = {"profiles": {**PRICED, "t4": T4}, "compute": {"accelerator": "t4", "gpusPerNode": 2}}
+SERVERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "the same": (H100S, {}, ""),
+    "an accelerator that trains no more": (H100S, T4S, "is not measured of vLLM on 2 t4, only of vLLM on 2 h100: the next evaluation"),
+    "fewer of them": (H100S, {"serving": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}, "of vLLM on 1 h100, only of vLLM on 2 h100"),
+    "another runtime": (H100S, {"serving": {"runtime": "Transformers"}}, "of Transformers on 2 h100, only of vLLM on 2 h100"),
+    "an image": (H100S, {"serving": {"image": "my/server:1"}}, "of my/server:1 on 2 h100, only of vLLM on 2 h100"),
+    "CPUs": (CPUS, {}, "of vLLM on 2 h100, only of Transformers on CPUs"),
+    "one without a profile": (
+        H100S, {"compute": {"nodes": 1}, "serving": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}, "of Transformers on 1 GPU, only",
+    ),
+    "a server that was not recorded": ({}, {}, "only of a server that was not recorded"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SERVERS)
+def test_todays_price_is_set_beside_what_such_a_server_did_and_none_else(case: str) -> None:
+    server, changes, words = SERVERS[case]
+    found = summary({"alternative": OTHER, "traffic": BY_TOKENS, "podHourlyPrice": "3"}, server=server, **changes)
+    assert found is not None
+    assert (found.per_million_tokens_at_full_use is None) == bool(words)
+    assert words in found.message
+    assert ("is not measured" in found.message) == bool(words)
+    assert found.saving_per_month is not None, "what needs no throughput is said all the same"
+
+
+def test_the_live_revision_counts_where_the_newest_was_measured_on_what_serves_no_more() -> None:
+    o = seen({"alternative": OTHER, "traffic": REQUESTS})
+    newest = make_revision("r1", evaluated=_answered(MEASURED, CPUS))
+    d = draft(o).set(revisions=[newest, o.status.revisions[0].model_copy(update={"name": "r0"})], revision="r1", live_revision="r0")
+    found = economics.summary(o, d)
+    assert found is not None
+    assert found.per_million_tokens_at_full_use == "5.56"
 
 
 def test_the_live_revision_counts_until_the_newest_has_answered() -> None:
@@ -244,7 +366,7 @@ def test_an_edit_of_prices_neither_trains_nor_scores_nor_deploys() -> None:
 @pytest.mark.parametrize("tokens", [1, 10**15])
 @pytest.mark.parametrize("seconds", ["0.0001", "9007199254740991"])
 def test_what_is_beyond_measure_fits_the_status_all_the_same(price: str, tokens: int, seconds: str) -> None:
-    slow = Answering(rows=1, seconds=seconds, input_tokens=1, output_tokens=1, concurrency=1)
+    slow = Answering(rows=1, seconds=seconds, input_tokens=1, output_tokens=1, concurrency=1).model_copy(update=H100S)
     asked = {
         "alternative": {"name": "x" * 128, "inputPrice": price, "outputPrice": price}, "oneTimeCost": "1e12", "podHourlyPrice": "1e12",
         "traffic": {"requestsPerMonth": tokens},

@@ -621,7 +621,11 @@ async def edit_in_the_first_stage_leaves_one_of_it_running(kill: str) -> World:
 
 
 async def edited_prices_change_what_is_said_and_nothing_else(kill: str) -> World:
-    world = await to_live(kill)
+    world = await begin(kill)
+    answering = {"rows": 10, "seconds": 100.0, "inputTokens": 10_000, "outputTokens": 15_000, "concurrency": 16}
+    world.outcomes["evaluate"] = [Outcome({**scores(0.8, (0.6, 0.8)), "answering": answering})]
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
     assert "economics" not in status_of(world)
     before, made = children(world), births(world)
     for price, words in (("7.3", "never pays back at this traffic"), ("30", "pays back in 0.5 months")):
@@ -631,6 +635,7 @@ async def edited_prices_change_what_is_said_and_nothing_else(kill: str) -> World
         await run(world, worth(words), kill=kill)
         await run(world, kill=kill)
         assert status_of(world)["phase"] == "Live"
+        assert status_of(world)["economics"]["perMillionTokensAtFullUse"] == "1.11", "it serves what was measured"
     assert (children(world), births(world)) == (before, made)
     return world
 

@@ -336,6 +336,8 @@ class World:
         result = dict(outcome.result)
         if config["stage"] == "evaluate" and not outcome.code:
             result["path"] = config["evaluation"]["path"]
+            if "answering" in result:
+                result["answering"] = {**result["answering"], **config["evaluation"]["server"]}
         if config["stage"] == "train" and not outcome.code:
             result["artifact"] = f"{config['run']['path']}-{pod['metadata']['uid'][:8]}/artifact"
         ended = {"exitCode": outcome.code, "finishedAt": self.clock.stamp(), "message": json.dumps(result)}

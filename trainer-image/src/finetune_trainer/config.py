@@ -281,7 +281,7 @@ class TrafficConfig(Model):
 
 
 class EconomicsConfig(Model):
-    """What serving is compared with in money, as it was when the evaluation began. `pods` serve at least and `most_pods` at most; None: not
+    """What serving is compared with in money, as it was when the Job was made. `pods` serve at least and `most_pods` at most; None: not
     known, or not asked; `missing` says which field would tell what is not known."""
 
     pods: int = Field(ge=1)
@@ -323,6 +323,14 @@ class FidelityConfig(Model):
     skipped: str | None = None
 
 
+class ServerConfig(Model):
+    """What answers: its runtime (or own image), and its accelerators by their profile's name (None: CPUs, or without a profile)."""
+
+    accelerator: str | None = None
+    accelerators: int = Field(default=0, ge=0)
+    runtime: str
+
+
 class EvaluationConfig(Model):
     """What to score, against which endpoint, and where the result goes."""
 
@@ -340,6 +348,7 @@ class EvaluationConfig(Model):
     report: ReportConfig | None = None
     forgetting: ForgettingConfig | None = None
     fidelity: FidelityConfig | None = None
+    server: ServerConfig | None = None
 
 
 _NEEDS: dict[str, tuple[str, ...]] = {

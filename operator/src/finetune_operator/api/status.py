@@ -103,6 +103,9 @@ class Answering(StatusModel):
     input_tokens: int = Field(ge=1, le=2**53, description="Of all prompts, as the server counted them.")
     output_tokens: int = Field(ge=1, le=2**53)
     concurrency: int = Field(ge=1, le=2**53, description="Questions that were open at once, at most.")
+    accelerator: Short | None = Field(default=None, description="The profile of its accelerators; absent on CPUs.")
+    accelerators: Count | None = None
+    runtime: Short | None = Field(default=None, description="Or the end of its image's name; absent where it was not recorded.")
 
 
 class Scored(StatusModel):
@@ -255,14 +258,19 @@ class Economics(StatusModel):
     )
     serving_per_month: Decimal | None = Field(default=None, description="Of these, for 730 hours.")
     per_million_tokens_at_full_use: Decimal | None = Field(
-        default=None, description="Prompts and answers together, were they as busy all the time as in the evaluation."
+        default=None, description="Prompts and answers in the traffic's proportion, were they as busy all the time as in the evaluation."
     )
     per_million_tokens: Decimal | None = Field(default=None, description="At the stated traffic.")
     alternative: Short | None = None
     alternative_per_month: Decimal | None = Field(default=None, description="For the stated traffic.")
     alternative_per_million_tokens: Decimal | None = Field(default=None, description="Prompts and answers in the same proportion.")
     saving_per_month: Decimal | None = Field(default=None, description="Below 0: the alternative is cheaper.")
-    cheaper_from_tokens_per_month: Decimal | None = Field(default=None, description="Absent also where it never is.")
+    cheaper_from_tokens_per_month: Decimal | None = Field(
+        default=None, description="From which on the pods that the spec has at least cost less; absent also where they never do."
+    )
+    cheaper_to_tokens_per_month: Decimal | None = Field(
+        default=None, description="What these pods can do; beyond it more have to be paid for."
+    )
     paid_once: Decimal | None = Field(default=None, description="Training until now, and the spec's oneTimeCost.")
     break_even_months: Decimal | None = Field(
         default=None, description="Until savings have paid for that; absent also where they never do."

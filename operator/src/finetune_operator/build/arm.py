@@ -21,6 +21,7 @@ VLLM_PRESTOP_SECONDS: Final = 35
 MARGIN_SECONDS: Final = 20  # to stop, once the longest answer is given
 TARGET_CPU: Final = 80  # percent of the request
 READY_SECONDS = 900  # a model server may load for this long before it is restarted
+IMAGE_CHARACTERS: Final = 253  # of its end, which tells versions apart
 VLLM_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # --max-lora-rank takes no other (tools/vllm_options.py)
 
 
@@ -33,6 +34,20 @@ class Served:
     revision: str
     name: str
     lora_rank: int = 16
+
+
+@dataclass(frozen=True)
+class ServedBy:
+    """What decides how fast a server answers: its runtime (or own image) and its accelerators. `accelerator` is None on CPUs, and of one
+    without a profile."""
+
+    accelerator: str | None
+    accelerators: int
+    runtime: str
+
+    def __str__(self) -> str:
+        devices = f"{self.accelerators} {self.accelerator or 'GPU'}" if self.accelerators else "CPUs"
+        return f"{self.runtime} on {devices}"
 
 
 def template(owner: Owner, spec: Spec, served: Served, images: Images, devices: Devices) -> Manifest:
@@ -79,6 +94,13 @@ def accelerators(spec: Spec, profile: Accelerator) -> int:
     limits = (spec.serving.resources.limits if spec.serving and spec.serving.resources else None) or {}
     given = quantity(str(limits.get(profile.resource, "")))
     return spec.compute.gpus_each if given is None else int(given)
+
+
+def served_by(spec: Spec, profile: Accelerator) -> ServedBy:
+    """What a server is, as the spec has it."""
+    count = accelerators(spec, profile)
+    image = spec.serving.image if spec.serving else None
+    return ServedBy(spec.compute.accelerator if count else None, count, image[-IMAGE_CHARACTERS:] if image else runtime(spec))
 
 
 def shared_memory(spec: Spec) -> list[Manifest]:

@@ -33,7 +33,7 @@ LEARNING_RATES: Final[Mapping[str, float]] = {
 @dataclass(frozen=True)
 class Scoring:
     """What an evaluation is given: whose answers, where to put them, what to pair them with, what to report of it and
-    what it may have forgotten of and where to say how it is served (None: nothing)."""
+    what it may have forgotten of, where to say how it is served (None: nothing), and what its server is (None: not known)."""
 
     path: str
     served_name: str
@@ -44,6 +44,7 @@ class Scoring:
     report: Config | None = None
     forgetting: Config | None = None
     fidelity: Config | None = None
+    server: Config | None = None
 
 
 def resolve(spec: Spec) -> Config:
@@ -271,6 +272,7 @@ def _evaluation(spec: Spec, stage: Stage, scoring: Scoring) -> Config:
         "report": scoring.report,
         "forgetting": scoring.forgetting,
         "fidelity": scoring.fidelity,
+        "server": scoring.server,
     }
 
 

@@ -16,8 +16,8 @@ from finetune_operator.api.blocks.economics import Economics as Asked
 from finetune_operator.api.blocks.serving import Serving
 from finetune_operator.api.quantities import decimal
 from finetune_operator.api.status import Answering, Cost, Economics
-from finetune_operator.build.arm import accelerators
-from finetune_operator.build.pods import ANY_GPU
+from finetune_operator.build.arm import ServedBy, accelerators, served_by
+from finetune_operator.build.pods import ANY_GPU, Accelerator
 from finetune_operator.decide.attempts import price
 from finetune_operator.decide.draft import Draft
 from finetune_operator.observed import Observed
@@ -28,6 +28,7 @@ WHOLE: Final = 1e15  # an amount from which on hundredths are not told
 NOT_MEASURED: Final = (
     "what a server does is not measured: the evaluation does that, where a metric asks for answers and the server counts tokens"
 )
+MEASURES: Final = "the next evaluation does that, of a new revision or after an edit of spec.evaluation.maxNewTokens"
 NOTHING_SERVES: Final = "nothing serves: spec.serving is absent"
 Two = tuple[float, float]  # of prompts, of answers
 
@@ -49,8 +50,9 @@ class Terms:
 
 @dataclass(frozen=True)
 class Figures:
-    """What comes out, a month or a million tokens; None: not known; infinite: never. `pods` are those that are counted; `full`: were they
-    all as busy as in the evaluation; `other` is the alternative; `paid_back` in months."""
+    """What comes out, a month or a million tokens; None: not known; infinite: never. `pods` are those that are counted; `capacity` and
+    `full`: were they all as busy as in the evaluation, in the traffic's proportion of prompts and answers; `other` is the alternative;
+    the spec's pods cost less than it from `cheaper_from` to `cheaper_to` tokens; `paid_back` in months."""
 
     pods: int
     serving: float | None
@@ -62,6 +64,7 @@ class Figures:
     other_million: float | None
     saving: float | None
     cheaper_from: float | None
+    cheaper_to: float | None
     paid_back: float | None
 
 
@@ -86,35 +89,41 @@ def compute(t: Terms, measured: Answering | None) -> Figures:
     """The figures. More pods than the spec has are counted where the traffic needs them; how many it needs is an upper bound, for prompts
     and answers are taken to cost a server what they did in the evaluation's proportion."""
     each, asked = _capacity(measured), _volume(t.traffic, measured)
-    load = max(asked[0] / each[0], asked[1] / each[1]) if each and asked else 0.0
-    pods = max(t.pods, math.ceil(load))
+    one = _in_proportion(each, asked) if each else None
+    pods = max(t.pods, math.ceil(sum(asked) / one)) if asked and one else t.pods
     serving = None if t.pod_hour is None else pods * t.pod_hour * HOURS
-    full = None if serving is None or each is None else serving / (pods * sum(each)) * MILLION
+    full = None if t.pod_hour is None or one is None else t.pod_hour * HOURS / one * MILLION
     other_million = _mixed(t.alternative, asked or each)
     other = None if other_million is None or asked is None else other_million * sum(asked) / MILLION
     saving = None if other is None or serving is None else other - serving
+    cheaper_from = _cheaper_from(t, full, other_million)
     return Figures(
-        pods=pods, serving=serving, capacity=pods * sum(each) if each else None, full=full, traffic=asked,
+        pods=pods, serving=serving, capacity=pods * one if one else None, full=full, traffic=asked,
         actual=None if serving is None or asked is None else serving / sum(asked) * MILLION,
-        other=other, other_million=other_million, saving=saving, cheaper_from=_cheaper_from(t, full, other_million),
+        other=other, other_million=other_million, saving=saving, cheaper_from=cheaper_from,
+        cheaper_to=t.pods * one if one and cheaper_from is not None and math.isfinite(cheaper_from) else None,
         paid_back=_paid_back(t.paid_once, saving),
     )  # fmt: skip
 
 
 def summary(o: Observed, d: Draft) -> Economics | None:
-    """What the status says of it: by today's prices, and by how the newest revision answered (until it has, the live one)."""
+    """What the status says of it: by today's prices, and by how the newest revision answered (until it has, the live one), if that was on
+    what serves by today's spec."""
     if o.spec.economics is None:
         return None
     if o.spec.serving is None:
         return Economics(message=NOTHING_SERVES)
-    t, measured = terms(o, o.spec.serving, d.status.cost), _measured(d)
+    t, now, found = terms(o, o.spec.serving, d.status.cost), served_by(o.spec, _profile(o)), _answered(d)
+    measured = next((a for a in found if _server(a) == now), None)
+    unmeasured = [] if measured else [_elsewhere(found[0], now) if found else NOT_MEASURED]
     f = compute(t, measured)
     return Economics(
         pods=str(f.pods), serving_per_month=_amount(f.serving), per_million_tokens_at_full_use=_amount(f.full),
         per_million_tokens=_amount(f.actual), alternative=t.alternative.name if t.alternative else None,
         alternative_per_month=_amount(f.other), alternative_per_million_tokens=_amount(f.other_million),
-        saving_per_month=_amount(f.saving), cheaper_from_tokens_per_month=_number(f.cheaper_from, ".0f"), paid_once=_amount(t.paid_once),
-        break_even_months=_number(f.paid_back, ".1f"), currency=t.currency or None, message=_message(t, f, measured)[:1024],
+        saving_per_month=_amount(f.saving), cheaper_from_tokens_per_month=_number(f.cheaper_from, ".0f"),
+        cheaper_to_tokens_per_month=_number(f.cheaper_to, ".0f"), paid_once=_amount(t.paid_once),
+        break_even_months=_number(f.paid_back, ".1f"), currency=t.currency or None, message=_message(t, f, unmeasured)[:1024],
     )  # fmt: skip
 
 
@@ -139,31 +148,52 @@ def page(o: Observed, cost: Cost) -> dict[str, Any] | None:
     }
 
 
-def _measured(d: Draft) -> Answering | None:
+def _answered(d: Draft) -> list[Answering]:
+    """How the newest revision answered, and the live one."""
     scored = [d.revision.evaluated, *(r.evaluated for r in d.status.revisions if r.name == d.status.live_revision)]
-    return next((s.answering for s in scored if s and s.answering), None)
+    return [s.answering for s in scored if s and s.answering]
+
+
+def _server(a: Answering) -> ServedBy | None:
+    """What was measured; None: a trainer did not record it."""
+    return None if a.runtime is None else ServedBy(a.accelerator, a.accelerators or 0, a.runtime)
+
+
+def _elsewhere(a: Answering, now: ServedBy) -> str:
+    """Another server was measured than the one that is priced."""
+    return f"what a server does is not measured of {now}, only of {_server(a) or 'a server that was not recorded'}: {MEASURES}"
+
+
+def _profile(o: Observed) -> Accelerator:
+    return o.profiles.get(o.spec.compute.accelerator or "", ANY_GPU)
 
 
 def _pod_hour(o: Observed, asked: Asked) -> float | None:
-    """What one model server costs an hour: as stated, or its accelerators by their profile."""
-    each = price(o)
-    if asked.pod_hourly_price is not None or each is None:
+    """What one model server costs an hour: as stated, or its accelerators by their profile. One without any runs on CPUs, which have no
+    price."""
+    each, count = price(o), accelerators(o.spec, _profile(o))
+    if asked.pod_hourly_price is not None or each is None or not count:
         return _decimal(asked.pod_hourly_price)
-    profile = o.profiles.get(o.spec.compute.accelerator or "", ANY_GPU)
-    return each * accelerators(o.spec, profile)
+    return each * count
 
 
 def _missing(o: Observed, asked: Asked, *, priced: bool, trained: bool) -> list[str]:
     """What is not known, each with the field that would tell."""
-    name = o.spec.compute.accelerator
-    profile = f"hourlyPrice of the operator's profile {name} (the chart's value profiles), or " if name else ""
     found = {
-        f"what a pod costs an hour is not known: set {profile}economics.podHourlyPrice": priced,
+        f"what a pod costs an hour is not known{_unpriced(o)}economics.podHourlyPrice": priced,
         _untold(asked, priced=price(o) is not None): trained,
         "set economics.alternative to compare with something": asked.alternative is not None,
         "set economics.traffic to compare what a month costs": asked.traffic is not None,
     }
     return [text for text, known in found.items() if not known]
+
+
+def _unpriced(o: Observed) -> str:
+    """Why a server has no price, as far as there is something to say, and what would give it one."""
+    name = o.spec.compute.accelerator
+    if name and not accelerators(o.spec, _profile(o)):
+        return ", for serving.resources gives it no accelerator: set "
+    return f": set hourlyPrice of the operator's profile {name} (the chart's value profiles), or " if name else ": set "
 
 
 def _untold(asked: Asked, *, priced: bool) -> str:
@@ -180,6 +210,11 @@ def _capacity(measured: Answering | None) -> Two | None:
         return None
     months = float(measured.seconds) / 3600 / HOURS
     return measured.input_tokens / months, measured.output_tokens / months
+
+
+def _in_proportion(each: Two, asked: Two | None) -> float:
+    """Tokens that one server does a month, at least, where prompts and answers come in the traffic's proportion."""
+    return sum(asked) / max(asked[0] / each[0], asked[1] / each[1]) if asked else sum(each)
 
 
 def _volume(traffic: ExpectedTraffic | None, measured: Answering | None) -> Two | None:
@@ -202,7 +237,7 @@ def _mixed(other: Alternative | None, tokens: Two | None) -> float | None:
 
 
 def _cheaper_from(t: Terms, full: float | None, other_million: float | None) -> float | None:
-    """Tokens a month from which on the spec's pods cost less; where they could not do as much, more pods would be as dear."""
+    """Tokens a month from which on the spec's pods cost less, as far as they can do as many; beyond it more of them have to be paid for."""
     if t.pod_hour is None or other_million is None:
         return None
     if other_million == 0 or (full is not None and full >= other_million):
@@ -217,26 +252,22 @@ def _paid_back(paid_once: float | None, saving: float | None) -> float | None:
     return math.inf if saving <= 0 else (paid_once or 0.0) / saving
 
 
-def _message(t: Terms, f: Figures, measured: Answering | None) -> str:
+def _message(t: Terms, f: Figures, unmeasured: list[str]) -> str:
     """What comes out, then what is not known."""
     crowded = f"the traffic needs {f.pods} pods, and the spec has at most {t.most}: {f.pods} are counted" if f.pods > t.most else ""
-    parts = [_verdict(t, f), crowded, "" if measured else NOT_MEASURED, *t.missing]
+    parts = [_verdict(t, f), crowded, *unmeasured, *t.missing]
     return "; ".join(part for part in parts if part)
 
 
 def _verdict(t: Terms, f: Figures) -> str:
     if f.serving is None:
         return ""
-    serving = f"serving costs {_money(t, f.serving)} a month" + (
-        f", {_money(t, f.full)} for a million tokens at full use" if f.full else ""
-    )
+    counted = f" for {f.pods} pods" if f.pods > t.pods else ""
+    full = f", {_money(t, f.full)} for a million tokens at full use" if f.full else ""
+    serving = f"serving costs {_money(t, f.serving)} a month{counted}{full}"
     if t.alternative is None or f.cheaper_from is None:
         return serving
-    where = (
-        f"cheaper than {t.alternative.name} at no traffic, for even at full use its tokens cost more"
-        if math.isinf(f.cheaper_from)
-        else f"cheaper than {t.alternative.name} from {f.cheaper_from:,.0f} tokens a month on"
-    )
+    where = _where(t, t.alternative.name, f.cheaper_from, f)
     if f.other is None or f.saving is None:
         return f"{serving}; {where}"
     both = f"{serving}, {t.alternative.name} {_money(t, f.other)} for the same traffic"
@@ -246,6 +277,18 @@ def _verdict(t: Terms, f: Figures) -> str:
         return f"saves {_money(t, f.saving)} a month: {both}"
     months = f"{f.paid_back:,.1f} months" if f.paid_back >= 0.05 else "less than 0.1 months"
     return f"pays back in {months}: {both}, and {_money(t, t.paid_once or 0.0)} were paid once"
+
+
+def _where(t: Terms, other: str, start: float, f: Figures) -> str:
+    """At which traffic the spec's pods are cheaper."""
+    pods = f"{t.pods} pod{'s' if t.pods > 1 else ''}"
+    if f.other_million == 0:
+        return f"never cheaper than {other}, which costs nothing"
+    if math.isinf(start):
+        return f"cheaper than {other} at no traffic while no busier than in the evaluation: at full use its tokens cost no less"
+    if f.cheaper_to is None:
+        return f"cheaper than {other} from {start:,.0f} tokens a month on, as far as {pods} can do as many"
+    return f"cheaper than {other} from {start:,.0f} to {f.cheaper_to:,.0f} tokens a month, which {pods} can do"
 
 
 def _money(t: Terms, amount: float) -> str:

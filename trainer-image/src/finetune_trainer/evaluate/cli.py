@@ -68,7 +68,7 @@ def _evaluate(config: RunConfig, evaluation: EvaluationConfig, data: DataConfig,
         scored = scoring.score(scorers, test, kept.replies)
     if any(metric.type == "Loss" for metric in evaluation.metrics):
         scored = scoring.with_loss(config, evaluation, test, scored, progress)
-    answering = throughput.measured(kept.replies.values(), evaluation.concurrency) if kept else None
+    answering = throughput.measured(kept.replies.values(), evaluation.concurrency, evaluation.server) if kept else None
     result = _commit(config, evaluation, test, excluded, scored, answering)
     if kept is not None:
         kept.remove()
@@ -162,7 +162,8 @@ def _told(forgetting: JsonObject | None, fidelity: JsonObject | None) -> JsonObj
 
 
 def _fingerprint(evaluation: EvaluationConfig, test: Sequence[TestRow]) -> str:
-    """What the kept answers answer: endpoint, model, length and questions."""
-    asked = [evaluation.name, evaluation.endpoint, evaluation.model, evaluation.max_new_tokens]
+    """What the kept answers answer: endpoint, model, length and questions, and by what server: their time is its."""
+    server = evaluation.server.model_dump() if evaluation.server else None
+    asked = [evaluation.name, evaluation.endpoint, evaluation.model, evaluation.max_new_tokens, server]
     document = json.dumps([asked, [asdict(row) for row in test]], sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()

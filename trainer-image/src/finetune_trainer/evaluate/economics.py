@@ -19,8 +19,9 @@ Two = tuple[float, float]  # of prompts, of answers
 
 @dataclass(frozen=True)
 class Figures:
-    """What comes out, a month or a million tokens; None: not known; infinite: never. `pods` are those that are counted; `full`: were they
-    all as busy as in the evaluation; `other` is the alternative; `paid_back` in months."""
+    """What comes out, a month or a million tokens; None: not known; infinite: never. `pods` are those that are counted; `capacity` and
+    `full`: were they all as busy as in the evaluation, in the traffic's proportion of prompts and answers; `other` is the alternative;
+    the stated pods cost less than it from `cheaper_from` to `cheaper_to` tokens; `paid_back` in months."""
 
     pods: int
     serving: float | None
@@ -32,6 +33,7 @@ class Figures:
     other_million: float | None
     saving: float | None
     cheaper_from: float | None
+    cheaper_to: float | None
     paid_back: float | None
 
 
@@ -39,17 +41,19 @@ def compute(terms: EconomicsConfig, answering: Answering | None) -> Figures:
     """The figures. More pods than are stated are counted where the traffic needs them; how many it needs is an upper bound, for prompts
     and answers are taken to cost a server what they did in the evaluation's proportion."""
     each, asked = _capacity(answering), _volume(terms.traffic, answering)
-    load = max(asked[0] / each[0], asked[1] / each[1]) if each and asked else 0.0
-    pods = max(terms.pods, math.ceil(load))
+    one = _in_proportion(each, asked) if each else None
+    pods = max(terms.pods, math.ceil(sum(asked) / one)) if asked and one else terms.pods
     serving = None if terms.pod_hour is None else pods * terms.pod_hour * HOURS
-    full = None if serving is None or each is None else serving / (pods * sum(each)) * MILLION
+    full = None if terms.pod_hour is None or one is None else terms.pod_hour * HOURS / one * MILLION
     other_million = _mixed(terms.alternative, asked or each)
     other = None if other_million is None or asked is None else other_million * sum(asked) / MILLION
     saving = None if other is None or serving is None else other - serving
+    cheaper_from = _cheaper_from(terms, full, other_million)
     return Figures(
-        pods=pods, serving=serving, capacity=pods * sum(each) if each else None, full=full, traffic=asked,
+        pods=pods, serving=serving, capacity=pods * one if one else None, full=full, traffic=asked,
         actual=None if serving is None or asked is None else serving / sum(asked) * MILLION,
-        other=other, other_million=other_million, saving=saving, cheaper_from=_cheaper_from(terms, full, other_million),
+        other=other, other_million=other_million, saving=saving, cheaper_from=cheaper_from,
+        cheaper_to=terms.pods * one if one and cheaper_from is not None and math.isfinite(cheaper_from) else None,
         paid_back=_paid_back(terms.paid_once, saving),
     )  # fmt: skip
 
@@ -60,6 +64,11 @@ def _capacity(answering: Answering | None) -> Two | None:
         return None
     months = answering.seconds / 3600 / HOURS
     return answering.input_tokens / months, answering.output_tokens / months
+
+
+def _in_proportion(each: Two, asked: Two | None) -> float:
+    """Tokens that one server does a month, at least, where prompts and answers come in the traffic's proportion."""
+    return sum(asked) / max(asked[0] / each[0], asked[1] / each[1]) if asked else sum(each)
 
 
 def _volume(traffic: TrafficConfig | None, answering: Answering | None) -> Two | None:
@@ -82,7 +91,7 @@ def _mixed(other: AlternativeConfig | None, tokens: Two | None) -> float | None:
 
 
 def _cheaper_from(terms: EconomicsConfig, full: float | None, other_million: float | None) -> float | None:
-    """Tokens a month from which on the stated pods cost less; where they could not do as much, more pods would be as dear."""
+    """Tokens a month from which on the stated pods cost less, as far as they can do as many; beyond it more have to be paid for."""
     if terms.pod_hour is None or other_million is None:
         return None
     if other_million == 0 or (full is not None and full >= other_million):

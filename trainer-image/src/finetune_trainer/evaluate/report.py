@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer import card, layout, pages
-from finetune_trainer.config import EconomicsConfig, GateConfig, ReportConfig, RunConfig, SpentConfig, need
+from finetune_trainer.config import EconomicsConfig, GateConfig, ReportConfig, RunConfig, ServerConfig, SpentConfig, need
 from finetune_trainer.evaluate import advice, charts, comparison, faithful, forgotten, worth
 from finetune_trainer.evaluate.comparison import LOSS, Compared, Pair
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
@@ -29,7 +29,8 @@ TURNS = {"right in both": "train", "now right": "good", "now wrong": "bad", "wro
 class Report:
     """Everything that is told. `made` is the artifact's revision.json (empty where it cannot be read), `rows` the counts of the prepared
     data, `confidence` the percent of all intervals, `forgetting` and `fidelity` what the probe found (None: it was not asked), `economics`
-    what serving is compared with in money (None: nothing is), `answering` how fast the tuned model's server answered (None: not known)."""
+    what serving is compared with in money (None: nothing is), `answering` how fast the tuned model's server answered (None: not known),
+    `server` what one is now."""
 
     finetune: str
     revision: str
@@ -47,6 +48,7 @@ class Report:
     fidelity: Mapping[str, Any] | None = None
     economics: EconomicsConfig | None = None
     answering: Answering | None = None
+    server: ServerConfig | None = None
 
     @property
     def gated(self) -> Compared:
@@ -96,6 +98,7 @@ def gather(
         fidelity=fidelity,
         economics=asked.economics,
         answering=answering,
+        server=evaluation.server,
     )
 
 
@@ -121,7 +124,7 @@ def render(report: Report) -> str:
         _examples("Rows that got worse", comparison.changed(report.pairs, better=False), report),
         _examples("Rows that neither model answers rightly", comparison.still_wrong(report.pairs), report),
         section("What it took", _table(_spent(report))),
-        section("What it is worth", worth.section(report.economics, report.answering)),
+        section("What it is worth", worth.section(report.economics, report.answering, report.server)),
         section("Where it comes from", _table(_provenance(report))),
     )
     title = f"Revision {report.revision} against {_named(report.reference)}"
@@ -148,7 +151,7 @@ def _tiles(report: Report) -> str:
     if gated.difference:
         shown.append(("better by", charts.difference(gated.metric, gated.difference)))
     shown += [("perplexity of general text", forgotten.rise(report.forgetting))] if forgotten.rise(report.forgetting) else []
-    shown += worth.tiles(report.economics, report.answering)
+    shown += worth.tiles(report.economics, report.answering, report.server)
     shown.append(("test rows", number(int(gated.after["n"]))))
     shown += [("left out: the live model was trained on them", number(report.excluded))] if report.excluded else []
     return pages.tiles(shown)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from html import escape
 
-from finetune_trainer.config import EconomicsConfig
+from finetune_trainer.config import EconomicsConfig, ServerConfig
 from finetune_trainer.evaluate import charts
 from finetune_trainer.evaluate.economics import HOURS, Figures, compute
 from finetune_trainer.evaluate.throughput import Answering
@@ -15,28 +15,40 @@ from finetune_trainer.pages import number
 SHORTEST, LONGEST = 12, 120  # months that are drawn
 Cells = tuple[str, str, str]
 NOT_MEASURED = "what a server does was not measured: no metric of spec.evaluation asks for answers, or the server does not count tokens"
+MEASURED_ELSEWHERE = (
+    "what a server does was measured with another runtime, accelerator or number of them than are priced here; the next evaluation does "
+    "that, of a new revision or after an edit of spec.evaluation.maxNewTokens"
+)
 ASSUMED = (
     f"A month has {HOURS} hours, and pods are paid for in all of them, busy or not. Traffic is taken to come evenly: peaks need more pods. "
-    "Left out are the routers, the volume, the network, and the second arm while users are moved. Prices are those of when the evaluation "
-    "began; status.economics has today's."
+    "Left out are the routers, the volume, the network, and the second arm while users are moved. Prices are those of when the Job "
+    "was made that wrote this page; status.economics has today's."
 )
 
 
-def tiles(terms: EconomicsConfig | None, answering: Answering | None) -> list[tuple[str, str]]:
+def tiles(terms: EconomicsConfig | None, answering: Answering | None, server: ServerConfig | None = None) -> list[tuple[str, str]]:
     """When what was paid once is saved, if that is known."""
-    back = compute(terms, answering).paid_back if terms else None
+    back = compute(terms, _priced(answering, server)).paid_back if terms else None
     return [] if back is None else [("until it is paid back", _months(back))]
 
 
-def section(terms: EconomicsConfig | None, answering: Answering | None) -> str:
-    """Markup: both side by side, what has been paid month by month as a drawing, and what was assumed. Empty where nothing is compared."""
+def section(terms: EconomicsConfig | None, answering: Answering | None, server: ServerConfig | None = None) -> str:
+    """Markup: both side by side, what has been paid month by month as a drawing, and what was assumed. Empty where nothing is compared.
+    `server` is what is priced."""
     if terms is None:
         return ""
+    known = answering is not None
+    answering = _priced(answering, server)
     figures = compute(terms, answering)
-    unknown = [*([] if answering else [NOT_MEASURED]), *terms.missing]
+    unknown = [*([] if answering else [MEASURED_ELSEWHERE if known else NOT_MEASURED]), *terms.missing]
     gaps = f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in unknown)}</ul>" if unknown else ""
     said = " ".join(text for text in (_measured(answering), _crowded(terms, figures), ASSUMED) if text)
     return f'{_table(terms, figures)}{_drawing(terms, figures)}{gaps}<p class="quiet small">{escape(said)}</p>'
+
+
+def _priced(answering: Answering | None, server: ServerConfig | None) -> Answering | None:
+    """How fast it was, if the server was such a one."""
+    return answering if answering is not None and answering.of(server) else None
 
 
 def speed(answering: Answering) -> str:
@@ -68,12 +80,21 @@ def _rows(terms: EconomicsConfig, f: Figures) -> Iterator[Cells]:
         ("a million tokens, at full use", _money(terms, f.full), _money(terms, None if f.traffic else f.other_million)),
         ("tokens a month: prompts, answers", " + ".join(map(_tokens, f.traffic)) if f.traffic else "", ""),
         ("tokens a month that these pods could do", _tokens(f.capacity), ""),
-        ("cheaper from so many tokens a month on", _tokens(f.cheaper_from), ""),
+        (f"cheaper, with {number(terms.pods)} pod{'s' if terms.pods > 1 else ''}, at so many tokens a month", _cheaper(f), ""),
         ("saved a month", _money(terms, f.saving), ""),
         ("paid once: training, and what the spec adds", _money(terms, terms.paid_once), ""),
         ("until it is paid back", _back(f), ""),
     )
     yield from (row for row in rows if row[1] or row[2])
+
+
+def _cheaper(f: Figures) -> str:
+    """From where to where; it is never so only as far as the evaluation tells how busy a server can be."""
+    if f.cheaper_from is None:
+        return ""
+    if math.isinf(f.cheaper_from):
+        return "never while no busier than in the evaluation" if f.other_million else "never"
+    return f"from {_tokens(f.cheaper_from)} to {_tokens(f.cheaper_to)}" if f.cheaper_to else f"from {_tokens(f.cheaper_from)} on"
 
 
 def _back(f: Figures) -> str:
@@ -101,7 +122,8 @@ def _measured(answering: Answering | None) -> str:
         return ""
     return (
         f"Full use is what one server did with the test rows: {speed(answering)}, its warming up and the last answers, with fewer open, "
-        "included. With more open at once it may do more; rows of other lengths change it."
+        "included; of traffic in another proportion, as much as whichever takes more, prompts or answers, leaves room for. "
+        "With more open at once it may do more; rows of other lengths change it."
     )
 
 
@@ -118,11 +140,9 @@ def _money(terms: EconomicsConfig, amount: float | None) -> str:
 
 
 def _tokens(count: float | None) -> str:
-    """`1.2 million`, `340 000`; `never` where there is no number from which on something is so."""
+    """`1.2 million`, `340 000`."""
     if count is None:
         return ""
-    if math.isinf(count):
-        return "never"
     return f"{count / 1e6:,.1f} million" if count >= 1e6 else number(round(count))
 
 

@@ -38,7 +38,7 @@ class Economics(SpecModel):
     traffic: ExpectedTraffic | None = None
     pod_hourly_price: Annotated[Decimal | None, LIVE] = Field(
         default=None,
-        description="Of one model server. Default: of its accelerators, by their profile's hourlyPrice; without an accelerator no price is known.",
+        description="Of one model server. Default: of its accelerators, by their profile's hourlyPrice; a server without any has no price.",
     )
     one_time_cost: Annotated[Decimal | None, LIVE] = Field(
         default=None,
