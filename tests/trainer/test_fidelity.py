@@ -313,9 +313,12 @@ def test_the_same_is_measured_once_and_another_way_of_serving_anew(
     probed: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = count(1)
-    monkeypatch.setattr(probe, "measure_fidelity", lambda *_: {"kl": next(calls)})
-    assert [probed(), probed()] == [{"kl": 1}, {"kl": 1}]
-    assert probed(evaluation__fidelity={"path": str(tmp_path / "fidelity"), "merged": False}) == {"kl": 2}
+    monkeypatch.setattr(probe, "measure_fidelity", lambda *given: {"kl": next(calls), "merged": given[-1].merged})
+    assert [probed(), probed()] == [{"kl": 1, "merged": True}, {"kl": 1, "merged": True}]
+    assert probed(evaluation__fidelity={"path": str(tmp_path / "fidelity"), "merged": False}) == {"kl": 2, "merged": False}
+    asked = FidelityConfig(path=tmp_path / "fidelity", skipped="the probe failed")
+    assert probe.told(asked) == {"unmeasured": "the probe failed"}, "what was found is of another server"
+    assert probe.told(asked.model_copy(update={"merged": False})) == {"kl": 2, "merged": False}
 
 
 def test_an_artifact_that_does_not_say_how_it_was_trained_is_told_of(tmp_path: Path) -> None:

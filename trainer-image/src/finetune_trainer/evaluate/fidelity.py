@@ -66,8 +66,8 @@ class Made:
 
 
 def measure(model: ModelConfig, adapter: Path | None, test: Sequence[TestRow], asked: FidelityConfig) -> JsonObject:
-    """The figures of `summary`, of an adapter upon the folder of `model`, or of that folder where all weights trained. Raises UserError
-    where one of the two cannot be had, OutOfMemory, or Infrastructure and OSError where the volume fails."""
+    """The figures of `summary` and how the two were read, of an adapter upon the folder of `model`, or of that folder where all weights
+    trained. Raises UserError where one of the two cannot be had, OutOfMemory, or Infrastructure and OSError where the volume fails."""
     for folder in (model.path, *([adapter] if adapter else [])):
         check(folder)
     how = made(adapter or model.path)
@@ -78,7 +78,8 @@ def measure(model: ModelConfig, adapter: Path | None, test: Sequence[TestRow], a
     gc.collect()
     loaded = as_served(model.path, adapter, merged=asked.merged)
     found = summary(compare(served_reader(loaded), kept))
-    return {**found, "trained": _trained_words(how), "served": _served_words(how, loaded, merged=asked.merged)}
+    words = {"trained": _trained_words(how), "served": _served_words(how, loaded, merged=asked.merged)}
+    return {**found, **words, "merged": asked.merged}
 
 
 def made(artifact: Path) -> Made:
