@@ -225,8 +225,10 @@ def test_time_tokens_and_memory_bound_what_is_read(monkeypatch: pytest.MonkeyPat
     def read(answer: Answer) -> torch.Tensor:
         return torch.arange(answer.tokens * 8.0).reshape(answer.tokens, 8)
 
-    ticks = count(0, 20)
-    assert len(fidelity.remember(read, FOUR, lambda: float(next(ticks)))) == 2
+    for least, seconds, expected in ((8, 20, 2), (9, 20, 3), (20, 20, 5), (20, 400, 2)):
+        monkeypatch.setattr(fidelity, "LEAST_TOKENS", least)
+        ticks = count(0, seconds)
+        assert len(fidelity.remember(read, FOUR, lambda ticks=ticks: float(next(ticks)))) == expected, (least, seconds)  # type: ignore[misc]
     assert fidelity.remember(read, FOUR, lambda: 0.0) == [(answer, pytest.approx(read(answer))) for answer in FOUR]
     monkeypatch.setattr(fidelity, "MOST_TOKENS", 7)
     kept = fidelity.remember(read, FOUR)
@@ -236,6 +238,17 @@ def test_time_tokens_and_memory_bound_what_is_read(monkeypatch: pytest.MonkeyPat
     assert [len(known) for _, known in fidelity.remember(read, FOUR)] == [2]
     monkeypatch.setattr(fidelity, "KEPT_BYTES", 1)
     assert [len(known) for _, known in fidelity.remember(read, FOUR)] == [1], "a token of the largest vocabulary is read all the same"
+
+
+def test_of_fewer_tokens_than_a_mean_needs_nothing_is_said(probed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = [(Answer(tuple(range(100)), 99), torch.zeros(99, 2))]
+    with pytest.raises(exits.UserError, match="have 99 tokens, and a mean of fewer than 100 says little"):
+        fidelity.enough(one)
+    enough = [*one, (Answer((1, 2), 1), torch.zeros(1, 2))]
+    assert fidelity.enough(enough) is enough
+    monkeypatch.setattr(fidelity, "LEAST_TOKENS", 10**6)
+    found = probed()["unmeasured"]
+    assert found.endswith("a mean of fewer than 1000000 says little. Give the test split more rows; a slow machine reads for 600 s.")
 
 
 # ---- what is told

@@ -34,9 +34,11 @@ from finetune_trainer.train.model import load_base
 from finetune_trainer.train.objective import can_keep_logits, precision
 
 ROW_TOKENS = 128  # of one answer, from its beginning: many answers say more than a long one
+LEAST_TOKENS = 100  # of fewer a mean says little, and what 99 % stay below nothing
 MOST_TOKENS = 2048
 KEPT_BYTES = 2**28  # of logits
-PASS_SECONDS = 30.0  # after that no more answers are begun
+PASS_SECONDS = 30.0  # after that no more answers are begun, if there are enough tokens
+LONGEST_SECONDS = 600.0  # after that none are, however few there are
 SLICE = 16  # tokens compared at once, in float64
 MOST = 1e9
 DIGITS = 9
@@ -73,7 +75,7 @@ def measure(model: ModelConfig, adapter: Path | None, test: Sequence[TestRow], a
     how = made(adapter or model.path)
     network, tokenizer = as_trained(model, adapter, how), _tokenizer(model.path)
     longest = context(network) - virtual_tokens(network)[0]
-    kept = remember(trained_reader(network, how.bf16), answers(tokenizer, test, longest))
+    kept = enough(remember(trained_reader(network, how.bf16), answers(tokenizer, test, longest)))
     del network
     gc.collect()
     loaded = as_served(model.path, adapter, merged=asked.merged)
@@ -141,16 +143,27 @@ def served_reader(loaded: Loaded) -> Reader:
 def remember(
     logits: Reader, every: Iterable[Answer], clock: Callable[[], float] = time.monotonic
 ) -> list[tuple[Answer, torch.Tensor]]:  # fmt: skip
-    """The answers with their logits on the CPU, of as many as time, MOST_TOKENS and KEPT_BYTES allow."""
+    """The answers with their logits on the CPU, of as many as time, MOST_TOKENS and KEPT_BYTES allow: a slow machine reads LEAST_TOKENS
+    all the same, for up to LONGEST_SECONDS."""
     kept: list[tuple[Answer, torch.Tensor]] = []
     begun, tokens, room = clock(), 0, MOST_TOKENS
     for answer in every:
-        if tokens >= room or (kept and clock() - begun > PASS_SECONDS):
+        allowed = PASS_SECONDS if tokens >= LEAST_TOKENS else LONGEST_SECONDS
+        if tokens >= room or (kept and clock() - begun > allowed):
             break
         found = logits(answer).cpu()
         room = max(1, min(MOST_TOKENS, KEPT_BYTES // found[0].nbytes))
         kept.append(_cut(answer, found, room - tokens))
         tokens += kept[-1][0].tokens
+    return kept
+
+
+def enough(kept: list[tuple[Answer, torch.Tensor]]) -> list[tuple[Answer, torch.Tensor]]:
+    """The same. Raises UserError where they have fewer than LEAST_TOKENS."""
+    tokens = sum(answer.tokens for answer, _ in kept)
+    if tokens < LEAST_TOKENS:
+        found = f"the answers of the test split that were read have {tokens} tokens, and a mean of fewer than {LEAST_TOKENS} says little"
+        raise UserError("TooFewTokens", found, f"Give the test split more rows; a slow machine reads for {LONGEST_SECONDS:g} s.")
     return kept
 
 
