@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_trainer import card, exits, fetch, hardware
+from finetune_trainer import card, exits, fetch, hardware, layout
 from finetune_trainer.config import FidelityConfig, GateConfig, RunConfig
 from finetune_trainer.evaluate import faithful, fidelity, probe, report
 from finetune_trainer.evaluate.fidelity import Answer
@@ -20,6 +20,7 @@ from finetune_trainer.serve import loading
 from finetune_trainer.train import artifact, remainder
 from finetune_trainer.train.optimizer import Tensors
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -165,6 +166,24 @@ def test_weights_are_had_again_as_they_trained_to_twice_the_bits_and_without_wha
     monkeypatch.setattr(remainder, "folder", lambda artifact: artifact / "nothing")
     with pytest.raises(exits.UserError, match="what rounding to bfloat16 took of the weights is not kept any more"):
         remainder.add(network, made)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")])
+def test_a_training_does_not_fail_of_what_rounding_took(
+    error: Exception, narrow: tuple[Path, Tensors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, weights = narrow
+    network = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
+
+    def full(*_: object) -> None:
+        assert (tmp_path / "artifact" / layout.COMMIT).exists(), "the artifact is there before"
+        raise error
+
+    monkeypatch.setattr(remainder, "save_file", full)
+    saved = artifact.save(tmp_path, network, weights, evaluations.made(), made)
+    assert layout.verify(tmp_path / "artifact", layout.ARTIFACT_MANIFEST)["digest"] == saved["digest"]
+    assert not (tmp_path / "checkpoints" / "remainder").exists()
+    assert "what rounding took of the weights is not kept" in capsys.readouterr().out
 
 
 def test_of_weights_that_are_kept_whole_nothing_is_kept_beside(trained: Trainings) -> None:
