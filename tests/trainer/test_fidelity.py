@@ -168,6 +168,22 @@ def test_weights_are_had_again_as_they_trained_to_twice_the_bits_and_without_wha
         remainder.add(network, made)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-4, 1e-6])
+def test_of_small_weights_too_what_rounding_took_is_kept(dtype: torch.dtype, scale: float, tmp_path: Path) -> None:
+    network, weights = torch.nn.Linear(64, 64, bias=False), torch.randn(64, 64, generator=torch.Generator().manual_seed(17)) * scale
+    made = tmp_path / "artifact"
+    made.mkdir()
+    (made / "config.json").write_text(json.dumps({"dtype": str(dtype).removeprefix("torch.")}))
+    remainder.save({"weight": weights}, made, dtype)
+    rounded = weights.to(dtype).float()
+    network.weight.data.copy_(rounded)
+    remainder.add(network, made)
+    taken = (weights - rounded).abs()
+    assert float(taken.max()) > 0
+    assert bool(((network.weight - weights).abs() <= 2**-8 * taken + 2**-23 * weights.abs()).all())
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")])
 def test_a_training_does_not_fail_of_what_rounding_took(
     error: Exception, narrow: tuple[Path, Tensors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
