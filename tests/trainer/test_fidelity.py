@@ -141,6 +141,19 @@ def test_upon_weights_that_are_not_quantised_it_is_what_plain_torch_says_of_the_
     assert found["served"] == "the adapter beside the base as it was, all in float32"
 
 
+@pytest.mark.parametrize(("stored", "expected"), [("float16", "float16"), ("bfloat16", "bfloat16"), ("float32", "bfloat16")])
+def test_vllm_computes_in_the_16_bits_that_the_base_is_stored_in(
+    stored: str, expected: str, tiny_model: Path, trained: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "serving_dtype", lambda device: torch.bfloat16)
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=getattr(torch, stored)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    for adapter in (trained("LoRA").artifact, None):
+        beside, merged = (fidelity.as_served(tmp_path, adapter, merged=merged) for merged in (False, True))
+        found = {name: {str(value.dtype) for value in loaded.model.parameters()} for name, loaded in (("vLLM", beside), ("ours", merged))}
+        assert found == {"vLLM": {f"torch.{expected}"}, "ours": {"torch.bfloat16"}}
+
+
 def test_what_rounding_took_of_all_weights_is_measured(work: Path, narrow: tuple[Path, Tensors], monkeypatch: pytest.MonkeyPatch) -> None:
     made, weights = narrow
     masters = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)

@@ -30,7 +30,7 @@ from finetune_trainer.hardware import uses_bf16
 from finetune_trainer.serve.loading import Loaded, adapted, check, context, load
 from finetune_trainer.train import remainder
 from finetune_trainer.train.adapters import virtual_tokens
-from finetune_trainer.train.model import load_base
+from finetune_trainer.train.model import load_base, stored_dtype
 from finetune_trainer.train.objective import can_keep_logits, precision
 
 ROW_TOKENS = 128  # of one answer, from its beginning: many answers say more than a long one
@@ -116,10 +116,18 @@ def as_trained(model: ModelConfig, adapter: Path | None, how: Made) -> Any:
 
 def as_served(model: Path, adapter: Path | None, *, merged: bool) -> Loaded:
     """What the server loads: the adapter `merged`, or as vLLM has it, in the server's precision beside weights that are not quantised."""
-    if merged or adapter is None:
+    if merged:
         return load(model, adapter)
-    loaded = load(model, None)
+    loaded = load(model, None, dtype=vllm_dtype(model))
+    if adapter is None:
+        return loaded
     return replace(loaded, model=adapted(loaded.model, adapter, quantized=False).to(dtype=loaded.model.dtype).eval())
+
+
+def vllm_dtype(model: Path) -> torch.dtype | None:
+    """What vLLM, which is told of none, computes in: the 16 bits in which the weights are stored, else (None) what any server would."""
+    stored = stored_dtype(model)
+    return stored if stored in (torch.float16, torch.bfloat16) else None
 
 
 def trained_reader(network: Any, bf16: bool) -> Reader:
