@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from finetune_trainer import card, exits, fetch, hardware, layout
-from finetune_trainer.config import FidelityConfig, GateConfig, RunConfig
+from finetune_trainer.config import FidelityConfig, GateConfig, MethodConfig, RunConfig, TrainingConfig
 from finetune_trainer.evaluate import faithful, fidelity, probe, report
 from finetune_trainer.evaluate.fidelity import Answer
 from finetune_trainer.evaluate.rows import TestRow, test_rows
@@ -336,8 +336,27 @@ def test_a_divergence_that_matters_is_told_as_such_with_its_figures() -> None:
         assert words in text, words
     assert "The gate asks that the mean" not in text
     small = faithful.section({**FOUND, "kl": 3e-7, "differs": 0}, GateConfig.model_validate({"maxServingDivergence": 0.01}))
-    for words in ("as rounding to 16 bits leaves it: of the tokens of the answers none have", "3.0e-07", "not above 0.01"):
+    for words in ("from what was trained is small: of the tokens of the answers none have", "3.0e-07", "not above 0.01"):
         assert words in small, words
+    assert "small, and nothing but rounding lies between: of the" in faithful.sentence({**FOUND, "kl": 3e-7, "rounding": True})
+    assert "rounding" not in faithful.sentence({**FOUND, "kl": 0.009, "rounding": False})
+
+
+@pytest.mark.parametrize(
+    ("method", "merged", "expected"),
+    [
+        ({"type": "LoRA"}, False, True),
+        ({"type": "Full"}, True, True),
+        ({"type": "QLoRA", "quantization": "NF4"}, True, True),
+        ({"type": "QLoRA", "quantization": "NF4"}, False, False),
+        ({"type": "QLoRA", "quantization": "Int8"}, True, False),
+    ],
+)
+def test_rounding_is_named_as_the_cause_only_where_nothing_was_quantised_otherwise(
+    method: dict[str, str], merged: bool, expected: bool
+) -> None:
+    how = fidelity.Made(MethodConfig.model_validate(method), TrainingConfig())
+    assert fidelity._rounds_alone(how, merged=merged) is expected
 
 
 def test_what_was_not_measured_says_why_and_what_was_not_asked_says_nothing() -> None:

@@ -43,9 +43,10 @@ def sentence(found: Found) -> str:
         return "What is served is what was trained: no token of the answers has another likelihood."
     turned = _percent(found["differs"])
     if found["kl"] < SMALL:
+        cause = ", and nothing but rounding lies between" if found.get("rounding") else ""
         return (
-            "What is served is close to what was trained, about as close as rounding to 16 bits leaves it: of the tokens of the answers "
-            f"{turned} have another first choice."
+            f"In the mean, the divergence of what is served from what was trained is small{cause}: of the tokens of the answers {turned} "
+            "have another first choice."
         )
     return (
         f"What is served is not quite what was trained: of the tokens of the answers {turned} have another first choice. Scores of answers "

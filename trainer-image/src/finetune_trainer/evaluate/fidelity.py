@@ -81,7 +81,7 @@ def measure(model: ModelConfig, adapter: Path | None, test: Sequence[TestRow], a
     loaded = as_served(model.path, adapter, merged=asked.merged)
     found = summary(compare(served_reader(loaded), kept))
     words = {"trained": _trained_words(how), "served": _served_words(how, loaded, merged=asked.merged)}
-    return {**found, **words, "merged": asked.merged}
+    return {**found, **words, "merged": asked.merged, "rounding": _rounds_alone(how, merged=asked.merged)}
 
 
 def made(artifact: Path) -> Made:
@@ -228,6 +228,11 @@ def _tokenizer(model: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+
+
+def _rounds_alone(how: Made, *, merged: bool) -> bool:
+    """Was nothing quantised that is served as it was? Int8 quantises what it multiplies, too, which no server does."""
+    return how.method.quantized_as is None or (merged and how.method.quantized_as != "Int8")
 
 
 def _trained_words(how: Made) -> str:

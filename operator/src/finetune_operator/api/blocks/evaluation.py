@@ -65,7 +65,7 @@ RULES: Final = (
     Rule(
         "spec.evaluation.gate", "maxServingDivergence",
         "!has(self.maxServingDivergence) || double(self.maxServingDivergence) >= 0.0",
-        'must not be below 0; rounding to bfloat16 alone can take some thousandths, so "0.02" is a limit that a sound server keeps',
+        'must not be below 0; rounding to bfloat16 alone took 0.0043 of a model of 135M weights: see what yours has before you limit it',
         lambda gate: float(gate.get("maxServingDivergence", 0)) >= 0,
     ),
     Rule(
