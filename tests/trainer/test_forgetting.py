@@ -242,7 +242,10 @@ def test_an_evaluation_that_was_finished_before_tells_everywhere_what_was_measur
     assert "perplexity rose by 26.2 %" in (path / "report.html").read_text()
     assert "| all texts | 40 |" in (path / "README.md").read_text()
     for page in ("report.html", "README.md"):
-        assert "As trained: LoRA beside the base. As served: vLLM." in (path / page).read_text()
+        assert (
+            "As trained: LoRA beside the base. As served (where nothing serves yet, by the server of an evaluation): vLLM."
+            in (path / page).read_text()
+        )
     assert worth.speed(SPEED) in (path / "report.html").read_text()
     assert rows.read(path) == answered
     layout.verify(path)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from finetune_operator import conditions as c
 from finetune_operator.api.status import Attempt, Charges, Fidelity, Stopped, Totals
+from finetune_operator.build import arm
 from finetune_operator.decide import decide
 from finetune_operator.decide.attempts import bounded, folders, fruitless, next_divisor
 from finetune_operator.decide.draft import Draft, JobWanted
@@ -520,6 +521,18 @@ def test_how_far_it_is_as_served_is_measured_anew_for_another_server_and_what_wa
         assert then == known
     else:
         assert (then.evaluated, then.gate, then.tries, then.baseline) == (None, None, {**READY["tries"], "evaluate": 1}, base)
+
+
+def test_while_nothing_serves_the_figure_stays_that_of_the_server_that_answered() -> None:
+    nothing, later = {"serving": None}, {"serving": {"runtime": "vLLM"}}
+    for changes, anew in ((nothing, False), (later, True)):
+        o = make_observed(make_revision(), changes=changes)
+        scored = make_scored("0.5", "0.1", "0.2", key=with_key(o)).model_copy(update={"fidelity": Fidelity(kl="0", merged=True)})
+        other = replace(o, spec=o.spec.model_copy(update={"compute": o.spec.compute.model_copy(update={"accelerator": "nvidia-l4"})}))
+        known = other.status.model_copy(update={"revisions": [make_revision(**{**READY, "artifact": "/a", "evaluated": scored})]})
+        again = replace(other, status=known)
+        assert arm.uses_vllm(again.spec)
+        assert (evaluate(again, draft(again)).revision.evaluated is None) is anew
 
 
 def test_a_revision_that_one_server_had_rejected_is_measured_with_the_one_that_is_asked_for_then() -> None:

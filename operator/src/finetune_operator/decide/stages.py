@@ -100,7 +100,9 @@ def evaluation_key(o: Observed, d: Draft) -> str:
 def _served_otherwise(o: Observed, scored: Scored) -> bool:
     """Is its divergence that of another server than the spec asks for by now? Rows that were scored stay: the Job measures that alone."""
     found = scored.fidelity
-    return found is not None and found.merged is not None and found.merged == arm.uses_vllm(o.spec)
+    if o.spec.serving is None or found is None or found.merged is None:
+        return False
+    return found.merged == arm.uses_vllm(o.spec)
 
 
 def _asked_otherwise(o: Observed, d: Draft, stage: str, wanted: str) -> Draft:

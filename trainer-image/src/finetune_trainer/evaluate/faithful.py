@@ -72,7 +72,8 @@ def _note(found: Found, gate: GateConfig) -> str:
     asked = gate.max_serving_divergence
     said = "" if asked is None else f"The gate asks that the mean is not above {asked:g}. "
     return (
-        f"{said}As trained: {found['trained']}. As served: {found['served']}. KL(trained‖served) is of the next token, in nats, over the "
-        f"whole vocabulary, on a sample: {number(found['tokens'])} tokens, from the beginnings of wanted answers of the sealed test split. "
-        "Told are its mean, what 99 % of the tokens stay below, and the largest; the first choice is the likeliest token."
+        f"{said}As trained: {found['trained']}. As served (where nothing serves yet, by the server of an evaluation): {found['served']}. "
+        "KL(trained‖served) is of the next token, in nats, over the whole vocabulary, on a sample: "
+        f"{number(found['tokens'])} tokens, from the beginnings of wanted answers of the sealed test split. Told are its mean, what 99 % of "
+        "the tokens stay below, and the largest; the first choice is the likeliest token."
     )

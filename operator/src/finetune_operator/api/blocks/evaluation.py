@@ -48,7 +48,7 @@ class Gate(SpecModel):
     max_serving_divergence: Annotated[Decimal | None, LIVE] = Field(
         default=None,
         description="How far the model as served may be from the model as trained: KL of the next token on test answers, its mean in nats; "
-        "default: any.",
+        "of a FineTune without serving, as the server that answers its evaluation has it; default: any.",
     )
 
 
