@@ -74,6 +74,6 @@ def _note(found: Found, gate: GateConfig) -> str:
     return (
         f"{said}As trained: {found['trained']}. As served (where nothing serves yet, by the server of an evaluation): {found['served']}. "
         "KL(trained‖served) is of the next token, in nats, over the whole vocabulary, on a sample: "
-        f"{number(found['tokens'])} tokens, from the beginnings of wanted answers of the sealed test split. Told are its mean, what 99 % of "
-        "the tokens stay below, and the largest; the first choice is the likeliest token."
+        f"{number(found['tokens'])} tokens, from the beginnings of wanted answers of the sealed test split. Told are its mean, what 99 % "
+        "of the tokens stay below, and the largest; the first choice is the likeliest token."
     )
