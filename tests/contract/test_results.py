@@ -78,7 +78,7 @@ def test_a_score_with_its_interval_and_difference() -> None:
         },
         "fidelity": {
             "kl": 0.000000325, "klP99": 1e-9, "klMax": 1e9, "differs": 0.036764706, "tokens": 272, "rows": 8,
-            "trained": "QLoRA in float32 beside a base quantised as NF4, read in float32", "served": "the adapter merged into the base",
+            "trained": "QLoRA in float32 beside a base quantised as NF4, read in float32", "served": "the adapter merged into the base", "merged": True,
         },
     }  # fmt: skip
     found = _scored("k", told(result))
@@ -99,7 +99,7 @@ def test_a_score_with_its_interval_and_difference() -> None:
     why = "the model takes about 1.2 GiB, and the container has 1.0 GiB"
     assert _scored("k", told({**result, "forgetting": {"unmeasured": why}})).forgetting == Forgetting(unmeasured=why)
     assert _scored("k", told({**result, "forgetting": None})).forgetting is None
-    assert found.fidelity == Fidelity(kl="0.00000033", kl_p99="0", kl_max="1000000000", differs_percent="3.6765", tokens=272)
+    assert found.fidelity == Fidelity(kl="0.00000033", kl_p99="0", kl_max="1000000000", differs_percent="3.6765", tokens=272, merged=True)
     assert _scored("k", told({**result, "fidelity": {"unmeasured": why}})).fidelity == Fidelity(unmeasured=why)
     assert _scored("k", told({**result, "fidelity": None})).fidelity is None
 

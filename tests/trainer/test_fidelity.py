@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_trainer import card, exits, fetch, hardware
-from finetune_trainer.config import FidelityConfig, GateConfig, RunConfig
+from finetune_trainer import card, exits, fetch, hardware, layout
+from finetune_trainer.config import FidelityConfig, GateConfig, MethodConfig, RunConfig, TrainingConfig
 from finetune_trainer.evaluate import faithful, fidelity, probe, report
 from finetune_trainer.evaluate.fidelity import Answer
 from finetune_trainer.evaluate.rows import TestRow, test_rows
@@ -20,6 +20,7 @@ from finetune_trainer.serve import loading
 from finetune_trainer.train import artifact, remainder
 from finetune_trainer.train.optimizer import Tensors
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -140,6 +141,19 @@ def test_upon_weights_that_are_not_quantised_it_is_what_plain_torch_says_of_the_
     assert found["served"] == "the adapter beside the base as it was, all in float32"
 
 
+@pytest.mark.parametrize(("stored", "expected"), [("float16", "float16"), ("bfloat16", "bfloat16"), ("float32", "bfloat16")])
+def test_vllm_computes_in_the_16_bits_that_the_base_is_stored_in(
+    stored: str, expected: str, tiny_model: Path, trained: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "serving_dtype", lambda device: torch.bfloat16)
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=getattr(torch, stored)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    for adapter in (trained("LoRA").artifact, None):
+        beside, merged = (fidelity.as_served(tmp_path, adapter, merged=merged) for merged in (False, True))
+        found = {name: {str(value.dtype) for value in loaded.model.parameters()} for name, loaded in (("vLLM", beside), ("ours", merged))}
+        assert found == {"vLLM": {f"torch.{expected}"}, "ours": {"torch.bfloat16"}}
+
+
 def test_what_rounding_took_of_all_weights_is_measured(work: Path, narrow: tuple[Path, Tensors], monkeypatch: pytest.MonkeyPatch) -> None:
     made, weights = narrow
     masters = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
@@ -165,6 +179,40 @@ def test_weights_are_had_again_as_they_trained_to_twice_the_bits_and_without_wha
     monkeypatch.setattr(remainder, "folder", lambda artifact: artifact / "nothing")
     with pytest.raises(exits.UserError, match="what rounding to bfloat16 took of the weights is not kept any more"):
         remainder.add(network, made)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-4, 1e-6])
+def test_of_small_weights_too_what_rounding_took_is_kept(dtype: torch.dtype, scale: float, tmp_path: Path) -> None:
+    network, weights = torch.nn.Linear(64, 64, bias=False), torch.randn(64, 64, generator=torch.Generator().manual_seed(17)) * scale
+    made = tmp_path / "artifact"
+    made.mkdir()
+    (made / "config.json").write_text(json.dumps({"dtype": str(dtype).removeprefix("torch.")}))
+    remainder.save({"weight": weights}, made, dtype)
+    rounded = weights.to(dtype).float()
+    network.weight.data.copy_(rounded)
+    remainder.add(network, made)
+    taken = (weights - rounded).abs()
+    assert float(taken.max()) > 0
+    assert bool(((network.weight - weights).abs() <= 2**-8 * taken + 2**-23 * weights.abs()).all())
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")])
+def test_a_training_does_not_fail_of_what_rounding_took(
+    error: Exception, narrow: tuple[Path, Tensors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, weights = narrow
+    network = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
+
+    def full(*_: object) -> None:
+        assert (tmp_path / "artifact" / layout.COMMIT).exists(), "the artifact is there before"
+        raise error
+
+    monkeypatch.setattr(remainder, "save_file", full)
+    saved = artifact.save(tmp_path, network, weights, evaluations.made(), made)
+    assert layout.verify(tmp_path / "artifact", layout.ARTIFACT_MANIFEST)["digest"] == saved["digest"]
+    assert not (tmp_path / "checkpoints" / "remainder").exists()
+    assert "what rounding took of the weights is not kept" in capsys.readouterr().out
 
 
 def test_of_weights_that_are_kept_whole_nothing_is_kept_beside(trained: Trainings) -> None:
@@ -225,8 +273,10 @@ def test_time_tokens_and_memory_bound_what_is_read(monkeypatch: pytest.MonkeyPat
     def read(answer: Answer) -> torch.Tensor:
         return torch.arange(answer.tokens * 8.0).reshape(answer.tokens, 8)
 
-    ticks = count(0, 20)
-    assert len(fidelity.remember(read, FOUR, lambda: float(next(ticks)))) == 2
+    for least, seconds, expected in ((8, 20, 2), (9, 20, 3), (20, 20, 5), (20, 400, 2)):
+        monkeypatch.setattr(fidelity, "LEAST_TOKENS", least)
+        ticks = count(0, seconds)
+        assert len(fidelity.remember(read, FOUR, lambda ticks=ticks: float(next(ticks)))) == expected, (least, seconds)  # type: ignore[misc]
     assert fidelity.remember(read, FOUR, lambda: 0.0) == [(answer, pytest.approx(read(answer))) for answer in FOUR]
     monkeypatch.setattr(fidelity, "MOST_TOKENS", 7)
     kept = fidelity.remember(read, FOUR)
@@ -236,6 +286,17 @@ def test_time_tokens_and_memory_bound_what_is_read(monkeypatch: pytest.MonkeyPat
     assert [len(known) for _, known in fidelity.remember(read, FOUR)] == [2]
     monkeypatch.setattr(fidelity, "KEPT_BYTES", 1)
     assert [len(known) for _, known in fidelity.remember(read, FOUR)] == [1], "a token of the largest vocabulary is read all the same"
+
+
+def test_of_fewer_tokens_than_a_mean_needs_nothing_is_said(probed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = [(Answer(tuple(range(100)), 99), torch.zeros(99, 2))]
+    with pytest.raises(exits.UserError, match="have 99 tokens, and a mean of fewer than 100 says little"):
+        fidelity.enough(one)
+    enough = [*one, (Answer((1, 2), 1), torch.zeros(1, 2))]
+    assert fidelity.enough(enough) is enough
+    monkeypatch.setattr(fidelity, "LEAST_TOKENS", 10**6)
+    found = probed()["unmeasured"]
+    assert found.endswith("a mean of fewer than 1000000 says little. Give the test split more rows; a slow machine reads for 600 s.")
 
 
 # ---- what is told
@@ -275,8 +336,27 @@ def test_a_divergence_that_matters_is_told_as_such_with_its_figures() -> None:
         assert words in text, words
     assert "The gate asks that the mean" not in text
     small = faithful.section({**FOUND, "kl": 3e-7, "differs": 0}, GateConfig.model_validate({"maxServingDivergence": 0.01}))
-    for words in ("as rounding to 16 bits leaves it: of the tokens of the answers none have", "3.0e-07", "not above 0.01"):
+    for words in ("from what was trained is small: of the tokens of the answers none have", "3.0e-07", "not above 0.01"):
         assert words in small, words
+    assert "small, and nothing but rounding lies between: of the" in faithful.sentence({**FOUND, "kl": 3e-7, "rounding": True})
+    assert "rounding" not in faithful.sentence({**FOUND, "kl": 0.009, "rounding": False})
+
+
+@pytest.mark.parametrize(
+    ("method", "merged", "expected"),
+    [
+        ({"type": "LoRA"}, False, True),
+        ({"type": "Full"}, True, True),
+        ({"type": "QLoRA", "quantization": "NF4"}, True, True),
+        ({"type": "QLoRA", "quantization": "NF4"}, False, False),
+        ({"type": "QLoRA", "quantization": "Int8"}, True, False),
+    ],
+)
+def test_rounding_is_named_as_the_cause_only_where_nothing_was_quantised_otherwise(
+    method: dict[str, str], merged: bool, expected: bool
+) -> None:
+    how = fidelity.Made(MethodConfig.model_validate(method), TrainingConfig())
+    assert fidelity._rounds_alone(how, merged=merged) is expected
 
 
 def test_what_was_not_measured_says_why_and_what_was_not_asked_says_nothing() -> None:
@@ -313,9 +393,12 @@ def test_the_same_is_measured_once_and_another_way_of_serving_anew(
     probed: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = count(1)
-    monkeypatch.setattr(probe, "measure_fidelity", lambda *_: {"kl": next(calls)})
-    assert [probed(), probed()] == [{"kl": 1}, {"kl": 1}]
-    assert probed(evaluation__fidelity={"path": str(tmp_path / "fidelity"), "merged": False}) == {"kl": 2}
+    monkeypatch.setattr(probe, "measure_fidelity", lambda *given: {"kl": next(calls), "merged": given[-1].merged})
+    assert [probed(), probed()] == [{"kl": 1, "merged": True}, {"kl": 1, "merged": True}]
+    assert probed(evaluation__fidelity={"path": str(tmp_path / "fidelity"), "merged": False}) == {"kl": 2, "merged": False}
+    asked = FidelityConfig(path=tmp_path / "fidelity", skipped="the probe failed")
+    assert probe.told(asked) == {"unmeasured": "the probe failed"}, "what was found is of another server"
+    assert probe.told(asked.model_copy(update={"merged": False})) == {"kl": 2, "merged": False}
 
 
 def test_an_artifact_that_does_not_say_how_it_was_trained_is_told_of(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ import pytest
 import torch
 from finetune_trainer import exits, fetch, hardware, layout
 from finetune_trainer.config import ForgettingConfig, RunConfig
-from finetune_trainer.evaluate import cli, forgetting, general, probe, rows
+from finetune_trainer.evaluate import cli, forgetting, general, probe, rows, worth
 from finetune_trainer.evaluate.loss import batches
 from finetune_trainer.evaluate.rows import ScoredRow
 from finetune_trainer.evaluate.statistics import ratio
+from finetune_trainer.evaluate.throughput import Answering
 from finetune_trainer.serve.loading import adapt, load
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -200,6 +201,13 @@ def test_the_evaluation_tells_what_the_probe_found(work: Path, tiny_model: Path,
     assert "The gate asks that the lower end of the rise of all texts is not above 5 %." in page
 
 
+SPEED = Answering(rows=8, seconds=4.5, input_tokens=700, output_tokens=90, concurrency=3)
+FAR = {
+    "kl": 0.02, "klP99": 0.1, "klMax": 0.5, "differs": 0.01, "tokens": 200, "rows": 8, "trained": "LoRA beside the base", "served": "vLLM",
+    "merged": True,
+}  # fmt: skip
+
+
 def commit(folder: Path, result: dict[str, Any]) -> None:
     with layout.transaction(folder) as made:
         layout.write_json(made.folder / "result.json", result)
@@ -213,27 +221,40 @@ def test_an_evaluation_that_was_finished_before_tells_everywhere_what_was_measur
         trained.facts.update(evaluations.made())
     asked = config(
         work, tiny_model, untouched, tmp_path / "forgetting", evaluation__path=str(path), evaluation__metrics=[{"type": "ExactMatch"}],
-        evaluation__report={"artifact": str(artifact)},
+        evaluation__report={"artifact": str(artifact), "economics": {"pods": 1, "mostPods": 1, "podHour": 2.5}},
+        evaluation__fidelity={"path": str(tmp_path / "fidelity")},
     )  # fmt: skip
     answered = [ScoredRow(row.id, row.reference, {"ExactMatch": 1.0}) for row in rows.test_rows(work / "data" / "1f2e3d4c")]
     with layout.transaction(path) as made:
         rows.write(made.folder / rows.ROWS, answered)
-        layout.write_json(made.folder / "result.json", {"stage": "evaluate", "forgetting": {"unmeasured": "no room"}})
+        known = {"stage": "evaluate", "forgetting": {"unmeasured": "no room"}, "answering": SPEED.told()}
+        layout.write_json(made.folder / "result.json", known)
     found = evaluations.forgetting(26.2)
     commit(tmp_path / "forgetting", found)
+    commit(tmp_path / "fidelity", FAR)
 
     told: Any = cli.main(asked)
+    assert (told["fidelity"], told["answering"]) == (FAR, SPEED.told())
     assert told["forgetting"] == {name: value for name, value in found.items() if name != "kinds"}
     assert told["metrics"]["ExactMatch"]["score"] == 1
     assert any("its perplexity rose by 26.2 %" in text for text in told["advice"])
     assert json.loads((path / "result.json").read_text()) == told
     assert "perplexity rose by 26.2 %" in (path / "report.html").read_text()
     assert "| all texts | 40 |" in (path / "README.md").read_text()
+    for page in ("report.html", "README.md"):
+        assert (
+            "As trained: LoRA beside the base. As served (where nothing serves yet, by the server of an evaluation): vLLM."
+            in (path / page).read_text()
+        )
+    assert worth.speed(SPEED) in (path / "report.html").read_text()
     assert rows.read(path) == answered
     layout.verify(path)
     before = (path / "report.html").stat().st_ino
     assert cli.main(asked) == told
     assert (path / "report.html").stat().st_ino == before, "what is known is not written again"
+    commit(tmp_path / "fidelity", {**FAR, "kl": 0.03})
+    assert cli.main(asked) == {**told, "fidelity": {**FAR, "kl": 0.03}}, "how it is served alone was measured anew"
+    assert "0.0300" in (path / "report.html").read_text()
 
 
 def test_the_same_models_are_measured_once(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.api.status import Attempt, Cleaning, Revision, Rollout, Rows
+from finetune_operator.api.status import Attempt, Cleaning, Fidelity, Revision, Rollout, Rows
 from finetune_operator.decide import retention
 from finetune_operator.decide.arms import _promoted, _wanted
 from finetune_operator.decide.draft import ArmWanted, Draft, Note
@@ -81,6 +81,31 @@ def test_of_the_artifacts(case: str) -> None:
     for revision in found.status.revisions:
         assert revision.removed == (STAMP if revision.name in whole else None)
         assert revision.name not in checkpoints or revision.checkpoints_kept == wanted.keep
+
+
+@pytest.mark.parametrize(
+    ("method", "limit", "found", "promoted", "kept"),
+    [
+        pytest.param("Full", "0.005", Fidelity(unmeasured="no room"), False, True, id="it could not be measured"),
+        pytest.param("Full", "0.005", None, False, True, id="it was not looked for"),
+        pytest.param("Full", "0.005", Fidelity(kl="0.02"), False, True, id="it is too far with this server"),
+        pytest.param("Full", "0.005", Fidelity(kl="0.001"), False, False, id="it is near enough"),
+        pytest.param("Full", None, Fidelity(unmeasured="no room"), False, False, id="nobody asks"),
+        pytest.param("Full", "0.005", Fidelity(unmeasured="no room"), True, False, id="it was promoted before"),
+        pytest.param("LoRA", "0.005", Fidelity(unmeasured="no room"), False, False, id="an adapter is kept whole"),
+    ],
+)
+def test_what_rounding_took_of_all_weights_is_kept_while_the_gate_misses_its_figure(
+    method: str, limit: str | None, found: Fidelity | None, promoted: bool, kept: bool
+) -> None:
+    scored = make_scored("0.5", "0.1", "0.2").model_copy(update={"fidelity": found})
+    changes = {"method": {"type": method}, "evaluation": {"gate": {"maxServingDivergence": limit} if limit else {}}}
+    before = trained("r0", checkpoints_kept=None, evaluated=scored)
+    asked = trained("r1", checkpoints_kept=None, evaluated=scored, promoted=promoted)
+    o = make_observed(asked, changes=changes, status={"revisions": [before, asked]})
+    cleaning = cleaned(o, c.REJECTED).status.cleaning
+    assert cleaning is not None
+    assert cleaning.checkpoints == (["r0"] if kept else ["r0", "r1"]), "of what the spec does not ask for nothing is measured again"
 
 
 def test_an_arm_keeps_its_revision() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.api.status import Attempt, Charges, Stopped, Totals
+from finetune_operator.api.status import Attempt, Charges, Fidelity, Stopped, Totals
+from finetune_operator.build import arm
 from finetune_operator.decide import decide
 from finetune_operator.decide.attempts import bounded, folders, fruitless, next_divisor
 from finetune_operator.decide.draft import Draft, JobWanted
@@ -492,6 +493,59 @@ def test_edited_metrics_score_both_again_and_train_nothing() -> None:
     decided = decide(Observed(**{**vars(o), "status": o.status.model_copy(update={"revisions": [known]})}))
     assert decided.jobs == (JobWanted("baseline", "r1", 2),)
     assert (decided.revision.evaluated, decided.revision.gate, decided.revision.artifact) == (None, None, "/a")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "found", "anew"),
+    [
+        ("Transformers", Fidelity(kl="0.02", merged=False), True),
+        ("vLLM", Fidelity(kl="0", merged=True), True),
+        ("vLLM", Fidelity(kl="0", merged=False), False),
+        ("Transformers", Fidelity(kl="0", merged=True), False),
+        ("vLLM", Fidelity(kl="0"), False),
+        ("vLLM", Fidelity(unmeasured="no room"), False),
+        ("vLLM", None, False),
+    ],
+)
+@pytest.mark.parametrize("promoted", [False, True])
+def test_how_far_it_is_as_served_is_measured_anew_for_another_server_and_what_was_scored_is_not(
+    runtime: str, found: Fidelity | None, anew: bool, promoted: bool
+) -> None:
+    o = make_observed(make_revision(), changes={"serving": {"runtime": runtime}})
+    scored = make_scored("0.5", "0.1", "0.2", key=with_key(o)).model_copy(update={"fidelity": found})
+    base, wanted = make_scored("0.1", key=with_key(o)), {**READY, "artifact": "/a", "attempts": 1, "gate": "Passed"}
+    known = make_revision(**{**wanted, "evaluated": scored, "baseline": base, "promoted": promoted})
+    again = make_observed(known, changes={"serving": {"runtime": runtime}})
+    then = evaluate(again, draft(again)).revision
+    if not anew or promoted:
+        assert then == known
+    else:
+        assert (then.evaluated, then.gate, then.tries, then.baseline) == (None, None, {**READY["tries"], "evaluate": 1}, base)
+
+
+def test_while_nothing_serves_the_figure_stays_that_of_the_server_that_answered() -> None:
+    nothing, later = {"serving": None}, {"serving": {"runtime": "vLLM"}}
+    for changes, anew in ((nothing, False), (later, True)):
+        o = make_observed(make_revision(), changes=changes)
+        scored = make_scored("0.5", "0.1", "0.2", key=with_key(o)).model_copy(update={"fidelity": Fidelity(kl="0", merged=True)})
+        other = replace(o, spec=o.spec.model_copy(update={"compute": o.spec.compute.model_copy(update={"accelerator": "nvidia-l4"})}))
+        known = other.status.model_copy(update={"revisions": [make_revision(**{**READY, "artifact": "/a", "evaluated": scored})]})
+        again = replace(other, status=known)
+        assert arm.uses_vllm(again.spec)
+        assert (evaluate(again, draft(again)).revision.evaluated is None) is anew
+
+
+def test_a_revision_that_one_server_had_rejected_is_measured_with_the_one_that_is_asked_for_then() -> None:
+    changes = {"serving": {"runtime": "Transformers"}, "evaluation": {"gate": {"maxServingDivergence": "0.005"}}}
+    o = make_observed(make_revision(), changes=changes)
+    base, scored = make_scored("0.1", key=with_key(o)), make_scored("0.5", "0.1", "0.2", key=with_key(o))
+    far = scored.model_copy(update={"fidelity": Fidelity(kl="0.02", merged=False)})
+    stopped = Stopped(reason=c.GATE_FAILED, message="it is too far", time=STAMP, tried="t0")
+    judged = {"baseline": base, "evaluated": far, "gate": "Failed", "stopped": stopped}
+    known = make_revision(**{**READY, "tries": {"evaluate": 1}, "artifact": "/a", "attempts": 1, **judged})
+    decided = decide(make_observed(known, changes=changes))
+    assert (decided.phase, decided.jobs) == (c.EVALUATING, (JobWanted("evaluate", "r1", 2),))
+    assert decided.revision.stopped is None
 
 
 def test_what_is_live_may_change_while_another_revision_trains_and_the_gang_goes_on() -> None:

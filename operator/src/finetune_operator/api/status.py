@@ -92,6 +92,7 @@ class Fidelity(StatusModel):
     kl_max: Decimal | None = None
     differs_percent: Decimal | None = Field(default=None, description="Tokens of which another one is the likeliest.")
     tokens: Count | None = None
+    merged: bool | None = Field(default=None, description="Of a server that merges an adapter; false: of vLLM, which keeps it beside.")
     unmeasured: Text | None = None
 
 

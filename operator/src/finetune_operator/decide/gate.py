@@ -54,7 +54,7 @@ def verdict(gate: Gate | None, scored: Scored, against: str) -> list[str]:
     minimum = gate.min_score if gate else None
     if minimum is not None and float(scored.score.score) < float(minimum):
         failures.append(f"its score {scored.score.score} is below evaluation.gate.minScore {minimum}")
-    failures += [*_forgot(gate, scored.forgetting), *_diverged(gate, scored.fidelity)]
+    failures += [*_forgot(gate, scored.forgetting), *diverged(gate, scored.fidelity)]
     difference = scored.difference
     if difference is None:
         return [*failures, "it could not be paired with the reference's rows"]
@@ -86,7 +86,7 @@ def _forgot(gate: Gate | None, found: Forgetting | None) -> list[str]:
     return []
 
 
-def _diverged(gate: Gate | None, found: Fidelity | None) -> list[str]:
+def diverged(gate: Gate | None, found: Fidelity | None) -> list[str]:
     """Is it as served farther from what was trained than the gate bears?"""
     limit = gate.max_serving_divergence if gate else None
     if limit is None:

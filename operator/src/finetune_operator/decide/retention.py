@@ -14,6 +14,7 @@ from finetune_operator import conditions, names
 from finetune_operator.api.status import Charges, Cleaning, Revision
 from finetune_operator.decide.arms import router_moves
 from finetune_operator.decide.draft import MAX_REMOVED, Draft, finite, later, seconds_until, soonest, stamp
+from finetune_operator.decide.gate import diverged
 from finetune_operator.observed import Observed
 from finetune_operator.workloads.run import Run
 
@@ -80,7 +81,7 @@ def _chosen(o: Observed, d: Draft) -> Draft:
     needed = {d.status.revision, d.status.live_revision, d.status.previous_revision, *(a.revision for a in d.arms)}
     artifacts = [r for r in d.status.revisions if r.artifact]
     old = [r for r in artifacts[: -policy.revisions] if r.name not in needed and not _busy(o, r.name)]
-    spent = [r for r in artifacts if r not in old and _has_more(r, policy.checkpoints)]
+    spent = [r for r in artifacts if r not in old and _has_more(r, policy.checkpoints) and not _to_be_measured(o, d, r)]
     forgotten = [name for name in cleaning.forgotten if not _busy(o, name)]
     if not (old or spent or forgotten):
         return d
@@ -101,6 +102,14 @@ def _has_more(revision: Revision, keep: int) -> bool:
     """Are there checkpoints of more attempts than are to be kept?"""
     kept = revision.checkpoints_kept
     return min(revision.attempts, revision.attempts if kept is None else kept) > keep
+
+
+def _to_be_measured(o: Observed, d: Draft, revision: Revision) -> bool:
+    """Does the gate miss how far all weights are as served from what was trained? It may be measured again, for which what rounding took
+    of them is needed: it lies beside the checkpoints."""
+    if revision.name != d.status.revision or revision.promoted or revision.evaluated is None or o.spec.method.type != "Full":
+        return False
+    return bool(diverged(o.spec.evaluation.gate if o.spec.evaluation else None, revision.evaluated.fidelity))
 
 
 def _bare(revision: Revision, now: str) -> Revision:

@@ -8,6 +8,7 @@ from typing import Any
 from finetune_operator import conditions, names
 from finetune_operator.api.fields import digest
 from finetune_operator.api.status import Answering, Difference, Estimate, Fidelity, Forgetting, Rows, Score, Scored, Trouble
+from finetune_operator.build import arm
 from finetune_operator.decide.draft import Draft, finite
 from finetune_operator.decide.retry import after_failure, again, of_probe, trouble, wait, without_probe
 from finetune_operator.observed import Observed
@@ -80,7 +81,7 @@ def evaluate(o: Observed, d: Draft) -> Draft:
     if d.revision.promoted:
         return d
     scored = d.revision.evaluated
-    if scored is not None and scored.key != wanted:
+    if scored is not None and (scored.key != wanted or _served_otherwise(o, scored)):
         d = again(d, "evaluate", evaluated=None, gate=None)
     d = _asked_otherwise(o, d, "evaluate", wanted)
     return _stage(o, d, "evaluate", done=d.revision.evaluated is not None, finish=lambda x: {"evaluated": _scored(wanted, x)})
@@ -94,6 +95,14 @@ def reference(d: Draft) -> str:
 def evaluation_key(o: Observed, d: Draft) -> str:
     """Names an evaluation by what is asked and against what; another key means that it must be run again."""
     return digest({"evaluation": o.reevaluate.get("evaluation", {}), "reference": reference(d)})
+
+
+def _served_otherwise(o: Observed, scored: Scored) -> bool:
+    """Is its divergence that of another server than the spec asks for by now? Rows that were scored stay: the Job measures that alone."""
+    found = scored.fidelity
+    if o.spec.serving is None or found is None or found.merged is None:
+        return False
+    return found.merged == arm.uses_vllm(o.spec)
 
 
 def _asked_otherwise(o: Observed, d: Draft, stage: str, wanted: str) -> Draft:
@@ -229,7 +238,9 @@ def _fidelity(told: Mapping[str, Any] | None) -> Fidelity | None:
     if "unmeasured" in told:
         return Fidelity(unmeasured=str(told["unmeasured"])[:UNMEASURED_CHARACTERS])
     kl, p99, largest = (_text(told[name], DIVERGENCE_DIGITS) for name in ("kl", "klP99", "klMax"))
-    return Fidelity(kl=kl, kl_p99=p99, kl_max=largest, differs_percent=_text(100 * told["differs"]), tokens=told["tokens"])
+    return Fidelity(
+        kl=kl, kl_p99=p99, kl_max=largest, differs_percent=_text(100 * told["differs"]), tokens=told["tokens"], merged=told.get("merged"),
+    )  # fmt: skip
 
 
 def _answering(told: Mapping[str, Any] | None) -> Answering | None:

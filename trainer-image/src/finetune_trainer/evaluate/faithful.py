@@ -43,9 +43,10 @@ def sentence(found: Found) -> str:
         return "What is served is what was trained: no token of the answers has another likelihood."
     turned = _percent(found["differs"])
     if found["kl"] < SMALL:
+        cause = ", and nothing but rounding lies between" if found.get("rounding") else ""
         return (
-            "What is served is close to what was trained, about as close as rounding to 16 bits leaves it: of the tokens of the answers "
-            f"{turned} have another first choice."
+            f"In the mean, the divergence of what is served from what was trained is small{cause}: of the tokens of the answers {turned} "
+            "have another first choice."
         )
     return (
         f"What is served is not quite what was trained: of the tokens of the answers {turned} have another first choice. Scores of answers "
@@ -71,7 +72,8 @@ def _note(found: Found, gate: GateConfig) -> str:
     asked = gate.max_serving_divergence
     said = "" if asked is None else f"The gate asks that the mean is not above {asked:g}. "
     return (
-        f"{said}As trained: {found['trained']}. As served: {found['served']}. KL(trained‖served) is of the next token, in nats, over the "
-        "whole vocabulary, on wanted answers of the sealed test split: its mean, what 99 % of the tokens stay below, and the largest; "
-        "the first choice is the likeliest token."
+        f"{said}As trained: {found['trained']}. As served (where nothing serves yet, by the server of an evaluation): {found['served']}. "
+        "KL(trained‖served) is of the next token, in nats, over the whole vocabulary, on a sample: "
+        f"{number(found['tokens'])} tokens, from the beginnings of wanted answers of the sealed test split. Told are its mean, what 99 % "
+        "of the tokens stay below, and the largest; the first choice is the likeliest token."
     )

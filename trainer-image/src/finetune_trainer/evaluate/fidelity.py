@@ -30,13 +30,15 @@ from finetune_trainer.hardware import uses_bf16
 from finetune_trainer.serve.loading import Loaded, adapted, check, context, load
 from finetune_trainer.train import remainder
 from finetune_trainer.train.adapters import virtual_tokens
-from finetune_trainer.train.model import load_base
+from finetune_trainer.train.model import load_base, stored_dtype
 from finetune_trainer.train.objective import can_keep_logits, precision
 
 ROW_TOKENS = 128  # of one answer, from its beginning: many answers say more than a long one
+LEAST_TOKENS = 100  # of fewer a mean says little, and what 99 % stay below nothing
 MOST_TOKENS = 2048
 KEPT_BYTES = 2**28  # of logits
-PASS_SECONDS = 30.0  # after that no more answers are begun
+PASS_SECONDS = 30.0  # after that no more answers are begun, if there are enough tokens
+LONGEST_SECONDS = 600.0  # after that none are, however few there are
 SLICE = 16  # tokens compared at once, in float64
 MOST = 1e9
 DIGITS = 9
@@ -66,19 +68,20 @@ class Made:
 
 
 def measure(model: ModelConfig, adapter: Path | None, test: Sequence[TestRow], asked: FidelityConfig) -> JsonObject:
-    """The figures of `summary`, of an adapter upon the folder of `model`, or of that folder where all weights trained. Raises UserError
-    where one of the two cannot be had, OutOfMemory, or Infrastructure and OSError where the volume fails."""
+    """The figures of `summary` and how the two were read, of an adapter upon the folder of `model`, or of that folder where all weights
+    trained. Raises UserError where one of the two cannot be had, OutOfMemory, or Infrastructure and OSError where the volume fails."""
     for folder in (model.path, *([adapter] if adapter else [])):
         check(folder)
     how = made(adapter or model.path)
     network, tokenizer = as_trained(model, adapter, how), _tokenizer(model.path)
     longest = context(network) - virtual_tokens(network)[0]
-    kept = remember(trained_reader(network, how.bf16), answers(tokenizer, test, longest))
+    kept = enough(remember(trained_reader(network, how.bf16), answers(tokenizer, test, longest)))
     del network
     gc.collect()
     loaded = as_served(model.path, adapter, merged=asked.merged)
     found = summary(compare(served_reader(loaded), kept))
-    return {**found, "trained": _trained_words(how), "served": _served_words(how, loaded, merged=asked.merged)}
+    words = {"trained": _trained_words(how), "served": _served_words(how, loaded, merged=asked.merged)}
+    return {**found, **words, "merged": asked.merged, "rounding": _rounds_alone(how, merged=asked.merged)}
 
 
 def made(artifact: Path) -> Made:
@@ -113,10 +116,18 @@ def as_trained(model: ModelConfig, adapter: Path | None, how: Made) -> Any:
 
 def as_served(model: Path, adapter: Path | None, *, merged: bool) -> Loaded:
     """What the server loads: the adapter `merged`, or as vLLM has it, in the server's precision beside weights that are not quantised."""
-    if merged or adapter is None:
+    if merged:
         return load(model, adapter)
-    loaded = load(model, None)
+    loaded = load(model, None, dtype=vllm_dtype(model))
+    if adapter is None:
+        return loaded
     return replace(loaded, model=adapted(loaded.model, adapter, quantized=False).to(dtype=loaded.model.dtype).eval())
+
+
+def vllm_dtype(model: Path) -> torch.dtype | None:
+    """What vLLM, which is told of none, computes in: the 16 bits in which the weights are stored, else (None) what any server would."""
+    stored = stored_dtype(model)
+    return stored if stored in (torch.float16, torch.bfloat16) else None
 
 
 def trained_reader(network: Any, bf16: bool) -> Reader:
@@ -140,16 +151,27 @@ def served_reader(loaded: Loaded) -> Reader:
 def remember(
     logits: Reader, every: Iterable[Answer], clock: Callable[[], float] = time.monotonic
 ) -> list[tuple[Answer, torch.Tensor]]:  # fmt: skip
-    """The answers with their logits on the CPU, of as many as time, MOST_TOKENS and KEPT_BYTES allow."""
+    """The answers with their logits on the CPU, of as many as time, MOST_TOKENS and KEPT_BYTES allow: a slow machine reads LEAST_TOKENS
+    all the same, for up to LONGEST_SECONDS."""
     kept: list[tuple[Answer, torch.Tensor]] = []
     begun, tokens, room = clock(), 0, MOST_TOKENS
     for answer in every:
-        if tokens >= room or (kept and clock() - begun > PASS_SECONDS):
+        allowed = PASS_SECONDS if tokens >= LEAST_TOKENS else LONGEST_SECONDS
+        if tokens >= room or (kept and clock() - begun > allowed):
             break
         found = logits(answer).cpu()
         room = max(1, min(MOST_TOKENS, KEPT_BYTES // found[0].nbytes))
         kept.append(_cut(answer, found, room - tokens))
         tokens += kept[-1][0].tokens
+    return kept
+
+
+def enough(kept: list[tuple[Answer, torch.Tensor]]) -> list[tuple[Answer, torch.Tensor]]:
+    """The same. Raises UserError where they have fewer than LEAST_TOKENS."""
+    tokens = sum(answer.tokens for answer, _ in kept)
+    if tokens < LEAST_TOKENS:
+        found = f"the answers of the test split that were read have {tokens} tokens, and a mean of fewer than {LEAST_TOKENS} says little"
+        raise UserError("TooFewTokens", found, f"Give the test split more rows; a slow machine reads for {LONGEST_SECONDS:g} s.")
     return kept
 
 
@@ -206,6 +228,11 @@ def _tokenizer(model: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+
+
+def _rounds_alone(how: Made, *, merged: bool) -> bool:
+    """Was nothing quantised that is served as it was? Int8 quantises what it multiplies, too, which no server does."""
+    return how.method.quantized_as is None or (merged and how.method.quantized_as != "Int8")
 
 
 def _trained_words(how: Made) -> str:

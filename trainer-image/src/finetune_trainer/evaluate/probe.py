@@ -46,12 +46,16 @@ def main(config: RunConfig) -> JsonObject:
 
 
 def told(asked: ForgettingConfig | FidelityConfig) -> JsonObject:
-    """What the probe found: the figures of `forgetting.summary` or `fidelity.measure`, or `{unmeasured}`, which says why there are none."""
+    """What the probe found: the figures of `forgetting.summary` or `fidelity.measure`, or `{unmeasured}`, which says why there are none.
+    Figures of another way of serving than is asked for count for nothing."""
     try:
         layout.verify(asked.path)
-        return dict(json.loads((asked.path / RESULT).read_text()))
+        found = dict(json.loads((asked.path / RESULT).read_text()))
     except (layout.Corrupt, OSError, ValueError) as error:
         return {UNMEASURED: asked.skipped or f"the probe left no result: {error}"}
+    if UNMEASURED not in found and isinstance(asked, FidelityConfig) and found.get("merged") != asked.merged:
+        return {UNMEASURED: asked.skipped or "the probe left figures of another model server"}
+    return found
 
 
 @contextmanager

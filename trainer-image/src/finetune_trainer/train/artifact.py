@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from finetune_trainer import card, fetch, layout
@@ -30,11 +32,20 @@ def save(attempt: Path, model: Any, weights: Tensors, facts: JsonObject, base: P
             _save_adapter(work.folder, model)
         else:
             _save_model(work.folder, model, base)
-            remainder.save(weights, folder, stored_dtype(base))
         (work.folder / card.CARD).write_text(card.render(facts))
         work.aside.add(card.CARD)  # it has the digest of the prepared data, whose report has times: the same weights have one digest
         work.facts.update(facts)
+    if not isinstance(model, PeftModel):
+        _keep_remainder(weights, folder, stored_dtype(base))
     return layout.read_manifest(folder, layout.ARTIFACT_MANIFEST)
+
+
+def _keep_remainder(weights: Tensors, folder: Path, dtype: torch.dtype) -> None:
+    """Without it one figure is not measured: no reason to lose a training that has ended."""
+    try:
+        remainder.save(weights, folder, dtype)
+    except (OSError, SafetensorError) as error:
+        print(f"what rounding took of the weights is not kept, and how far they are from it is not measured: {error}", flush=True)
 
 
 def _save_adapter(folder: Path, model: PeftModel) -> None:

@@ -18,6 +18,7 @@ from finetune_trainer.train.model import stored_dtype
 from finetune_trainer.train.optimizer import Tensors
 
 FILE = "remainder.safetensors"
+DTYPE = torch.bfloat16  # whatever the weights are kept in: what rounding to float16 takes of small ones is below what that can hold
 
 
 def folder(artifact: Path) -> Path:
@@ -30,13 +31,13 @@ def save(weights: Tensors, artifact: Path, dtype: torch.dtype) -> None:
     if dtype == torch.float32:
         return
     with layout.transaction(folder(artifact)) as work:
-        save_file({name: (value - value.to(dtype).float()).to(dtype) for name, value in weights.items()}, work.folder / FILE)
+        save_file({name: (value - value.to(dtype).float()).to(DTYPE) for name, value in weights.items()}, work.folder / FILE)
 
 
 @torch.no_grad()
 def add(network: Any, artifact: Path) -> None:
-    """Make the weights of `network` (float32, as loaded from `artifact`) what they were, to twice the bits of the artifact's. Raises
-    UserError where what rounding took is not there any more."""
+    """Make the weights of `network` (float32, as loaded from `artifact`) what they were, but for 2⁻⁸ of what rounding took. Raises
+    UserError where that is not there any more."""
     if stored_dtype(artifact) == torch.float32:
         return
     try:
