@@ -70,7 +70,10 @@ class World:
         finally:
             self.kubectl("delete", "namespace", name, "--wait=false")
             self.kubectl("-n", name, "delete", "pods", "--all", "--grace-period=1", "--wait=false")  # nobody calls the routers any more
-            self.kubectl("wait", "namespace", name, "--for=delete", "--timeout=180s", seconds=200)
+            try:
+                self.kubectl("wait", "namespace", name, "--for=delete", "--timeout=180s", seconds=200)
+            except DemoError as error:
+                raise AssertionError(f"{error}\n{self.kubectl('-n', name, 'get', 'pods', '-o', 'yaml')}") from error
 
     def apply(self, manifest: Object) -> None:
         """kubectl apply, server-side."""
