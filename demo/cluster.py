@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from demo.kube import DemoError, Kubectl
+from demo.kube import CRD, DemoError, Kubectl
 
 Choice = Literal["auto", "current", "kind", "node"]
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -129,7 +129,7 @@ def install(cluster: Cluster, *values: str) -> None:
             cluster.kubectl, "upgrade", "--install", "finetune-operator", str(CHART), "-n", OPERATOR_NAMESPACE,
             "--create-namespace", *context, *chart_values(cluster.images), *(word for value in values for word in ("--set", value)),
         )  # fmt: skip
-        cluster.kubectl("wait", "--for", "condition=Established", "crd/finetunes.finetune.dev", f"--timeout={READY_SECONDS}s")
+        cluster.kubectl("wait", "--for", "condition=Established", f"crd/{CRD}", f"--timeout={READY_SECONDS}s")
         cluster.kubectl(
             "-n", OPERATOR_NAMESPACE, "rollout", "status", "deployment", "-l",
             "app.kubernetes.io/name=finetune-operator", f"--timeout={READY_SECONDS}s", seconds=READY_SECONDS + 30,
@@ -158,10 +158,10 @@ def down(choice: Choice, namespace: str) -> None:
             _last_line("kind", "delete", "cluster", "--name", KIND_NAME)
         case "current":
             kubectl = Kubectl()
-            kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=300s", seconds=330)
+            kubectl.remove_namespace(namespace)
             with suppress(DemoError):
                 helm(kubectl, "uninstall", "finetune-operator", "-n", OPERATOR_NAMESPACE)
-            kubectl("delete", "crd", "finetunes.finetune.dev", "--ignore-not-found")
+            kubectl("delete", "crd", CRD, "--ignore-not-found")
             kubectl("delete", "namespace", OPERATOR_NAMESPACE, "--ignore-not-found", "--timeout=300s", seconds=330)
 
 

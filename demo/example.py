@@ -14,7 +14,6 @@ from demo.kube import Kubectl
 
 FOLDER = REPOSITORY / "examples" / "text-to-sql"
 FILES = {"shop-questions": ("train.jsonl", "questions.jsonl"), "shop-schema": ("schema.sql", "schema.sql")}
-DELETE_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def apply(kubectl: Kubectl, example: Example) -> None:
     """Remove what an earlier demo left, then apply the example afresh."""
     if kubectl.get("namespace", example.namespace):
         with step(f"removing namespace {example.namespace} of an earlier demo"):
-            kubectl("delete", "namespace", example.namespace, f"--timeout={DELETE_SECONDS}s", seconds=DELETE_SECONDS + 30)
+            kubectl.remove_namespace(example.namespace)
     with step(f"applying {FOLDER.relative_to(REPOSITORY)}"):
         for manifest in manifests(example.namespace):
             kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(manifest))

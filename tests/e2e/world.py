@@ -62,18 +62,13 @@ class World:
     @contextmanager
     def namespace(self, name: str) -> Iterator[Space]:
         """A namespace with the restricted pod security standard enforced, removed with the block."""
-        self.kubectl("delete", "namespace", name, "--ignore-not-found", "--timeout=180s", seconds=200)
+        self.kubectl.remove_namespace(name, at_once=True)
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
         try:
             yield Space(self, name)
         finally:
-            self.kubectl("delete", "namespace", name, "--wait=false")
-            self.kubectl("-n", name, "delete", "pods", "--all", "--grace-period=1", "--wait=false")  # nobody calls the routers any more
-            try:
-                self.kubectl("wait", "namespace", name, "--for=delete", "--timeout=180s", seconds=200)
-            except DemoError as error:
-                raise AssertionError(f"{error}\n{self.kubectl('-n', name, 'get', 'pods', '-o', 'yaml')}") from error
+            self.kubectl.remove_namespace(name, at_once=True)
 
     def apply(self, manifest: Object) -> None:
         """kubectl apply, server-side."""
