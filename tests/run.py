@@ -36,7 +36,7 @@ TIERS = (
     Tier(
         "integration", "dev", ("tests/integration", "tests/devcluster", "tests/router", "tests/gitops"), 16, setup=("devcluster", "binary")
     ),
-    Tier("e2e", "dev", ("tests/e2e",), 12, setup=("devcluster", "images"), arguments=("-vv",)),
+    Tier("e2e", "dev", ("tests/e2e",), 14, setup=("devcluster", "images"), arguments=("-vv",)),
 )
 ENDING_SECONDS = 180
 
