@@ -126,8 +126,6 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
         stable_patience=OUTAGE_SECONDS if live and live.promoted else seconds(o.spec.rollout.progress_deadline),
     )
     step = advance(plan_of(o, d, running.arm, running.experiment), scene, running)
-    if step.rollout.state not in states.ACTIVE:  # from now on each arm has what its own load needs
-        step = replace(step, rollout=step.rollout.model_copy(update={"capacity": None}))
     d = _stages(o, d, running, step.rollout.state)
     d = d.set(rollout=step.rollout)
     if step.rollout.last_decision != running.last_decision and step.rollout.last_decision:
@@ -169,7 +167,7 @@ def _steady(o: Observed, d: Draft, wanted: ArmWanted | None) -> Draft:
     d = replace(d, arms=live_arms(d), routing=Routing(structure, 0), serving=serving_of(o, live))
     if o.routers_starting:  # no watch tells that one waits for its Secret
         d = replace(d, requeue=soonest(d.requeue, START_SECONDS))
-    if last.capacity:  # of a rollout that ended under an operator which kept it
+    if last.capacity:  # it has ended: from now on each arm has what its own load needs
         last = last.model_copy(update={"capacity": None})
     health = health_of(o, live)
     settled = _acknowledged(o, structure) and health.ready > 0 and not _used_by_who_leaves(o, structure)
