@@ -14,7 +14,6 @@ from typing import Any, Final, NamedTuple, cast
 from urllib.parse import urlencode
 
 import aiohttp
-import orjson
 from kubernetes.aio.client import ApiClient
 
 from finetune_operator import errors, names
@@ -100,7 +99,7 @@ class Cluster:
         path = kind.path(namespace)
         async with self._response("GET", path, query=query, within=timeout) as response:
             async for line in _lines(response):
-                event = orjson.loads(line)
+                event = json.loads(line)
                 if event["type"] == "ERROR":
                     raise _classified("WATCH", path, int(event["object"].get("code") or 500), json.dumps(event["object"]), None)
                 yield event["type"], event["object"]
@@ -172,7 +171,7 @@ class Cluster:
         accept: str = JSON,
     ) -> Object:
         async with self._response(method, path, query=query, body=body, content=content, accept=accept) as response:
-            return _without_managed_fields(orjson.loads(await response.read()))
+            return _without_managed_fields(json.loads(await response.read()))
 
     @asynccontextmanager
     async def _response(
@@ -201,7 +200,7 @@ class Cluster:
                         method, path, response.status, await response.text(errors="replace"), response.headers.get("Retry-After")
                     )
                 yield response
-        except (TimeoutError, aiohttp.ClientError, OSError, json.JSONDecodeError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise errors.Unavailable(f"{method} {path}: {error or type(error).__name__}") from error
 
 
