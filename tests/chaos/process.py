@@ -21,7 +21,6 @@ import yaml
 from finetune_operator import process
 from finetune_operator.__main__ import main
 from finetune_operator.clock import SystemClock
-from kubernetes.aio.config import kube_config
 
 from devcluster.controlplane import ControlPlane
 from tests.chaos.proxy import Proxy
@@ -51,7 +50,6 @@ def _run(environment: Mapping[str, str], log: str) -> None:
     os.dup2(sink, 2)
     os.environ.clear()
     os.environ.update(environment)
-    kube_config.KUBE_CONFIG_DEFAULT_LOCATION = environment["KUBECONFIG"]  # read when it was imported
     if SECRETS in environment:
         _as_in_a_pod(Path(environment[SECRETS]))
     process.SystemClock = MovedClock  # type: ignore[misc]

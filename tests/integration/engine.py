@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
+import kopf
 import yaml
 from finetune_operator import kinds, names
+from finetune_operator.connection import Connection
 from finetune_operator.kinds import CHILDREN, FINETUNE, Kind
-from kubernetes.aio import config as kubernetes_config
-from kubernetes.aio.client import ApiClient, Configuration
 
 from devcluster.controlplane import ControlPlane, _free_ports
 from tests.integration.kubelet import Admin
@@ -55,10 +55,17 @@ def install(plane: ControlPlane) -> None:
 @contextlib.asynccontextmanager
 async def administrator(plane: ControlPlane) -> AsyncIterator[Admin]:
     """The control plane's administrator."""
-    configuration = Configuration()
-    await kubernetes_config.load_kube_config(str(plane.kubeconfig), client_configuration=configuration)
-    async with ApiClient(configuration) as api:
-        yield Admin(api)
+    async with Connection(lambda: credentials(yaml.safe_load(plane.kubeconfig.read_text()))) as connection:
+        yield Admin(connection)
+
+
+def credentials(kubeconfig: Mapping[str, Any]) -> kopf.ConnectionInfo:
+    """Of a kubeconfig's only cluster and user."""
+    cluster, user = kubeconfig["clusters"][0]["cluster"], kubeconfig["users"][0]["user"]
+    return kopf.ConnectionInfo(
+        server=cluster["server"], ca_data=cluster["certificate-authority-data"], token=user.get("token"),
+        certificate_data=user.get("client-certificate-data"), private_key_data=user.get("client-key-data"),
+    )  # fmt: skip
 
 
 async def until(holds: Callable[[], Any], seconds: float = SECONDS, what: str = "it") -> Any:

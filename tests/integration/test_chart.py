@@ -8,15 +8,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import kopf
 import pytest
 import yaml
 from finetune_operator import errors, kinds, names, signing
 from finetune_operator.cluster import Cluster
+from finetune_operator.connection import Connection
 from finetune_operator.kinds import CHILDREN, Kind
-from kubernetes.aio import config as kubernetes_config
-from kubernetes.aio.client import ApiClient, Configuration
 
 from devcluster.controlplane import ControlPlane
+from tests.integration.engine import credentials
 from tests.unit.api.refusals import make_finetune
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,8 +61,8 @@ async def test_its_rights_are_enough(plane: ControlPlane, namespaces: tuple[str,
     """As its ServiceAccount: every list that fills the caches, its own Secret and Lease, a child made, changed and removed."""
     install(plane, "--set-json", f"namespaces={json.dumps(namespaces)}")
     plane.kubectl("apply", "-f", "-", stdin=json.dumps(make_finetune("rights")))
-    async with ApiClient(await _as_operator(plane)) as api:
-        cluster = Cluster(api)
+    async with Connection(lambda: _as_operator(plane)) as connection:
+        cluster = Cluster(connection)
         for kind in (kinds.FINETUNE, *CHILDREN):
             await cluster.list(kind, namespaces[0] if namespaces else None)
         await cluster.list(kinds.STORAGE_CLASS)
@@ -88,16 +89,14 @@ async def test_its_rights_are_enough(plane: ControlPlane, namespaces: tuple[str,
 )
 async def test_what_it_has_no_right_to(plane: ControlPlane, case: str, kind: Kind, namespace: str, name: str) -> None:
     install(plane)
-    async with ApiClient(await _as_operator(plane)) as api:
+    async with Connection(lambda: _as_operator(plane)) as connection:
         with pytest.raises(errors.Forbidden):
-            await Cluster(api).get(kind, namespace, name)
+            await Cluster(connection).get(kind, namespace, name)
 
 
-async def _as_operator(plane: ControlPlane) -> Configuration:
-    """A client's configuration with a token of the operator's ServiceAccount instead of the administrator's certificate."""
+def _as_operator(plane: ControlPlane) -> kopf.ConnectionInfo:
+    """What logs in with a token of the operator's ServiceAccount instead of the administrator's certificate."""
     token = plane.kubectl("-n", "finetune-system", "create", "token", "finetune-operator").strip()
     document = yaml.safe_load(plane.kubeconfig.read_text())
     document["users"] = [{"name": user["name"], "user": {"token": token}} for user in document["users"]]
-    made = Configuration()
-    await kubernetes_config.load_kube_config_from_dict(document, client_configuration=made)
-    return made
+    return credentials(document)

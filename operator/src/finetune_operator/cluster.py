@@ -1,4 +1,4 @@
-"""The only user of the Kubernetes API client: dict bodies, server-side apply, timeouts, classified errors.
+"""What is asked of the API server: dict bodies, server-side apply, timeouts, classified errors.
 
 Every write first asks `may_write`, so that a process whose Lease has run out changes nothing any more.
 """
@@ -14,12 +14,13 @@ from typing import Any, Final, NamedTuple, cast
 from urllib.parse import urlencode
 
 import aiohttp
-from kubernetes.aio.client import ApiClient
 
 from finetune_operator import errors, names
+from finetune_operator.connection import Connection
 from finetune_operator.kinds import FINETUNE, Kind
 
 TIMEOUT_SECONDS: Final = 15.0
+TIMEOUT: Final = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
 WATCH_SECONDS: Final = 300  # after about so long the API server ends a watch
 SILENCE_SECONDS: Final = 130.0  # its bookmarks come once a minute: a connection that says nothing for so long is dead
 PAGE: Final = 200
@@ -54,12 +55,12 @@ class Cluster:
 
     def __init__(
         self,
-        api: ApiClient,
+        connection: Connection,
         *,
         may_write: Callable[[], None] = always,
         count: Callable[[str, str], None] = lambda verb, kind: None,
     ) -> None:
-        self._api = api
+        self._connection = connection
         self._may_write = may_write
         self._count = count
 
@@ -183,18 +184,17 @@ class Cluster:
         body: Mapping[str, Any] | None = None,
         content: str = JSON,
         accept: str = JSON,
-        within: float | aiohttp.ClientTimeout = TIMEOUT_SECONDS,
+        within: aiohttp.ClientTimeout = TIMEOUT,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """What the API server answers, begun in time and if that is no error; Unavailable also when it breaks off, or is no JSON."""
         headers = {"Accept": accept, "Accept-Encoding": "identity", "Content-Type": content}  # to compress costs both sides more
-        await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
-        url = self._api.configuration.host + path + (f"?{urlencode(query)}" if query else "")
+        asked = path + (f"?{urlencode(query)}" if query else "")
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
-                answer = await self._api.rest_client.request(  # type: ignore[no-untyped-call]
-                    method, url, headers=headers, body=dict(body) if body else None, _request_timeout=within
+                answer = await self._connection.request(
+                    method, asked, headers=headers, body=json.dumps(body) if body else None, within=within
                 )
-            async with answer.response as response:
+            async with answer as response:
                 if response.status >= 400:
                     raise _classified(
                         method, path, response.status, await response.text(errors="replace"), response.headers.get("Retry-After")

@@ -14,18 +14,16 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from itertools import product
 from typing import Final
-from urllib.request import getproxies
 
 import kopf
 from aiohttp import web
-from kubernetes.aio import config as kubernetes_config
-from kubernetes.aio.client import ApiClient, Configuration
 from prometheus_client import generate_latest
 
 from finetune_operator import errors, handlers, logs, signing
 from finetune_operator.cache import Cache, Key
 from finetune_operator.clock import SystemClock
 from finetune_operator.cluster import Cluster
+from finetune_operator.connection import Connection
 from finetune_operator.events import Events
 from finetune_operator.extras import Extras
 from finetune_operator.informer import LONGEST_PAUSE, Informer, patiently
@@ -47,14 +45,14 @@ GARBAGE_AFTER: Final = (10_000, 20, 20)  # new objects
 class Operator:
     """One process: a leader that reconciles, or a candidate that waits."""
 
-    def __init__(self, api: ApiClient, settings: Settings) -> None:
+    def __init__(self, connection: Connection, settings: Settings) -> None:
         self.settings = settings
         self.clock = SystemClock()
         self.metrics = Metrics()
         self.cache = Cache()
         self.queue: Queue[Key] = Queue(self.clock.monotonic)
-        self.elector = Elector(Cluster(api), self.clock, settings.lease_namespace, settings.lease_name, settings.identity)
-        self.cluster = Cluster(api, may_write=self.elector.may_write, count=self.metrics.count_write)
+        self.elector = Elector(Cluster(connection), self.clock, settings.lease_namespace, settings.lease_name, settings.identity)
+        self.cluster = Cluster(connection, may_write=self.elector.may_write, count=self.metrics.count_write)
         self.informer = Informer(self.cluster, self.cache, self.queue, self.metrics.watch_restarts.inc)
         self.extras = Extras(self.informer.fill, self.clock.monotonic, everywhere=not settings.namespaces)
         self.pods = PodClient()
@@ -288,15 +286,9 @@ async def _serve(port: int, app: web.Application) -> web.AppRunner:
 
 async def run(settings: Settings) -> None:
     """Until the process is asked to stop; FineTuneErrors, in groups, when the Lease or the API server is lost."""
-    try:
-        kubernetes_config.load_incluster_config()  # type: ignore[no-untyped-call]
-    except kubernetes_config.ConfigException:
-        await kubernetes_config.load_kube_config()  # type: ignore[no-untyped-call]
-    configuration = Configuration.get_default_copy()
-    configuration.connection_pool_maxsize += len((*WATCHED, *EXTRAS)) * max(1, len(settings.namespaces))  # the watches hold theirs for good
-    configuration.client_session_kwargs = {"trust_env": bool(getproxies())}  # else a thread is asked for a proxy at each request
-    async with ApiClient(configuration) as api:
-        task = asyncio.ensure_future(Operator(api, settings).run())
+    watches = len((*WATCHED, *EXTRAS)) * max(1, len(settings.namespaces))
+    async with Connection(watches=watches) as connection:
+        task = asyncio.ensure_future(Operator(connection, settings).run())
         for name in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(name, task.cancel)
         try:

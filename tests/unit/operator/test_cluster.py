@@ -6,12 +6,13 @@ import asyncio
 import json
 from typing import Any, cast
 
+import kopf
 import pytest
 from aiohttp import web
 from finetune_operator import cluster as module
 from finetune_operator import errors, kinds
 from finetune_operator.cluster import Cluster, _classified
-from kubernetes.aio.client import ApiClient, Configuration
+from finetune_operator.connection import Connection
 
 ANSWERS = {
     400: errors.Invalid,
@@ -42,7 +43,7 @@ class Recorded(Cluster):
     """Answers nothing and remembers what it was asked."""
 
     def __init__(self) -> None:
-        super().__init__(cast(ApiClient, None))
+        super().__init__(cast(Connection, None))
         self.asked: list[tuple[str, str, Any]] = []
 
     async def _request(self, method: str, path: str, *, body: Any = None, **_: Any) -> dict[str, Any]:
@@ -76,11 +77,10 @@ async def test_a_watch_whose_connection_has_died_silently_ends_and_goes_on_from_
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    configuration = Configuration()
-    configuration.host = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    info = kopf.ConnectionInfo(server=f"http://127.0.0.1:{runner.addresses[0][1]}")
     try:
-        async with asyncio.timeout(10), ApiClient(configuration) as api:
-            told = [found async for found in Cluster(api).watch(kinds.JOB, "ml", "", "5")]
+        async with asyncio.timeout(10), Connection(lambda: info) as connection:
+            told = [found async for found in Cluster(connection).watch(kinds.JOB, "ml", "", "5")]
     finally:
         await runner.cleanup()
     assert told == [("BOOKMARK", event["object"])]

@@ -8,16 +8,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
+import kopf
 import pytest
 from aiohttp import web
 from finetune_operator import errors
 from finetune_operator import informer as module
 from finetune_operator.cache import Cache, Key
 from finetune_operator.cluster import Cluster
+from finetune_operator.connection import Connection
 from finetune_operator.informer import Informer
 from finetune_operator.kinds import FINETUNE, POD
 from finetune_operator.queue import Queue
-from kubernetes.aio.client import ApiClient, Configuration
 
 SECONDS = 20.0
 GONE = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
@@ -90,8 +91,9 @@ async def following() -> AsyncIterator[Followed]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
-        async with ApiClient(Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")) as api:
-            made = Followed(server, Cluster(api))
+        info = kopf.ConnectionInfo(server=f"http://127.0.0.1:{runner.addresses[0][1]}")
+        async with Connection(lambda: info) as connection:
+            made = Followed(server, Cluster(connection))
             task = asyncio.create_task(made.informer.follow(POD, "ml", lambda: made.open))
             try:
                 yield made
@@ -193,7 +195,7 @@ async def test_a_watch_that_fails_is_paused_ever_longer_and_one_that_ends_is_not
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
 
-    informer = Informer(Cluster(cast(ApiClient, None)), Cache(), Queue[Key](lambda: 0.0))
+    informer = Informer(Cluster(cast(Connection, None)), Cache(), Queue[Key](lambda: 0.0))
     monkeypatch.setattr(informer, "_watch", ended)
     monkeypatch.setattr(asyncio, "sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
@@ -212,7 +214,7 @@ async def test_a_watch_that_is_refused_waits_as_long_as_it_is_told(monkeypatch: 
         pauses.append(seconds)
         raise asyncio.CancelledError
 
-    informer = Informer(Cluster(cast(ApiClient, None)), Cache(), Queue[Key](lambda: 0.0))
+    informer = Informer(Cluster(cast(Connection, None)), Cache(), Queue[Key](lambda: 0.0))
     monkeypatch.setattr(informer, "_watch", refused)
     monkeypatch.setattr(asyncio, "sleep", sleep)
     with pytest.raises(asyncio.CancelledError):

@@ -10,12 +10,12 @@ from typing import Any, cast
 import pytest
 from finetune_operator import errors, handlers
 from finetune_operator.cluster import Cluster, Page
+from finetune_operator.connection import Connection
 from finetune_operator.extras import Extras
 from finetune_operator.informer import Informer
 from finetune_operator.kinds import CHILDREN, FINETUNE, INGRESS, POD, Kind
 from finetune_operator.process import Operator
 from finetune_operator.settings import Settings
-from kubernetes.aio.client import ApiClient
 
 from tests.unit.operator.world import KEY
 
@@ -55,7 +55,7 @@ async def test_an_api_server_that_is_busy_delays_the_start_and_does_not_end_it(m
         slept.append(seconds)
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    operator, busy = Operator(cast(ApiClient, None), Settings("trainer", "router")), Busy()
+    operator, busy = Operator(cast(Connection, None), Settings("trainer", "router")), Busy()
     given(operator, busy)
     reconciler = await operator._prepared()
     assert reconciler.signing_key == KEY
@@ -83,7 +83,8 @@ class Closed:
 
 
 async def test_a_namespace_without_access_to_finetunes_is_left_out_and_the_others_are_not() -> None:
-    operator, closed = Operator(cast(ApiClient, None), Settings("trainer", "router", namespaces=("ml", "nlp"))), Closed(FINETUNE, *CHILDREN)
+    operator = Operator(cast(Connection, None), Settings("trainer", "router", namespaces=("ml", "nlp")))
+    closed = Closed(FINETUNE, *CHILDREN)
     given(operator, closed)
     await operator._each_kind(operator.informer.fill, CHILDREN)
     assert operator.closed == {"ml"}
@@ -91,7 +92,7 @@ async def test_a_namespace_without_access_to_finetunes_is_left_out_and_the_other
 
 
 async def test_a_lacking_right_to_children_is_an_error_and_closes_no_namespace() -> None:
-    operator = Operator(cast(ApiClient, None), Settings("trainer", "router", namespaces=("ml", "nlp")))
+    operator = Operator(cast(Connection, None), Settings("trainer", "router", namespaces=("ml", "nlp")))
     given(operator, Closed(POD))
     with pytest.raises(errors.Forbidden):
         await operator._each_kind(operator.informer.fill, CHILDREN)
@@ -100,7 +101,7 @@ async def test_a_lacking_right_to_children_is_an_error_and_closes_no_namespace()
 
 async def test_what_was_deleted_before_a_list_of_the_watches_is_missed_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handlers, "LISTED_SECONDS", 0.05)
-    operator, closed = Operator(cast(ApiClient, None), Settings("trainer", "router", sweep_seconds=86400)), Closed()
+    operator, closed = Operator(cast(Connection, None), Settings("trainer", "router", sweep_seconds=86400)), Closed()
     given(operator, closed)
     operator.cache.put(FINETUNE, {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}})
     sweeping = asyncio.create_task(operator._after_lists())
@@ -123,7 +124,7 @@ async def test_what_was_deleted_before_a_list_of_the_watches_is_missed_at_its_en
 async def test_what_a_list_lacks_is_asked_for_before_it_is_forgotten(uid: str, kept: bool) -> None:
     """A list is stale while the storage of a CRD is made anew; what is forgotten is forgotten for good."""
     pod = {"metadata": {"name": "bot-0", "namespace": "ml", "uid": "1", "resourceVersion": "5", "labels": {"finetune.dev/name": "bot"}}}
-    operator = Operator(cast(ApiClient, None), Settings("trainer", "router"))
+    operator = Operator(cast(Connection, None), Settings("trainer", "router"))
     given(operator, Closed(has={"metadata": {**pod["metadata"], "uid": uid}}))
     operator.cache.put(POD, pod)
     await operator.informer.compare(POD, None)
@@ -133,7 +134,7 @@ async def test_what_a_list_lacks_is_asked_for_before_it_is_forgotten(uid: str, k
 
 async def test_of_a_namespace_that_is_open_again_the_children_are_known_before_its_finetunes() -> None:
     """Else what trains there would seem to have lost its Job."""
-    operator = Operator(cast(ApiClient, None), Settings("trainer", "router", namespaces=("ml", "nlp")))
+    operator = Operator(cast(Connection, None), Settings("trainer", "router", namespaces=("ml", "nlp")))
     order: list[tuple[Kind, str | None]] = []
 
     class Open(Closed):
@@ -149,7 +150,7 @@ async def test_of_a_namespace_that_is_open_again_the_children_are_known_before_i
 
 
 async def test_kinds_that_few_need_are_followed_where_the_namespace_is_open_and_one_has_asked() -> None:
-    operator = Operator(cast(ApiClient, None), Settings("trainer", "router", namespaces=("ml", "nlp")))
+    operator = Operator(cast(Connection, None), Settings("trainer", "router", namespaces=("ml", "nlp")))
     given(operator, Closed())
     operator.extras = Extras(operator.informer.fill, operator.clock.monotonic, everywhere=False)
     assert not operator._is_followed(INGRESS, "ml")

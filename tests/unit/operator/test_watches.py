@@ -15,11 +15,11 @@ import yaml
 from aiohttp import web
 from finetune_operator import process
 from finetune_operator.cluster import Cluster, Page
+from finetune_operator.connection import Connection
 from finetune_operator.informer import Informer
 from finetune_operator.kinds import FINETUNE, Kind
 from finetune_operator.process import Operator
 from finetune_operator.settings import Settings
-from kubernetes.aio.client import ApiClient
 
 # kopf waits until it has found these, too.
 NAMESPACES = Kind("", "v1", "namespaces", "Namespace", namespaced=False)
@@ -118,7 +118,7 @@ async def test_a_watch_that_fails_takes_no_worker_with_it(last: bytes, tmp_path:
         done.append(key[1])
 
     async with serving(tmp_path, monkeypatch, last) as server:
-        operator = Operator(cast(ApiClient, None), Settings("trainer", "router"))
+        operator = Operator(cast(Connection, None), Settings("trainer", "router"))
         operator.informer = Informer(cast(Cluster, Empty()), operator.cache, operator.queue)
         tasks = [asyncio.create_task(t) for t in (operator._watch(), *(operator._work(reconcile) for _ in range(3)))]
         try:
@@ -144,7 +144,7 @@ async def test_without_an_open_namespace_nothing_is_watched(monkeypatch: pytest.
         await asyncio.Event().wait()
 
     monkeypatch.setattr(kopf, "operator", kopf_operator)
-    operator = Operator(cast(ApiClient, None), Settings("trainer", "router", namespaces=("ml", "nlp")))
+    operator = Operator(cast(Connection, None), Settings("trainer", "router", namespaces=("ml", "nlp")))
     operator.closed = {"ml", "nlp"}
     watching = asyncio.create_task(operator._watch())
     try:
@@ -174,7 +174,7 @@ async def test_a_kopf_that_does_not_end_is_left_to_itself(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(kopf, "operator", kopf_operator)
     monkeypatch.setattr(process, "ENDING_SECONDS", 0.1)
-    operator = Operator(cast(ApiClient, None), Settings("trainer", "router"))
+    operator = Operator(cast(Connection, None), Settings("trainer", "router"))
     operator.informer = Informer(cast(Cluster, Empty()), operator.cache, operator.queue)
     watching = asyncio.create_task(operator._watch())
     try:

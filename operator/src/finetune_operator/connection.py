@@ -1,0 +1,99 @@
+"""The way to the API server: as whom, and one pool of connections. From a pod with its ServiceAccount, elsewhere by a kubeconfig.
+
+kopf's own watches take the same `login` (docs/adr/0018).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Final
+from urllib.request import getproxies
+
+import aiohttp
+import kopf
+import yaml
+
+from finetune_operator import errors
+
+RENEWED_SECONDS: Final = 60.0  # a kubelet replaces a token long before it runs out
+AT_ONCE: Final = 100  # requests
+BUFFER: Final = 2**21  # bytes of an answer, of which a list may have many
+
+
+def login(**_: object) -> kopf.ConnectionInfo:
+    """Server and credentials as they are now; Unavailable says what is missing."""
+    settings = kopf.OperatorSettings()
+    settings.networking.trust_env = bool(getproxies())  # else a thread is asked for a proxy at each request
+    try:
+        info = kopf.login_with_service_account(settings=settings)
+        if info is not None:
+            return dataclasses.replace(info, server=_in_cluster(os.environ) or info.server)
+        info = kopf.login_with_kubeconfig(settings=settings)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, kopf.LoginError) as error:
+        raise errors.Unavailable(f"no login to the API server: {type(error).__name__}: {error}") from error
+    if info is None:
+        raise errors.Unavailable("no login to the API server: neither a pod's ServiceAccount nor a kubeconfig (KUBECONFIG, ~/.kube/config)")
+    if not info.server:
+        raise errors.Unavailable("no login to the API server: the kubeconfig's cluster names no server")
+    if info.server.startswith("https:") and not (info.as_http_headers() or info.certificate_path or info.certificate_data):
+        raise errors.Unavailable(
+            "no login to the API server: the kubeconfig's user has neither token, password nor client certificate "
+            "(a plugin that would fetch one is not run): name one that has, or let the chart run the operator"
+        )
+    return info
+
+
+def _in_cluster(environment: Mapping[str, str]) -> str:
+    """The API server as the kubelet tells it, which needs no name server; empty outside a pod."""
+    host, port = environment.get("KUBERNETES_SERVICE_HOST", ""), environment.get("KUBERNETES_SERVICE_PORT", "443")
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}" if host else ""
+
+
+class Connection:
+    """Connections to the API server, within `async with`. Who it is is asked of `login` again each minute, and after a 401.
+
+    `watches` connections are held for good, beside those of AT_ONCE requests.
+    """
+
+    def __init__(self, login: Callable[[], kopf.ConnectionInfo] = login, *, watches: int = 0) -> None:
+        self._login = login
+        self._watches = watches
+        self._info = login()
+        self._until = time.monotonic() + RENEWED_SECONDS
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Connection:
+        info = self._info
+        try:
+            context = info.as_ssl_context()
+        except (OSError, ValueError) as error:
+            raise errors.Unavailable(f"no login to the API server: its or the user's certificate cannot be used: {error}") from error
+        connector = aiohttp.TCPConnector(limit=AT_ONCE + self._watches, ssl=context)
+        self._session = aiohttp.ClientSession(
+            connector=connector, proxy=info.proxy_url, trust_env=info.trust_env, read_bufsize=BUFFER, cookie_jar=aiohttp.DummyCookieJar()
+        )
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def request(
+        self, method: str, path: str, *, headers: Mapping[str, str], body: str | None, within: aiohttp.ClientTimeout
+    ) -> aiohttp.ClientResponse:
+        """The answer, begun, to be read within `async with`; its status is the caller's. Unavailable without a login."""
+        if self._session is None:
+            raise RuntimeError("the connection is not open")
+        if time.monotonic() >= self._until:
+            self._info = self._login()
+            self._until = time.monotonic() + RENEWED_SECONDS
+        response = await self._session.request(
+            method, self._info.server.rstrip("/") + path, headers={**headers, **self._info.as_http_headers()}, data=body, timeout=within
+        )
+        if response.status == 401:
+            self._until = 0.0
+        return response
