@@ -61,14 +61,13 @@ def uv() -> Path:
 
 
 def python() -> str:
-    """The interpreter the environments are made from: 3.11, as in the images."""
+    """The interpreter the environments are made from: 3.11, as in the images; the same one when asked from within an environment."""
     wanted = shutil.which("python3.11") or sys.executable
-    version = subprocess.run(
-        [wanted, "-c", "import sys; print(sys.version_info[:2] >= (3, 11))"], check=True, capture_output=True, text=True
-    )
-    if version.stdout.strip() != "True":
+    asked = "import os, sys; print(sys.version_info[:2] >= (3, 11), os.path.realpath(sys._base_executable))"
+    new_enough, _, base = subprocess.run([wanted, "-c", asked], check=True, capture_output=True, text=True).stdout.strip().partition(" ")
+    if new_enough != "True":
         raise SystemExit(f"{wanted} is older than Python 3.11: install python3.11")
-    return wanted
+    return base
 
 
 def ensure(name: str) -> Path:

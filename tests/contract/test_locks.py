@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -59,3 +61,9 @@ def test_what_tests_alone_need_is_in_no_image(lock: str) -> None:
 
 def test_every_lock_of_an_environment_is_made_here() -> None:
     assert {lock for locks, _ in ENVIRONMENTS.values() for lock in locks} <= LOCKS.keys()
+
+
+def test_an_environment_asked_for_from_within_is_the_one_that_runs() -> None:
+    """As `make test` does: another one would be made first, of the same packages."""
+    done = subprocess.run([sys.executable, str(ROOT / "tools" / "env.py"), "dev"], capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()) == Path(sys.prefix)
