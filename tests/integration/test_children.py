@@ -69,7 +69,7 @@ async def brought(cluster: Counted, cache: Cache, changes: Object) -> tuple[Obje
 
 @pytest.mark.parametrize("before", [FULL, LESS], ids=["all of it", "less"])
 async def test_what_is_taken_out_of_the_spec_goes_and_then_nothing_is_written(admin: Admin, before: Object) -> None:
-    cluster, cache = Counted(admin._api), Cache()
+    cluster, cache = Counted(admin._connection), Cache()
     await brought(cluster, cache, before)
     fewer, _, idle = await brought(cluster, cache, LESS)
     meta, pod = (fewer["spec"]["template"][key] for key in ("metadata", "spec"))
