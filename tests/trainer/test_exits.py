@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
 from finetune_trainer import exits, hardware
 from finetune_trainer.config import RunConfig
+from finetune_trainer.train import launch
 
 
 class DistBackendError(RuntimeError):
@@ -30,6 +32,7 @@ CLASSES: dict[str, tuple[BaseException, int, str]] = {
     "torch's own distributed errors": (DistError("timeout"), 24, "PeerLost"),
     "memory of the host": (MemoryError(), 21, "OutOfMemory"),
     "memory of the host, told by torch": (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 21, "OutOfMemory"),
+    "memory of a GPU, told by its libraries": (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"), 21, "OutOfMemory"),
     "memory of a GPU": (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 21, "OutOfMemory"),
     "an error of ours": (exits.NonFinite("NonFiniteLoss", "nan"), 23, "NonFiniteLoss"),
     "a key that is not there": (KeyError("x"), 1, "KeyError"),
@@ -80,6 +83,7 @@ SIZES = {
     "a long message": {"stage": "train", "error": {"message": "x" * 9000}},
     "many rows": {"stage": "prepare", "invalid": [{"source": "s" * 300, "row": n, "reason": "r" * 300} for n in range(200)]},
     "letters of several bytes": {"stage": "prepare", "warnings": ["ü" * 3000, "漢" * 3000]},
+    "half of a surrogate pair": {"stage": "prepare", "error": {"message": "fields found: a\ud800"}},
     "numbers that JSON lacks": {"stage": "train", "loss": float("nan"), "best": float("inf")},
 }
 
@@ -89,3 +93,27 @@ def test_a_termination_message_is_json_of_at_most_4_kib(result: exits.JsonObject
     text = exits.shrink(result)
     assert len(text.encode()) <= 4096
     assert json.loads(text)["stage"] == result["stage"]
+
+
+class ChildFailedError(Exception):
+    """Stands for the launcher's."""
+
+    def __init__(self) -> None:
+        self.failures: dict[int, object] = {}
+
+
+FIRST = {"memory ran out": (True, 21, "OutOfMemory"), "something else": (False, 24, "PeerLost")}
+
+
+@pytest.mark.parametrize(("killed", "code", "reason"), FIRST.values(), ids=FIRST)
+def test_a_rank_that_lost_its_peer_is_no_cause_where(
+    killed: bool, code: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setenv(exits.TERMINATION_LOG, str(tmp_path / "termination"))
+    monkeypatch.setattr(hardware, "killed_for_memory", lambda: killed)
+    outcome = {"code": 24, "time": 1.0, "message": {"stage": "train", "error": {"class": "infrastructure", "reason": "PeerLost"}}}
+    (tmp_path / "rank-0.json").write_text(json.dumps(outcome))
+    with pytest.raises(SystemExit) as found:
+        launch.conclude(tmp_path, ChildFailedError())
+    assert found.value.code == code
+    assert json.loads((tmp_path / "termination").read_text())["error"]["reason"] == reason

@@ -176,6 +176,14 @@ def test_a_method_that_a_model_has_no_room_for_is_refused(models: dict[str, Path
         adapters.wrap(base, wanted, models["Mixtral"], 17)
 
 
+def test_a_layer_that_is_not_linear_is_refused_in_one_line_with_the_field_to_change(models: dict[str, Path]) -> None:
+    base = empty(ModelConfig(source="image:///x", path=models["Mixtral"]))
+    wanted = MethodConfig.model_validate({"lora": {"targetModules": ["self_attn"]}})
+    with pytest.raises(UserError, match=r"^method LoRA does not fit this model: Target module MixtralAttention[^\n]*$") as told:
+        adapters.wrap(base, wanted, models["Mixtral"], 17)
+    assert told.value.fix == "Name other layers in method.lora.targetModules, or use another method."
+
+
 def checkpoint_names(found: lives.Trained) -> list[str]:
     """The parameters that trained."""
     return [name for name, value in found.run.model.named_parameters() if value.requires_grad]

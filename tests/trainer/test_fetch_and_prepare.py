@@ -261,7 +261,9 @@ def test_rows_that_are_too_long(policy: str, expected: tuple[int, int], work: Pa
 
 
 def test_a_row_that_is_too_long_fails_where_that_is_asked_for(work: Path, tmp_path: Path, tiny_model: Path) -> None:
-    with pytest.raises(UserError, match=r"row 65 of configmap://rows/train\.jsonl has [\d,]+ tokens, more than 256"):
+    with pytest.raises(
+        UserError, match=r"row 65 of configmap://rows/train\.jsonl has [\d,]+ tokens, more than training\.maxSequenceLength 256"
+    ):
         prepared(work, tmp_path, tiny_model, rows() + LONG, data__quality={"onTooLong": "Fail"})
 
 

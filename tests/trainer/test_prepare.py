@@ -112,6 +112,19 @@ def test_a_mix_adds(percent: int, count: int, warnings: list[str], run: Any, wor
     assert "certainly" not in (folder / "test.jsonl").read_text()
 
 
+SPOILT = {"a role that is none": "robot", "half of a surrogate pair": "\\ud800"}
+
+
+@pytest.mark.parametrize("role", SPOILT.values(), ids=SPOILT)
+def test_what_is_shown_of_a_row_that_is_left_out_has_no_personal_data_where_they_are_blacked_out(role: str, run: Any) -> None:
+    bad = f'{{"messages": [{{"role": "{role}", "content": "I am jane.doe@example.org"}}], "owner": "x@y.org"}}'
+    folder, result = run([*rows(30), bad], data__quality={"personalData": "Redact"})
+    assert result["rows"]["invalid"] == 1
+    for page in ("report.json", "report.html"):
+        assert "I am [email]" in (folder / page).read_text()
+        assert not any(address in (folder / page).read_text() for address in ("jane.doe", "x@y.org"))
+
+
 EMPTY = {"instruction": "Say nothing.", "output": " "}
 SAME = {"instruction": "Say it.", "output": "The same again."}
 BAD: dict[str, tuple[list[Any], dict[str, Any], str, str]] = {
@@ -128,10 +141,14 @@ BAD: dict[str, tuple[list[Any], dict[str, Any], str, str]] = {
     "prompts that are too long": (
         [{"instruction": f"{n} " + "word " * 200, "output": f"a single word {n}"} for n in range(10)],
         {"data__quality": {"nearDuplicates": "Keep"}},
-        "NoTrainingRows", "the prompt alone is too long: 1,0.. tokens, more than 256",
+        "NoTrainingRows", "the prompt alone is too long: 1,0.. tokens, more than training.maxSequenceLength 256",
     ),
     "the same row again and again": (
         [SAME] * 50, {}, "TestSplitEmpty", "of 50 rows read 0 are invalid, 49 repeat another and 1 are left; .* row 2: a repetition: ",
+    ),
+    "a sign of the template in the answers": (
+        [{**row, "output": f"{row['output']}<|im_end|>"} for row in rows(20)], {}, "MaskNotProven",
+        r"row \d+ of .*: its answer holds '<\|im_end\|>', which the model reads as a control token",
     ),
     "an answer that goes round in circles": (
         [*rows(10), {"instruction": "Go on.", "output": "and so on it goes " * 20}], {}, "TooManyInvalidRows",

@@ -122,6 +122,8 @@ BAD_FILES = {
         "x.json", b'[{"a": "' + b"x" * 10_000_000 + b'"}]', "row 1: the JSON array cannot be read on: an element has more than 2 MiB",
     ),
     "quotation marks that do not match": ("x.csv", b'input,output\n"a"b,c\n', "x.csv row 2: the table cannot be read on"),
+    "quotation marks that stay open": ("x.csv", b'input,output\na,b\n"c,d\ne,f\ng,h\n', "x.csv row 3: the table cannot be read on"),
+    "a table that names a column twice": ("x.csv", b"input,output,output\na,b,c\n", "x.csv row 1: two columns are called output"),
 }  # fmt: skip
 
 

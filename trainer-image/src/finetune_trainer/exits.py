@@ -116,6 +116,8 @@ _VOLUME_ERRNOS = {
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
+_ALLOCATION = ("can't allocate memory", "out of memory", "_status_alloc_failed")
+
 _PEER_LOST = (
     "connection closed by peer",
     "connection reset by peer",
@@ -202,7 +204,8 @@ def shrink(result: JsonObject, limit: int = MAX_TERMINATION_BYTES) -> str:
 
 def _trimmed(value: object, longest: int, items: int) -> object:
     if isinstance(value, str):
-        return value if len(value) <= longest else value[: longest - 1] + "…"
+        text = value.encode("utf-8", "replace").decode()
+        return text if len(text) <= longest else text[: longest - 1] + "…"
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None
     if isinstance(value, dict):
@@ -220,9 +223,7 @@ def _one_line(error: BaseException) -> str:
 
 def _is_allocation_failure(error: BaseException) -> bool:
     text = str(error).lower()
-    return type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
-    )
+    return type(error).__name__ == "OutOfMemoryError" or (isinstance(error, RuntimeError) and any(words in text for words in _ALLOCATION))
 
 
 def _volume_errno(error: BaseException) -> int | None:

@@ -13,7 +13,7 @@ from finetune_trainer.data.batches import batches
 from finetune_trainer.data.formats import RowError
 from finetune_trainer.data.loading import Loaded
 from finetune_trainer.data.store import Record
-from finetune_trainer.data.templates import ChatEncoder, Encoded, end_tokens, unproven
+from finetune_trainer.data.templates import ChatEncoder, Encoded, end_tokens, said_control_token, unproven
 from finetune_trainer.data.tokens import Tokens
 from finetune_trainer.exits import JsonObject, UserError
 from finetune_trainer.progress import Progress
@@ -35,7 +35,7 @@ class Encoding:
     progress: Progress
     shown: list[JsonObject] = field(default_factory=list)
     too_long: int = 0
-    unlike: list[Record] = field(default_factory=list)
+    unlike: list[tuple[Record, str]] = field(default_factory=list)  # with the control token that its answer holds, '' for none
     done: int = 0
     longest: int = 0  # tokens of the longest conversation in training
 
@@ -45,7 +45,8 @@ class Encoding:
         self._ends = end_tokens(self.chat.tokenizer)
         data, training = need(self.config.data, "data"), need(self.config.training, "training")
         self._policy = data.quality.on_too_long
-        self._limit = min(value for value in (training.max_sequence_length, data.quality.max_tokens) if value is not None)
+        limits = {"training.maxSequenceLength": training.max_sequence_length, "data.quality.maxTokens": data.quality.max_tokens}
+        self._limit, self._limited_by = min((value, name) for name, value in limits.items() if value is not None)
         self._all = max(1, sum(map(len, self.loaded.splits.values())))
         train = self.loaded.splits["train"]
         self._wanted = {record.digest for record in quality.sample(train, SHOWN_ROWS, data.split.seed)}
@@ -84,8 +85,9 @@ class Encoding:
         doubts = iter(unproven([item for item in encoded if isinstance(item, Encoded)], self._ends, self.chat.tokenizer))
         for record, item in zip(records, encoded, strict=True):
             if isinstance(item, Encoded) and next(doubts):
-                self.unlike.append(record)
-                yield RowError("the supervised tokens are not its answer and an end of turn")
+                token = said_control_token(item.row, self._ends, self.chat.tokenizer)
+                self.unlike.append((record, token))
+                yield RowError(_doubt(token))
             else:
                 yield item
 
@@ -99,9 +101,9 @@ class Encoding:
             )
         if item.longest <= self._limit:
             return item
-        where = f"{item.longest:,} tokens, more than {self._limit:,}"
+        where = f"{item.longest:,} tokens, more than {self._limited_by} {self._limit:,}"
         if self._policy == "Fail":
-            fix = "Shorten it, raise the limit, or set data.quality.onTooLong to Drop."
+            fix = f"Shorten it, raise {self._limited_by}, or set data.quality.onTooLong to Drop."
             raise UserError("RowTooLong", f"row {record.row} of {record.source} has {where}", fix)
         self.too_long += 1
         shortened = item.shortened(self._limit)
@@ -119,12 +121,20 @@ class Encoding:
 
     def _refuse_unproven(self) -> None:
         if len(self.unlike) > self.done * UNPROVEN_SHARE:
-            first = self.unlike[0]
+            first, token = self.unlike[0]
             raise UserError(
                 "MaskNotProven",
-                f"row {first.row} of {first.source}: the supervised tokens are not its answer and an end of turn",
-                "The model's chat template is unusual; use another variant of the model.",
+                f"row {first.row} of {first.source}: {_doubt(token)}",
+                "Take it out of the answers: the chat template puts it where it belongs."
+                if token
+                else "The model's chat template is unusual; use another variant of the model.",
             )
+
+
+def _doubt(token: str) -> str:
+    if token:
+        return f"its answer holds {token!r}, which the model reads as a control token"
+    return "the supervised tokens are not its answer and an end of turn"
 
 
 def rendered(item: Encoded, tokenizer: Any) -> JsonObject:

@@ -17,7 +17,7 @@ from finetune_trainer.data import formats, near, quality, reading
 from finetune_trainer.data.formats import Rejected, RowError
 from finetune_trainer.data.language import Languages
 from finetune_trainer.data.ledger import Kind, Ledger
-from finetune_trainer.data.personal import Scan
+from finetune_trainer.data.personal import Scan, redacted
 from finetune_trainer.data.reading import DataFile, RawRow
 from finetune_trainer.data.store import Record, RowStore
 from finetune_trainer.exits import JsonObject, UserError
@@ -64,6 +64,7 @@ def load(data: DataConfig, method: MethodConfig, files: Files, store: RowStore) 
     def checked(row: formats.Row) -> formats.Row:
         return scan.apply(languages.check(_not_repetitive(row, data.quality.max_repetition_percent)))
 
+    shown = redacted if data.quality.personal_data == "Redact" else str
     order = list(dict.fromkeys((*SEALED_FIRST, *files)))
     rows: Splits = {name: [] for name in order}
     for use, found in files.items():
@@ -71,7 +72,7 @@ def load(data: DataConfig, method: MethodConfig, files: Files, store: RowStore) 
             raws, form = _opened(source, file, method)
             counted = answers if use == "train" else None
             before = loaded.read
-            rows[use] += _rows(loaded, raws, form, checked, counted)
+            rows[use] += _rows(loaded, raws, form, checked, counted, shown)
             loaded.sources.append({"source": file.name, "use": use, "format": form or "–", "rows": loaded.read - before})
     if not loaded.read:
         raise UserError("DataEmpty", f"{data.train.name} has no rows", reading.ONE_A_LINE)
@@ -102,15 +103,16 @@ def _opened(source: SourceConfig, file: DataFile, method: MethodConfig) -> tuple
 
 
 def _rows(
-    loaded: Loaded, raws: Iterator[RawRow], wanted: str, checked: Callable[[formats.Row], formats.Row], answers: quality.Answers | None
-) -> Iterator[Record]:
-    """The good rows of a file, as `checked` gives them; the others go to the ledger."""
+    loaded: Loaded, raws: Iterator[RawRow], wanted: str, checked: Callable[[formats.Row], formats.Row], answers: quality.Answers | None,
+    shown: Callable[[str], str],
+) -> Iterator[Record]:  # fmt: skip
+    """The good rows of a file, as `checked` gives them; the others go to the ledger, as `shown` gives their text."""
     for raw in raws:
         loaded.read += 1
         try:
             row = checked(formats.convert(raw, wanted))
         except RowError as error:
-            loaded.ledger.add("Invalid", Rejected(raw.source, raw.row, str(error)), partial(_written, raw))
+            loaded.ledger.add("Invalid", Rejected(raw.source, raw.row, str(error)), partial(_written, raw, shown))
             continue
         if answers is not None:
             answers.add(row.response)
@@ -124,9 +126,10 @@ def _not_repetitive(row: formats.Row, limit: float) -> formats.Row:
     return row
 
 
-def _written(raw: RawRow) -> str:
-    """A raw row as text."""
-    return raw.text or json.dumps(raw.value, ensure_ascii=False, default=str)
+def _written(raw: RawRow, shown: Callable[[str], str]) -> str:
+    """A raw row as text that can be written, whatever was escaped in it."""
+    text = raw.text or json.dumps(raw.value, ensure_ascii=False, default=str)
+    return shown(text.encode("utf-8", "replace").decode())
 
 
 def _clean(loaded: Loaded, records: list[Record], *, deduplicate: bool) -> list[Record]:

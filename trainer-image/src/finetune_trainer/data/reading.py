@@ -263,8 +263,10 @@ def _csv(file: DataFile, stream: io.BufferedReader, separator: str) -> Iterator[
     """Rows of a table with a line of names, numbered by the line on which each begins."""
     csv.field_size_limit(LONGEST)
     reader = csv.reader(_decoded(file, stream), delimiter=separator, strict=True)
+    number = 1
     try:
         names = next(reader, [])
+        _refuse_twice(file.name, names)
         while True:
             number = reader.line_num + 1
             try:
@@ -274,8 +276,14 @@ def _csv(file: DataFile, stream: io.BufferedReader, separator: str) -> Iterator[
             if cells:
                 yield _table_row(file.name, number, names, cells)
     except csv.Error as error:
-        reason = f"{file.name} row {reader.line_num}: the table cannot be read on: {error}"
-        raise UserError("DataInvalid", reason, "Correct the quotation marks of that line.") from error
+        reason = f"{file.name} row {number}: the table cannot be read on: {error}"
+        raise UserError("DataInvalid", reason, "Correct the quotation marks of the row that begins on that line.") from error
+
+
+def _refuse_twice(name: str, names: list[str]) -> None:
+    twice = next((field for field in FIELDS if names.count(field) > 1), None)
+    if twice:
+        raise UserError("DataInvalid", f"{name} row 1: two columns are called {twice}", "Give one of them another name.")
 
 
 def _decoded(file: DataFile, stream: io.BufferedReader) -> Iterator[str]:

@@ -163,6 +163,13 @@ def end_tokens(tokenizer: Any) -> frozenset[int]:
     return frozenset(special | added)
 
 
+def said_control_token(row: Row, ends: frozenset[int], tokenizer: Any) -> str:
+    """The first of the tokens `ends` that an answer of `row` has as text, '' if there is none."""
+    answers = [message["content"] for message in (*row.messages, *row.rejected) if message["role"] == "assistant"]
+    tokens = tokenizer.convert_ids_to_tokens(sorted(ends))
+    return next((token for token in tokens if any(token in answer for answer in answers)), "")
+
+
 def unproven(items: Sequence[Encoded], ends: frozenset[int], tokenizer: Any) -> list[bool]:
     """Of each row, whether the mask of one of its conversations is not to be believed: a supervised stretch must end its turn,
     and as the server decodes them the stretches must be the answers (all, or the last) and nothing more but white space."""

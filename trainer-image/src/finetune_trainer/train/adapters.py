@@ -52,7 +52,10 @@ def wrap(base: Any, method: MethodConfig, path: Path, seed: int, recompute: bool
             warnings.filterwarnings("ignore", ".is_gradient_checkpointing.", FutureWarning)  # peft asks transformers for it
             wrapped = get_peft_model(base, settings, autocast_adapter_dtype=True)
     except (ValueError, TypeError) as error:
-        raise UserError("AdapterImpossible", f"method {method.type} does not fit this model: {error}", "Use another method.") from error
+        reason = f"method {method.type} does not fit this model: {' '.join(str(error).split())}"
+        named = method.lora is not None and method.lora.target_modules
+        fix = "Name other layers in method.lora.targetModules, or use another method." if named else "Use another method."
+        raise UserError("AdapterImpossible", reason, fix) from error
     assert isinstance(wrapped, PeftModel)
     return wrapped
 

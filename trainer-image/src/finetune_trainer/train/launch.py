@@ -77,7 +77,7 @@ def conclude(outcomes: Path, failure: BaseException | None) -> exits.JsonObject 
     """Turn the ranks' outcomes into this pod's: the result of rank 0, or SystemExit with the first failure's code."""
     found = [json.loads(path.read_text()) for path in sorted(outcomes.glob("rank-*.json"))]
     failed = sorted((outcome for outcome in found if outcome["code"]), key=lambda outcome: (_is_echo(outcome), outcome["time"]))
-    if failed:
+    if failed and not (_is_echo(failed[0]) and hardware.killed_for_memory()):
         exits.write_termination(failed[0]["message"])
         raise SystemExit(int(failed[0]["code"]))
     if failure is not None:

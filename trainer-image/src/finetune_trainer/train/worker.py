@@ -97,8 +97,9 @@ def _train(config: RunConfig, context: Context, watchdog: Watchdog, progress: Pr
     if done is not None:
         return dict(done)
     run = assemble.build(config, ranks, inputs, folder, progress, watchdog.beat)
-    run.stop_requested = context.stop_requested
     context.run = run
+    if context.stop_requested:
+        run.stop_requested = True
     started = time.monotonic()
     if run.resume is not None:
         progress.update(resumedFromStep=run.resume.state.step, note=f"resumed from {run.last_checkpoint}")
