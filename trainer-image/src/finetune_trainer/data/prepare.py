@@ -28,7 +28,7 @@ from finetune_trainer.config import (
     TrainingConfig,
     need,
 )
-from finetune_trainer.data import loading, pool, quality, report, reuse, sources, tokens
+from finetune_trainer.data import loading, origins, pool, quality, report, reuse, sources, tokens
 from finetune_trainer.data.encoding import Encoding
 from finetune_trainer.data.loading import Files, Loaded, Splits
 from finetune_trainer.data.reading import sha256
@@ -158,14 +158,16 @@ def _write(folder: Path, encoding: Encoding, loaded: Loaded, data: DataConfig) -
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
         lengths["test"] = counted
     hashes: set[str] = set()
-    with encoding.writer(folder, "train") as train:
+    with encoding.writer(folder, "train") as train, origins.written(folder, "train") as named:
         for item in encoding.rows("train"):
             train.add(item)
+            named.add(item.row)
             hashes.add(item.row.digest)
             answers["train"].add(item.row.response)
-    with encoding.writer(folder, "validation") as validation:
+    with encoding.writer(folder, "validation") as validation, origins.written(folder, "validation") as named:
         for item in encoding.rows("validation"):
             validation.add(item)
+            named.add(item.row)
     lengths |= {"train": train.lengths, "validation": validation.lengths}
     if sealed & hashes:
         raise TrainerError("SplitsOverlap", "a test row is also a training row")
