@@ -204,12 +204,12 @@ def resume_point(
 ) -> tuple[Path, Checkpoint] | tuple[None, None]:
     """The newest valid checkpoint and its folder: found by rank 0, read by all."""
     attempts = resumable(config, folder)
-    size = layout.size(checkpoint.found(attempts))
+    size = checkpoint.read_again(lambda: layout.size(checkpoint.found(attempts)))
     newest = ranks.first_does(lambda: checkpoint.newest(attempts, inputs.fingerprint), beat, size)
     chosen = ranks.tell(str(newest[0]) if newest else None)
     if chosen is None:
         return None, None
-    return Path(chosen), ranks.all_do(lambda: newest[1] if newest else checkpoint.load(Path(chosen)), beat, size)
+    return Path(chosen), ranks.all_do(lambda: newest[1] if newest else checkpoint.read(Path(chosen)), beat, size)
 
 
 def padding(base: object) -> int:
