@@ -96,9 +96,9 @@ WRONG: dict[str, tuple[Any, tuple[str, ...], int, str]] = {
     "no such file": (None, RUN, 20, "--model: cannot read {path}: No such file or directory. Name a"),
     "no JSON": ("{", RUN, 20, "is not JSON"),
     "no model": ("[]", RUN, 20, "names no model_type"),
-    "an unknown architecture": ({"model_type": "mamba9"}, RUN, 20, "model type `mamba9`"),
+    "an unknown architecture": ({"model_type": "mamba9"}, RUN, 20, "knows no 'mamba9' ({path}). Take a model that"),
     "no language model": ({"model_type": "vit"}, RUN, 20, "describes no model"),
-    "code of its own": ({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}, RUN, 20, "describes no model"),
+    "code of its own": ({"model_type": "mine", "auto_map": {}}, RUN, 20, "; the model brings code of its own, which is not run."),
     "a config that makes no sense": ({"num_attention_heads": 0}, RUN, 20, "describes no model"),
     "a size that is no number": ({"hidden_size": "wide"}, RUN, 20, "describes no model"),
     "no rows": ({}, ("--tokens-per-row", "5"), 2, "required: --rows"),
@@ -127,6 +127,13 @@ def test_what_is_wrong_is_said_in_a_line(
     assert words.format(path=path) in found.err
     assert not found.out
     assert code == 2 or found.err.count("\n") == 1, found.err
+
+
+def test_a_model_that_brings_code_which_transformers_has_is_counted_by_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text("raise SystemExit('it was run')")
+    path = str(written(tmp_path, auto_map={"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}))
+    own = told(capsys, "--model", path, *RUN)
+    assert own == told(capsys, "--model", str(written(tmp_path)), *RUN)
 
 
 def test_a_fresh_interpreter_prints_the_object_alone_and_help_has_an_example(tmp_path: Path) -> None:

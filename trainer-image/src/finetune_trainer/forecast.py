@@ -101,6 +101,12 @@ def described(path: Path) -> Path:
         raise UserError("ModelInvalid", f"--model: {file} is not JSON: {error}", fix) from error
     if not isinstance(found, dict) or not isinstance(found.get("model_type"), str):
         raise UserError("ModelInvalid", f"--model: {file} names no model_type", fix)
+    from transformers import CONFIG_MAPPING, __version__
+
+    if found["model_type"] not in CONFIG_MAPPING:
+        own = "; the model brings code of its own, which is not run" if "auto_map" in found else ""
+        reason = f"--model: transformers {__version__} knows no {found['model_type']!r} ({file}){own}"
+        raise UserError("ModelUnknown", reason, "Take a model that transformers has the code of.")
     return path
 
 
