@@ -41,6 +41,7 @@ SAID: dict[str, tuple[str, type[PluginError], str]] = {
         Refused,
         "Ask for the ClusterRole `edit`",
     ),
+    "no such kubeconfig": ("error: stat /none: no such file or directory", PluginError, "stat /none: no such file or directory"),
     "no CRD": ('error: the server doesn\'t have a resource type "finetunes"', PluginError, "install the operator's chart"),
     "no cluster": ("E1129 memcache.go\nThe connection to the server was refused", PluginError, "The connection to the server was refused"),
     "nothing": ("", PluginError, "said nothing"),
@@ -53,6 +54,7 @@ def test_what_kubectl_says_becomes_an_error_that_says_what_to_do(case: str) -> N
     error = classified(said)
     assert type(error) is kind
     assert words in str(error)
+    assert not str(error).startswith("error: "), "the plugin says that itself"
 
 
 def script(text: str, *flags: str) -> Kubectl:
