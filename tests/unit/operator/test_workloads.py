@@ -365,6 +365,16 @@ def test_a_pod_that_nothing_explains_is_stuck_since_its_start() -> None:
 @pytest.mark.parametrize(
     ("found", "pods", "state", "stopped"),
     [
+def test_a_gang_of_which_a_rank_has_no_pod_does_not_run() -> None:
+    """A quota has room for a part of it: the pod that is there waits for the other, and holds its machine."""
+    two = {**JOB, "spec": {"completions": 2}, "status": {"startTime": "2026-01-01T11:50:00Z"}}
+    assert read_run(two, [pod(0)], NOW) == Run("job", "Waiting", leader_uid="pod-0", unheard=True, held=600)
+    assert read_run(two, [pod(0), pod(1)], NOW).state == "Running"
+    assert read_run(two, [], NOW).held == 0, "nothing is held"
+    suspended = {**two, "spec": {"completions": 2, "suspend": True}}
+    assert not read_run(suspended, [], NOW).unheard, "its queue has not admitted it"
+
+
         pytest.param({}, [gone(0, ended(25, at="11:59:54"))], "Ending", True, id="ranks stopped, and nobody says why"),
         pytest.param({}, [gone(0, ended(25, at="11:59:57"))], "Ending", False, id="the watch may yet tell that the Job is suspended"),
         pytest.param({}, [gone(0, ended(1, at="11:59:00"))], "Ending", False, id="another end is for the failure policy"),
