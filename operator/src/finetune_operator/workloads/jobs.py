@@ -26,10 +26,10 @@ def read_run(job: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]], n
     mine = sorted((p for p in pods if belongs(p, job)), key=rank_of)
     leader = next((p for p in mine if rank_of(p) == 0), None)
     uid = leader["metadata"]["uid"] if leader else None
-    if condition(job, "Complete"):
-        return Run(name, "Succeeded", result=_leader_result(mine), leader_uid=uid)
+    if complete := condition(job, "Complete"):
+        return Run(name, "Succeeded", result=_leader_result(mine), leader_uid=uid, ended=time(complete.get("lastTransitionTime")))
     if failed := condition(job, "Failed"):
-        return Run(name, "Failed", failure=root_cause(mine, failed), leader_uid=uid)
+        return Run(name, "Failed", failure=root_cause(mine, failed), leader_uid=uid, ended=time(failed.get("lastTransitionTime")))
     failing = condition(job, "FailureTarget")
     if failing and not any(lives(p, now) for p in mine):
         return Run(name, "Failed", failure=root_cause(mine, failing), leader_uid=uid)
