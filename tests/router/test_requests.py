@@ -98,7 +98,7 @@ async def test_a_proxy_that_speaks_http_1_0_is_answered_and_its_users_are_told_a
         assert answer.split(b" ")[1] == status, answer
         body = json.loads(answer.partition(b"\r\n\r\n")[2])
         assert body["path"] == CHAT
-    assert [sum(pod.paths.total() for pod in world.pods[arm]) for arm in ("new", "old")] == [1, 1], "without a user it is stable's"
+    assert [sum(pod.served for pod in world.pods[arm]) for arm in ("new", "old")] == [1, 1], "without a user it is stable's"
 
 
 async def test_connections_are_renewed_so_that_they_leave_a_draining_router(world: World) -> None:

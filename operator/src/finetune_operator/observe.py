@@ -31,7 +31,7 @@ from finetune_operator.pods import PodClient
 from finetune_operator.prometheus import Prometheus
 from finetune_operator.tokens import sign
 from finetune_operator.traffic import RouterState, ServerState
-from finetune_operator.workloads.jobs import leftovers, read_run, untold
+from finetune_operator.workloads.jobs import lacking, leftovers, read_run, untold
 from finetune_operator.workloads.objects import condition, time
 from finetune_operator.workloads.pods import ready, restarts
 from finetune_operator.workloads.run import GANG_SECONDS, Run, Waiting
@@ -40,7 +40,7 @@ from finetune_operator.workloads.waiting import stuck_since, waiting
 MOUNT_PATIENCE = 60.0  # seconds that a scheduled pod may wait before its Events are read
 SCALE_UPS = ("TriggeredScaleUp", "Nominated")  # what the Cluster Autoscaler and Karpenter say of a pod that they make room for
 SERVERS_ASKED = 8  # of an arm: their counters are kept in the status while a step lasts
-PODS_PATIENCE = 10.0  # seconds that a Job may be without pods before its Events are read
+PODS_PATIENCE = 10.0  # seconds that a Job may be without a pod of its own before its Events are read
 
 Object = Mapping[str, Any]
 
@@ -183,7 +183,7 @@ class Observer:
         if stuck:
             found = await self._last_event(job, stuck[0], "FailedMount")
             waits = found and Waiting(conditions.MOUNT_FAILED, f"pod {stuck[0]}: {found}")
-        elif not mine and _age(job, now) > PODS_PATIENCE:
+        elif lacking(job, mine) and _age(job, now) > PODS_PATIENCE:
             found = await self._last_event(job, run.name, "FailedCreate")
             waits = found and Waiting(conditions.REFUSED, f"the pods of Job {run.name} are refused: {found}")
         else:

@@ -104,7 +104,13 @@ def test_time_counts_from_when_all_pods_run_and_not_while_a_queue_holds_them() -
     assert later.now > NOW
 
 
-@pytest.mark.parametrize(("jobs", "seconds"), [(None, 86400), ("2d", 172800), ("1m", 3600)])
+@pytest.mark.parametrize("state", ["Succeeded", "Failed"])
+def test_what_ended_while_nobody_looked_has_cost_no_more_than_until_then(state: Any) -> None:
+    o = seen(None, hours=72, runs={A1: Run(A1, state, result={"artifact": "/a"}, ended=NOW + timedelta(hours=1))})
+    assert train(o, draft(o)).status.cost == HALF
+
+
+@pytest.mark.parametrize(("jobs", "seconds"), [(None, 86400), ("2d", 172800), ("1m", 3600), ("9999d9999d9999d", 2**31 - 1)])
 def test_jobs_that_ended_are_kept_as_long_as_wanted_and_never_too_short_to_be_read(jobs: str | None, seconds: int) -> None:
     o = make_observed(make_revision(), changes={"retention": {"jobs": jobs}} if jobs else {})
     made = stage_job(Owner("ml", "bot", "u"), o.spec, Stage("train", "r1", 1), {}, Images("t:1", "r:1"), avoid=["bad"])

@@ -269,7 +269,7 @@ def test_a_refusal_names_another_sharding_and_the_fewest_pods_that_would_do() ->
         ({"accelerator": "h100", "nodes": 2, "gpusPerNode": 4}, "ReadWriteOnce", False),
         ({"accelerator": "h100", "nodes": 2, "gpusPerNode": 8}, "ReadWriteOnce", True),
         ({"accelerator": "h100", "nodes": 9}, "ReadWriteOnce", True),
-        ({"accelerator": "a10", "gpusPerNode": 5}, "ReadWriteOnce", True),
+        ({"accelerator": "a10", "nodes": 2, "gpusPerNode": 3}, "ReadWriteOnce", True),
         ({"nodes": 3, "gpusPerNode": 3}, "ReadWriteOnce", True),
         ({"nodes": 64}, "ReadWriteOnce", False),
         ({"accelerator": "h100", "nodes": 2, "gpusPerNode": 8}, "ReadWriteMany", False),
@@ -281,3 +281,34 @@ def test_a_gang_that_fills_more_than_one_machine_needs_a_shared_volume(compute: 
     assert (found.reason == conditions.NEEDS_SHARED_VOLUME) is refused
     if refused:
         assert "storage.accessMode ReadWriteMany" in found.message
+
+
+def test_a_pod_with_more_accelerators_than_any_machine_has_is_not_helped_by_another_volume() -> None:
+    o = make_observed(changes={"compute": {"accelerator": "a10", "gpusPerNode": 5}}, profiles=PROFILES)
+    found = layout.one_machine(o, draft(o))
+    assert found.reason == conditions.DOES_NOT_FIT
+    assert "compute.gpusPerNode is 5, and the largest machine has 4" in found.message
+    assert "ReadWriteMany" not in found.message
+
+
+SLICE = Accelerator("mig", "nvidia.com/mig-3g.40gb", memory_bytes=39 * GIB, per_machine=16)
+
+
+@pytest.mark.parametrize(("accelerator", "each", "refused"), [("mig", 2, True), ("mig", 1, False), ("mig", None, False), ("a10", 2, False)])
+def test_a_pod_has_one_slice_of_an_accelerator(accelerator: str, each: int | None, refused: bool) -> None:
+    compute = {"accelerator": accelerator, "nodes": 3, **({"gpusPerNode": each} if each else {})}
+    o = make_observed(changes={"compute": compute, "storage": {"accessMode": "ReadWriteMany"}}, profiles={**PROFILES, "mig": SLICE})
+    found = layout.one_slice(o, draft(o))
+    assert (found.reason == conditions.DOES_NOT_FIT) is refused
+    assert found.blocked is refused
+    if refused:
+        assert "Set gpusPerNode to 1, and compute.nodes to 6 for as many" in found.message
+
+
+def test_a_slice_is_named_to_pods_of_one_accelerator_alone() -> None:
+    for each, named in ((1, "compute.accelerator mig"), (2, "compute.accelerator l40s")):
+        o = make_observed(
+            make_revision(estimate=ESTIMATE), changes={"compute": {"accelerator": "a10", "gpusPerNode": each}},
+            profiles={**PROFILES, "mig": SLICE},
+        )  # fmt: skip
+        assert named in layout.memory(o, draft(o)).message

@@ -28,6 +28,7 @@ RULES: tuple[Rule, ...] = (
     retry.reopen,
     suspend.suspended,
     suspend.stopped,
+    layout.one_slice,
     layout.one_machine,
     stages.fetch,
     stages.prepare,

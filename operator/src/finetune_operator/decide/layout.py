@@ -59,6 +59,19 @@ SHORTEST: Final = 64  # tokens: no shorter maxSequenceLength is worth naming
 GIB: Final = 2**30
 
 
+def one_slice(o: Observed, d: Draft) -> Draft:
+    """Does each pod ask for one slice, where the accelerator is a slice of one? A second one would be seen by nobody."""
+    compute, profile = o.spec.compute, o.profiles.get(o.spec.compute.accelerator or "")
+    each = compute.gpus_each
+    if d.blocked or d.revision.artifact or running(d) or profile is None or not profile.sliced or each == 1:
+        return d
+    message = (
+        f"compute.gpusPerNode is {each}, and of {profile.name} a pod can use one: a process sees one slice. Set gpusPerNode to 1, and "
+        f"compute.nodes to {compute.nodes * each} for as many"
+    )
+    return d.block(conditions.FAILED, message, reason=conditions.DOES_NOT_FIT)
+
+
 def one_machine(o: Observed, d: Draft) -> Draft:
     """Can all pods of the gang be where the volume is? With ReadWriteOnce that is one machine."""
     compute = o.spec.compute
@@ -69,6 +82,12 @@ def one_machine(o: Observed, d: Draft) -> Draft:
     wanted, most = compute.nodes * each, profile.per_machine
     if wanted <= most:
         return d
+    if each > most:
+        message = (
+            f"compute.gpusPerNode is {each}, and the largest machine has {most} of the accelerator: ask for at most {most} (or let the "
+            f"operator know of a larger machine: perMachine in the chart's value profiles)"
+        )
+        return d.block(conditions.FAILED, message, reason=conditions.DOES_NOT_FIT)
     message = (
         f"compute asks for {compute.nodes} pods of {each} accelerators, {wanted} in all, and a machine has {most}; a volume that is "
         f"ReadWriteOnce holds all pods on one machine. Make the FineTune anew with storage.accessMode ReadWriteMany (on a "
@@ -248,7 +267,8 @@ def _mends(o: Observed, estimate: Estimate, room: int) -> Iterator[str]:
     if chosen(free, estimate) is not None:
         yield "compute.sharding Auto with compute.offload Auto"
     layout = _smallest(spec, estimate, ranks)
-    larger = [p for p in o.profiles.values() if p.memory_bytes and pass_tokens(estimate, p.memory_bytes, ranks, layout) is not None]
+    usable = [p for p in o.profiles.values() if not p.sliced or _each(o) == 1]
+    larger = [p for p in usable if p.memory_bytes and pass_tokens(estimate, p.memory_bytes, ranks, layout) is not None]
     if larger:
         best = min(larger, key=lambda p: (p.memory_bytes or 0, p.name))
         yield f"compute.accelerator {best.name} ({(best.memory_bytes or 0) / GIB:.1f} GiB)"
