@@ -124,6 +124,8 @@ CHOSEN = {
     "gradients too": ("Auto", "Auto", 34, "ZeRO2"),
     "parameters before anything is offloaded": ("Auto", "Auto", 29.5, "ZeRO3"),
     "an offload where nothing else helps": ("Auto", "Auto", 29, "ZeRO1, offload Optimizer"),
+    "gradients too, beside the offload": ("Auto", "Auto", 19, "ZeRO2, offload Optimizer"),
+    "parameters too, beside the offload": ("Auto", "Auto", 14.5, "ZeRO3, offload Optimizer"),
     "all of it at last": ("Auto", "Auto", 14, "ZeRO3, offload All"),
     "nothing": ("Auto", "Auto", 11, None),
     "what is asked for, though less would do": ("ZeRO3", "Auto", 140, "ZeRO3"),
@@ -192,23 +194,29 @@ def test_a_model_that_every_rank_loads_before_it_is_divided_counts_too() -> None
     assert "compute.memory 18Gi" in layout.memory(o, draft(o)).message
 
 
+SMALL_PASSES = {"longest": 4000}  # a half of them is as small as rows allow
+ODD_PASSES = {"passTokens": 8001}  # a quarter of them is the longest row, and a token's quarter
 # (layout, divisor, failure) of the attempts so far, passes of 8,000 tokens with a longest row of 2,000 → what the next begins with
-AFTER = {
-    "none so far": ([], "DDP"),
-    "passes can be smaller": ([("DDP", None, "outOfMemory")], "DDP"),
-    "passes of the longest row": ([("DDP", 4, "outOfMemory")], "ZeRO1"),
-    "another failure": ([("DDP", 4, "error")], "DDP"),
-    "another failure since": ([("DDP", 4, "outOfMemory"), ("ZeRO1", 8, "infrastructure")], "ZeRO1"),
-    "again": ([("DDP", 4, "outOfMemory"), ("ZeRO2", 8, "outOfMemory")], "ZeRO3"),
-    "nothing is left": ([("ZeRO3, offload All", 8, "outOfMemory")], "DDP"),
+AFTER: dict[str, tuple[list[Any], str, dict[str, int]]] = {
+    "none so far": ([], "DDP", {}),
+    "passes can be smaller": ([("DDP", None, "outOfMemory")], "DDP", {}),
+    "passes can be halved once": ([("DDP", None, "outOfMemory")], "DDP", SMALL_PASSES),
+    "tokens are whole": ([("DDP", 4, "outOfMemory")], "ZeRO1", ODD_PASSES),
+    "passes of the longest row": ([("DDP", 4, "outOfMemory")], "ZeRO1", {}),
+    "another failure": ([("DDP", 4, "error")], "DDP", {}),
+    "another failure since": ([("DDP", 4, "outOfMemory"), ("ZeRO1", 8, "infrastructure")], "ZeRO1", {}),
+    "again": ([("DDP", 4, "outOfMemory"), ("ZeRO2", 8, "outOfMemory")], "ZeRO3", {}),
+    "nothing is left": ([("ZeRO3, offload All", 8, "outOfMemory")], "DDP", {}),
 }
 
 
-@pytest.mark.parametrize(("before", "expected"), AFTER.values(), ids=AFTER)
-def test_where_memory_ran_out_with_the_smallest_passes_the_next_attempt_divides_more(before: list[Any], expected: str) -> None:
+@pytest.mark.parametrize(("before", "expected", "estimate"), AFTER.values(), ids=AFTER)
+def test_where_memory_ran_out_with_the_smallest_passes_the_next_attempt_divides_more(
+    before: list[Any], expected: str, estimate: dict[str, int]
+) -> None:
     profiles = {"some": Accelerator("some", "nvidia.com/gpu", memory_bytes=60 * GIB, per_machine=8)}
     compute = {"accelerator": "some", "nodes": 2}
-    o = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes={"compute": compute}, profiles=profiles)
+    o = make_observed(make_revision(estimate={**ESTIMATE, **FULL, **estimate}), changes={"compute": compute}, profiles=profiles)
     attempts = [
         Attempt(revision=REV, number=n, started=STAMP, outcome="Failed", layout=title, micro_batch_divisor=divisor, failure_class=failure)
         for n, (title, divisor, failure) in enumerate(before, 1)
@@ -260,6 +268,15 @@ def test_a_refusal_names_another_sharding_and_the_fewest_pods_that_would_do() ->
     message = layout.memory(divided, draft(divided)).message
     assert "at least 29.5 GiB under ZeRO3 (parameters 2.5, masters 5.0" in message
     assert message.endswith("compute.sharding Auto with compute.offload Auto; or compute.nodes 3")
+
+
+@pytest.mark.parametrize(("room", "named"), [(7.71, True), (7.7, False)], ids=["64 pods would do", "65 would"])
+def test_a_refusal_names_no_gang_of_more_than_64_pods(room: float, named: bool) -> None:
+    profiles = {"some": Accelerator("some", "nvidia.com/gpu", memory_bytes=int(room * GIB))}
+    changes = {"compute": {"accelerator": "some", "sharding": "ZeRO3", "offload": "None"}, "storage": {"accessMode": "ReadWriteMany"}}
+    o = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes=changes, profiles=profiles)
+    assert ("compute.nodes 64" in layout.memory(o, draft(o)).message) is named
+    assert ("compute.nodes" in layout.memory(o, draft(o)).message) is named
 
 
 @pytest.mark.parametrize(

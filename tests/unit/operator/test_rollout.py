@@ -514,6 +514,18 @@ def test_choice(case: str) -> None:
     assert d.serving is not None, "users are served whatever is decided"
 
 
+def test_without_an_autoscaler_the_routers_own_checks_say_whether_the_new_arm_can_take_users() -> None:
+    connecting = at(m.CONNECTING, arm=OTHER, stable=NEW)
+    status = {**LIVE, "arms": [*LIVE["arms"], Arm(name=OTHER, revision="r1")], "rollout": connecting}
+    seen = {"status": status, "changes": WITH_OTHER, "arms": {NEW: READY, OTHER: EMPTY}}
+    routing = decided(make_observed(PROMOTED, **seen)).routing
+    assert routing is not None
+    warm = router(version=routing.structure.version, totals={NEW: totals(), OTHER: totals()})
+    moved = decided(make_observed(PROMOTED, routers=(warm,), **seen)).status.rollout
+    assert moved is not None
+    assert (moved.state, moved.weight) == (m.SHIFTING, 10)
+
+
 def test_arms_that_serve_nobody_are_kept_until_the_routers_know() -> None:
     template = {"revision": "r0", "template": {"spec": {"containers": [{"readinessProbe": {"httpGet": {"path": "/readyz"}}}]}}}
     seen = {"arms": {NEW: READY, "0ld": READY}, "templates": {"0ld": template}}
