@@ -183,15 +183,41 @@ def test_what_is_offloaded_must_fit_into_the_pods_memory(memory: str | None, exp
     if expected is None:
         message = layout.memory(o, draft(o)).message
         assert message.startswith("under ZeRO1, offload Optimizer a pod's ranks need 30.0 GiB of its memory")
-        assert "What would fit: compute.memory 38Gi" in message
+        assert message.endswith("What would fit: compute.memory 38Gi; or compute.nodes 2")
 
 
 def test_a_model_that_every_rank_loads_before_it_is_divided_counts_too() -> None:
     profiles = {"some": Accelerator("some", "nvidia.com/gpu", memory_bytes=30 * GIB, per_machine=8)}
     compute = {"accelerator": "some", "gpusPerNode": 2, "sharding": "ZeRO3", "offload": "None", "memory": "9Gi"}
     o = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes={"compute": compute}, profiles=profiles)
-    assert "need 10.0 GiB of its memory" in layout.memory(o, draft(o)).message
-    assert "compute.memory 18Gi" in layout.memory(o, draft(o)).message
+    message = layout.memory(o, draft(o)).message
+    assert "need 10.0 GiB of its memory" in message
+    assert message.endswith("What would fit: compute.memory 18Gi; or compute.sharding Auto with compute.offload Auto")
+
+
+BY_PASS = {"activations": 8 * GIB}  # of 8,000 tokens; 2 GiB of the longest row's
+NO_ROOM = {
+    "an accelerator under which nothing is offloaded": (
+        "Auto", 24, "20Gi", {}, "38Gi; or compute.accelerator l40s (44.0 GiB); or compute.nodes 2",
+    ),
+    "shorter rows help where an accelerator lacks little": (
+        "ZeRO2", 31, "1Gi", BY_PASS, "38Gi; or compute.accelerator l40s (44.0 GiB); or compute.nodes 2; or training.maxSequenceLength 960 "
+        "(longer rows are then treated as data.quality.onTooLong says)",
+    ),
+    "nor do they where the host lacks it": ("ZeRO3", 60, "9Gi", BY_PASS, "18Gi; or compute.sharding Auto with compute.offload Auto"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("sharding", "room", "memory", "by_pass", "mends"), NO_ROOM.values(), ids=NO_ROOM)
+def test_what_is_named_where_a_pod_has_too_little_memory_would_do(
+    sharding: str, room: int, memory: str, by_pass: dict[str, int], mends: str
+) -> None:
+    """Neither the accelerator that there is, nor a smaller one, nor pods or rows by which no pod needs less."""
+    profiles = {**PROFILES, "some": Accelerator("some", "nvidia.com/gpu", memory_bytes=room * GIB, per_machine=8)}
+    compute = {"accelerator": "some", "gpusPerNode": 2, "sharding": sharding, "memory": memory}
+    sharded = {**FULL["sharded"], **by_pass}
+    o = make_observed(make_revision(estimate={**ESTIMATE, **FULL, "sharded": sharded}), changes={"compute": compute}, profiles=profiles)
+    assert layout.memory(o, draft(o)).message.endswith(f"What would fit: compute.memory {mends}")
 
 
 SMALL_PASSES = {"longest": 4000}  # a half of them is as small as rows allow
@@ -225,6 +251,19 @@ def test_where_memory_ran_out_with_the_smallest_passes_the_next_attempt_divides_
     choice = layout.next_choice(o, draft(o))
     assert choice
     assert choice.layout.title == expected
+
+
+@pytest.mark.parametrize("accelerator", ["unknown", None])
+def test_where_memory_ran_out_that_nobody_had_told_of_the_next_attempt_divides_more_too(accelerator: str | None) -> None:
+    o, _ = asked(accelerator, FULL, nodes=2, memory="64Gi")
+    spent = Attempt(revision=REV, number=1, started=STAMP, outcome="Failed", micro_batch_divisor=4, failure_class="outOfMemory")
+    o = replace(o, status=o.status.model_copy(update={"attempts": [spent]}))
+    assert layout.next_choice(o, draft(o)) == layout.Choice(layout.LAYOUTS[1])
+
+
+def test_what_lies_on_the_host_is_divided_by_the_ranks() -> None:
+    """As `Layout` is read where a pod's memory is counted."""
+    assert all(found.hosted <= found.divided for found in layout.LAYOUTS)
 
 
 @pytest.mark.parametrize(
