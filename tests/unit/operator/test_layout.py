@@ -309,6 +309,12 @@ def test_a_refusal_names_another_sharding_and_the_fewest_pods_that_would_do() ->
     assert message.endswith("compute.sharding Auto with compute.offload Auto; or compute.nodes 3")
 
 
+def test_a_refusal_counts_under_the_sharding_that_needs_least() -> None:
+    changes = {"compute": {"accelerator": "a10", "nodes": 2, "offload": "None"}}
+    o = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes=changes, profiles=PROFILES)
+    assert "a rank needs at least 29.5 GiB under ZeRO3 (" in layout.memory(o, draft(o)).message
+
+
 @pytest.mark.parametrize(("room", "named"), [(7.71, True), (7.7, False)], ids=["64 pods would do", "65 would"])
 def test_a_refusal_names_no_gang_of_more_than_64_pods(room: float, named: bool) -> None:
     profiles = {"some": Accelerator("some", "nvidia.com/gpu", memory_bytes=int(room * GIB))}
