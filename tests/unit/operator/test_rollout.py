@@ -112,7 +112,7 @@ MOVES: dict[str, tuple[Rollout, Scene, tuple[str, int, dict[str, int], str]]] = 
     "a router cannot be asked: it says which and why": (
         at(m.CONNECTING),
         scene(router(), router("router-1", version=None, error="refused")),
-        (m.CONNECTING, 0, {}, "router router-1 cannot be asked: refused"),
+        (m.CONNECTING, 0, {}, "1 of 2 routers serve both arms, the new one to nobody yet; router router-1 cannot be asked: refused"),
     ),
     "the routers never serve it: taken back": (at(m.CONNECTING, memory=LATE), scene(UNSEEN), (m.ROLLING_BACK, 0, {}, "progressDeadline")),
     "every router serves both: the first step": (at(m.CONNECTING), scene(router()), (m.SHIFTING, 10, {"router-0": 10}, "moving 10 %")),
