@@ -124,6 +124,8 @@ CHOSEN = {
     "gradients too": ("Auto", "Auto", 34, "ZeRO2"),
     "parameters before anything is offloaded": ("Auto", "Auto", 29.5, "ZeRO3"),
     "an offload where nothing else helps": ("Auto", "Auto", 29, "ZeRO1, offload Optimizer"),
+    "gradients too, beside the offload": ("Auto", "Auto", 19, "ZeRO2, offload Optimizer"),
+    "parameters too, beside the offload": ("Auto", "Auto", 14.5, "ZeRO3, offload Optimizer"),
     "all of it at last": ("Auto", "Auto", 14, "ZeRO3, offload All"),
     "nothing": ("Auto", "Auto", 11, None),
     "what is asked for, though less would do": ("ZeRO3", "Auto", 140, "ZeRO3"),
@@ -181,34 +183,66 @@ def test_what_is_offloaded_must_fit_into_the_pods_memory(memory: str | None, exp
     if expected is None:
         message = layout.memory(o, draft(o)).message
         assert message.startswith("under ZeRO1, offload Optimizer a pod's ranks need 30.0 GiB of its memory")
-        assert "What would fit: compute.memory 38Gi" in message
+        assert message.endswith("What would fit: compute.memory 38Gi; or compute.nodes 2")
 
 
 def test_a_model_that_every_rank_loads_before_it_is_divided_counts_too() -> None:
     profiles = {"some": Accelerator("some", "nvidia.com/gpu", memory_bytes=30 * GIB, per_machine=8)}
     compute = {"accelerator": "some", "gpusPerNode": 2, "sharding": "ZeRO3", "offload": "None", "memory": "9Gi"}
     o = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes={"compute": compute}, profiles=profiles)
-    assert "need 10.0 GiB of its memory" in layout.memory(o, draft(o)).message
-    assert "compute.memory 18Gi" in layout.memory(o, draft(o)).message
+    message = layout.memory(o, draft(o)).message
+    assert "need 10.0 GiB of its memory" in message
+    assert message.endswith("What would fit: compute.memory 18Gi; or compute.sharding Auto with compute.offload Auto")
 
 
+BY_PASS = {"activations": 8 * GIB}  # of 8,000 tokens; 2 GiB of the longest row's
+NO_ROOM = {
+    "an accelerator under which nothing is offloaded": (
+        "Auto", 24, "20Gi", {}, "38Gi; or compute.accelerator l40s (44.0 GiB); or compute.nodes 2",
+    ),
+    "shorter rows help where an accelerator lacks little": (
+        "ZeRO2", 31, "1Gi", BY_PASS, "38Gi; or compute.accelerator l40s (44.0 GiB); or compute.nodes 2; or training.maxSequenceLength 960 "
+        "(longer rows are then treated as data.quality.onTooLong says)",
+    ),
+    "nor do they where the host lacks it": ("ZeRO3", 60, "9Gi", BY_PASS, "18Gi; or compute.sharding Auto with compute.offload Auto"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("sharding", "room", "memory", "by_pass", "mends"), NO_ROOM.values(), ids=NO_ROOM)
+def test_what_is_named_where_a_pod_has_too_little_memory_would_do(
+    sharding: str, room: int, memory: str, by_pass: dict[str, int], mends: str
+) -> None:
+    """Neither the accelerator that there is, nor a smaller one, nor pods or rows by which no pod needs less."""
+    profiles = {**PROFILES, "some": Accelerator("some", "nvidia.com/gpu", memory_bytes=room * GIB, per_machine=8)}
+    compute = {"accelerator": "some", "gpusPerNode": 2, "sharding": sharding, "memory": memory}
+    sharded = {**FULL["sharded"], **by_pass}
+    o = make_observed(make_revision(estimate={**ESTIMATE, **FULL, "sharded": sharded}), changes={"compute": compute}, profiles=profiles)
+    assert layout.memory(o, draft(o)).message.endswith(f"What would fit: compute.memory {mends}")
+
+
+SMALL_PASSES = {"longest": 4000}  # a half of them is as small as rows allow
+ODD_PASSES = {"passTokens": 8001}  # a quarter of them is the longest row, and a token's quarter
 # (layout, divisor, failure) of the attempts so far, passes of 8,000 tokens with a longest row of 2,000 → what the next begins with
-AFTER = {
-    "none so far": ([], "DDP"),
-    "passes can be smaller": ([("DDP", None, "outOfMemory")], "DDP"),
-    "passes of the longest row": ([("DDP", 4, "outOfMemory")], "ZeRO1"),
-    "another failure": ([("DDP", 4, "error")], "DDP"),
-    "another failure since": ([("DDP", 4, "outOfMemory"), ("ZeRO1", 8, "infrastructure")], "ZeRO1"),
-    "again": ([("DDP", 4, "outOfMemory"), ("ZeRO2", 8, "outOfMemory")], "ZeRO3"),
-    "nothing is left": ([("ZeRO3, offload All", 8, "outOfMemory")], "DDP"),
+AFTER: dict[str, tuple[list[Any], str, dict[str, int]]] = {
+    "none so far": ([], "DDP", {}),
+    "passes can be smaller": ([("DDP", None, "outOfMemory")], "DDP", {}),
+    "passes can be halved once": ([("DDP", None, "outOfMemory")], "DDP", SMALL_PASSES),
+    "tokens are whole": ([("DDP", 4, "outOfMemory")], "ZeRO1", ODD_PASSES),
+    "passes of the longest row": ([("DDP", 4, "outOfMemory")], "ZeRO1", {}),
+    "another failure": ([("DDP", 4, "error")], "DDP", {}),
+    "another failure since": ([("DDP", 4, "outOfMemory"), ("ZeRO1", 8, "infrastructure")], "ZeRO1", {}),
+    "again": ([("DDP", 4, "outOfMemory"), ("ZeRO2", 8, "outOfMemory")], "ZeRO3", {}),
+    "nothing is left": ([("ZeRO3, offload All", 8, "outOfMemory")], "DDP", {}),
 }
 
 
-@pytest.mark.parametrize(("before", "expected"), AFTER.values(), ids=AFTER)
-def test_where_memory_ran_out_with_the_smallest_passes_the_next_attempt_divides_more(before: list[Any], expected: str) -> None:
+@pytest.mark.parametrize(("before", "expected", "estimate"), AFTER.values(), ids=AFTER)
+def test_where_memory_ran_out_with_the_smallest_passes_the_next_attempt_divides_more(
+    before: list[Any], expected: str, estimate: dict[str, int]
+) -> None:
     profiles = {"some": Accelerator("some", "nvidia.com/gpu", memory_bytes=60 * GIB, per_machine=8)}
     compute = {"accelerator": "some", "nodes": 2}
-    o = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes={"compute": compute}, profiles=profiles)
+    o = make_observed(make_revision(estimate={**ESTIMATE, **FULL, **estimate}), changes={"compute": compute}, profiles=profiles)
     attempts = [
         Attempt(revision=REV, number=n, started=STAMP, outcome="Failed", layout=title, micro_batch_divisor=divisor, failure_class=failure)
         for n, (title, divisor, failure) in enumerate(before, 1)
@@ -217,6 +251,19 @@ def test_where_memory_ran_out_with_the_smallest_passes_the_next_attempt_divides_
     choice = layout.next_choice(o, draft(o))
     assert choice
     assert choice.layout.title == expected
+
+
+@pytest.mark.parametrize("accelerator", ["unknown", None])
+def test_where_memory_ran_out_that_nobody_had_told_of_the_next_attempt_divides_more_too(accelerator: str | None) -> None:
+    o, _ = asked(accelerator, FULL, nodes=2, memory="64Gi")
+    spent = Attempt(revision=REV, number=1, started=STAMP, outcome="Failed", micro_batch_divisor=4, failure_class="outOfMemory")
+    o = replace(o, status=o.status.model_copy(update={"attempts": [spent]}))
+    assert layout.next_choice(o, draft(o)) == layout.Choice(layout.LAYOUTS[1])
+
+
+def test_what_lies_on_the_host_is_divided_by_the_ranks() -> None:
+    """As `Layout` is read where a pod's memory is counted."""
+    assert all(found.hosted <= found.divided for found in layout.LAYOUTS)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +307,21 @@ def test_a_refusal_names_another_sharding_and_the_fewest_pods_that_would_do() ->
     message = layout.memory(divided, draft(divided)).message
     assert "at least 29.5 GiB under ZeRO3 (parameters 2.5, masters 5.0" in message
     assert message.endswith("compute.sharding Auto with compute.offload Auto; or compute.nodes 3")
+
+
+def test_a_refusal_counts_under_the_sharding_that_needs_least() -> None:
+    changes = {"compute": {"accelerator": "a10", "nodes": 2, "offload": "None"}}
+    o = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes=changes, profiles=PROFILES)
+    assert "a rank needs at least 29.5 GiB under ZeRO3 (" in layout.memory(o, draft(o)).message
+
+
+@pytest.mark.parametrize(("room", "named"), [(7.71, True), (7.7, False)], ids=["64 pods would do", "65 would"])
+def test_a_refusal_names_no_gang_of_more_than_64_pods(room: float, named: bool) -> None:
+    profiles = {"some": Accelerator("some", "nvidia.com/gpu", memory_bytes=int(room * GIB))}
+    changes = {"compute": {"accelerator": "some", "sharding": "ZeRO3", "offload": "None"}, "storage": {"accessMode": "ReadWriteMany"}}
+    o = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes=changes, profiles=profiles)
+    assert ("compute.nodes 64" in layout.memory(o, draft(o)).message) is named
+    assert ("compute.nodes" in layout.memory(o, draft(o)).message) is named
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,12 @@ def test_a_probe_that_fails_is_left_out_uncharged_and_stays_so(kind: Any, reason
     assert evaluate(o, draft(o)).revision.unprobed == found.unprobed
 
 
+def test_of_a_probe_that_says_much_the_beginning_is_remembered() -> None:
+    failed_so = Run("bot-r1-evaluate", "Failed", failure=replace(PROBE, message="w" * 1000))
+    o = make_observed(make_revision(**{**READY, "artifact": "/a", "tries": {"evaluate": 1}}), runs=ran(failed_so))
+    assert evaluate(o, draft(o)).revision.unprobed == f"the probe failed: {'w' * 382}", "400 characters: a status has little room"
+
+
 @pytest.mark.parametrize("failure", [replace(PROBE, container="server"), replace(PROBE, failure_class="disruption")])
 def test_what_is_not_the_probes_own_failure_leaves_it_in(failure: Failure) -> None:
     known = {**READY, "artifact": "/a", "tries": {"evaluate": 1}}

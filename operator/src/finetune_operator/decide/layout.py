@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from finetune_operator import conditions
 from finetune_operator.api.blocks.compute import shardable
@@ -155,11 +155,11 @@ def _fitting(o: Observed, estimate: Estimate) -> Iterator[Layout]:
     return (layout for layout in allowed(o.spec) if _fits(o, estimate, layout) and _host_has_room(o, estimate, layout))
 
 
-def _fits(o: Observed, estimate: Estimate, layout: Layout, nodes: int | None = None) -> bool:
-    """Does a rank of so many pods (by default those that are asked for) fit into the accelerator's memory?"""
+def _fits(o: Observed, estimate: Estimate, layout: Layout) -> bool:
+    """Does a rank fit into the accelerator's memory?"""
     profile = _profile(o)
     room = profile.memory_bytes if profile else None
-    return pass_tokens(estimate, room, (nodes or o.spec.compute.nodes) * _each(o), layout) is not None
+    return pass_tokens(estimate, room, _ranks(o), layout) is not None
 
 
 def _host_has_room(o: Observed, estimate: Estimate, layout: Layout) -> bool:
@@ -171,7 +171,7 @@ def _host_has_room(o: Observed, estimate: Estimate, layout: Layout) -> bool:
 def _hosted(o: Observed, estimate: Estimate, layout: Layout) -> int:
     """Bytes of a pod's memory: what is offloaded, and for ZeRO3 the model, which each rank loads there before it is divided."""
     whole = estimate.sharded
-    rank = sum(whole.get(name, 0) / (_ranks(o) if name in layout.divided else 1) for name in layout.hosted)
+    rank = sum(size for name, size in whole.items() if name in layout.hosted) / _ranks(o)  # all of it is divided
     loads = whole.get("parameters", 0) if "parameters" in layout.divided else 0
     return round(_each(o) * (rank + loads))
 
@@ -232,12 +232,12 @@ def _refusal(o: Observed, estimate: Estimate, profile: Accelerator) -> str:
     if fitting := [layout for layout in allowed(o.spec) if _fits(o, estimate, layout)]:
         least = min(fitting, key=lambda layout: _hosted(o, estimate, layout))
         need = _hosted(o, estimate, least)
+        mends = [f"compute.memory {-(-need // GIB) + SPARE_GIB}Gi", *_mends(o, estimate, room)]
         return (
             f"under {least.title} a pod's ranks need {need / GIB:.1f} GiB of its memory for what is offloaded or loaded there, and "
-            f"compute.memory is {o.spec.compute.memory}. What would fit: compute.memory {-(-need // GIB) + SPARE_GIB}Gi; "
-            f"or more memory of accelerators ({'; or '.join(_mends(o, estimate, room)) or 'a smaller model'})"
+            f"compute.memory is {o.spec.compute.memory}. What would fit: {'; or '.join(mends)}"
         )
-    layout = _smallest(o.spec, estimate, ranks)
+    layout = _smallest(allowed(o.spec), estimate, ranks)
     parts = _components(estimate, estimate.longest, ranks, layout)
     told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
     under = "" if layout is WHOLE else f" under {layout.title}"
@@ -256,26 +256,38 @@ def _most_nodes(o: Observed) -> int:
     return profile.per_machine // _each(o)
 
 
-def _smallest(spec: Spec, estimate: Estimate, ranks: int) -> Layout:
-    return min(allowed(spec), key=lambda layout: needed(estimate, estimate.longest, ranks, layout))
+def _smallest(layouts: list[Layout], estimate: Estimate, ranks: int) -> Layout:
+    return min(layouts, key=lambda layout: needed(estimate, estimate.longest, ranks, layout))
 
 
 def _mends(o: Observed, estimate: Estimate, room: int) -> Iterator[str]:
     """Another sharding; the smallest accelerator that has room; the fewest pods; and the longest rows that there is room for."""
     ranks, spec = _ranks(o), o.spec
-    free = replace(o, spec=spec.model_copy(update={"compute": spec.compute.model_copy(update={"sharding": "Auto", "offload": "Auto"})}))
-    if chosen(free, estimate) is not None:
+
+    def fit(**changes: Any) -> bool:
+        """Would a run with such `compute`?"""
+        compute = spec.compute.model_copy(update=changes)
+        return chosen(replace(o, spec=spec.model_copy(update={"compute": compute})), estimate) is not None
+
+    if fit(sharding="Auto", offload="Auto"):
         yield "compute.sharding Auto with compute.offload Auto"
+<<<<<<< HEAD
     layout = _smallest(spec, estimate, ranks)
     usable = [p for p in o.profiles.values() if not p.sliced or _each(o) == 1]
     larger = [p for p in usable if p.memory_bytes and pass_tokens(estimate, p.memory_bytes, ranks, layout) is not None]
+=======
+    larger = [p for p in o.profiles.values() if p.memory_bytes and fit(accelerator=p.name)]
+>>>>>>> m
     if larger:
         best = min(larger, key=lambda p: (p.memory_bytes or 0, p.name))
         yield f"compute.accelerator {best.name} ({(best.memory_bytes or 0) / GIB:.1f} GiB)"
-    wider = range(spec.compute.nodes + 1, _most_nodes(o) + 1)
-    enough = next((nodes for nodes in wider if any(_fits(o, estimate, layout, nodes) for layout in allowed(spec))), None)
+    enough = next((nodes for nodes in range(spec.compute.nodes + 1, _most_nodes(o) + 1) if fit(nodes=nodes)), None)
     if enough is not None:
         yield f"compute.nodes {enough}"
+    held = [layout for layout in allowed(spec) if _host_has_room(o, estimate, layout)]
+    if not held:
+        return
+    layout = _smallest(held, estimate, ranks)
     fixed = needed(estimate, 0, ranks, layout)
     by_pass = needed(estimate, estimate.pass_tokens, ranks, layout) - fixed
     longest = (room - fixed) * estimate.pass_tokens // by_pass // SHORTEST * SHORTEST if by_pass else 0
