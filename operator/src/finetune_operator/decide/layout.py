@@ -271,13 +271,8 @@ def _mends(o: Observed, estimate: Estimate, room: int) -> Iterator[str]:
 
     if fit(sharding="Auto", offload="Auto"):
         yield "compute.sharding Auto with compute.offload Auto"
-<<<<<<< HEAD
-    layout = _smallest(spec, estimate, ranks)
     usable = [p for p in o.profiles.values() if not p.sliced or _each(o) == 1]
-    larger = [p for p in usable if p.memory_bytes and pass_tokens(estimate, p.memory_bytes, ranks, layout) is not None]
-=======
-    larger = [p for p in o.profiles.values() if p.memory_bytes and fit(accelerator=p.name)]
->>>>>>> m
+    larger = [p for p in usable if p.memory_bytes and fit(accelerator=p.name)]
     if larger:
         best = min(larger, key=lambda p: (p.memory_bytes or 0, p.name))
         yield f"compute.accelerator {best.name} ({(best.memory_bytes or 0) / GIB:.1f} GiB)"
