@@ -256,7 +256,7 @@ def _job(c: Context, job: JobWanted, stage: Stage) -> Manifest:
     config = runconfig.build(
         o.namespace, o.name, o.uid, c.spec, stage, c.kept(job.revision)["resolved"],
         gpus=devices.count, micro_batch_tokens=choice.micro_batch_tokens if choice else None,
-        layout=(choice.layout.sharding, choice.layout.offload) if choice else None,
+        layout=choice.layout.asked if choice else None,
         resume_from=folders(d.status.attempts, job.revision, job.number), scoring=scoring,
         micro_batch_divisor=divisor(d.status.attempts, job.revision, job.number) if job.stage == "train" else 1,
     )  # fmt: skip

@@ -112,10 +112,30 @@ NEEDED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("title", NEEDED)
+def test_what_ranks_divide_and_what_lies_on_the_host(title: str, recompute: bool) -> None:
+    """Whether or not layers are computed again; of 6 GiB of activations each rank then has 1."""
+    told = {**FULL, **{name: {**FULL[name], "activations": 6 * GIB} for name in FULL}, "recomputed": GIB}
+    found = next(found for found in layout.LAYOUTS if found.title == title + recompute * ", activations recomputed")
+    for tokens in (8000, 4000):
+        needed = layout.needed(Estimate.model_validate({**ESTIMATE, **told}), tokens, 2, found)
+        assert needed == (NEEDED[title] + (1 if recompute else 6) * tokens / 8000) * GIB
+
+
+def test_layers_are_computed_again_before_anything_is_offloaded() -> None:
+    assert [found.title for found in layout.LAYOUTS] == [
+        "DDP", "ZeRO1", "ZeRO2", "ZeRO3",
+        "DDP, activations recomputed", "ZeRO1, activations recomputed", "ZeRO2, activations recomputed", "ZeRO3, activations recomputed",
+        "ZeRO1, offload Optimizer", "ZeRO2, offload Optimizer", "ZeRO3, offload Optimizer", "ZeRO3, offload All",
+        "ZeRO1, offload Optimizer, activations recomputed", "ZeRO2, offload Optimizer, activations recomputed",
+        "ZeRO3, offload Optimizer, activations recomputed", "ZeRO3, offload All, activations recomputed",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("found", layout.LAYOUTS, ids=lambda found: found.title)
-def test_what_ranks_divide_and_what_lies_on_the_host(found: layout.Layout) -> None:
-    estimate = Estimate.model_validate({**ESTIMATE, **FULL})
-    assert layout.needed(estimate, 8000, 2, found) == NEEDED[found.title] * GIB
+def test_a_title_in_a_status_is_read_as_what_it_was_written_for(found: layout.Layout) -> None:
+    assert layout.begun(make_observed(), None, found.title).layout == found
 
 
 CHOSEN = {
@@ -151,6 +171,86 @@ def test_the_layout_is(sharding: str, offload: str, room: float, expected: str |
 def test_a_method_that_does_not_go_with_a_stage_is_not_divided_so(method: dict[str, str], expected: list[str]) -> None:
     o = make_observed(changes={"method": method, "compute": {"offload": "None"}})
     assert [found.title for found in layout.allowed(o.spec)] == expected
+
+
+# A LoRA of a model of 128 GiB, with rows of 2,000 tokens: a rank of 8 has 18 GiB and, kept, 80 GiB of activations for each thousand tokens.
+LARGE = {
+    "memory": {"weights": 128 * GIB, "activations": 640 * GIB, "framework": GIB},
+    "sharded": {"parameters": 128 * GIB, "activations": 640 * GIB, "framework": GIB, "gathered": GIB},
+    "recomputed": 32 * GIB,
+}
+GPUS = {"h100": Accelerator("h100", "nvidia.com/gpu", memory_bytes=80 * GIB, per_machine=8)}
+RECOMPUTED = {
+    "where nothing fits without, passes as large as ever": ({}, {}, {}, ("ZeRO3, activations recomputed", None)),
+    "with halved passes": ({}, {"offload": "None"}, {"recomputed": 160 * GIB}, ("ZeRO3, activations recomputed", 2000)),
+    "in any case": ({"gradientCheckpointing": "Always"}, {}, {"longest": 100}, ("ZeRO3, activations recomputed", None)),
+    "not where halved passes are enough": ({}, {}, {"longest": 700}, ("ZeRO3", 700)),
+    "never": ({"gradientCheckpointing": "Never"}, {}, {}, None),
+    "with an offload": ({}, {"offload": "All"}, {}, ("ZeRO3, offload All, activations recomputed", None)),
+    "not under what is asked for": ({}, {"sharding": "DDP"}, {}, None),
+    "an estimate that does not tell": ({}, {}, {"recomputed": None}, None),
+    "in any case, by an estimate that does not tell": (
+        {"gradientCheckpointing": "Always"}, {"sharding": "ZeRO3"}, {"recomputed": None}, ("ZeRO3, activations recomputed", None),
+    ),
+    "an estimate that tells nothing of ZeRO": (
+        {}, {}, {"sharded": {}, "memory": {"weights": 32 * GIB, "activations": 640 * GIB}}, ("DDP, activations recomputed", None),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("training", "compute", "told", "expected"), RECOMPUTED.values(), ids=RECOMPUTED)
+def test_layers_are_computed_again(
+    training: dict[str, str], compute: dict[str, str], told: dict[str, Any], expected: tuple[str, int | None] | None
+) -> None:
+    changes = {"training": training, "compute": {"accelerator": "h100", "gpusPerNode": 8, **compute}}
+    o = make_observed(make_revision(estimate={**ESTIMATE, **LARGE, **told}), changes=changes, profiles=GPUS)
+    choice = layout.chosen(o, o.status.revisions[0].estimate)
+    assert (choice and (choice.layout.title, choice.micro_batch_tokens)) == expected
+    assert layout.memory(o, draft(o)).blocked is (expected is None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept", "again"),
+    [
+        ({"compute": {"accelerator": "h100"}}, True, True),
+        ({"compute": {"accelerator": "h100"}, "training": {"gradientCheckpointing": "Never"}}, True, False),
+        ({"compute": {"accelerator": "h100"}, "training": {"gradientCheckpointing": "Always"}}, False, True),
+        ({"compute": {"accelerator": "h100"}, "method": {"type": "PTuning"}}, True, False),
+        ({"compute": {"accelerator": "h100"}, "training": None}, True, True),
+        ({}, True, False),
+        ({"training": {"gradientCheckpointing": "Always"}}, False, True),
+    ],
+)
+def test_activations_may_be(changes: dict[str, Any], kept: bool, again: bool) -> None:
+    found = {found.recompute for found in layout.allowed(make_observed(changes=changes).spec)}
+    assert found == {value for value, may in ((False, kept), (True, again)) if may}
+
+
+MENDED = {
+    "activations that may not be computed again": ({}, {}, "training.gradientCheckpointing Auto"),
+    "a layout, too": ({"sharding": "DDP"}, {}, "compute.sharding Auto with compute.offload Auto and training.gradientCheckpointing Auto"),
+    "either": (
+        {"sharding": "DDP"}, {"memory": {"weights": 40 * GIB, "activations": 640 * GIB}, "longest": 700},
+        "compute.sharding Auto with compute.offload Auto; or training.gradientCheckpointing Auto",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("compute", "told", "mend"), MENDED.values(), ids=MENDED)
+def test_a_refusal_names_what_stands_in_the_way(compute: dict[str, str], told: dict[str, Any], mend: str) -> None:
+    changes = {"training": {"gradientCheckpointing": "Never"}, "compute": {"accelerator": "h100", "gpusPerNode": 8, **compute}}
+    o = make_observed(make_revision(estimate={**ESTIMATE, **LARGE, **told}), changes=changes, profiles=GPUS)
+    ways = layout.memory(o, draft(o)).message.split("What would fit: ")[1].split("; or ")
+    assert [way for way in ways if "Auto" in way] == mend.split("; or ")
+
+
+def test_a_refusal_tells_what_recomputing_needs() -> None:
+    changes = {"compute": {"accelerator": "h100", "gpusPerNode": 8}}
+    o = make_observed(make_revision(estimate={**ESTIMATE, **LARGE, "recomputed": 400 * GIB}), changes=changes, profiles=GPUS)
+    said = layout.memory(o, draft(o)).message
+    assert said.startswith(
+        "a rank needs at least 102.0 GiB under ZeRO3, offload All, activations recomputed (framework 1.0, gathered 1.0, recomp"
+    )
 
 
 def test_an_estimate_that_tells_nothing_of_zero_counts_as_whole_whatever_is_asked_for() -> None:
@@ -232,7 +332,9 @@ AFTER: dict[str, tuple[list[Any], str, dict[str, int]]] = {
     "another failure": ([("DDP", 4, "error")], "DDP", {}),
     "another failure since": ([("DDP", 4, "outOfMemory"), ("ZeRO1", 8, "infrastructure")], "ZeRO1", {}),
     "again": ([("DDP", 4, "outOfMemory"), ("ZeRO2", 8, "outOfMemory")], "ZeRO3", {}),
-    "nothing is left": ([("ZeRO3, offload All", 8, "outOfMemory")], "DDP", {}),
+    "and computes layers again": ([("ZeRO3", 8, "outOfMemory")], "DDP, activations recomputed", {}),
+    "and offloads": ([("ZeRO3, activations recomputed", 4, "outOfMemory")], "ZeRO1, offload Optimizer", {}),
+    "nothing is left": ([("ZeRO3, offload All, activations recomputed", 8, "outOfMemory")], "DDP", {}),
 }
 
 
@@ -242,7 +344,8 @@ def test_where_memory_ran_out_with_the_smallest_passes_the_next_attempt_divides_
 ) -> None:
     profiles = {"some": Accelerator("some", "nvidia.com/gpu", memory_bytes=60 * GIB, per_machine=8)}
     compute = {"accelerator": "some", "nodes": 2}
-    o = make_observed(make_revision(estimate={**ESTIMATE, **FULL, **estimate}), changes={"compute": compute}, profiles=profiles)
+    estimated = {**ESTIMATE, **FULL, "recomputed": 0, **estimate}
+    o = make_observed(make_revision(estimate=estimated), changes={"compute": compute}, profiles=profiles)
     attempts = [
         Attempt(revision=REV, number=n, started=STAMP, outcome="Failed", layout=title, micro_batch_divisor=divisor, failure_class=failure)
         for n, (title, divisor, failure) in enumerate(before, 1)
@@ -266,17 +369,34 @@ def test_what_lies_on_the_host_is_divided_by_the_ranks() -> None:
     assert all(found.hosted <= found.divided for found in layout.LAYOUTS)
 
 
+def test_memory_that_ran_out_of_what_no_rank_divides_is_made_by_computing_again() -> None:
+    told = {"memory": {"weights": 16 * GIB, "activations": 8 * GIB}, "recomputed": GIB}
+    changes = {"method": {"type": "QLoRA"}, "compute": {"accelerator": "l40s"}}
+    o = make_observed(make_revision(estimate={**ESTIMATE, **told}), changes=changes, profiles=PROFILES)
+    attempt = Attempt(revision=REV, number=1, started=STAMP, layout="DDP", micro_batch_divisor=4, failure_class="outOfMemory")
+    o = replace(o, status=o.status.model_copy(update={"attempts": [attempt]}))
+    choice = layout.next_choice(o, draft(o))
+    assert choice
+    assert choice.layout.title == "DDP, activations recomputed"
+
+
 @pytest.mark.parametrize(
-    ("title", "expected"), [("ZeRO3, offload All", ("ZeRO3", "All")), ("ZeRO2", ("ZeRO2", "None")), (None, ("DDP", "None"))]
+    ("title", "expected"),
+    [
+        ("ZeRO3, offload All", ("ZeRO3", "All", False)),
+        ("ZeRO2", ("ZeRO2", "None", False)),
+        ("ZeRO2, activations recomputed", ("ZeRO2", "None", True)),
+        (None, ("DDP", "None", False)),
+    ],
 )
-def test_an_attempts_job_is_made_from_what_it_began_with(title: str | None, expected: tuple[str, str]) -> None:
-    """Not from what an edit of `compute` asks for by then, which may fit nowhere."""
+def test_an_attempts_job_is_made_from_what_it_began_with(title: str | None, expected: tuple[str, str, bool]) -> None:
+    """Not from what an edit of the spec asks for by then, which may fit nowhere."""
     o = make_observed(make_revision(estimate={**ESTIMATE, **FULL}), changes={"compute": {"accelerator": "a10"}}, profiles=PROFILES)
     attempt = Attempt(revision=REV, number=1, started=STAMP, layout=title)
     o = replace(o, revisions={}, status=o.status.model_copy(update={"attempts": [attempt]}))
     (job,) = [made for kind, made in manifests(o, draft(o).want("train", 1)) if kind is JOB]
-    compute = json.loads(job["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG])["compute"]
-    assert (compute["sharding"], compute["offload"]) == expected
+    config = json.loads(job["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG])
+    assert (config["compute"]["sharding"], config["compute"]["offload"], config["training"]["gradientCheckpointing"]) == expected
 
 
 def test_no_more_pods_are_named_than_the_volumes_machine_holds() -> None:

@@ -237,7 +237,7 @@ def _facts(config: RunConfig, content: dict[str, Any], outline: Outline) -> Json
     per_epoch = schedule.steps_per_epoch(tokens, rows, step_tokens)
     passes = max(longest, min(hardware.micro_batch_tokens(training, compute), step_tokens))
     bf16 = hardware.uses_bf16(training, compute)
-    forecast = estimate.estimate(outline, method, compute, tokens, training.epochs, passes, bf16)
+    forecast = estimate.estimate(outline, method, compute, tokens, training.epochs, passes, bf16, training.gradient_checkpointing)
     return {
         **{name: content[name] for name in ("rows", "tokens", "minResponseCharacters", "invalid", "warnings")},
         "tokensPerStep": step_tokens,
