@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from finetune_trainer import layout
+from finetune_trainer import exits, layout
 from finetune_trainer.config import RunConfig
 from finetune_trainer.train import assemble, checkpoint
 from finetune_trainer.train.checkpoint import Checkpoint, State
@@ -44,6 +46,78 @@ def test_the_newest_checkpoint_is_passed_over_where_it(damage: Callable[[Path], 
     found = checkpoint.newest([tmp_path], "this run")
     assert found is not None
     assert found[1].state == state(10)
+
+
+class Volume:
+    """Reads of the files in some folders fail with an errno, so many times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.failing: dict[Path, tuple[int, float]] = {}
+        self.pauses: list[float] = []
+        opened = Path.open
+
+        def read(path: Path, *arguments: Any, **named: Any) -> Any:
+            number, times = self.failing.get(path.parent, (0, 0))
+            if times > 0:
+                self.failing[path.parent] = number, times - 1
+                raise OSError(number, os.strerror(number), str(path))
+            return opened(path, *arguments, **named)
+
+        monkeypatch.setattr(Path, "open", read)
+        monkeypatch.setattr(checkpoint.time, "sleep", self.pauses.append)
+
+
+@pytest.fixture
+def volume(monkeypatch: pytest.MonkeyPatch) -> Volume:
+    return Volume(monkeypatch)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EACCES, errno.EREMOTEIO, errno.ENFILE])
+def test_a_read_that_fails_for_a_while_is_tried_again(number: int, volume: Volume, tmp_path: Path, capsys: Any) -> None:
+    saved(tmp_path, 10)
+    folder = saved(tmp_path, 20)
+    volume.failing[folder] = number, len(checkpoint.PAUSES)
+    found = checkpoint.newest([tmp_path], "this run")
+    assert found is not None
+    assert found[0] == folder
+    assert tuple(volume.pauses) == checkpoint.PAUSES
+    assert os.strerror(number) in capsys.readouterr().out
+
+
+def test_a_server_that_stays_away_costs_an_attempt_and_no_steps(volume: Volume, tmp_path: Path) -> None:
+    saved(tmp_path, 10)
+    volume.failing[saved(tmp_path, 20)] = errno.ESTALE, math.inf
+    with pytest.raises(OSError, match="Stale") as found:
+        checkpoint.newest([tmp_path], "this run")
+    known = exits.classify(found.value)
+    assert (type(known), known.reason) == (exits.Infrastructure, "VolumeError")
+    assert "step-00000020" in known.message
+
+
+def test_what_a_disk_cannot_read_for_good_is_passed_over_where_there_is_an_older_one(volume: Volume, tmp_path: Path, capsys: Any) -> None:
+    older, folder = saved(tmp_path, 10), saved(tmp_path, 20)
+    volume.failing[folder] = errno.EIO, math.inf
+    found = checkpoint.newest([tmp_path], "this run")
+    assert found is not None
+    assert found[0] == older
+    assert f"checkpoint passed over, STEPS ARE LOST: {folder}" in capsys.readouterr().out
+    volume.failing[older] = errno.EIO, math.inf
+    with pytest.raises(OSError, match="Input/output"):
+        checkpoint.newest([tmp_path], "this run")
+
+
+def test_folders_that_cannot_be_listed_are_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, volume: Volume) -> None:
+    saved(tmp_path, 10)
+
+    def listed(path: Any) -> Any:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", listed)
+        with pytest.raises(OSError, match="Stale"):
+            checkpoint.newest([tmp_path], "this run")
+    assert tuple(volume.pauses) == checkpoint.PAUSES
+    assert checkpoint.newest([tmp_path / "never-made"], "this run") is None
 
 
 def test_checkpoints_of_another_run_are_passed_over(tmp_path: Path) -> None:

@@ -146,8 +146,8 @@ def _skips(config: dict[str, Any], attempt: str) -> dict[str, Any]:
     backward, total = type(engine).backward, type(engine).sum
 
     class Disturbed(Loop):
-        def _update(self, loss: float, rate: float) -> None:
-            super()._update(loss, rate)
+        def _update(self, *arguments: Any) -> None:
+            super()._update(*arguments)
             weights = self.engine.weights()
             held.append(float(sum(value.double().sum() for value in weights.values())))
             said.append(self.state.skipped)

@@ -1,4 +1,4 @@
-"""`finetune-trainer fetch|prepare|train|probe|evaluate|clean --config FILE` and `finetune-trainer serve …`.
+"""`finetune-trainer fetch|prepare|train|probe|evaluate|clean --config FILE`, `finetune-trainer serve …` and `finetune-trainer estimate …`.
 
 Invariant: every way out of a stage is an exit code of `docs/contracts.md` with its termination message.
 """
@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["serve"]:
         return _serve(arguments[1:])
+    if arguments[:1] == ["estimate"]:
+        return _estimate(arguments[1:])
     options = _parser().parse_args(arguments)
     return _run(options.stage, options.config)
 
@@ -54,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text)
         command.add_argument("--config", required=True, help="run configuration (JSON, version 1)")
     commands.add_parser("serve", help="serve a model with an OpenAI-compatible API (see serve --help)", add_help=False)
+    commands.add_parser("estimate", help="tell memory and time of a run before there is one (see estimate --help)", add_help=False)
     return parser
 
 
@@ -85,6 +88,13 @@ def _serve(argv: list[str]) -> int:
         return error.code if isinstance(error.code, int) else 1
     except BaseException as error:
         return fail("serve", error)
+
+
+def _estimate(argv: list[str]) -> int:
+    try:
+        return int(import_module("finetune_trainer.forecast").main(argv))
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
 
 
 def _share_cores() -> None:

@@ -105,6 +105,7 @@ _VOLUME_ERRNOS = {
         "Look at the volume's events; it may have been remounted after an I/O error.",
     ),
     errno.EIO: ("VolumeError", "Look at the volume's events and at the node's disk."),
+    errno.EREMOTEIO: ("VolumeError", "Look at the volume's events and at its file server."),
     errno.ESTALE: ("VolumeError", "The file server lost the volume; it is tried again."),
     errno.EACCES: ("VolumeNotWritable", "The volume must be writable for group 10001 (fsGroup)."),
     errno.ECONNREFUSED: ("NetworkError", ""),
@@ -156,7 +157,7 @@ def classify(error: BaseException) -> TrainerError:
             _one_line(error) or "memory ran out",
             MORE_MEMORY,
         )
-    if (number := _volume_errno(error)) is not None:
+    if (number := volume_errno(error)) is not None:
         reason, fix = _VOLUME_ERRNOS[number]
         return Infrastructure(reason, _one_line(error), fix)
     if _is_peer_failure(error):
@@ -226,7 +227,7 @@ def _is_allocation_failure(error: BaseException) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or (isinstance(error, RuntimeError) and any(words in text for words in _ALLOCATION))
 
 
-def _volume_errno(error: BaseException) -> int | None:
+def volume_errno(error: BaseException) -> int | None:
     """The errno of a volume or the network: the error's own, or one that a library in Rust or C++ tells in words."""
     if isinstance(error, OSError) and error.errno in _VOLUME_ERRNOS:
         return error.errno

@@ -28,6 +28,7 @@ MODEL_MANIFEST = MANIFEST
 DATA_MANIFEST = "manifest.json"
 ARTIFACT_MANIFEST = "revision.json"
 CHECKPOINT_MANIFEST = MANIFEST
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # what is not there; any other OSError is the volume's
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -159,12 +160,12 @@ def remove(folder: Path) -> None:
 
 
 def read_manifest(folder: Path, manifest: str = MANIFEST) -> dict[str, object]:
-    """The manifest of a complete folder, checked against COMMIT but not file by file. Raises Corrupt."""
+    """The manifest of a complete folder, checked against COMMIT but not file by file. Raises Corrupt; OSError where the volume fails."""
     try:
         text = (folder / manifest).read_bytes()
         commit = json.loads((folder / COMMIT).read_text())
         document = json.loads(text)
-    except (OSError, ValueError) as error:
+    except (*MISSING, ValueError) as error:
         raise Corrupt(f"{folder} is not complete: {error}") from error
     if not isinstance(document, dict) or commit.get("manifest") != hashlib.sha256(text).hexdigest():
         raise Corrupt(f"{folder / manifest} is not what was committed")

@@ -17,8 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer import estimate, hardware, layout, schedule
-from finetune_trainer.config import PROMPT_METHODS, DataConfig, MethodConfig, PromptConfig, RunConfig, SourceConfig, need
-from finetune_trainer.data import loading, pool, quality, report, reuse, sources, tokens
+from finetune_trainer.config import (
+    PROMPT_METHODS,
+    ComputeConfig,
+    DataConfig,
+    MethodConfig,
+    PromptConfig,
+    RunConfig,
+    SourceConfig,
+    TrainingConfig,
+    need,
+)
+from finetune_trainer.data import loading, origins, pool, quality, report, reuse, sources, tokens
 from finetune_trainer.data.encoding import Encoding
 from finetune_trainer.data.loading import Files, Loaded, Splits
 from finetune_trainer.data.reading import sha256
@@ -148,14 +158,16 @@ def _write(folder: Path, encoding: Encoding, loaded: Loaded, data: DataConfig) -
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
         lengths["test"] = counted
     hashes: set[str] = set()
-    with encoding.writer(folder, "train") as train:
+    with encoding.writer(folder, "train") as train, origins.written(folder, "train") as named:
         for item in encoding.rows("train"):
             train.add(item)
+            named.add(item.row)
             hashes.add(item.row.digest)
             answers["train"].add(item.row.response)
-    with encoding.writer(folder, "validation") as validation:
+    with encoding.writer(folder, "validation") as validation, origins.written(folder, "validation") as named:
         for item in encoding.rows("validation"):
             validation.add(item)
+            named.add(item.row)
     lengths |= {"train": train.lengths, "validation": validation.lengths}
     if sealed & hashes:
         raise TrainerError("SplitsOverlap", "a test row is also a training row")
@@ -232,19 +244,29 @@ def _refuse_too_many(loaded: Loaded, limit: float) -> None:
 def _facts(config: RunConfig, content: dict[str, Any], outline: Outline) -> JsonObject:
     """What the manifest says: of the data, and of the run that this configuration makes of them."""
     training, compute, method = need(config.training, "training"), need(config.compute, "compute"), need(config.method, "method")
-    rows, tokens, longest = content["rows"]["train"], content["tokens"]["train"], _width(content["longest"], method)
+    rows, tokens = content["rows"]["train"], content["tokens"]["train"]
+    return {
+        **{name: content[name] for name in ("rows", "tokens", "minResponseCharacters", "invalid", "warnings")},
+        **forecast(method, training, compute, outline, rows, tokens, content["longest"]),
+        "model": str(config.model.path.name),
+    }
+
+
+def forecast(
+    method: MethodConfig, training: TrainingConfig, compute: ComputeConfig, outline: Outline, rows: int, tokens: int, longest: int
+) -> JsonObject:  # fmt: skip
+    """Steps and estimate of a run over so many `rows` and `tokens` an epoch, whose longest conversation has `longest` tokens."""
+    longest = _width(longest, method)
     step_tokens = schedule.tokens_per_step(tokens, rows, training.tokens_per_step)
     per_epoch = schedule.steps_per_epoch(tokens, rows, step_tokens)
     passes = max(longest, min(hardware.micro_batch_tokens(training, compute), step_tokens))
     bf16 = hardware.uses_bf16(training, compute)
-    forecast = estimate.estimate(outline, method, compute, tokens, training.epochs, passes, bf16, training.gradient_checkpointing)
+    found = estimate.estimate(outline, method, compute, tokens, training.epochs, passes, bf16, training.gradient_checkpointing)
     return {
-        **{name: content[name] for name in ("rows", "tokens", "minResponseCharacters", "invalid", "warnings")},
         "tokensPerStep": step_tokens,
         "stepsPerEpoch": per_epoch,
         "totalSteps": schedule.total_steps(per_epoch, training.epochs),
-        "estimate": {**forecast, "longest": longest},
-        "model": str(config.model.path.name),
+        "estimate": {**found, "longest": longest},
     }
 
 

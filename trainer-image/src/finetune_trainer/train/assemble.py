@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from finetune_trainer import estimate, hardware, layout, schedule
 from finetune_trainer.config import PROMPT_METHODS, ComputeConfig, DpoConfig, MethodConfig, RunConfig, TrainingConfig, need
-from finetune_trainer.data import arrays, preference
+from finetune_trainer.data import arrays, origins, preference
 from finetune_trainer.data.arrays import TokenArrays
 from finetune_trainer.exits import Infrastructure, JsonObject, UserError
 from finetune_trainer.progress import Progress
@@ -140,6 +141,7 @@ def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progres
         step=resume.state.step if resume else 0,
         supervised=tokens_of(train).supervised,
         token_share=token_share(config, ranks),
+        origin=partial(origins.told, data.path),
     )
 
 
@@ -202,12 +204,12 @@ def resume_point(
 ) -> tuple[Path, Checkpoint] | tuple[None, None]:
     """The newest valid checkpoint and its folder: found by rank 0, read by all."""
     attempts = resumable(config, folder)
-    size = layout.size(checkpoint.found(attempts))
+    size = checkpoint.read_again(lambda: layout.size(checkpoint.found(attempts)))
     newest = ranks.first_does(lambda: checkpoint.newest(attempts, inputs.fingerprint), beat, size)
     chosen = ranks.tell(str(newest[0]) if newest else None)
     if chosen is None:
         return None, None
-    return Path(chosen), ranks.all_do(lambda: newest[1] if newest else checkpoint.load(Path(chosen)), beat, size)
+    return Path(chosen), ranks.all_do(lambda: newest[1] if newest else checkpoint.read(Path(chosen)), beat, size)
 
 
 def padding(base: object) -> int:

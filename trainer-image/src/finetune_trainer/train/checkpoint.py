@@ -6,16 +6,19 @@ unpickled.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from finetune_trainer import layout
+from finetune_trainer import exits, layout
 from finetune_trainer.progress import timestamp
 from finetune_trainer.train import curve
 from finetune_trainer.train.curve import Curve
@@ -24,6 +27,8 @@ from finetune_trainer.train.optimizer import Tensors
 WEIGHTS, OPTIMIZER, BEST = "weights.safetensors", "optimizer.safetensors", "best.safetensors"
 REFERENCE, STATE = "reference.safetensors", "state.json"
 CURVES = ("losses", "validations")
+PAUSES = (1.0, 8.0, 20.0)  # seconds before a read of a failing volume is tried again
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -100,18 +105,50 @@ def found(attempts: Iterable[Path]) -> list[Path]:
     return [folder for _, _, folder in sorted(folders)]
 
 
-def newest(attempts: Iterable[Path], fingerprint: str) -> tuple[Path, Checkpoint] | None:
-    """The newest valid checkpoint of the same run among `attempts`; what is broken or foreign is passed over."""
-    for folder in found(attempts):
+def newest(attempts: Sequence[Path], fingerprint: str) -> tuple[Path, Checkpoint] | None:
+    """The newest valid checkpoint of the same run among `attempts`; what is broken or foreign is passed over, and what a disk cannot read
+    for good where there is another one. Raises OSError (of the volume or its server) rather than that steps are lost."""
+    unread: Exception | None = None
+    for folder in read_again(lambda: found(attempts)):
         try:
-            checkpoint = load(folder)
+            checkpoint = read(folder)
         except (layout.Corrupt, OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-            print(f"checkpoint passed over: {folder}: {error}", flush=True)
+            if may_pass(error):
+                if exits.volume_errno(error) != errno.EIO:
+                    raise
+                unread = unread or error
+            print(f"checkpoint passed over{', STEPS ARE LOST' if may_pass(error) else ''}: {folder}: {error}", flush=True)
             continue
         if checkpoint.state.fingerprint == fingerprint:
             return folder, checkpoint
         print(f"checkpoint passed over: {folder}: it belongs to another run", flush=True)
+    if unread is not None:
+        raise unread
     return None
+
+
+def read(folder: Path) -> Checkpoint:
+    """`load`, tried again where the volume fails."""
+    with exits.about(f"while {folder} was read"):
+        return read_again(lambda: load(folder))
+
+
+def read_again(work: Callable[[], T]) -> T:
+    """What `work` returns, which reads from the volume: tried again for half a minute where it fails as what may pass does."""
+    for pause in PAUSES:
+        try:
+            return work()
+        except (OSError, SafetensorError) as error:
+            if not may_pass(error):
+                raise
+            print(f"tried again in {pause:g} s: {error}", flush=True)
+        time.sleep(pause)
+    return work()
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether it is the volume, or what it is reached by, that failed, not the checkpoint that is missing or wrong."""
+    return exits.volume_errno(error) is not None or (isinstance(error, OSError) and not isinstance(error, layout.MISSING))
 
 
 def load(folder: Path) -> Checkpoint:

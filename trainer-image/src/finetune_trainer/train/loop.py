@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ import torch
 from finetune_trainer.config import TrainingConfig
 from finetune_trainer.exits import Interrupted, NonFinite
 from finetune_trainer.progress import Progress, timestamp
-from finetune_trainer.train import checkpoint, optimizer, order, plan
+from finetune_trainer.train import checkpoint, optimizer, order, plan, suspects
 from finetune_trainer.train.checkpoint import Checkpoint, State
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.engine import Engine
@@ -38,7 +38,7 @@ WINDOW = 20
 class Run:
     """Everything one rank's loop works with; `train` and `validation` are rows as the objective knows them, `reference` is
     what it computed of them before training began; `stop_requested` is set by the signal handler. `supervised` are tokens by
-    training row, `token_share` what one token a second is of the gang's peak (MFU)."""
+    training row, `token_share` what one token a second is of the gang's peak (MFU), `origin` names rows of a split for people."""
 
     ranks: Ranks
     engine: Engine
@@ -59,6 +59,7 @@ class Run:
     step: int = 0
     supervised: npt.NDArray[np.int64] | None = None
     token_share: float | None = None
+    origin: Callable[[str, Sequence[int]], str] = lambda split, rows: f"{split} rows {', '.join(map(str, rows))}"
 
     @property
     def model(self) -> Any:
@@ -155,7 +156,7 @@ class Loop:
         values = (float(run.stop_requested), float(self._save_due(step + 1)), *order.share(passed))
         loss_value, stop, save, *sums = self.engine.sum(total, values)
         run.beat()
-        self._update(loss_value, rate)
+        self._update(loss_value, rate, rows)
         tokens = self.state.tokens + int(run.steps.lengths[list(rows)].sum())
         self.state = replace(
             self.state,
@@ -170,25 +171,48 @@ class Loop:
         self._report(loss_value, rate)
         return stop > 0, save > 0
 
-    def _update(self, loss: float, rate: float) -> None:
+    def _update(self, loss: float, rate: float, rows: Sequence[int]) -> None:
         """Clip and step, or skip a non-finite step; after several skips roll back once, then give up."""
-        if self.engine.step(rate, usable=math.isfinite(loss)):
+        if self._stepped(rate, usable=math.isfinite(loss)):
             self.bad_in_a_row = 0
             self.recent.append(loss)
             self.state = replace(self.state, losses=self.state.losses.add(self.state.step + 1, loss))
             return
         self.bad_in_a_row += 1
         self.state = replace(self.state, skipped=self.state.skipped + 1)
+        found, step = self._suspects("train", self.run_.train, rows), self.state.step + 1
+        if self.run_.ranks.first:
+            print(f"step {step} is skipped: {found.message}", flush=True)
         if self.bad_in_a_row < SKIPS_BEFORE_ROLLBACK:
             return
         if self.rolled_back:
             raise NonFinite(
                 "NonFiniteLoss",
-                f"loss or gradients are not finite at step {self.state.step + 1}, also after a roll-back (learning rate {rate:g})",
-                "Lower training.learningRate.",
+                f"loss or gradients are not finite at step {step}, also after a roll-back (learning rate {rate:g}): {found.message}",
+                found.fix,
             )
         self.rolled_back, self.bad_in_a_row = True, 0
         self.engine.roll_back()
+
+    def _stepped(self, rate: float, usable: bool) -> bool:
+        try:
+            return self.engine.step(rate, usable)
+        except RuntimeError as error:
+            if "without overflow" not in str(error):
+                raise
+            step = self.state.step + 1
+            reason = f"a step at learning rate {rate:g} goes beyond all numbers of the weights' precision, at step {step}"
+            raise NonFinite("NonFiniteLoss", reason, suspects.LOWER) from error
+
+    def _suspects(self, split: str, data: Any, rows: Sequence[int]) -> suspects.Finding:
+        run = self.run_
+
+        def loss(row: int) -> torch.Tensor:
+            with self._precision():
+                return run.objective.loss(run.model, data, (row,), run.ranks.device)
+
+        bad = suspects.find(run.model, loss, rows, run.ranks, run.beat)
+        return suspects.explain(bad, len(rows), self.state.loss is not None, lambda several: run.origin(split, several))
 
     def _evaluation_due(self) -> bool:
         run, step = self.run_, self.state.step
@@ -201,7 +225,8 @@ class Loop:
         run.progress.update(state="validating")
         value = self._validation_loss()
         if not math.isfinite(value):
-            raise NonFinite("NonFiniteLoss", f"the validation loss is {value} at step {self.state.step}", "Lower training.learningRate.")
+            found = self._suspects("validation", run.validation, range(len(run.validation)))
+            raise NonFinite("NonFiniteLoss", f"the validation loss is {value} at step {self.state.step}: {found.message}", found.fix)
         if self.state.best_loss is None or value < self.state.best_loss:
             self.best = self.engine.weights()
             self.state = replace(self.state, best_loss=value, best_step=self.state.step, worse=0)

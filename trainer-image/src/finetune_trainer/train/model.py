@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers import logging as transformers_logging
 
@@ -46,8 +47,9 @@ def outline(config: ModelConfig) -> Any:
             return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 settings, dtype=torch.float32, trust_remote_code=config.allow_remote_code
             )
-    except (ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
-        raise UserError("ModelInvalid", f"the model's config.json describes no model: {error}", "Check the model's files.") from error
+    except (ValueError, KeyError, ImportError, AttributeError, TypeError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
+        reason = f"the model's config.json describes no model: {' '.join(str(error).split())[:400]}"
+        raise UserError("ModelInvalid", reason, "Check the model's files.") from error
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
