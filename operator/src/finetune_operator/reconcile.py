@@ -107,7 +107,7 @@ class Reconciler:
         observer = Observer(self.cluster, self.cache, self.pods, self.signing_key, *known)
         observed, extras = await observer.observe(finetune, spec, now), self._extra_versions(key)
         decision = decide(observed)
-        context, children = self._context(observed, decision), Children(self.cluster, self.cache, key)
+        context, children = self._context(observed, decision), Children(self.cluster, self.cache, key, observed.uid)
         before = self.problems.get(key, NONE)
         finetune, volume, fields = await _all(
             self._commit(finetune, status.compute(observed, decision, before.child, before.exposure)),
