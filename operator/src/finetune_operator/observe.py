@@ -58,6 +58,7 @@ class Observer:
     prometheus: Prometheus
     extras: Asked
     ingress_annotations: tuple[str, ...] = ()
+    vllm: bool = True
 
     async def observe(self, finetune: Object, spec: Spec, now: datetime) -> Observed:
         """The FineTune's snapshot; ClusterError when the API server cannot be asked."""
@@ -103,6 +104,7 @@ class Observer:
             servers=servers,
             answers=answers,
             prometheus=bool(self.prometheus.url),
+            vllm=self.vllm,
             routers_wanted=self._routers_wanted(key),
             ingress_annotations=self.ingress_annotations,
             exposures={k.kind: self._exposure(k, key, missing) for k, missing in lacking.items() if k in kinds.EXPOSURES},

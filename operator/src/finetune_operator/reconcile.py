@@ -103,7 +103,8 @@ class Reconciler:
         except SpecError as error:
             await self._commit(finetune, status.invalid(_status(finetune), _generation(finetune), str(error), now))
             return None
-        known = (self.settings.profiles, self.storage_classes, self.prometheus, self.extras, self.settings.ingress_annotations)
+        s, asked = self.settings, (self.storage_classes, self.prometheus, self.extras)
+        known = (s.profiles, *asked, s.ingress_annotations, bool(s.vllm_image))
         observer = Observer(self.cluster, self.cache, self.pods, self.signing_key, *known)
         observed, extras = await observer.observe(finetune, spec, now), self._extra_versions(key)
         decision = decide(observed)
