@@ -58,6 +58,7 @@ class Observer:
     prometheus: Prometheus
     extras: Asked
     ingress_annotations: tuple[str, ...] = ()
+    vllm: bool = True
 
     async def observe(self, finetune: Object, spec: Spec, now: datetime) -> Observed:
         """The FineTune's snapshot; ClusterError when the API server cannot be asked."""
@@ -103,7 +104,8 @@ class Observer:
             servers=servers,
             answers=answers,
             prometheus=bool(self.prometheus.url),
-            routers_wanted=_replicas(self.cache.children(kinds.DEPLOYMENT, key).get(names.router(key[1]))),
+            vllm=self.vllm,
+            routers_wanted=self._routers_wanted(key),
             ingress_annotations=self.ingress_annotations,
             exposures={k.kind: self._exposure(k, key, missing) for k, missing in lacking.items() if k in kinds.EXPOSURES},
             autoscaled=bool(self.cache.children(kinds.HPA, key))
@@ -111,6 +113,12 @@ class Observer:
             routers_starting=any(_starts(p) for p in router_pods),
             router_waiting=await self._router_waiting(router_pods, now),
         )
+
+    def _routers_wanted(self, key: tuple[str, str]) -> int:
+        """Pods of the routers; none without the ConfigMap that they mount."""
+        name = names.router(key[1])
+        there = name in self.cache.children(kinds.CONFIGMAP, key)
+        return _replicas(self.cache.children(kinds.DEPLOYMENT, key).get(name)) if there else 0
 
     def _exposure(self, kind: kinds.Kind, key: tuple[str, str], missing: Waiting | None) -> Exposure:
         """What exposes it; nothing is known where objects of that kind cannot be listed."""

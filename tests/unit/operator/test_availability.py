@@ -474,7 +474,7 @@ async def test_a_new_arm_that_nobody_else_scales_grows_with_the_load_and_is_neve
 async def test_an_apply_leaves_an_autoscaled_deployment_its_replicas() -> None:
     """Left out, what was once applied would be taken back, and fall to 1."""
     api = ApiServer(HandClock())
-    children = Children(cast(Cluster, api), Cache(), ("ml", "bot"))
+    children = Children(cast(Cluster, api), Cache(), ("ml", "bot"), "uid-bot")
     kept = {"metadata": {}, "spec": {"containers": [{"name": "server", "image": "a"}]}}
     await children.ensure(kinds.DEPLOYMENT, arm.deployment(OWNER, "aaa11111", "r1", kept, 5))
     applied: list[Manifest] = []

@@ -311,6 +311,9 @@ def _decimal(value: str | None) -> float | None:
     return decimal(value) if value else None
 
 
+LOSS_ALONE: Final[list[Config]] = [{"type": "Loss"}]  # no server answers for it
+
+
 def metrics(spec: Spec) -> list[Config]:
     """The metrics asked for; without any, the mean loss per row is compared."""
     mounts = {s.slot: s.mount for s in sources.of_metrics(spec)}
@@ -322,7 +325,7 @@ def metrics(spec: Spec) -> list[Config]:
                 "schemaMount": mounts[f"schema-{index}"] or metric.sql_execution.schema_source.removeprefix("image://")
             }
         result.append(entry)
-    return result or [{"type": "Loss"}]
+    return result or LOSS_ALONE
 
 
 def _or(value: Any, default: Any) -> Any:

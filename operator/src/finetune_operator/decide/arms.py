@@ -119,6 +119,7 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
         servers=o.servers,
         answers=o.answers,
         router_waiting=o.router_waiting,
+        taken=o.status.reason == c.NAME_TAKEN,
         hold=o.spec.suspend,
         capacity=running.capacity or 0,
         wish=control.wish(d.status, running),
