@@ -37,7 +37,7 @@ def wrap(base: Any, method: MethodConfig, path: Path, seed: int, recompute: bool
     if recompute:
         if not base.supports_gradient_checkpointing:
             reason = f"the layers of a {base.config.model_type} cannot be computed again"
-            raise UserError("RecomputeImpossible", reason, "Set training.gradientCheckpointing to Never.")
+            raise UserError("RecomputeImpossible", reason, "Set training.gradientCheckpointing to Auto or Never.")
         base.activation_checkpointing_enable({"use_reentrant": False})
         base.enable_input_require_grads()
     torch.manual_seed(seed)
