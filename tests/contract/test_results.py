@@ -66,7 +66,7 @@ def test_an_estimate_for_accelerators_survives_a_long_result_and_one_for_cpus_is
     assert set(layout.BY_PASS) - {"recomputed"} < set(kept.memory)
     named = frozenset().union(*(found.divided | found.hosted | found.once for found in layout.LAYOUTS))
     assert named | set(layout.BY_PASS) - {"recomputed"} < set(kept.sharded)
-    assert kept.recomputed == 8192 * 4096 * 2 * (32 + 34)
+    assert kept.recomputed == 8192 * 4096 * 2 * (32 + 34 + 17)
 
 
 LARGE: dict[str, tuple[dict[str, str], str | None]] = {

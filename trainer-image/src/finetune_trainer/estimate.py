@@ -17,7 +17,7 @@ from finetune_trainer.exits import JsonObject
 from finetune_trainer.methods import SHARDED
 
 FRAMEWORK_BYTES = 1_200_000_000
-ACTIVATION_VALUES = 34
+ACTIVATION_VALUES, GRADIENT_VALUES = 34, 17  # of a layer, by the hidden size: kept for its gradients, and what is there while they are made
 LOGIT_BYTES = 12
 BUCKET, GATHERED = 50_000_000, 500_000_000  # numbers that ZeRO reduces at a time; parameters that its stage 3 holds whole at a time
 FLOAT, MOMENTS = 4, 8  # bytes a trained parameter: its value or gradient; AdamW's two moments
@@ -31,7 +31,7 @@ GPU_FLOPS_UNKNOWN = 50e12
 @dataclass(frozen=True)
 class Outline:
     """Parameters by how they are kept: `frozen` in the model's precision, `quantized` (with so many rows) as the method says,
-    `trained` in float32; `active` of all of them take part in one token's pass."""
+    `trained` in float32; `active` of all of them take part in one token's pass. `recomputes`: its layers can be computed again."""
 
     frozen: int
     quantized: int
@@ -41,6 +41,7 @@ class Outline:
     hidden: int
     layers: int
     vocabulary: int
+    recomputes: bool = True
 
 
 def estimate(
@@ -48,12 +49,13 @@ def estimate(
     recompute: bool = False,
 ) -> JsonObject:  # fmt: skip
     """`memoryBytes` of one rank with its `memory` by component in passes of `passTokens`, and `seconds` of a run of so many `tokens`
-    an epoch; `recomputed`: bytes in place of `activations` with gradient checkpointing (None: not under this method)."""
+    an epoch; `recomputed`: bytes in place of `activations` with gradient checkpointing (None: this model or method has none)."""
     accelerated = compute.gpus_per_node > 0
     width = 2 if bf16 else 4
     trained = outline.trained
-    values = {"activations": outline.layers * ACTIVATION_VALUES, "recomputed": outline.layers + ACTIVATION_VALUES}
-    kept = {name: pass_tokens * outline.hidden * width * count for name, count in values.items()}
+    again = outline.layers * (FLOAT if method.type == "Full" else width) + (ACTIVATION_VALUES + GRADIENT_VALUES) * width
+    values = {"activations": outline.layers * ACTIVATION_VALUES * width, "recomputed": again}
+    kept = {name: pass_tokens * outline.hidden * bytes_ for name, bytes_ in values.items()}
     which = "recomputed" if recompute else "activations"
     memory = {
         "weights": round(weights(outline, method, bf16)),
@@ -70,7 +72,7 @@ def estimate(
     return {
         "memoryBytes": sum(memory.values()),
         "memory": memory,
-        "recomputed": None if method.type in PROMPT_METHODS else kept["recomputed"],
+        "recomputed": kept["recomputed"] if outline.recomputes and method.type not in PROMPT_METHODS else None,
         "sharded": {**whole, **divisible(outline, bf16)} if method.type in SHARDED else {},
         "seconds": round(seconds),
         "passTokens": pass_tokens,
