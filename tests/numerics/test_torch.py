@@ -24,10 +24,14 @@ def test_losses_and_weights_are_plain_torchs(work: Path, plain_model: Path, tmp_
     settings, plan, data = ours.run.training, ours.run.steps, arrays.load(work / "data" / "SFT", "train")
     assert settings.weight_decay == 0.1
     model = AutoModelForCausalLM.from_pretrained(work / "models" / "tiny", dtype=torch.float32)
-    adam = torch.optim.AdamW(model.parameters(), weight_decay=settings.weight_decay)
+    norms = [value for name, value in model.named_parameters() if "norm" in name]
+    others = [value for name, value in model.named_parameters() if "norm" not in name]
+    assert len(norms) == 5
+    adam = torch.optim.AdamW([{"params": others}, {"params": norms, "weight_decay": 0}], weight_decay=settings.weight_decay)
     losses = []
     for step in range(plan.total_steps):
-        adam.param_groups[0]["lr"] = optimizer.learning_rate(step, plan.total_steps, settings)
+        for group in adam.param_groups:
+            group["lr"] = optimizer.learning_rate(step, plan.total_steps, settings)
         total, count = torch.zeros(()), 0
         for row in plan.rows(step):
             ids, mask = (torch.from_numpy(values.copy()) for values in data.row(row))

@@ -56,6 +56,16 @@ def test_losses_and_weights_are_trls(name: str, objective: str, work: Path, plai
     measured(f"{objective} {name}: weights at the end, TRL (learning rates)", apart, WEIGHT)
 
 
+@pytest.mark.parametrize("name", ["Full", "LoRA"])
+def test_what_decays_is_trls(name: str, work: Path, plain_model: Path, tmp_path: Path, measured: Measured) -> None:
+    """Biases and the weights of normalisations do not: those of the tiny model are 1, and would lose several learning rates."""
+    ours, theirs = compare(work, plain_model, name, "SFT", tmp_path, training__weightDecay=0.5, training__evaluateEverySteps=10_000)
+    losses = list(ours.losses.values())
+    measured(f"SFT {name}, weight decay 0.5: loss of each step, TRL (relative)", relative(losses, theirs.losses), LOSS)
+    apart = farthest(trained(ours.run.model), theirs.weights) / ours.run.training.learning_rate
+    measured(f"SFT {name}, weight decay 0.5: weights at the end, TRL (learning rates)", apart, WEIGHT)
+
+
 def test_a_step_cut_small_here_or_there_is_the_same(work: Path, plain_model: Path, tmp_path: Path, measured: Measured) -> None:
     ours, theirs = compare(work, plain_model, "LoRA", "SFT", tmp_path, accumulate=2, training__microBatchTokens=120)
     assert all(len(ours.run.steps.micro_batches(step, 0, 1)) > 2 for step in range(3))

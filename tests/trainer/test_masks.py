@@ -111,6 +111,24 @@ def test_a_model_without_a_template_is_refused(tokenizer: Any, monkeypatch: pyte
         ChatEncoder(tokenizer)
 
 
+SYNTAX = {
+    "a block that nobody ends": ("{% for message in messages %}\n{{ message['content'] }}", r"in line 2: Unexpected end of template"),
+    "an expression that breaks off": ("{# a comment #}\n\n{{ messages[0]['content' }}", r"in line 3: unexpected '}'"),
+    "a filter that there is not": ("{{ messages[0]['content'] | shout }}", r"in line 1: No filter named 'shout'"),
+}
+
+
+@pytest.mark.parametrize(("template", "words"), SYNTAX.values(), ids=SYNTAX)
+def test_a_template_that_is_none_is_told_once_and_not_by_row(
+    template: str, words: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    with pytest.raises(UserError, match=f"the model's chat template is wrong {words}") as found:
+        ChatEncoder(tokenizer)
+    assert found.value.reason == "ChatTemplateInvalid"
+    assert "name another model" in found.value.fix
+
+
 def _earlier(mask: tuple[bool, ...], count: int) -> tuple[bool, ...]:
     return tuple(any(mask[index : index + count + 1]) for index in range(len(mask)))
 

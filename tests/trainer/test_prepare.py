@@ -195,6 +195,20 @@ def test_a_tokenizer_without_a_template_is_refused_before_anything_is_read(run: 
         run(rows())
 
 
+def test_a_template_that_is_none_is_refused_before_anything_is_read(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = prepare.load_tokenizer
+
+    def broken(*arguments: Any) -> Any:
+        tokenizer: Any = load(*arguments)
+        tokenizer.chat_template = "{% for message in messages %}"
+        return tokenizer
+
+    monkeypatch.setattr(prepare, "load_tokenizer", broken)
+    monkeypatch.setattr(prepare, "find_files", lambda *_: pytest.fail("data were looked for"))
+    with pytest.raises(UserError, match="the model's chat template is wrong in line 1"):
+        run(rows())
+
+
 def test_a_pair_that_redaction_makes_equal_is_left_out_and_counted(run: Any) -> None:
     pairs = [{"prompt": f"Say {n}.", "chosen": f"It is {n}, of course.", "rejected": f"I do not know {n}."} for n in range(40)]
     equal = {"prompt": "Who sells it?", "chosen": "Ask a@example.org today.", "rejected": "Ask b@example.org today."}

@@ -48,12 +48,13 @@ def attempt(work: Path, tiny_model: Path, tmp_path: Path) -> Attempt:
 @pytest.fixture(scope="module")
 def alone(work: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., lives.Trained]:
     """A rank that has everything, by method and precision: made once each."""
-    made: dict[tuple[str, str, int], lives.Trained] = {}
+    made: dict[tuple[Any, ...], lives.Trained] = {}
 
-    def find(kind: str, precision: str = "FP32", epochs: int = 1) -> lives.Trained:
-        key = (kind, precision, epochs)
+    def find(kind: str, precision: str = "FP32", epochs: int = 1, decay: float = 0) -> lives.Trained:
+        key = (kind, precision, epochs, decay)
         if key not in made:
-            config = configured(work, tiny_model, kind, training__precision=precision, training__epochs=epochs)
+            settings = {"training__precision": precision, "training__epochs": epochs, "training__weightDecay": decay}
+            config = configured(work, tiny_model, kind, **settings)
             made[key] = lives.train(config, tmp_path_factory.mktemp("alone"))
         return made[key]
 
@@ -95,6 +96,8 @@ CURVES = {
     "Full, ZeRO-3 with everything on the host": ("Full", "ZeRO3", {"compute__offload": "All"}, "FP32"),
     "Full, ZeRO-1, bfloat16": ("Full", "ZeRO1", {}, "BF16"),
     "Full, ZeRO-3, bfloat16, activations computed twice": ("Full", "ZeRO3", {"training__gradientCheckpointing": True}, "BF16"),
+    "Full, ZeRO-2, weights decay": ("Full", "ZeRO2", {"training__weightDecay": 0.5}, "FP32"),
+    "Full, ZeRO-3, weights decay": ("Full", "ZeRO3", {"training__weightDecay": 0.5}, "FP32"),
     "LoRA, ZeRO-2": ("LoRA", "ZeRO2", {}, "FP32"),
     "LoRA, ZeRO-3": ("LoRA", "ZeRO3", {}, "FP32"),
     "LoRA, ZeRO-3, bfloat16": ("LoRA", "ZeRO3", {}, "BF16"),
@@ -111,7 +114,7 @@ def test_two_ranks_that_divide_it_learn_what_one_learns(
         first.ends(0)
         second.ends(0)
         said = [line for line in f"{first.log}{second.log}".splitlines() if "deepspeed" in line.lower()]
-    expected = alone(kind, precision)
+    expected = alone(kind, precision, decay=overrides.get("training__weightDecay", 0))
     assert len(first.losses) == len(expected.losses)
     ends_like(first, expected, FP32 if precision == "FP32" else BF16)
     assert not said, "DeepSpeed says nothing"
@@ -202,10 +205,12 @@ def _takes_in(config: dict[str, Any], attempt: str) -> tuple[dict[str, float], d
     return found, again
 
 
+@pytest.mark.parametrize("decay", [0, 0.5])
 @pytest.mark.parametrize(("sharding", "ranks"), [("ZeRO1", 2), ("ZeRO2", 2), ("ZeRO3", 2), ("ZeRO3", 3)])
-def test_what_is_taken_in_is_given_out_whole(sharding: str, ranks: int, attempt: Attempt, tmp_path: Path) -> None:
-    """Also where tensors do not divide evenly."""
-    first, *others = on_ranks(ranks, _takes_in, attempt("Full", 0, sharding, ranks), str(tmp_path / "a0-x"))
+def test_what_is_taken_in_is_given_out_whole(sharding: str, ranks: int, decay: float, attempt: Attempt, tmp_path: Path) -> None:
+    """Also where tensors do not divide evenly, and where some decay and others do not."""
+    config = attempt("Full", 0, sharding, ranks, training__weightDecay=decay)
+    first, *others = on_ranks(ranks, _takes_in, config, str(tmp_path / "a0-x"))
     assert first[0] == first[1]
     assert all(other == ({}, {}) for other in others), "rank 0 alone holds it whole"
 

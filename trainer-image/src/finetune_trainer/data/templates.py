@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
+
 from finetune_trainer.data.formats import Message, Row, RowError
 from finetune_trainer.exits import Interrupted, UserError
 
@@ -49,7 +51,7 @@ class Encoded:
 
 
 class ChatEncoder:
-    """Renders and tokenises with one tokenizer. Raises UserError if it has no chat template."""
+    """Renders and tokenises with one tokenizer. Raises UserError if it has no chat template, or one that is no template."""
 
     def __init__(self, tokenizer: Any) -> None:
         if not getattr(tokenizer, "chat_template", None):
@@ -60,6 +62,8 @@ class ChatEncoder:
             )
         self.tokenizer = tokenizer
         self._ends = end_tokens(tokenizer)
+        with suppress(RowError):
+            self._render([{"role": "user", "content": "?"}], True)  # what is wrong with the template itself is told before a row is read
 
     def encode(self, row: Row) -> Encoded:
         """Tokens and mask of a row: every assistant turn is supervised where the template allows, else the last."""
@@ -137,6 +141,12 @@ class ChatEncoder:
             )  # fmt: skip
         except Interrupted:
             raise
+        except TemplateSyntaxError as error:
+            raise UserError(
+                "ChatTemplateInvalid",
+                f"the model's chat template is wrong in line {error.lineno}: {error.message}",
+                "Correct the model's chat_template.jinja (or chat_template in its tokenizer_config.json), or name another model.",
+            ) from error
         except Exception as error:
             raise RowError(f"the chat template refuses it: {' '.join(str(error).split())[:160]}") from error
 

@@ -77,7 +77,7 @@ class Replicated:
     def __init__(self, model: Any, training: TrainingConfig, ranks: Ranks) -> None:
         self.model = model
         self.parameters = trained(model)
-        self.optimizer = optimizer.make(self.parameters, training)
+        self.optimizer = optimizer.make(model, training)
         self.flat = self._share_gradients(ranks.device)
         self._clip_norm = training.clip_norm
         self._ranks = ranks

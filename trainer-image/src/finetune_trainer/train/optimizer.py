@@ -5,26 +5,32 @@ from __future__ import annotations
 import math
 
 import torch
+from transformers.trainer_pt_utils import get_parameter_names
 
 from finetune_trainer.config import TrainingConfig
-from finetune_trainer.train.model import Parameters
+from finetune_trainer.train.model import Parameters, trained
 
 Tensors = dict[str, torch.Tensor]
+# What does not decay, by name: biases and the weights of normalisations, as transformers' Trainer (get_decay_parameter_names) has it.
+UNDECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 
 
-def make(parameters: Parameters, training: TrainingConfig) -> torch.optim.AdamW:
-    """The optimizer, its state already there (zeros), so that loading and saving need no first step."""
-    optimizer = stateless(parameters, training)
-    for parameter in parameters.values():
+def make(model: torch.nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
+    """The optimizer of what trains of `model`, its state already there (zeros), so that loading and saving need no first step."""
+    optimizer = stateless(model, training)
+    for parameter in trained(model).values():
         optimizer.state[parameter] = empty_state(parameter)
     return optimizer
 
 
-def stateless(parameters: Parameters, training: TrainingConfig, fused: bool = False) -> torch.optim.AdamW:
+def stateless(model: torch.nn.Module, training: TrainingConfig, fused: bool = False) -> torch.optim.AdamW:
     """The optimizer alone. `fused` is torch's one pass over everything, which on CPUs is several times as fast."""
-    return torch.optim.AdamW(
-        list(parameters.values()), lr=training.learning_rate, betas=(0.9, 0.999), weight_decay=training.weight_decay, fused=fused or None
-    )
+    parameters = trained(model)
+    decaying = set(get_parameter_names(model, [torch.nn.LayerNorm], UNDECAYED)) if training.weight_decay else set()  # type: ignore[no-untyped-call]
+    parts = [[value for name, value in parameters.items() if (name in decaying) is decays] for decays in (True, False)]
+    decays = (training.weight_decay, 0.0)
+    groups = [{"params": part, "weight_decay": decay} for part, decay in zip(parts, decays, strict=True) if part]
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.999), fused=fused or None)
 
 
 def empty_state(parameter: torch.Tensor) -> Tensors:

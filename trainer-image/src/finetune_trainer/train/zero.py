@@ -40,7 +40,7 @@ class Sharded:
         if self._stage == 3:
             deepspeed.zero.Init(module=model, config_dict_or_path=config)
             _move_buffers(model, ranks.device)
-        made = optimizer.stateless(self.parameters, training, fused=offload != "None")
+        made = optimizer.stateless(model, training, fused=offload != "None")
         self.model, *_ = deepspeed.initialize(model=model, optimizer=made, config=config, dist_init_required=False)
         self._zero = self.model.optimizer
         self._own = self._zero.fp32_partitioned_groups_flat if self._stage == 3 else self._zero.single_partition_of_fp32_groups
