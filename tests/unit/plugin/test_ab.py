@@ -476,6 +476,7 @@ def test_a_page_to_hand_on_stands_alone_and_says_the_same(tmp_path: Path) -> Non
     assert "&lt;solved&gt;: higher on the canary by" in page
     assert not re.search(r"<solved|<script|https?://|src=|href=", page)
     assert page.count("<svg") == 6
+    assert not re.search(r"svg{[^}]*[{;]width:\d+rem", page), "a narrow window shrinks the drawing, and hides no end of it"
     ElementTree.fromstring(page.removeprefix("<!doctype html>").replace('<meta charset="utf-8">', "").replace(META, ""))
     with pytest.raises(PluginError, match="No such file"):
         told("--html", "/nonexistent/ab.html")
