@@ -18,7 +18,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 from aiohttp import web
-from finetune_operator import errors, kinds
+from finetune_operator import errors, kinds, names
+from finetune_operator.build.pods import Owner
 from finetune_operator.kinds import Kind
 
 from tests.chaos.lives import ROLLOUT, Chaos, End, Life, Verdict, kill_after, patient, twice
@@ -323,7 +324,8 @@ async def poison(chaos: Chaos, _: Expected, count: int = 1000) -> Verdict:
         }
         await chaos.admin.patch(kinds.FINETUNE, space.name, "rubbish", {"status": {"liveArm": "x", **rubbish}}, "status")
         await space.make("foreign")
-        await chaos.admin.create(kinds.CONTROLLER_REVISION, _nonsense(space))
+        made = await chaos.admin.get(kinds.FINETUNE, space.name, "foreign") or {}
+        await chaos.admin.create(kinds.CONTROLLER_REVISION, _nonsense(Owner(space.name, "foreign", made["metadata"]["uid"])))
         await _make(space, count, suspend=True)
 
         async def suspended() -> int:
@@ -341,9 +343,8 @@ async def poison(chaos: Chaos, _: Expected, count: int = 1000) -> Verdict:
     return verdict
 
 
-def _nonsense(space: Space) -> dict[str, Any]:
-    labels = {"app.kubernetes.io/managed-by": "finetune-operator", "finetune.dev/name": "foreign", "finetune.dev/revision": "zzz"}
-    meta = {"name": "foreign-zzz", "namespace": space.name, "labels": labels}
+def _nonsense(owner: Owner) -> dict[str, Any]:
+    meta = owner.metadata("foreign-zzz", "revision", {names.REVISION: "zzz"})
     return {"apiVersion": "apps/v1", "kind": "ControllerRevision", "metadata": meta, "revision": 1, "data": {"fields": ["no", "mapping"]}}
 
 

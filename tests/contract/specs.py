@@ -135,6 +135,8 @@ def _reconciled(spec: dict[str, Any]) -> dict[str, Any]:
     found = {**spec, "method": method, "data": data}
     if "compute" in spec:
         found["compute"] = _divided(spec["compute"], kind, preferences)
+    if kind in PROMPTS and spec.get("training", {}).get("gradientCheckpointing") == "Always":
+        found["training"] = {**spec["training"], "gradientCheckpointing": "Auto"}
     if "serving" in spec and (kind in PROMPTS or method.get("lora", {}).get("useDora")):
         found["serving"] = {key: value for key, value in spec["serving"].items() if key != "runtime"}
     return found

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from finetune_operator.api.status import Answering, Estimate, Fidelity, Forgetting, Rows, Score
+from finetune_operator.build.pods import Accelerator
 from finetune_operator.decide import layout
 from finetune_operator.decide.stages import _fetched, _prepared, _scored
 from finetune_operator.workloads.causes import root_cause
@@ -17,6 +18,8 @@ from finetune_trainer import estimate, exits, fetch
 from finetune_trainer.config import ComputeConfig, MethodConfig
 from finetune_trainer.evaluate import scoring, throughput
 from finetune_trainer.evaluate.rows import ScoredRow
+
+from tests.unit.operator.helpers import make_observed, make_revision
 
 WORDS = {"interrupted": "disruption"}  # the trainer stops on request; whose request it was, the operator knows
 
@@ -60,9 +63,35 @@ def test_an_estimate_for_accelerators_survives_a_long_result_and_one_for_cpus_is
         assert found["estimate"] == (Estimate.model_validate(said) if gpus else None)
     kept = Estimate.model_validate(said)
     assert sum(kept.memory.values()) == kept.memory_bytes
-    assert set(layout.BY_PASS) < set(kept.memory)
+    assert set(layout.BY_PASS) - {"recomputed"} < set(kept.memory)
     named = frozenset().union(*(found.divided | found.hosted | found.once for found in layout.LAYOUTS))
-    assert named | set(layout.BY_PASS) < set(kept.sharded)
+    assert named | set(layout.BY_PASS) - {"recomputed"} < set(kept.sharded)
+    assert kept.recomputed == 8192 * 4096 * 2 * (32 + 34 + 17)
+
+
+LARGE: dict[str, tuple[dict[str, str], str | None]] = {
+    "LoRA": ({"type": "LoRA"}, "ZeRO3, activations recomputed"),
+    "LoRA, on preferences": ({"type": "LoRA", "objective": "DPO"}, None),
+    "QLoRA": ({"type": "QLoRA"}, "DDP, activations recomputed"),
+    "all weights": ({"type": "Full"}, "ZeRO3, offload Optimizer, activations recomputed"),
+    "a prompt": ({"type": "PromptTuning"}, None),
+}
+
+
+@pytest.mark.parametrize(("method", "expected"), LARGE.values(), ids=LARGE)
+def test_seventy_billion_weights_on_one_machine_with_eight_h100(method: dict[str, str], expected: str | None) -> None:
+    """Llama 70B, rows of 4,096 tokens: kept, their activations alone are twice what a card has."""
+    whole, trains = 70_553_706_496, 207_093_760 if "LoRA" in method["type"] else 163_840
+    quantized = whole - 2 * 128256 * 8192 if method["type"] == "QLoRA" else 0
+    counts = (0, 0, 0, whole) if method["type"] == "Full" else (whole - quantized, quantized, 0, trains)
+    outline = estimate.Outline(*counts, whole, 8192, 80, 128256)
+    compute = ComputeConfig.model_validate({"gpusPerNode": 8})
+    said = estimate.estimate(outline, MethodConfig.model_validate(method), compute, 10**6, 1, 8192, True)
+    h100 = Accelerator("h100", "nvidia.com/gpu", memory_bytes=80 * 2**30)
+    changes = {"method": method, "compute": {"accelerator": "h100", "gpusPerNode": 8}}
+    o = make_observed(make_revision(estimate={**said, "longest": 4096}), changes=changes, profiles={"h100": h100})
+    choice = layout.chosen(o, o.status.revisions[0].estimate)
+    assert (choice.layout.title if choice else None) == expected
 
 
 def test_a_score_with_its_interval_and_difference() -> None:

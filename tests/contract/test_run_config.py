@@ -79,7 +79,7 @@ def test_every_configuration_loads(
     chosen = data.draw(st.none() | st.sampled_from(layouts := allowed(loaded_spec)))
     config = runconfig.build(
         "ml", name, "0b6c1d2e-uid", loaded_spec, Stage(stage, "1f2e3d4c", number), runconfig.resolve(loaded_spec),
-        gpus=gpus, layout=(chosen.sharding, chosen.offload) if chosen else None, resume_from=folders,
+        gpus=gpus, layout=chosen.asked if chosen else None, resume_from=folders,
         micro_batch_divisor=data.draw(st.sampled_from([1, 2, 64])), scoring=scoring if stage in ("baseline", "evaluate") else None,
     )  # fmt: skip
     loaded = RunConfig.model_validate(json.loads(json.dumps(config, allow_nan=False)))
@@ -89,7 +89,8 @@ def test_every_configuration_loads(
     if stage == "train":
         compute, first = loaded.compute, chosen or layouts[0]
         assert compute is not None
-        assert (compute.resolved_sharding, compute.offload.replace("Auto", "None")) == (first.sharding, first.offload)
+        recompute = loaded.training is not None and loaded.training.gradient_checkpointing
+        assert (compute.resolved_sharding, compute.offload.replace("Auto", "None"), recompute) == first.asked
     assert len(json.dumps(config)) < 64 * 1024  # an annotation
 
 

@@ -98,7 +98,8 @@ class Operator:
         self._environment = {
             "PATH": os.environ["PATH"], "HOME": "/", "PYTHONDONTWRITEBYTECODE": "1", "KUBECONFIG": str(kubeconfig),
             "PYTHONPATH": str(ROOT / "operator" / "src"),
-            "FINETUNE_TRAINER_IMAGE": "trainer:1", "FINETUNE_ROUTER_IMAGE": "router:1", "FINETUNE_LEASE_NAMESPACE": NAMESPACE,
+            "FINETUNE_TRAINER_IMAGE": "trainer:1", "FINETUNE_ROUTER_IMAGE": "router:1", "FINETUNE_VLLM_IMAGE": "vllm:1",
+            "FINETUNE_LEASE_NAMESPACE": NAMESPACE,
             "FINETUNE_IDENTITY": identity, "FINETUNE_HEALTH_PORT": str(self.health), "FINETUNE_METRICS_PORT": str(self.metrics_port),
             **(settings or {}),
         }  # fmt: skip

@@ -209,6 +209,36 @@ async def test_the_api_server_goes_away_and_comes_back(
     assert max(audit.made("outage").values()) == 1
 
 
+async def test_what_is_somebody_elses_is_not_taken_over_by_its_labels_and_mounted_by_nobody(
+    admin: Admin, kubelet: Kubelet, operator: Operator
+) -> None:
+    """A ConfigMap with the routers' name, and a Job with our labels and the fetch Job's name, which would run for ever."""
+    life, other = await Space.new(admin, "theirs"), await Space.new(admin, "ours")
+    await other.make()
+    fetch = f"bot-{(await other.phase('Trained'))['revision']}-fetch"
+    documents = {"metadata": {"name": "bot-router", "namespace": "theirs"}, "data": {"cds.json": "theirs"}}
+    config = await admin.create(kinds.CONFIGMAP, documents)
+    pod = {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}
+    meta = {"name": fetch, "namespace": "theirs", "labels": names.labels("bot", "stage", **{names.STAGE: "fetch"})}
+    job = await admin.create(kinds.JOB, {"metadata": meta, "spec": {"suspend": True, "template": {"spec": pod}}})
+
+    await life.make(**{**SERVED, "rollout": {**ROLLOUT, "progressDeadline": "5s"}})
+    status = await life.wait(lambda s: s.get("reason") == "NameTaken")
+    assert f"Job {fetch} exists already and is not this FineTune's (it has its labels, and no controller" in ready(status)["message"]
+    assert (await admin.get(kinds.JOB, "theirs", fetch) or {})["metadata"]["uid"] == job["metadata"]["uid"]
+    await admin.remove(kinds.JOB, "theirs", fetch)
+
+    status = await life.wait(lambda s: s.get("reason") == "NameTaken" and s["phase"] == "Deploying")
+    assert "ConfigMap bot-router exists already and is not this FineTune's" in ready(status)["message"]
+    await asyncio.sleep(8)
+    status = await life.status()
+    assert (status["phase"], status["reason"]) == ("Deploying", "NameTaken"), "no image is blamed"
+    assert await admin.get(kinds.DEPLOYMENT, "theirs", "bot-router") is None
+    assert await admin.get(kinds.CONFIGMAP, "theirs", "bot-router") == config
+    await admin.remove(kinds.CONFIGMAP, "theirs", "bot-router")
+    await life.phase("Live")
+
+
 async def test_what_is_missing_taken_or_refused_is_named_and_it_goes_on_by_itself(
     admin: Admin, kubelet: Kubelet, operator: Operator
 ) -> None:

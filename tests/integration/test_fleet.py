@@ -18,6 +18,7 @@ RUNS_ON = [Outcome(never=True)]
 PRODUCTS = {made["metadata"]["name"]: made["metadata"]["labels"].get(PRODUCT) for made in machines()}
 SHARED = {"accessMode": "ReadWriteMany"}
 GIB = 2**30
+QUOTA = kinds.Kind("", "v1", "resourcequotas", "ResourceQuota")
 Object = dict[str, Any]
 
 
@@ -126,6 +127,22 @@ async def test_a_layout_without_room_is_refused_and_goes_on_with_a_larger_accele
     await life.edit(compute={"accelerator": "h200"})
     await life.phase("Trained")
     assert {PRODUCTS[name] for name in places(await gang(life))} == {"NVIDIA-H200"}
+
+
+async def test_a_quota_with_room_for_a_part_of_a_gang_is_told_and_nothing_is_paid_until_it_is_whole(fleet: Fleet) -> None:
+    life = await Space.new(fleet.admin, "partly")
+    quota = {"metadata": {"name": "quota", "namespace": "partly"}, "spec": {"hard": {"pods": "1"}}}
+    await fleet.admin.create(QUOTA, quota)
+    outcomes = fleet.outcomes["partly"]
+    outcomes["train"], good = RUNS_ON, outcomes["train"]
+    await make(life, "h100", nodes=2, gpus=4)
+    status = await life.wait(lambda s: s.get("reason") == "Refused" and s["attempts"])
+    assert "exceeded quota: quota" in ready(status)["message"]
+    assert "began" not in status["attempts"][0]
+    await fleet.admin.remove(QUOTA, "partly", "quota")
+    await life.wait(lambda s: s["attempts"][0].get("began"))
+    outcomes["train"] = good
+    await life.phase("Trained")
 
 
 async def test_a_rank_that_is_evicted_costs_nothing_and_the_gang_starts_again(fleet: Fleet) -> None:

@@ -154,6 +154,15 @@ async def test_who_has_no_body_is_nobody(world: World) -> None:
     await no_errors(router)
 
 
+async def test_what_no_route_takes_is_of_nobody(world: World) -> None:
+    router = await world.started(SPLIT, 100)
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.ports[names.TRAFFIC_PORT])
+    writer.write(b"CONNECT 127.0.0.1:9901 HTTP/1.1\r\nhost: 127.0.0.1:9901\r\n\r\n")
+    assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 404 ")
+    writer.close()
+    await no_errors(router)
+
+
 async def test_a_body_that_comes_slowly_is_waited_for_and_one_that_does_not_come_hurts_nobody(world: World) -> None:
     router = await world.started(SPLIT, 100)
     body = b'{"user": "ada"}'

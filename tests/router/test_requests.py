@@ -87,6 +87,20 @@ async def test_a_user_of_any_characters_is_one_user(world: World) -> None:
     assert len(arms) == 1
 
 
+async def test_a_proxy_that_speaks_http_1_0_is_answered_and_its_users_are_told_apart(world: World) -> None:
+    """As an nginx does by default; the answer's end is the connection's."""
+    router = await world.started(structure(OLD, NEW), weight=100)
+    for user, status in (("x-user-id: ada\r\n", b"200"), ("", b"200")):
+        reader, writer = await asyncio.open_connection("127.0.0.1", router.ports[10000])
+        writer.write(f"POST {CHAT} HTTP/1.0\r\nhost: x\r\n{user}content-length: 2\r\n\r\n{{}}".encode())
+        answer = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+        assert answer.split(b" ")[1] == status, answer
+        body = json.loads(answer.partition(b"\r\n\r\n")[2])
+        assert body["path"] == CHAT
+    assert [sum(pod.served for pod in world.pods[arm]) for arm in ("new", "old")] == [1, 1], "without a user it is stable's"
+
+
 async def test_connections_are_renewed_so_that_they_leave_a_draining_router(world: World) -> None:
     assert listeners.CONNECTION_SECONDS * 1.5 < drain.LEAST_SECONDS
     router = await world.started(ONE, connection_seconds=1)

@@ -274,6 +274,12 @@ def test_a_resumed_run_does_not_read_all_answers_again(
     assert len(calls) == 2, "train and validation, once"
 
 
+def test_what_is_computed_again_trains_the_same(work: Path, tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    kept, again = (configured(work, tiny_model, pairs, "LoRA", training__gradientCheckpointing=again) for again in (False, True))
+    expected = lives.train(kept, tmp_path / "kept").losses
+    assert lives.train(again, tmp_path / "again").losses == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize(("name", "sharding"), [("LoRA", "DDP"), ("Full", "DDP"), ("Full", "ZeRO2")])
 def test_two_ranks_give_the_losses_of_one(name: str, sharding: str, work: Path, tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
     config = configured(work, tiny_model, pairs, name, compute__nodes=2, run__path=str(tmp_path / "gang" / "a0"))

@@ -63,6 +63,19 @@ def test_each_method_is_told_with_what_it_trains(tmp_path: Path, capsys: pytest.
     assert dpo["estimate"]["accelerated"], "an accelerator that is named is one a node"
 
 
+def test_what_is_computed_again_takes_the_place_of_activations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(written(tmp_path))
+    kept, again = (told(capsys, "--model", path, *RUN, *flag)["estimate"] for flag in ((), ("--gradient-checkpointing",)))
+    assert again["memory"] == {
+        **{name: size for name, size in kept["memory"].items() if name != "activations"}, "recomputed": kept["recomputed"],
+    }  # fmt: skip
+    assert kept["recomputed"] < kept["memory"]["activations"]
+    words = f"With gradient checkpointing it is {kept['recomputed'] / 2**30:.2f} GiB in place of activations"
+    for flag, said in (((), True), (("--gradient-checkpointing",), False), (("--method", "PTuning"), False)):
+        assert main(["estimate", "--model", path, *RUN, *flag]) == 0
+        assert (words in capsys.readouterr().out) == said, flag
+
+
 def test_people_read_a_table_that_knows_whatever_components_there_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, get_type_hints
+from urllib.parse import urlsplit
 
 import openai
 import pytest
 import torch
-from finetune_trainer.serve import fields, protocol
+from finetune_trainer.serve import app, fields, protocol
 from finetune_trainer.serve.loading import Loaded
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_params
@@ -294,6 +297,25 @@ def test_what_no_request_should_be_has_its_status(
     with pytest.raises(error) as refused:
         client.post(path, cast_to=object, content=body)
     assert (refused.value.status_code, refused.value.type) == (status, "invalid_request_error")
+
+
+# headers, body → status
+UNREADABLE: dict[str, tuple[dict[str, str], bytes, int]] = {
+    "not compressed at all": ({"Content-Encoding": "gzip"}, b"{}", 400),
+    "without its end": ({"Content-Length": "5"}, b"{}", 408),
+}
+
+
+@pytest.mark.parametrize(("headers", "body", "status"), UNREADABLE.values(), ids=UNREADABLE)
+def test_a_body_that_cannot_be_read_is_the_clients_failure(
+    headers: dict[str, str], body: bytes, status: int, host: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "RECEIVE_SECONDS", 0.3)
+    connection = http.client.HTTPConnection(urlsplit(host.url).netloc, timeout=10)
+    with closing(connection):
+        connection.request("POST", "/v1/chat/completions", body, headers)
+        answer = connection.getresponse()
+        assert (answer.status, json.load(answer)["error"]["type"]) == (status, "invalid_request_error")
 
 
 ODD = (

@@ -101,6 +101,7 @@ CURVES = {
     "LoRA, ZeRO-2": ("LoRA", "ZeRO2", {}, "FP32"),
     "LoRA, ZeRO-3": ("LoRA", "ZeRO3", {}, "FP32"),
     "LoRA, ZeRO-3, bfloat16": ("LoRA", "ZeRO3", {}, "BF16"),
+    "LoRA, ZeRO-3, activations computed twice": ("LoRA", "ZeRO3", {"training__gradientCheckpointing": True}, "FP32"),
 }
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from finetune_operator import conditions, logs, names
 from finetune_operator.api.quantities import quantity
+from finetune_operator.build.needs import needs
 from finetune_operator.build.pods import Manifest
-from finetune_operator.cache import Cache
+from finetune_operator.cache import Cache, belongs
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import AlreadyExists, FineTuneError, NotFound
 from finetune_operator.kinds import DEPLOYMENT, Kind
@@ -23,8 +24,9 @@ Key = tuple[str, str]
 class NameTaken(FineTuneError):
     """A child's name belongs to an object that is not this FineTune's."""
 
-    def __init__(self, kind: str, name: str) -> None:
-        super().__init__(f"{kind} {name} exists already and is not this FineTune's: delete or rename it, or rename the FineTune")
+    def __init__(self, kind: str, name: str, *, labelled: bool = False) -> None:
+        but = " (it has its labels, and no controller reference to it: of labels anybody can make some)" if labelled else ""
+        super().__init__(f"{kind} {name} exists already and is not this FineTune's{but}: delete or rename it, or rename the FineTune")
 
     @property
     def waiting(self) -> Waiting:
@@ -38,21 +40,25 @@ COPIES: Final = {"serviceAccount": "serviceAccountName"}  # fields that the API 
 
 @dataclass(frozen=True)
 class Children:
-    """Writes the children of one FineTune."""
+    """Writes the children of one FineTune, in one cycle: what was `taken` in it holds up what would mount or name that."""
 
     cluster: Cluster
     cache: Cache
     key: Key
+    uid: str
+    taken: dict[tuple[Kind, str], NameTaken] = field(default_factory=dict)
 
     async def make(self, kind: Kind, manifest: Manifest) -> None:
         """Create the child if it is not there; one that is there is never changed."""
         if manifest["metadata"]["name"] not in self.cache.children(kind, self.key):
+            self._await(kind, manifest, None)
             await self._create(kind, manifest)
 
     async def ensure(self, kind: Kind, manifest: Manifest) -> None:
         """Create the child, or change it where it differs."""
         name = manifest["metadata"]["name"]
         actual = self.cache.children(kind, self.key).get(name)
+        self._await(kind, manifest, actual)
         if actual is None:
             actual = await self._create(kind, manifest)
         if not contains(actual, manifest):
@@ -81,13 +87,24 @@ class Children:
         except NotFound:
             return
 
+    def _await(self, kind: Kind, manifest: Manifest, actual: Mapping[str, Any] | None) -> None:
+        """NameTaken while what the child would mount or name is somebody else's; what needs a child that is not there waits, too."""
+        for needed in needs(kind, manifest) if self.taken else ():
+            if needed in self.taken:
+                if actual is None:
+                    self.taken[kind, manifest["metadata"]["name"]] = self.taken[needed]
+                raise self.taken[needed]
+
     async def _create(self, kind: Kind, manifest: Manifest) -> Mapping[str, Any]:
         try:
             made = await self.cluster.create(kind, _without_annotations(manifest))
         except AlreadyExists:
-            found = await self.cluster.get(kind, self.key[0], manifest["metadata"]["name"])
-            if found is None or not _ours(found, manifest):
-                raise NameTaken(kind.kind, manifest["metadata"]["name"]) from None
+            name = manifest["metadata"]["name"]
+            found = await self.cluster.get(kind, self.key[0], name)
+            labelled = found is not None and _labelled(found, manifest)
+            if found is None or not labelled or not belongs(kind, found, self.uid):
+                self.taken[kind, name] = NameTaken(kind.kind, name, labelled=labelled)
+                raise self.taken[kind, name] from None
             made = found
         self.cache.put(kind, made)
         return made
@@ -106,13 +123,9 @@ def _without_annotations(manifest: Manifest) -> Manifest:
     return {**manifest, "metadata": {key: value for key, value in manifest["metadata"].items() if key != "annotations"}}
 
 
-def _ours(found: Mapping[str, Any], manifest: Manifest) -> bool:
-    wanted = manifest["metadata"]
+def _labelled(found: Mapping[str, Any], manifest: Manifest) -> bool:
     labels = found["metadata"].get("labels") or {}
-    if labels.get(names.MANAGED_BY) != names.FIELD_MANAGER or labels.get(names.NAME) != wanted["labels"][names.NAME]:
-        return False
-    owners = {o.get("uid") for o in found["metadata"].get("ownerReferences") or ()}
-    return all(o["uid"] in owners for o in wanted.get("ownerReferences") or ()) or not owners
+    return labels.get(names.MANAGED_BY) == names.FIELD_MANAGER and labels.get(names.NAME) == manifest["metadata"]["labels"][names.NAME]
 
 
 def contains(actual: Any, wanted: Any) -> bool:

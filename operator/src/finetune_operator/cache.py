@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, Final
 
 from finetune_operator import names
-from finetune_operator.kinds import FINETUNE, JOB, POD, Kind
+from finetune_operator.kinds import FINETUNE, JOB, POD, PVC, Kind
 
 GRAVES = 10_000  # uids of deleted objects that are remembered
 SHARED: Final = 40  # characters of a string that other objects are likely to have, too
@@ -36,12 +36,12 @@ class Cache:
         return list(self._owners)
 
     def children(self, kind: Kind, key: Key) -> Mapping[str, Object]:
-        """The FineTune's children of that kind, by name; not those of an earlier one of its name, which are on their way out."""
+        """The FineTune's children of that kind, by name; not what has its labels alone, as those of an earlier one of its name have."""
         named, owner = self._children.get(kind, {}).get(key, {}), self._owners.get(key)
         if owner is None or kind is FINETUNE:
             return named
         uid = owner["metadata"]["uid"]
-        return {name: obj for name, obj in named.items() if _belongs(obj, uid)}
+        return {name: obj for name, obj in named.items() if belongs(kind, obj, uid)}
 
     def put(self, kind: Kind, obj: Object) -> Key | None:
         """Store what was just read or written, unless something newer is there; returns the owner's key."""
@@ -160,10 +160,13 @@ def owner_key(kind: Kind, obj: Object) -> Key | None:
     return (meta["namespace"], name) if name else None
 
 
-def _belongs(obj: Object, uid: str) -> bool:
-    """Is it owned by this FineTune, or by none (pods belong to Jobs and Deployments, a retained volume to nobody)?"""
+def belongs(kind: Kind, obj: Object, uid: str) -> bool:
+    """Is it this FineTune's? What has its labels is so by its controller reference alone, for labels anybody can make. Pods belong to
+    Jobs and Deployments, and a work volume that was retained to nobody: of these, what no other FineTune owns."""
     owners = obj["metadata"].get("ownerReferences") or ()
-    return all(o.get("uid") == uid for o in owners if o.get("kind") == names.KIND)
+    if kind in (POD, PVC):
+        return all(o.get("uid") == uid for o in owners if o.get("kind") == names.KIND)
+    return any(o.get("uid") == uid and o.get("controller") for o in owners)
 
 
 # What the operator reads of objects that come in great numbers, where that is less than all of them.

@@ -79,5 +79,6 @@ CLEANING_FAILED: Final = "CleaningFailed"  # of an Event alone: what retention n
 EXPOSURE_FORBIDDEN: Final = "ExposureForbidden"  # the chart does not let the operator make what serving.expose asks for
 GATEWAY_API_MISSING: Final = "GatewayApiMissing"  # the cluster knows no HTTPRoutes
 ANNOTATION_REFUSED: Final = "AnnotationRefused"  # one that the operator's setting does not let onto an Ingress
+NO_VLLM_IMAGE: Final = "NoVllmImage"  # vLLM is to serve, and the operator's settings name no image of it
 PRICE_UNKNOWN: Final = "PriceUnknown"  # budget.maxCost, and no price to keep it by
 BASELINE_GOOD_ENOUGH: Final = "BaselineGoodEnough"

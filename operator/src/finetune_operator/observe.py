@@ -31,7 +31,7 @@ from finetune_operator.pods import PodClient
 from finetune_operator.prometheus import Prometheus
 from finetune_operator.tokens import sign
 from finetune_operator.traffic import RouterState, ServerState
-from finetune_operator.workloads.jobs import leftovers, read_run, untold
+from finetune_operator.workloads.jobs import lacking, leftovers, read_run, untold
 from finetune_operator.workloads.objects import condition, time
 from finetune_operator.workloads.pods import ready, restarts
 from finetune_operator.workloads.run import GANG_SECONDS, Run, Waiting
@@ -40,7 +40,7 @@ from finetune_operator.workloads.waiting import stuck_since, waiting
 MOUNT_PATIENCE = 60.0  # seconds that a scheduled pod may wait before its Events are read
 SCALE_UPS = ("TriggeredScaleUp", "Nominated")  # what the Cluster Autoscaler and Karpenter say of a pod that they make room for
 SERVERS_ASKED = 8  # of an arm: their counters are kept in the status while a step lasts
-PODS_PATIENCE = 10.0  # seconds that a Job may be without pods before its Events are read
+PODS_PATIENCE = 10.0  # seconds that a Job may be without a pod of its own before its Events are read
 
 Object = Mapping[str, Any]
 
@@ -58,6 +58,7 @@ class Observer:
     prometheus: Prometheus
     extras: Asked
     ingress_annotations: tuple[str, ...] = ()
+    vllm: bool = True
 
     async def observe(self, finetune: Object, spec: Spec, now: datetime) -> Observed:
         """The FineTune's snapshot; ClusterError when the API server cannot be asked."""
@@ -103,7 +104,8 @@ class Observer:
             servers=servers,
             answers=answers,
             prometheus=bool(self.prometheus.url),
-            routers_wanted=_replicas(self.cache.children(kinds.DEPLOYMENT, key).get(names.router(key[1]))),
+            vllm=self.vllm,
+            routers_wanted=self._routers_wanted(key),
             ingress_annotations=self.ingress_annotations,
             exposures={k.kind: self._exposure(k, key, missing) for k, missing in lacking.items() if k in kinds.EXPOSURES},
             autoscaled=bool(self.cache.children(kinds.HPA, key))
@@ -111,6 +113,12 @@ class Observer:
             routers_starting=any(_starts(p) for p in router_pods),
             router_waiting=await self._router_waiting(router_pods, now),
         )
+
+    def _routers_wanted(self, key: tuple[str, str]) -> int:
+        """Pods of the routers; none without the ConfigMap that they mount."""
+        name = names.router(key[1])
+        there = name in self.cache.children(kinds.CONFIGMAP, key)
+        return _replicas(self.cache.children(kinds.DEPLOYMENT, key).get(name)) if there else 0
 
     def _exposure(self, kind: kinds.Kind, key: tuple[str, str], missing: Waiting | None) -> Exposure:
         """What exposes it; nothing is known where objects of that kind cannot be listed."""
@@ -183,7 +191,7 @@ class Observer:
         if stuck:
             found = await self._last_event(job, stuck[0], "FailedMount")
             waits = found and Waiting(conditions.MOUNT_FAILED, f"pod {stuck[0]}: {found}")
-        elif not mine and _age(job, now) > PODS_PATIENCE:
+        elif lacking(job, mine) and _age(job, now) > PODS_PATIENCE:
             found = await self._last_event(job, run.name, "FailedCreate")
             waits = found and Waiting(conditions.REFUSED, f"the pods of Job {run.name} are refused: {found}")
         else:

@@ -76,7 +76,7 @@ class Observed:
     `progress` is what the Jobs' leaders say, by Job;
     `control` is what the user asks of a rollout, as annotated;
     `profiles` are the operator's accelerators by name, `ingress_annotations` those that it lets onto an Ingress (`…*`: that begin so);
-    `prometheus` says whether the operator knows one;
+    `prometheus` says whether the operator knows one, `vllm` whether it has its image;
     `exposures` are the objects by kind that let users outside the cluster call, of the kinds that were looked for;
     `autoscaled`: there is a HorizontalPodAutoscaler of its arms, or may be;
     `revisions` ({fields, resolved}) and `templates` ({revision, fields, template}) are the ControllerRevisions' data by name.
@@ -105,6 +105,7 @@ class Observed:
     servers: tuple[ServerState, ...] = ()
     answers: tuple[Answer, ...] = ()
     prometheus: bool = True
+    vllm: bool = True
     routers_wanted: int = 0
     routers_starting: bool = False
     router_waiting: Waiting | None = None

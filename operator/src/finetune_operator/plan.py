@@ -256,12 +256,12 @@ def _job(c: Context, job: JobWanted, stage: Stage) -> Manifest:
     config = runconfig.build(
         o.namespace, o.name, o.uid, c.spec, stage, c.kept(job.revision)["resolved"],
         gpus=devices.count, micro_batch_tokens=choice.micro_batch_tokens if choice else None,
-        layout=(choice.layout.sharding, choice.layout.offload) if choice else None,
+        layout=choice.layout.asked if choice else None,
         resume_from=folders(d.status.attempts, job.revision, job.number), scoring=scoring,
         micro_batch_divisor=divisor(d.status.attempts, job.revision, job.number) if job.stage == "train" else 1,
     )  # fmt: skip
     served = None
-    if scoring is not None and config["evaluation"]["metrics"] != [{"type": "Loss"}]:
+    if scoring is not None and config["evaluation"]["metrics"] != runconfig.LOSS_ALONE:
         served = _served(c, _scored_revision(c, job.stage))
     avoid = avoided(d.status.attempts) if job.stage == "train" else ()
     return jobs.stage_job(c.owner, c.spec, stage, config, c.images, served=served, devices=devices, avoid=avoid)

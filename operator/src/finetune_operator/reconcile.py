@@ -103,11 +103,12 @@ class Reconciler:
         except SpecError as error:
             await self._commit(finetune, status.invalid(_status(finetune), _generation(finetune), str(error), now))
             return None
-        known = (self.settings.profiles, self.storage_classes, self.prometheus, self.extras, self.settings.ingress_annotations)
+        s, asked = self.settings, (self.storage_classes, self.prometheus, self.extras)
+        known = (s.profiles, *asked, s.ingress_annotations, bool(s.vllm_image))
         observer = Observer(self.cluster, self.cache, self.pods, self.signing_key, *known)
         observed, extras = await observer.observe(finetune, spec, now), self._extra_versions(key)
         decision = decide(observed)
-        context, children = self._context(observed, decision), Children(self.cluster, self.cache, key)
+        context, children = self._context(observed, decision), Children(self.cluster, self.cache, key, observed.uid)
         before = self.problems.get(key, NONE)
         finetune, volume, fields = await _all(
             self._commit(finetune, status.compute(observed, decision, before.child, before.exposure)),

@@ -48,7 +48,7 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
     return Settings(
         trainer_image=_required(environ, "FINETUNE_TRAINER_IMAGE"),
         router_image=_required(environ, "FINETUNE_ROUTER_IMAGE"),
-        vllm_image=environ.get("FINETUNE_VLLM_IMAGE", ""),
+        vllm_image=environ.get("FINETUNE_VLLM_IMAGE", "").strip(),
         namespaces=_list(environ, "FINETUNE_NAMESPACES"),
         lease_namespace=environ.get("FINETUNE_LEASE_NAMESPACE", "default"),
         lease_name=environ.get("FINETUNE_LEASE_NAME", "finetune-operator"),

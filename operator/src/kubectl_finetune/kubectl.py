@@ -96,7 +96,7 @@ class Kubectl:
 
 def classified(said: str) -> PluginError:
     """The error for what kubectl wrote to its standard error."""
-    text = said.splitlines()[-1] if said else "kubectl failed and said nothing"
+    text = said.splitlines()[-1].removeprefix("error: ") if said else "kubectl failed and said nothing"
     if "(NotFound)" in said:
         return NotFound(text)
     if "(Forbidden)" in said and " cannot " in said:  # a quota and most admission policies say Forbidden, too

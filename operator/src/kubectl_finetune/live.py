@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final, TextIO
@@ -17,6 +20,7 @@ from kubectl_finetune.view import Seen, coloured, headline, plain, screen, utc_n
 
 SECONDS: Final = 2.0
 CLEAR, HOME, BELOW = "\x1b[2J", "\x1b[H", "\x1b[J"  # the screen; to the first line; from here
+STYLE: Final = re.compile(r"\x1b\[[0-9]+m")  # takes no room
 LINE_END: Final = "\x1b[K\n"  # clear what an older, longer line left
 MOVING: Final = ("training", "validating", "saving", "exporting")  # states in which a pod's own figures are newer than the status
 FIGURES: Final = ("step", "totalSteps", "percent", "loss", "validationLoss", "tokensPerSecond", "etaSeconds")
@@ -46,8 +50,8 @@ def show(
             lines, line = [f"the cluster cannot be asked: {error}"], f"the cluster cannot be asked: {error}"
             seen = None
         if terminal:
-            room = shutil.get_terminal_size((110, 40)).lines - 1
-            out.write((HOME if last else CLEAR + HOME) + "".join(f"{text}{LINE_END}" for text in lines[:room]) + BELOW)
+            rows = fitting(lines, shutil.get_terminal_size((110, 40)))
+            out.write((HOME if last else CLEAR + HOME) + "".join(f"{text}{LINE_END}" for text in rows) + BELOW)
         elif line != last:
             out.write(f"{clock():%H:%M:%S}  {line}\n")
         out.flush()
@@ -55,6 +59,16 @@ def show(
         if not terminal and seen is not None and ended(seen):
             return seen.status.get("phase") not in conditions.STALLED_PHASES
         wait(SECONDS)
+
+
+def fitting(lines: Sequence[str], size: os.terminal_size) -> Iterator[str]:
+    """The first lines for which there is room above the cursor's: a line that is too wide takes several rows."""
+    room = size.lines - 1
+    for line in lines:
+        room -= max(1, math.ceil(len(STYLE.sub("", line)) / max(1, size.columns)))
+        if room < 0:
+            return
+        yield line
 
 
 def ended(seen: Seen) -> bool:

@@ -193,6 +193,10 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
         changed(changed(_BASE, "spec.method", {"type": "LoRA", "objective": "DPO"}), "spec.compute.sharding", "ZeRO3"),
         "spec.compute.sharding: ZeRO divides",
     ),
+    "a trained prompt behind which layers are computed again": (
+        changed(changed(_BASE, "spec.method", {"type": "PTuning"}), "spec.training.gradientCheckpointing", "Always"),
+        "spec.training.gradientCheckpointing: activations behind a trained prompt are not computed again; use Auto or Never",
+    ),
     "an offload of what is not divided": (
         changed(_BASE, "spec.compute", {"sharding": "DDP", "offload": "Optimizer"}), "spec.compute.offload: Optimizer belongs to",
     ),

@@ -25,7 +25,7 @@ from finetune_operator.kinds import Kind
 from finetune_operator.observed import ArmHealth
 from finetune_operator.traffic import Backend, Structure
 
-from tests.unit.operator.helpers import BY_HEADER, condition, edit, good_outcomes, make_finetune, make_observed, make_spec, status_of
+from tests.unit.operator.helpers import BY_HEADER, NOW, condition, edit, good_outcomes, make_finetune, make_observed, make_spec, status_of
 from tests.unit.operator.test_life import arms, live_with
 from tests.unit.operator.test_rollout import FINE, PLAN, READY, at, holding, scene
 from tests.unit.operator.test_rollout import router as serving
@@ -238,6 +238,66 @@ def test_what_the_load_needs_falls_with_the_present_arm_by_the_users_that_it_has
     assert with_capacity(o, at(states.HOLDING, weight, capacity=6)).capacity == expected
 
 
+@pytest.mark.parametrize(("weight", "wanted", "expected"), [(50, 100, 200), (99, 2, 200)])
+def test_of_many_pods_too_as_many_are_kept_as_the_share_of_the_users_says(weight: int, wanted: int, expected: int) -> None:
+    scaling = {"autoscaling": {"maxReplicas": 1000, "autoscaler": "External"}}
+    o = make_observed(changes={"serving": scaling}, arms={"old": ArmHealth(wanted=wanted), "new": ArmHealth(wanted=400)})
+    assert with_capacity(o, at(states.HOLDING, weight, capacity=400)).capacity == expected
+
+
+# weight, what the new arm's autoscaler has set and finds needed → what the load is taken to need, of 6 before
+GROWN: dict[str, tuple[int, ArmHealth, int]] = {
+    "all users are on it, and more come": (100, ArmHealth(wanted=8, needed=8), 8),
+    "with fewer users it tells nothing of all": (99, ArmHealth(wanted=8, needed=8), 6),
+    "it has only not taken back what it had": (100, ArmHealth(wanted=8, needed=6), 6),
+}
+
+
+@pytest.mark.parametrize("case", GROWN)
+def test_the_new_arm_tells_of_more_load_once_it_has_all_users(case: str) -> None:
+    weight, new, expected = GROWN[case]
+    o = make_observed(changes={"serving": SCALED["serving"]}, arms={"old": ArmHealth(wanted=6, needed=0), "new": new})
+    assert with_capacity(o, at(states.HOLDING, weight, capacity=6)).capacity == expected
+
+
+def _kept(*seen: tuple[int, int], kept: int = 6) -> list[int | None]:
+    """Half of the users are moved; (second, pods that each arm's autoscaler finds needed) → pods that are kept."""
+    r, found = at(states.HOLDING, 50, capacity=kept), []
+    scaling = {**CPU, "autoscaling": {"maxReplicas": 8}}
+    for second, each in seen:
+        arm = ArmHealth(wanted=kept, needed=each)
+        o = make_observed(changes={"serving": scaling}, arms={"old": arm, "new": arm}, now=NOW + timedelta(seconds=second))
+        r = with_capacity(o, r)
+        found.append(r.capacity)
+    return found
+
+
+def test_pods_are_kept_for_five_minutes_in_which_none_of_them_was_needed() -> None:
+    assert _kept((0, 2), (300, 2), (301, 2)) == [6, 6, 4]
+
+
+def test_load_that_comes_again_begins_the_time_anew() -> None:
+    assert _kept((0, 2), (200, 3), (400, 2), (700, 2), (701, 2)) == [6, 6, 6, 6, 4]
+
+
+def test_after_pods_have_gone_more_go_by_what_was_needed_since() -> None:
+    assert _kept((0, 2), (301, 2), (302, 1), (602, 1), (603, 1)) == [6, 4, 4, 4, 2]
+
+
+def test_an_autoscaler_that_is_taken_out_while_users_move_leaves_no_capacity_behind() -> None:
+    """The pods are spec.serving.replicas again, and no step waits for others."""
+    assert with_capacity(make_observed(), at(states.HOLDING, 50, capacity=6)).capacity is None
+
+
+@pytest.mark.parametrize(("needed", "expected"), [(None, 4), (1, 4), (0, 2)])
+def test_an_autoscaler_that_comes_while_users_move_begins_with_what_is_there_unless_it_finds_nothing_to_do(
+    needed: int | None, expected: int
+) -> None:
+    arm = ArmHealth(wanted=4, needed=needed)
+    o = make_observed(changes={"serving": SCALED["serving"]}, arms={"old": arm, "new": arm})
+    assert with_capacity(o, at(states.HOLDING, 50)).capacity == expected
+
+
 @pytest.mark.parametrize("autoscaler", ["HPA", "External"])
 @pytest.mark.parametrize(("wanted", "expected"), [(2, 6), (7, 7)])
 def test_while_users_are_taken_back_what_is_kept_may_grow_and_does_not_fall(wanted: int, expected: int, autoscaler: str) -> None:
@@ -414,7 +474,7 @@ async def test_a_new_arm_that_nobody_else_scales_grows_with_the_load_and_is_neve
 async def test_an_apply_leaves_an_autoscaled_deployment_its_replicas() -> None:
     """Left out, what was once applied would be taken back, and fall to 1."""
     api = ApiServer(HandClock())
-    children = Children(cast(Cluster, api), Cache(), ("ml", "bot"))
+    children = Children(cast(Cluster, api), Cache(), ("ml", "bot"), "uid-bot")
     kept = {"metadata": {}, "spec": {"containers": [{"name": "server", "image": "a"}]}}
     await children.ensure(kinds.DEPLOYMENT, arm.deployment(OWNER, "aaa11111", "r1", kept, 5))
     applied: list[Manifest] = []

@@ -83,6 +83,38 @@ def test_budget(case: str) -> None:
     assert words in decided.message
 
 
+BEGAN_UNPRICED = {k: v for k, v in TRAINS.items() if k != "gpu_hour"}
+UNPRICED = {"h100": Accelerator("h100", "nvidia.com/gpu")}
+# limits, what is seen → what is said of the attempt that runs; empty: nothing
+UNCOUNTED: dict[str, tuple[dict[str, str] | None, dict[str, Any], str]] = {
+    "it has a price": ({"maxCost": "40"}, {}, ""),
+    "the profile has lost its price since": ({"maxCost": "40"}, {"profiles": UNPRICED}, ""),
+    "no money is limited": ({"maxDuration": "9h"}, {"attempt": BEGAN_UNPRICED, "profiles": UNPRICED}, ""),
+    "nothing is limited": (None, {"attempt": BEGAN_UNPRICED, "profiles": UNPRICED}, ""),
+    "its accelerators have none": (
+        {"maxCost": "40"}, {"attempt": BEGAN_UNPRICED, "profiles": UNPRICED},
+        "; attempt 1 goes on, and budget.maxCost cannot be kept: the operator's profile h100 has no hourlyPrice. Use budget.maxDuration",
+    ),
+    "it waits for its pods": (
+        {"maxCost": "40"}, {"attempt": {k: v for k, v in BEGAN_UNPRICED.items() if k != "began"}, "profiles": UNPRICED},
+        "; attempt 1 goes on, and budget.maxCost cannot be kept: the operator's profile h100",
+    ),
+    "they have got one since": (
+        {"maxCost": "40"}, {"attempt": BEGAN_UNPRICED}, "budget.maxCost does not count it: it began without a price. Set suspend",
+    ),
+    "CPUs": ({"maxCost": "40"}, {"attempt": BEGAN_UNPRICED, "compute": {"nodes": 2}}, "training without an accelerator has no price"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNCOUNTED)
+def test_an_attempt_whose_money_is_not_counted_says_so_while_it_runs(case: str) -> None:
+    limits, given, words = UNCOUNTED[case]
+    o = seen(limits, **given)
+    decided = budget.uncounted(o, train(o, budget.within(o, draft(o))))
+    assert (decided.phase, decided.status.attempts[0].outcome) == (c.TRAINING, "Running")
+    assert (words in decided.message, "maxCost" in decided.message) == (True, bool(words))
+
+
 def test_what_is_spent_stops_the_attempt_uncharged_and_its_job_goes() -> None:
     o = seen({"maxDuration": "1h"}, hours=1)
     decided = obsolete(o, budget.within(o, draft(o)))
@@ -104,7 +136,13 @@ def test_time_counts_from_when_all_pods_run_and_not_while_a_queue_holds_them() -
     assert later.now > NOW
 
 
-@pytest.mark.parametrize(("jobs", "seconds"), [(None, 86400), ("2d", 172800), ("1m", 3600)])
+@pytest.mark.parametrize("state", ["Succeeded", "Failed"])
+def test_what_ended_while_nobody_looked_has_cost_no_more_than_until_then(state: Any) -> None:
+    o = seen(None, hours=72, runs={A1: Run(A1, state, result={"artifact": "/a"}, ended=NOW + timedelta(hours=1))})
+    assert train(o, draft(o)).status.cost == HALF
+
+
+@pytest.mark.parametrize(("jobs", "seconds"), [(None, 86400), ("2d", 172800), ("1m", 3600), ("9999d9999d9999d", 2**31 - 1)])
 def test_jobs_that_ended_are_kept_as_long_as_wanted_and_never_too_short_to_be_read(jobs: str | None, seconds: int) -> None:
     o = make_observed(make_revision(), changes={"retention": {"jobs": jobs}} if jobs else {})
     made = stage_job(Owner("ml", "bot", "u"), o.spec, Stage("train", "r1", 1), {}, Images("t:1", "r:1"), avoid=["bad"])

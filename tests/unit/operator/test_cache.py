@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from finetune_operator import names
 from finetune_operator.cache import Cache
-from finetune_operator.kinds import FINETUNE, JOB, POD, SERVICE
+from finetune_operator.kinds import FINETUNE, JOB, POD, PVC, SERVICE, Kind
 
 KEY = ("ml", "bot")
 NOBODY: frozenset[str] = frozenset()
@@ -85,16 +85,26 @@ def test_owners_are_found_and_forgotten() -> None:
     assert (cache.owners(), cache.owner(KEY)) == ([], None)
 
 
-def test_children_of_an_earlier_finetune_of_that_name_are_nobodys() -> None:
-    cache = Cache()
+OWNED: dict[str, tuple[Kind, list[dict[str, Any]], bool]] = {
+    "made for it": (JOB, [{"kind": names.KIND, "uid": "new", "controller": True}], True),
+    "made for an earlier one of its name": (JOB, [{"kind": names.KIND, "uid": "old", "controller": True}], False),
+    "labelled by anybody": (JOB, [], False),
+    "of somebody who lets it go with the FineTune": (JOB, [{"kind": names.KIND, "uid": "new"}], False),
+    "of somebody else": (JOB, [{"kind": "CronJob", "uid": "x", "controller": True}], False),
+    "a pod of a Job": (POD, [{"kind": "Job", "uid": "j", "controller": True}], True),
+    "a volume that was retained": (PVC, [], True),
+    "a volume that goes with an earlier one": (PVC, [{"kind": names.KIND, "uid": "old", "controller": True}], False),
+}
+
+
+@pytest.mark.parametrize("case", OWNED)
+def test_whose_a_child_is_its_owner_says_and_not_its_labels(case: str) -> None:
+    kind, owners, ours = OWNED[case]
+    cache, child = Cache(), job(1)
     cache.put(FINETUNE, {"metadata": {"name": "bot", "namespace": "ml", "uid": "new", "resourceVersion": "9"}})
-    for name, owner in (("old", "old"), ("mine", "new")):
-        made = job(1, name, name)
-        made["metadata"]["ownerReferences"] = [{"kind": names.KIND, "uid": owner}]
-        cache.put(JOB, made)
-    cache.put(JOB, job(1, "retained", "retained"))
-    assert set(cache.children(JOB, KEY)) == {"mine", "retained"}
-    assert cache.uids(JOB) == {"old", "mine", "retained"}, "they are known, so that they can be forgotten"
+    child["metadata"]["ownerReferences"] = owners
+    cache.put(kind, child)
+    assert (len(cache.children(kind, KEY)), cache.uids(kind)) == (int(ours), {"u"}), "all are known, so that they can be forgotten"
 
 
 def test_of_jobs_and_pods_no_more_is_kept_than_is_read() -> None:

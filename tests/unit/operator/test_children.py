@@ -62,14 +62,18 @@ def test_completed(case: str) -> None:
     assert completed(wanted, actual) == expected
 
 
+def owned_by(uid: str) -> list[dict[str, Any]]:
+    return [{"uid": uid, "controller": True}]
+
+
 def manifest(data: str = "1", owner: str = "uid-bot") -> dict[str, Any]:
-    meta = {"name": "cm", "namespace": "ml", "labels": names.labels("bot", "router"), "ownerReferences": [{"uid": owner}]}
+    meta = {"name": "cm", "namespace": "ml", "labels": names.labels("bot", "router"), "ownerReferences": owned_by(owner)}
     return {"metadata": meta, "data": {"x": data}}
 
 
 def world() -> tuple[ApiServer, Children]:
     api = ApiServer(HandClock())
-    return api, Children(cast(Cluster, api), Cache(), ("ml", "bot"))
+    return api, Children(cast(Cluster, api), Cache(), ("ml", "bot"), "uid-bot")
 
 
 async def test_a_child_is_made_once_and_changed_only_when_it_differs() -> None:
@@ -93,7 +97,17 @@ async def test_a_child_of_ours_that_the_cache_does_not_know_yet_is_taken_over() 
     assert [verb for verb, _, _ in api.writes] == ["apply"]
 
 
-@pytest.mark.parametrize("theirs", [{"metadata": {"name": "cm", "namespace": "ml"}}, manifest(owner="another FineTune of that name")])
+def labelled(*owners: dict[str, Any]) -> dict[str, Any]:
+    return {"metadata": {**manifest()["metadata"], "ownerReferences": [*owners]}, "data": {}}
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {"metadata": {"name": "cm", "namespace": "ml"}}, manifest(owner="another FineTune of that name"), labelled(),
+        labelled({"uid": "uid-bot"}),
+    ],
+)  # fmt: skip
 async def test_a_name_that_belongs_to_somebody_else_is_told_and_left_alone(theirs: dict[str, Any]) -> None:
     api, children = world()
     before = api.put(kinds.CONFIGMAP, theirs)
@@ -148,7 +162,7 @@ async def test_an_annotation_reaches_the_cache_and_what_is_gone_needs_none() -> 
 
 
 def deployment(*annotations: str) -> dict[str, Any]:
-    meta = {"name": "d", "namespace": "ml", "labels": names.labels("bot", "router"), "ownerReferences": [{"uid": "uid-bot"}]}
+    meta = {"name": "d", "namespace": "ml", "labels": names.labels("bot", "router"), "ownerReferences": owned_by("uid-bot")}
     template = {"metadata": {"annotations": dict.fromkeys(annotations, "x")}, "spec": {"containers": [{"name": "envoy"}]}}
     return {
         "metadata": {**meta, "annotations": {names.POD_ANNOTATIONS: ",".join(annotations)}}, "spec": {"replicas": 2, "template": template}

@@ -14,7 +14,7 @@ from finetune_operator.decide import attempts, budget, patience, suspend
 from finetune_operator.decide.draft import Draft, Note
 from finetune_operator.decide.revision import current
 from finetune_operator.observed import Observed
-from finetune_operator.workloads.run import Run
+from finetune_operator.workloads.run import Failure, Run
 
 from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision
 
@@ -131,17 +131,26 @@ def test_what_suspension_says(known: dict[str, Any], live: str | None, message: 
     assert (found.blocked, found.phase, found.message, found.notes) == (True, c.SUSPENDED, message, ())
 
 
-@pytest.mark.parametrize(
-    ("state", "outcome"), [("Running", "Suspended"), ("Absent", "Suspended"), ("Succeeded", "Running"), ("Failed", "Running")]
-)
-def test_suspension_stops_an_attempt_unless_it_has_ended_by_itself(state: Any, outcome: str) -> None:
+@pytest.mark.parametrize("state", ["Running", "Absent"])
+def test_suspension_stops_an_attempt(state: Any) -> None:
     runs = {A1: Run(A1, state)} if state != "Absent" else {}
     o = make_observed(changes={"suspend": True}, status={"attempts": [attempt(revision="r0"), attempt()]}, runs=runs)
     found = suspend.suspended(o, draft(o))
-    stopped = outcome == "Suspended"
-    assert found.status.attempts == [attempt(revision="r0"), attempt(outcome=outcome, finished=STAMP if stopped else None)]
-    assert found.notes == ((Note("Normal", c.SUSPENDED, "attempt 1 is stopped"),) if stopped else ())
-    assert found.status.totals.stopped == stopped
+    assert found.status.attempts == [attempt(revision="r0"), attempt(outcome="Suspended", finished=STAMP)]
+    assert found.notes == (Note("Normal", c.SUSPENDED, "attempt 1 is stopped"),)
+    assert found.status.totals.stopped == 1
+
+
+def test_what_ended_by_itself_before_it_was_suspended_is_told_while_its_job_is_there() -> None:
+    """It may be suspended for longer than the Job is kept."""
+    for run, outcome, artifact, errors in (
+        (Run(A1, "Succeeded", result={"artifact": "/a", "step": 7}), "Succeeded", "/a", 0),
+        (Run(A1, "Failed", failure=Failure("error", "Error", "words")), "Failed", None, 1),
+    ):
+        o = make_observed(make_revision(attempts=1), changes={"suspend": True}, status={"attempts": [attempt()]}, runs={A1: run})
+        found = suspend.suspended(o, draft(o))
+        assert (found.phase, found.status.attempts[0].outcome) == (c.SUSPENDED, outcome)
+        assert (found.revision.artifact, found.revision.charges.error, found.status.totals.stopped) == (artifact, errors, 0)
 
 
 def test_jobs_of_ended_attempts_and_of_stages_that_nobody_asks_for_go() -> None:

@@ -108,6 +108,15 @@ def test_what_rounding_took_of_all_weights_is_kept_while_the_gate_misses_its_fig
     assert cleaning.checkpoints == (["r0"] if kept else ["r0", "r1"]), "of what the spec does not ask for nothing is measured again"
 
 
+def test_where_nothing_is_evaluated_any_more_nothing_is_kept_to_be_measured_again() -> None:
+    scored = make_scored("0.5").model_copy(update={"fidelity": Fidelity(unmeasured="no room")})
+    asked = trained("r1", checkpoints_kept=None, evaluated=scored)
+    o = make_observed(asked, changes={"method": {"type": "Full"}, "evaluation": None}, status={"revisions": [asked]})
+    cleaning = cleaned(o, c.REJECTED).status.cleaning
+    assert cleaning is not None
+    assert cleaning.checkpoints == ["r1"]
+
+
 def test_an_arm_keeps_its_revision() -> None:
     o = observed(*FIVE, retention={"revisions": 1})
     found = cleaned(o, arms=(ArmWanted("old", "r2"), ArmWanted("new", "r5")))

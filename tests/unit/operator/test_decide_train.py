@@ -250,6 +250,14 @@ WAITS: dict[str, tuple[dict[str, Any], tuple[str, str, float | None]]] = {
 }  # fmt: skip
 
 
+def test_a_gang_of_another_revision_is_waited_for_too() -> None:
+    """An edit is taken back in mid-run: what the spec asks for is prepared already, and the other gang still saves its checkpoint."""
+    run = Run("bot-r0-a3", "Ending")
+    found = trained(seen(run, history=[attempt(3, revision="r0", outcome="Superseded")]))
+    assert (found.jobs, found.requeue) == ((), 3.0)
+    assert "once the pods of bot-r0-a3 have ended" in found.message
+
+
 @pytest.mark.parametrize("case", WAITS)
 def test_what_is_waited_for(case: str) -> None:
     given, (message, reason, requeue) = WAITS[case]

@@ -28,6 +28,8 @@ OTHER = {"name": "big-api", "inputPrice": "10", "outputPrice": "30"}
 CHEAP = {"name": "big-api", "inputPrice": "1", "outputPrice": "10"}
 SIX = {"name": "big-api", "inputPrice": "6", "outputPrice": "6"}
 REQUESTS = {"requestsPerMonth": 4_000_000}  # 400 million tokens of prompts, 200 million of answers
+EVEN = {"inputTokensPerMonth": 1_000_000, "outputTokensPerMonth": 1_000_000}
+A_MONTH = Answering(rows=1, seconds="2628000", input_tokens=1_000_000, output_tokens=1_000_000, concurrency=1)  # to do as many
 BY_TOKENS = {"inputTokensPerMonth": 400_000_000, "outputTokensPerMonth": 200_000_000}
 PRICED = {"h100": Accelerator("h100", "nvidia.com/gpu", hourly_price=1.5)}
 H100S = {"accelerator": "h100", "accelerators": 2, "runtime": "vLLM"}  # what serves in `seen`
@@ -41,6 +43,10 @@ def terms(asked: dict[str, Any], **changes: Any) -> Terms:
     said = Asked.model_validate({"alternative": OTHER, **asked})
     known: dict[str, Any] = {"pods": 2, "most": 2, "pod_hour": 3.0, "paid_once": 11_240.0, "currency": "USD"}
     return Terms(**{**known, "alternative": said.alternative, "traffic": said.traffic, **changes})
+
+
+def at_price(both: str) -> dict[str, str]:
+    return {**OTHER, "inputPrice": both, "outputPrice": both}
 
 
 # terms, measured → what comes out
@@ -89,7 +95,7 @@ FIGURES: dict[str, tuple[Terms, Answering | None, dict[str, Any]]] = {
         {"other": 2500, "saving": -1880, "cheaper_from": 262.8e6, "paid_back": math.inf},
     ),
     "the same price on both sides never pays back": (
-        terms({"traffic": REQUESTS, "alternative": {**OTHER, "inputPrice": "7.3", "outputPrice": "7.3"}}), MEASURED,
+        terms({"traffic": REQUESTS, "alternative": at_price("7.3")}), MEASURED,
         {"paid_back": math.inf},
     ),
     "a cheaper alternative is so at any traffic": (
@@ -97,7 +103,25 @@ FIGURES: dict[str, tuple[Terms, Answering | None, dict[str, Any]]] = {
         {"cheaper_from": math.inf, "cheaper_to": None, "paid_back": math.inf},
     ),
     "a free one too": (
-        terms({"alternative": {**OTHER, "inputPrice": "0", "outputPrice": "0"}}), MEASURED, {"other_million": 0, "cheaper_from": math.inf},
+        terms({"alternative": at_price("0")}), MEASURED, {"other_million": 0, "cheaper_from": math.inf},
+    ),
+    "a free one needs nothing measured": (
+        terms({"traffic": BY_TOKENS, "alternative": at_price("0")}), None,
+        {"other_million": 0, "cheaper_from": math.inf, "cheaper_to": None, "paid_back": math.inf},
+    ),
+    "at full use it costs the same": (
+        terms({"traffic": EVEN, "alternative": at_price("365")}, pod_hour=1.0), A_MONTH,
+        {"full": 365, "other_million": 365, "cheaper_from": math.inf, "cheaper_to": None},
+    ),
+    "neither saves": (
+        terms({"traffic": EVEN, "alternative": at_price("730")}, pod_hour=1.0, paid_once=None), None, {"saving": 0, "paid_back": math.inf},
+    ),
+    "it saves little, of what is not known": (
+        terms({"traffic": EVEN, "alternative": at_price("730.25")}, pod_hour=1.0, paid_once=None), None,
+        {"saving": 0.5, "paid_back": None},
+    ),
+    "it saves little": (
+        terms({"traffic": EVEN, "alternative": at_price("730.25")}, pod_hour=1.0, paid_once=1.0), None, {"saving": 0.5, "paid_back": 2},
     ),
     "what was paid once is not known": (terms({"traffic": REQUESTS}, paid_once=None), MEASURED, {"saving": 5620, "paid_back": None}),
     "a loss never pays back, whatever was paid": (
@@ -201,14 +225,14 @@ WORDS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
         ),
     ),
     "never, at any traffic": (
-        {"alternative": {**OTHER, "inputPrice": "1", "outputPrice": "1"}, "traffic": REQUESTS}, {},
+        {"alternative": at_price("1"), "traffic": REQUESTS}, {},
         (
             "never pays back",
             "cheaper than big-api at no traffic while no busier than in the evaluation: at full use its tokens cost no less",
         ),
     ),
     "never, for a free one": (
-        {"alternative": {**OTHER, "inputPrice": "0", "outputPrice": "0"}}, {}, ("never cheaper than big-api, which costs nothing",),
+        {"alternative": at_price("0")}, {}, ("never cheaper than big-api, which costs nothing",),
     ),
     "never, though fewer pods would be cheaper": (
         {"alternative": SIX, "traffic": {"requestsPerMonth": 2_700_000}},
@@ -255,6 +279,26 @@ WORDS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
         {"alternative": OTHER, "traffic": REQUESTS}, {"cost": Cost(hours="1", amount="1")},
         ("pays back in less than 0.1 months: serving costs", "1.00 USD were paid once"),
     ),
+    "back in no time that is worth telling": (
+        {"alternative": OTHER, "traffic": REQUESTS}, {"cost": Cost(hours="1", amount="280")}, ("pays back in less than 0.1 months",),
+    ),
+    "back in what rounds to a tenth": (
+        {"alternative": OTHER, "traffic": REQUESTS}, {"cost": Cost(hours="1", amount="281")}, ("pays back in 0.1 months",),
+    ),
+    "neither saves": (
+        {"alternative": at_price("730"), "traffic": EVEN, "podHourlyPrice": "1"}, {"serving": NO_GPU, "server": CPU_VLLM},
+        ("never pays back at this traffic",),
+    ),
+    "a little is saved": (
+        {"alternative": at_price("730.25"), "traffic": EVEN, "podHourlyPrice": "1"},
+        {"serving": NO_GPU, "server": CPU_VLLM, "cost": Cost(amount="1")},
+        ("pays back in 2.0 months",),
+    ),
+    "cents": (
+        {"alternative": OTHER, "traffic": REQUESTS, "podHourlyPrice": "0.03"},
+        {"serving": NO_GPU, "server": CPU_VLLM, "cost": Cost(amount="0", currency="USD")},
+        ("serving costs 43.80 USD a month, 0.0556 USD for a million tokens at full use", "and 0.00 USD were paid once"),
+    ),
     "before it trains": (
         {"alternative": OTHER, "traffic": BY_TOKENS}, {"measured": False, "cost": None},
         ("saves 5,620.00 USD a month", "what a server does is not measured", "what training costs is known once it has run"),
@@ -291,6 +335,38 @@ def test_nothing_is_said_unless_it_is_asked() -> None:
     assert (said["podHour"], said["alternative"], said["traffic"]) == (3.0, None, None)
 
 
+def test_the_page_has_the_terms_as_the_status_has_them() -> None:
+    asked = {"alternative": OTHER, "traffic": BY_TOKENS, "oneTimeCost": "11000"}
+    scaling = {"autoscaling": {"minReplicas": 3, "maxReplicas": 5}}
+    assert economics.page(seen(asked, serving=scaling), Cost()) == {
+        "pods": 3, "mostPods": 5, "podHour": 3.0, "paidOnce": 11000.0, "currency": "USD",
+        "alternative": {"name": "big-api", "inputPrice": 10.0, "outputPrice": 30.0},
+        "traffic": {"requestsPerMonth": None, **BY_TOKENS},
+        "missing": ["what training costs is known once it has run"],
+    }  # fmt: skip
+
+
+# amount that training cost, spec.economics.oneTimeCost → status.economics.paidOnce
+PAID: dict[str, tuple[str | None, str | None, str | None]] = {
+    "nothing is known": (None, None, None),
+    "one of them": (None, "1", "1.00"),
+    "the other": ("240", None, "240.00"),
+    "both": ("240", "11000", "11240.00"),
+    "nothing was paid": ("0", None, "0.00"),
+    "cents": ("0.5", None, "0.5000"),
+    "as much as hundredths are told of": ("999.999999999999e12", None, "999999999999999.00"),
+    "more": ("1e15", None, "1e+15"),
+}
+
+
+@pytest.mark.parametrize("case", PAID)
+def test_what_was_paid_once_is_said_as_closely_as_it_matters(case: str) -> None:
+    trained, extra, said = PAID[case]
+    found = summary({"oneTimeCost": extra} if extra else {}, cost=Cost(amount=trained))
+    assert found is not None
+    assert found.paid_once == said
+
+
 def test_a_server_without_accelerators_costs_not_nothing_but_what_nobody_knows() -> None:
     o = seen({"alternative": OTHER, "traffic": REQUESTS}, serving=NO_GPU, server=CPU_VLLM)
     found = economics.summary(o, draft(o))
@@ -307,6 +383,16 @@ def test_a_server_may_have_other_accelerators_than_a_pod_that_trains() -> None:
     assert one is not None
     assert both is not None
     assert (one.serving_per_month, both.serving_per_month) == ("1095.00", "2190.00")
+
+
+def test_an_accelerator_counts_by_the_name_that_its_own_profile_gives_it() -> None:
+    spec = {
+        "compute": {"accelerator": "mi300", "gpusPerNode": 8},
+        "profiles": {"mi300": Accelerator("mi300", "amd.com/gpu", hourly_price=1.5)},
+    }
+    found = summary({}, serving={"replicas": 1, "resources": {"limits": {"amd.com/gpu": 1}}}, **spec)
+    assert found is not None
+    assert found.serving_per_month == "1095.00"
 
 
 # what was measured, what serves by today's spec → what is said; nothing where it is the same
@@ -335,6 +421,22 @@ def test_todays_price_is_set_beside_what_such_a_server_did_and_none_else(case: s
     assert words in found.message
     assert ("is not measured" in found.message) == bool(words)
     assert found.saving_per_month is not None, "what needs no throughput is said all the same"
+
+
+def test_of_two_servers_that_serve_no_more_the_newest_revisions_is_named() -> None:
+    o = seen({"alternative": OTHER}, server={**H100S, "accelerators": 4})
+    newest = make_revision("r1", evaluated=_answered(MEASURED, CPUS))
+    d = draft(o).set(revisions=[newest, o.status.revisions[0].model_copy(update={"name": "r0"})], revision="r1", live_revision="r0")
+    found = economics.summary(o, d)
+    assert found is not None
+    assert "only of Transformers on CPUs" in found.message
+
+
+def test_a_message_that_is_too_long_is_cut_where_the_status_has_no_more_room() -> None:
+    asked = {"alternative": {**OTHER, "name": "x" * 128}, "traffic": EVEN, "podHourlyPrice": "3"}
+    found = summary(asked, server={**H100S, "runtime": "i" * 253}, serving={"image": "j" * 512}, cost=None, compute={"nodes": 1})
+    assert found is not None
+    assert len(found.message) == 1024
 
 
 def test_the_live_revision_counts_where_the_newest_was_measured_on_what_serves_no_more() -> None:

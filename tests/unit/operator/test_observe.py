@@ -1,4 +1,4 @@
-"""What Events alone tell of a router that does not start."""
+"""What Events alone tell: of a router that does not start, and of a gang that is not whole."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator import kinds
+from finetune_operator import kinds, names
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
 from finetune_operator.extras import Asked
@@ -14,7 +14,7 @@ from finetune_operator.observe import Observer
 from finetune_operator.pods import PodClient
 from finetune_operator.preflight import StorageClasses
 from finetune_operator.prometheus import Prometheus
-from finetune_operator.workloads.run import Waiting
+from finetune_operator.workloads.run import Run, Waiting
 
 from tests.unit.operator.helpers import NOW
 
@@ -70,3 +70,13 @@ async def test_what_a_router_waits_for(case: str) -> None:
     events = Events(*messages)
     assert await observer(events)._router_waiting([pod("11:58:00", phase="Running"), found], NOW) == expected
     assert events.asked in ([], ["involvedObject.name=bot-router-x,reason=FailedMount"])
+
+
+@pytest.mark.parametrize(("made", "reason"), [("11:59:49", c.REFUSED), ("11:59:51", None)])
+async def test_a_gang_of_which_a_part_is_refused_says_why(made: str, reason: str | None) -> None:
+    job = {"metadata": {"name": "bot-r1-a1", "namespace": "ml", "creationTimestamp": f"2026-01-01T{made}Z"}, "spec": {"completions": 2}}
+    rank = {"metadata": {"name": "bot-r1-a1-0", "labels": {names.JOB_NAME: "bot-r1-a1"}, "annotations": {}}}
+    events = Events("exceeded quota: pods")
+    found = await observer(events)._with_events(Run("bot-r1-a1", "Waiting", unheard=True), job, {"bot-r1-a1-0": rank}, NOW)
+    refused = Waiting(c.REFUSED, "the pods of Job bot-r1-a1 are refused: exceeded quota: pods")
+    assert found.waiting == (refused if reason else None)

@@ -112,7 +112,7 @@ MOVES: dict[str, tuple[Rollout, Scene, tuple[str, int, dict[str, int], str]]] = 
     "a router cannot be asked: it says which and why": (
         at(m.CONNECTING),
         scene(router(), router("router-1", version=None, error="refused")),
-        (m.CONNECTING, 0, {}, "router router-1 cannot be asked: refused"),
+        (m.CONNECTING, 0, {}, "1 of 2 routers serve both arms, the new one to nobody yet; router router-1 cannot be asked: refused"),
     ),
     "the routers never serve it: taken back": (at(m.CONNECTING, memory=LATE), scene(UNSEEN), (m.ROLLING_BACK, 0, {}, "progressDeadline")),
     "every router serves both: the first step": (at(m.CONNECTING), scene(router()), (m.SHIFTING, 10, {"router-0": 10}, "moving 10 %")),
@@ -512,6 +512,18 @@ def test_choice(case: str) -> None:
     assert d.status.rollout is not None
     assert d.status.rollout.state == state
     assert d.serving is not None, "users are served whatever is decided"
+
+
+def test_without_an_autoscaler_the_routers_own_checks_say_whether_the_new_arm_can_take_users() -> None:
+    connecting = at(m.CONNECTING, arm=OTHER, stable=NEW)
+    status = {**LIVE, "arms": [*LIVE["arms"], Arm(name=OTHER, revision="r1")], "rollout": connecting}
+    seen = {"status": status, "changes": WITH_OTHER, "arms": {NEW: READY, OTHER: EMPTY}}
+    routing = decided(make_observed(PROMOTED, **seen)).routing
+    assert routing is not None
+    warm = router(version=routing.structure.version, totals={NEW: totals(), OTHER: totals()})
+    moved = decided(make_observed(PROMOTED, routers=(warm,), **seen)).status.rollout
+    assert moved is not None
+    assert (moved.state, moved.weight) == (m.SHIFTING, 10)
 
 
 def test_arms_that_serve_nobody_are_kept_until_the_routers_know() -> None:

@@ -75,10 +75,11 @@ def test_move(case: str) -> None:
     assert words in step.message
 
 
-def test_a_plan_of_one_step_does_not_wait_for_it() -> None:
+@pytest.mark.parametrize(("first", "moved"), [(100, 100), (99, 0)])
+def test_a_plan_of_one_step_does_not_wait_for_it(first: int, moved: int) -> None:
     """An arm that was promoted before, in an emergency: monitoring that is away keeps nobody from it."""
-    step = advance(replace(ASKED, steps=((100, 0.0),)), scene(router(), answers=SILENT), at(m.CONNECTING))
-    assert step.rollout.weight == 100
+    step = advance(replace(ASKED, steps=((first, 60.0), (100, 0.0))), scene(router(), answers=SILENT), at(m.CONNECTING))
+    assert step.rollout.weight == moved
 
 
 def test_the_time_without_it_is_not_held_against_the_new_arm() -> None:

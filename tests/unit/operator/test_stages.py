@@ -157,6 +157,12 @@ def test_a_probe_that_fails_is_left_out_uncharged_and_stays_so(kind: Any, reason
     assert evaluate(o, draft(o)).revision.unprobed == found.unprobed
 
 
+def test_of_a_probe_that_says_much_the_beginning_is_remembered() -> None:
+    failed_so = Run("bot-r1-evaluate", "Failed", failure=replace(PROBE, message="w" * 1000))
+    o = make_observed(make_revision(**{**READY, "artifact": "/a", "tries": {"evaluate": 1}}), runs=ran(failed_so))
+    assert evaluate(o, draft(o)).revision.unprobed == f"the probe failed: {'w' * 382}", "400 characters: a status has little room"
+
+
 @pytest.mark.parametrize("failure", [replace(PROBE, container="server"), replace(PROBE, failure_class="disruption")])
 def test_what_is_not_the_probes_own_failure_leaves_it_in(failure: Failure) -> None:
     known = {**READY, "artifact": "/a", "tries": {"evaluate": 1}}
@@ -580,6 +586,5 @@ def test_an_attempt_that_has_just_ended_well_is_not_taken_for_suspended() -> Non
     running = Attempt(revision="r1", number=1, started=STAMP, folder=FOLDER)
     ended = Run(A1, "Succeeded", result={"artifact": "/a"}, **LEADER)
     o = make_observed(make_revision(**READY, attempts=1), changes={"suspend": True}, status={"attempts": [running]}, runs=ran(ended))
-    assert decide(o).status.attempts == [running]
-    again = make_observed(make_revision(**READY, attempts=1), status={"attempts": [running]}, runs=ran(ended))
-    assert decide(again).status.attempts[0].outcome == "Succeeded"
+    decided = decide(o)
+    assert (decided.phase, decided.status.attempts[0].outcome, decided.revision.artifact) == (c.SUSPENDED, "Succeeded", "/a")

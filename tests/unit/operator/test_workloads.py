@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -265,6 +265,16 @@ STATES: dict[str, tuple[Object | None, list[Object], Run]] = {
         [gone(0, ended(0, RESULT), phase="Succeeded")],
         Run("job", "Succeeded", result=RESULT, leader_uid="pod-0"),
     ),
+    "it ended well an hour ago": (
+        {**JOB, "status": {"conditions": [{**LONG_AGO, "type": "Complete"}]}},
+        [],
+        Run("job", "Succeeded", ended=NOW - timedelta(hours=1)),
+    ),
+    "it failed an hour ago": (
+        {**JOB, "status": {"conditions": [LONG_AGO]}},
+        [],
+        Run("job", "Failed", failure=Failure("disruption", "", "its pods were deleted"), ended=NOW - timedelta(hours=1)),
+    ),
     "it ended well and its pod is gone": (job("Complete"), [], Run("job", "Succeeded")),
     "it is being deleted": (
         {**JOB, "metadata": {**JOB["metadata"], "deletionTimestamp": "x"}},
@@ -353,6 +363,16 @@ def test_a_gang_is_held_for_as_long_as_a_part_of_it_waits() -> None:
     assert read_run(JOB, [runs, late], NOW).held == 600
     assert read_run(JOB, [late], NOW).held == 0, "alone it holds nothing"
     assert read_run(JOB, [made(pod(0, "Pending")), runs], NOW).held == 0, "it merely starts"
+
+
+def test_a_gang_of_which_a_rank_has_no_pod_does_not_run() -> None:
+    """A quota has room for a part of it: the pod that is there waits for the other, and holds its machine."""
+    two = {**JOB, "spec": {"completions": 2}, "status": {"startTime": "2026-01-01T11:50:00Z"}}
+    assert read_run(two, [pod(0)], NOW) == Run("job", "Waiting", leader_uid="pod-0", unheard=True, held=600)
+    assert read_run(two, [pod(0), pod(1)], NOW).state == "Running"
+    assert read_run(two, [], NOW).held == 0, "nothing is held"
+    suspended = {**two, "spec": {"completions": 2, "suspend": True}}
+    assert not read_run(suspended, [], NOW).unheard, "its queue has not admitted it"
 
 
 def test_a_pod_that_nothing_explains_is_stuck_since_its_start() -> None:

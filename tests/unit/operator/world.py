@@ -251,6 +251,7 @@ class World:
     lacked: list[str] = field(default_factory=list)  # who needed which folder in vain
     cleaning: dict[str, Object] = field(default_factory=dict)  # by Job: what its pods were told to remove
     full: int | None = None  # pods of a Deployment that find room; None: all
+    vllm_image: str = "vllm:1"  # the operator's
     lacks: dict[Kind, Waiting] = field(default_factory=dict)  # kinds that the cluster does not know
     leaving: dict[str, int] = field(default_factory=dict)  # by uid of a pod that is to end: turns since
 
@@ -522,7 +523,7 @@ class Operator:
         self.cache = Cache()
         cluster = cast(Cluster, world.api)
         profiles = {"h100": Accelerator("h100", "nvidia.com/gpu")}
-        settings = Settings("trainer:1", "router:1", profiles=profiles, ingress_annotations=("cert-manager.io/*",))
+        settings = Settings("trainer:1", "router:1", self.world.vllm_image, profiles=profiles, ingress_annotations=("cert-manager.io/*",))
         self.reconciler = Reconciler(
             cluster,
             self.cache,

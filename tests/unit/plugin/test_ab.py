@@ -103,6 +103,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a time that is none": (pair(time="yesterday"), "ab.log, line 2: time is 'yesterday', and no time"),
     "a time without a zone": (pair(time="2026-11-01T12:00:00"), "ab.log, line 2: time is '2026-11-01T12:00:00', without a zone"),
     "a duration that is none": (pair(duration_ms="fast"), "ab.log, line 2: duration_ms is 'fast', and is to be a number"),
+    "a duration of many digits": (pair(duration_ms=10**400), "ab.log, line 2: duration_ms is 1000"),
     "a status that is true": (pair(status=True), "ab.log, line 2: status is True, and is to be a number"),
 }
 
@@ -157,6 +158,13 @@ BAD_FILES: dict[str, tuple[str, str, str | None, str]] = {
     "an open quote": ("a.csv", 'user,x\n"ada,1\n', None, "TMP/a.csv, after row 1: unexpected end of data"),
     "no value": ("a.csv", "user,x\nada,\n", None, "TMP/a.csv, row 2: x is empty"),
     "no id": ("a.csv", "user,x\n,1\n", None, "TMP/a.csv, row 2: user is empty"),
+    "a number beyond all sums": (
+        "a.csv",
+        "user,x\nada,1e300\n",
+        None,
+        "TMP/a.csv, row 2: x is '1e300', and is to be a number of 1e+100 at most",
+    ),
+    "a number of many digits": ("a.jsonl", f'{{"user":"ada","x":1{"0" * 400}}}\n', None, "TMP/a.jsonl, row 1: x is 1000"),
     "no number": ("a.csv", "user,x\nada,1\nbob,good\n", None, "TMP/a.csv, row 3: x is 'good', and is to be a number, true or false"),
     "not finite": ("a.csv", "user,x\nada,inf\n", None, "TMP/a.csv, row 2: x is 'inf'"),
     "no JSON": ("a.jsonl", '{"user": "ada", "x": 1}\n{"user"\n', None, "TMP/a.jsonl, row 2: it is no JSON"),
@@ -468,6 +476,7 @@ def test_a_page_to_hand_on_stands_alone_and_says_the_same(tmp_path: Path) -> Non
     assert "&lt;solved&gt;: higher on the canary by" in page
     assert not re.search(r"<solved|<script|https?://|src=|href=", page)
     assert page.count("<svg") == 6
+    assert not re.search(r"svg{[^}]*[{;]width:\d+rem", page), "a narrow window shrinks the drawing, and hides no end of it"
     ElementTree.fromstring(page.removeprefix("<!doctype html>").replace('<meta charset="utf-8">', "").replace(META, ""))
     with pytest.raises(PluginError, match="No such file"):
         told("--html", "/nonexistent/ab.html")

@@ -6,6 +6,7 @@ import base64
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,7 @@ SAID: dict[str, tuple[str, type[PluginError], str]] = {
         Refused,
         "Ask for the ClusterRole `edit`",
     ),
+    "no such kubeconfig": ("error: stat /none: no such file or directory", PluginError, "stat /none: no such file or directory"),
     "no CRD": ('error: the server doesn\'t have a resource type "finetunes"', PluginError, "install the operator's chart"),
     "no cluster": ("E1129 memcache.go\nThe connection to the server was refused", PluginError, "The connection to the server was refused"),
     "nothing": ("", PluginError, "said nothing"),
@@ -52,6 +54,7 @@ def test_what_kubectl_says_becomes_an_error_that_says_what_to_do(case: str) -> N
     error = classified(said)
     assert type(error) is kind
     assert words in str(error)
+    assert not str(error).startswith("error: "), "the plugin says that itself"
 
 
 def script(text: str, *flags: str) -> Kubectl:
@@ -196,6 +199,12 @@ def test_a_watch_on_a_terminal_redraws_until_it_is_interrupted() -> None:
     assert out.getvalue().count(live.HOME) == 4
     assert out.getvalue().count(live.CLEAR) == 1
     assert "\x1b[32mLive\x1b[0m" in out.getvalue()
+
+
+def test_a_watch_never_writes_more_than_a_small_terminal_has_room_for() -> None:
+    lines = ["short", "x" * 81, "\x1b[32m" + "x" * 80 + "\x1b[0m", "", "x" * 200, "last"]
+    for height, shown_lines in {24: 6, 10: 6, 9: 5, 8: 4, 6: 4, 3: 1, 2: 1, 1: 0}.items():
+        assert list(live.fitting(lines, os.terminal_size((80, height)))) == lines[:shown_lines], height
 
 
 def test_a_status_of_an_older_spec_does_not_end_a_watch() -> None:

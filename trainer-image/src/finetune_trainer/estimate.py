@@ -2,21 +2,22 @@
 
 Memory per rank = weights (all that is there, as the method stores it) + gradients and optimizer of what trains + activations + logits
 + the framework, and on CPUs the copies that a roll-back and the best checkpoint need, which on GPUs lie in the host's memory. The first
-three are counted on the model's outline, exactly; the others bound. What ZeRO would divide among all ranks is told beside it, whole.
-Time = floating-point operations a parameter and token: 6, of which a frozen base saves a quarter; DPO adds one pass forward of the
-base model.
+three are counted on the model's outline, exactly; the others bound. What ZeRO would divide among all ranks is told beside it, whole,
+and what there would be in place of activations if each layer kept its input alone and computed the rest again.
+Time = floating-point operations a parameter and token: 6, of which a frozen base saves a quarter; computing again adds one pass forward,
+and DPO one of the base model.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_trainer.config import ComputeConfig, MethodConfig
+from finetune_trainer.config import PROMPT_METHODS, ComputeConfig, MethodConfig
 from finetune_trainer.exits import JsonObject
 from finetune_trainer.methods import SHARDED
 
 FRAMEWORK_BYTES = 1_200_000_000
-ACTIVATION_VALUES = 34
+ACTIVATION_VALUES, GRADIENT_VALUES = 34, 17  # of a layer, by the hidden size: kept for its gradients, and what is there while they are made
 LOGIT_BYTES = 12
 BUCKET, GATHERED = 50_000_000, 500_000_000  # numbers that ZeRO reduces at a time; parameters that its stage 3 holds whole at a time
 FLOAT, MOMENTS = 4, 8  # bytes a trained parameter: its value or gradient; AdamW's two moments
@@ -30,7 +31,7 @@ GPU_FLOPS_UNKNOWN = 50e12
 @dataclass(frozen=True)
 class Outline:
     """Parameters by how they are kept: `frozen` in the model's precision, `quantized` (with so many rows) as the method says,
-    `trained` in float32; `active` of all of them take part in one token's pass."""
+    `trained` in float32; `active` of all of them take part in one token's pass. `recomputes`: its layers can be computed again."""
 
     frozen: int
     quantized: int
@@ -40,31 +41,38 @@ class Outline:
     hidden: int
     layers: int
     vocabulary: int
+    recomputes: bool = True
 
 
 def estimate(
-    outline: Outline, method: MethodConfig, compute: ComputeConfig, tokens: int, epochs: float, pass_tokens: int, bf16: bool
+    outline: Outline, method: MethodConfig, compute: ComputeConfig, tokens: int, epochs: float, pass_tokens: int, bf16: bool,
+    recompute: bool = False,
 ) -> JsonObject:  # fmt: skip
     """`memoryBytes` of one rank with its `memory` by component in passes of `passTokens`, and `seconds` of a run of so many `tokens`
-    an epoch."""
+    an epoch; `recomputed`: bytes in place of `activations` with gradient checkpointing (None: this model or method has none)."""
     accelerated = compute.gpus_per_node > 0
     width = 2 if bf16 else 4
     trained = outline.trained
+    again = outline.layers * (FLOAT if method.type == "Full" else width) + (ACTIVATION_VALUES + GRADIENT_VALUES) * width
+    values = {"activations": outline.layers * ACTIVATION_VALUES * width, "recomputed": again}
+    kept = {name: pass_tokens * outline.hidden * bytes_ for name, bytes_ in values.items()}
+    which = "recomputed" if recompute else "activations"
     memory = {
         "weights": round(weights(outline, method, bf16)),
         "gradients": trained * FLOAT,
         "optimizer": trained * MOMENTS,
-        "activations": pass_tokens * outline.layers * outline.hidden * ACTIVATION_VALUES * width,
+        which: kept[which],
         "logits": pass_tokens * outline.vocabulary * LOGIT_BYTES,
         "framework": FRAMEWORK_BYTES,
         **({} if accelerated else {"copies": trained * (2 * FLOAT + MOMENTS)}),
     }
-    each = (6 if method.type == "Full" else 4.5) * epochs + (2 if method.objective == "DPO" else 0)
+    each = ((6 if method.type == "Full" else 4.5) + (2 if recompute else 0)) * epochs + (2 if method.objective == "DPO" else 0)
     seconds = tokens * each * outline.active / speed(compute, bf16) + 30
     whole = {name: size for name, size in memory.items() if name not in ("weights", "copies")}
     return {
         "memoryBytes": sum(memory.values()),
         "memory": memory,
+        "recomputed": kept["recomputed"] if outline.recomputes and method.type not in PROMPT_METHODS else None,
         "sharded": {**whole, **divisible(outline, bf16)} if method.type in SHARDED else {},
         "seconds": round(seconds),
         "passTokens": pass_tokens,

@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--epochs", type=_positive, default=3.0, help="(default 3)")
     p.add_argument("--tokens-per-step", type=whole, help="(default: by the rows, as prepare chooses)")
     p.add_argument("--micro-batch-tokens", type=whole, help="tokens of one pass (default 8192 on GPUs, 2048 on CPUs)")
+    p.add_argument("--gradient-checkpointing", action="store_true", help="layers keep their inputs alone and compute the rest again")
     p.add_argument("--precision", default="Auto", choices=_choices(TrainingConfig, "precision"))
     p.add_argument("--accelerator", default="", help=f"its name holds one of {', '.join(estimate.GPU_FLOPS)} (default: none, CPUs)")
     p.add_argument("--gpus-per-node", type=_at_least(0), help="(default 1 with an accelerator, else 0)")
@@ -123,6 +124,9 @@ def table(found: JsonObject, compute: ComputeConfig) -> str:
         f"time     {seconds / 3600:.1f} h on {ranks} {'GPU' if gpus else 'CPU rank'}{'s' if ranks > 1 else ''}{gpus}{_caveat(compute)}",
         *_sizes("memory of a rank", {**memory, "total": told["memoryBytes"]}),
     ]
+    if "activations" in memory and told.get("recomputed") is not None:
+        less = int(str(told["recomputed"])) / 2**30
+        lines += ["", f"With gradient checkpointing it is {less:.2f} GiB in place of activations, and about a third more time."]
     if sharded := {name: size for name, size in _block(told["sharded"]).items() if name in DIVIDED or name not in memory}:
         lines += [*_sizes("with ZeRO instead", sharded), ZERO]
     return "\n".join(lines)
@@ -170,6 +174,7 @@ def _training(options: argparse.Namespace) -> TrainingConfig:
             "tokensPerStep": options.tokens_per_step,
             "microBatchTokens": options.micro_batch_tokens,
             "precision": options.precision,
+            "gradientCheckpointing": options.gradient_checkpointing,
         }
     )
 

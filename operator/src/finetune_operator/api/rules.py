@@ -100,6 +100,13 @@ ACROSS: Final = (
         _sharding_fits,
     ),
     Rule(
+        "spec", "training.gradientCheckpointing",
+        "!has(self.training) || !has(self.training.gradientCheckpointing) || self.training.gradientCheckpointing != 'Always' || "
+        "!(self.method.type in ['PromptTuning', 'PrefixTuning', 'PTuning'])",
+        "activations behind a trained prompt are not computed again; use Auto or Never, or method.type LoRA",
+        lambda spec: spec.get("training", {}).get("gradientCheckpointing") != "Always" or spec["method"]["type"] not in PROMPTS,
+    ),
+    Rule(
         "spec", "serving.runtime",
         "!has(self.serving) || has(self.serving.image) || self.serving.runtime != 'vLLM' || "
         "(!(self.method.type in ['PromptTuning', 'PrefixTuning', 'PTuning']) && "

@@ -51,3 +51,8 @@ class Spec(SpecModel):
     provider: Provider | None = None
     retrain: Annotated[Word | None, RETRAIN] = Field(default=None, description="A new value trains again on purpose.")
     suspend: Annotated[bool, LIVE] = Field(default=False, description="Stop training (a checkpoint is kept) and hold the rollout.")
+
+    @property
+    def gradient_checkpointing(self) -> str:
+        """Auto, Always or Never."""
+        return (self.training and self.training.gradient_checkpointing) or "Auto"

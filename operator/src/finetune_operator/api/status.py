@@ -180,6 +180,9 @@ class Estimate(StatusModel):
         description="What ZeRO would divide among all ranks, and what each needs beside it, by component.",
         max_length=12,
     )
+    recomputed: Count | None = Field(
+        default=None, description="In place of `activations` where they are computed again; absent: they cannot be, or it is not known."
+    )
     pass_tokens: int = Field(ge=1, description="Tokens of a forward pass, if memory sets no other limit.")
     longest: int = Field(ge=1, description="Tokens of the longest training row: no pass is smaller.")
 
@@ -238,7 +241,10 @@ class Attempt(StatusModel):
     began: Time | None = Field(default=None, description="Since when its time is not yet in `cost`.")
     gpus: Count | None = None
     gpu_hour: Decimal | None = Field(default=None, description="What one of them costs an hour.")
-    layout: Short | None = Field(default=None, description="How its ranks hold the model: DDP, or a stage of ZeRO and what is offloaded.")
+    layout: Short | None = Field(
+        default=None,
+        description="How its ranks hold the model: DDP, or a stage of ZeRO and what is offloaded; and whether activations are recomputed.",
+    )
     folder: Short | None = Field(default=None, description="Its folder on the work volume, once rank 0 is known.")
 
 

@@ -14,6 +14,7 @@ from finetune_operator.api.spec import Spec
 from finetune_operator.build import pods
 from finetune_operator.build.envoy import REQUEST_SECONDS
 from finetune_operator.build.pods import Accelerator, Devices, Images, Manifest, Owner
+from finetune_operator.errors import SpecError
 
 PRESTOP_SECONDS: Final = 8  # longer than the routers' DNS refresh and health checks take
 # vLLM says 503 to whoever comes while it drains: longer than a name server may go on telling of a pod that goes.
@@ -63,9 +64,12 @@ def template(owner: Owner, spec: Spec, served: Served, images: Images, devices: 
 
 
 def server(spec: Spec, served: Served, images: Images, devices: Devices) -> Manifest:
-    """The container that serves the OpenAI API on port 8000; evaluation runs the same one as its sidecar."""
+    """The container that serves the OpenAI API on port 8000; evaluation runs the same one as its sidecar. SpecError where its image is
+    not known."""
     serving = spec.serving
     vllm = uses_vllm(spec)
+    if vllm and not images.vllm:
+        raise SpecError(no_vllm(spec))
     health = "/health" if vllm else "/healthz"
     ready = "/health" if vllm else "/readyz"
     container: Manifest = {
@@ -148,6 +152,16 @@ def runtime(spec: Spec) -> str:
 def uses_vllm(spec: Spec) -> bool:
     """Is the server vLLM, and not an image that takes the trainer's arguments?"""
     return runtime(spec) == "vLLM" and not (spec.serving and spec.serving.image)
+
+
+def no_vllm(spec: Spec) -> str:
+    """That the operator has no image of vLLM, and the fix."""
+    wanted = spec.serving.runtime if spec.serving else "Auto"
+    which = wanted if wanted != "Auto" else f"Auto, which is vLLM with accelerator {spec.compute.accelerator}"
+    return (
+        f"serving.runtime is {which}, and the operator has no image of vLLM (its setting FINETUNE_VLLM_IMAGE is empty): set the chart's "
+        f"value images.vllm, or set serving.runtime to Transformers, or serving.image"
+    )
 
 
 def deployment(owner: Owner, arm: str, revision: str, kept: Manifest, replicas: int | None) -> Manifest:

@@ -187,7 +187,7 @@ end
 
 function envoy_on_request(handle)
   local context, headers = handle:filterContext(), handle:headers()
-  local names, to = asked(context:get("sources"), headers), context:get("to")
+  local names, to = asked(context:get("sources") or {}, headers), context:get("to") -- {}: no route takes it
   local length = tonumber(headers:get("content-length") or "")
   if #names == 0 or headers:get(":method") ~= "POST" or not length or length < 1 or length > context:get("bytes") then
     return

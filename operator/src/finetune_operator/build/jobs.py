@@ -21,6 +21,7 @@ from finetune_operator.build.pods import NO_DEVICES, Devices, Images, Manifest, 
 CONTAINER = "trainer"
 ONLINE = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # who fetches the model, or data of a hub, may ask it
 SHORTEST_KEEP_SECONDS = 3600  # a finished Job stays for its logs, and for the operator that was away when it ended
+LONGEST_KEEP_SECONDS = 2**31 - 1  # what a Job can hold
 SCORING_DEADLINE_SECONDS = 6 * 3600  # a sidecar that never starts does not fail a Job by itself
 TRAIN_GRACE_SECONDS = 120  # the gang agrees to stop and saves a checkpoint within this time
 CLEANING_DEADLINE_SECONDS = 3600  # one that gets no pod is not waited for: it is tried again
@@ -64,7 +65,7 @@ def stage_job(
         "backoffLimit": 0,
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": _failure_policy(training=training, probes=_probes(config)),
-        "ttlSecondsAfterFinished": max(SHORTEST_KEEP_SECONDS, int(seconds(spec.retention.jobs))),
+        "ttlSecondsAfterFinished": min(LONGEST_KEEP_SECONDS, max(SHORTEST_KEEP_SECONDS, int(seconds(spec.retention.jobs)))),
         "template": _template(owner, spec, stage, config, images, served, devices, labels),
     }
     if avoid:

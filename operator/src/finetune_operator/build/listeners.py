@@ -64,6 +64,7 @@ def _users_listener(name: str, port: int) -> Manifest:
             "internal_address_config": {"cidr_ranges": []},  # nobody may steer retries and timeouts by x-envoy- headers
             "common_http_protocol_options": {"max_connection_duration": f"{CONNECTION_SECONDS}s"},
             "http1_safe_max_connection_duration": True,
+            "http_protocol_options": {"accept_http_10": True},  # what an nginx before it speaks by default
             "stream_idle_timeout": REQUEST_TIMEOUT,
             "request_headers_timeout": "10s",
             "request_timeout": f"{RECEIVE_SECONDS}s",  # to receive it: a body that is waited for, for an identity, is held

@@ -74,6 +74,11 @@ class Accelerator:
     priority_class: str = ""
     per_machine: int = 8
 
+    @property
+    def sliced(self) -> bool:
+        """Is it a part of an accelerator, as MIG makes them? A process sees one of these, however many its pod has."""
+        return self.resource.startswith("nvidia.com/mig-")
+
 
 ANY_GPU: Final = Accelerator("", "nvidia.com/gpu")
 

@@ -93,12 +93,13 @@ def build(
     *,
     gpus: int = 0,
     micro_batch_tokens: int | None = None,
-    layout: tuple[str, str] | None = None,
+    layout: tuple[str, str, bool] | None = None,
     resume_from: list[str] | None = None,
     scoring: Scoring | None = None,
     micro_batch_divisor: int = 1,
 ) -> Config:
-    """The whole configuration of one Job; blocks that its stage does not use are absent. `layout` is (sharding, offload)."""
+    """The whole configuration of one Job; blocks that its stage does not use are absent. `layout` is (sharding, offload,
+    whether activations are computed again); None: as the spec asks."""
     config: Config = {
         "version": 1,
         "stage": "evaluate" if stage.name == "baseline" else stage.name,
@@ -119,7 +120,9 @@ def build(
     config["compute"] = _compute(name, spec, stage, gpus)
     if stage.name == "train":
         config["training"]["microBatchTokens"] = micro_batch_tokens or config["training"]["microBatchTokens"]
-        config["compute"]["sharding"], config["compute"]["offload"] = layout or (spec.compute.sharding, spec.compute.offload)
+        sharding, offload, recompute = layout or (spec.compute.sharding, spec.compute.offload, spec.gradient_checkpointing == "Always")
+        config["compute"] |= {"sharding": sharding, "offload": offload}
+        config["training"]["gradientCheckpointing"] = recompute
         config["run"] = {"path": names.attempt_path(stage.revision, stage.number), "resumeFrom": list(resume_from or [])}
     return config
 
@@ -308,6 +311,9 @@ def _decimal(value: str | None) -> float | None:
     return decimal(value) if value else None
 
 
+LOSS_ALONE: Final[list[Config]] = [{"type": "Loss"}]  # no server answers for it
+
+
 def metrics(spec: Spec) -> list[Config]:
     """The metrics asked for; without any, the mean loss per row is compared."""
     mounts = {s.slot: s.mount for s in sources.of_metrics(spec)}
@@ -319,7 +325,7 @@ def metrics(spec: Spec) -> list[Config]:
                 "schemaMount": mounts[f"schema-{index}"] or metric.sql_execution.schema_source.removeprefix("image://")
             }
         result.append(entry)
-    return result or [{"type": "Loss"}]
+    return result or LOSS_ALONE
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from finetune_operator import names
@@ -29,6 +30,13 @@ def forwarding() -> Manifest:
             ],
         },
     }
+
+
+def hosts(clusters: Manifest) -> Iterator[str]:
+    """The names under which a document of clusters looks for their pods."""
+    for cluster in clusters["resources"]:
+        (host,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+        yield host["endpoint"]["address"]["socket_address"]["address"]
 
 
 def arm_cluster(name: str, backend: Backend) -> Manifest:

@@ -119,6 +119,7 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
         servers=o.servers,
         answers=o.answers,
         router_waiting=o.router_waiting,
+        taken=o.status.reason == c.NAME_TAKEN,
         hold=o.spec.suspend,
         capacity=running.capacity or 0,
         wish=control.wish(d.status, running),
@@ -167,8 +168,7 @@ def _steady(o: Observed, d: Draft, wanted: ArmWanted | None) -> Draft:
     d = replace(d, arms=live_arms(d), routing=Routing(structure, 0), serving=serving_of(o, live))
     if o.routers_starting:  # no watch tells that one waits for its Secret
         d = replace(d, requeue=soonest(d.requeue, START_SECONDS))
-    if last.capacity:  # it has ended: from now on each arm has what its own load needs
-        last = last.model_copy(update={"capacity": None})
+    last = last.model_copy(update={"capacity": None})  # it has ended: from now on each arm has what its own load needs
     health = health_of(o, live)
     settled = _acknowledged(o, structure) and health.ready > 0 and not _used_by_who_leaves(o, structure)
     if (settled and not last.memory.get("settled")) or (last.memory.get("structure") not in (None, structure.version)):

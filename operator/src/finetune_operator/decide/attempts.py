@@ -124,11 +124,13 @@ def price(o: Observed) -> float | None:
 
 
 def spent(o: Observed, d: Draft, attempt: Attempt | None) -> Cost:
-    """What all training has cost until now, the running attempt included: from when all its pods run."""
+    """What all training has cost until now, the running attempt included: from when all its pods run until its Job has ended, however
+    late that is seen."""
     began = time(attempt.began) if attempt else None
     if attempt is None or began is None:
         return d.status.cost
-    hours = max(0, int((o.now - began).total_seconds())) / 3600
+    until = job(o, attempt).ended or o.now
+    hours = max(0, int((until - began).total_seconds())) / 3600
     gpu_hours = hours * (attempt.gpus or 0)
     cost, hourly = d.status.cost, attempt.gpu_hour
     return Cost(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from finetune_operator import conditions
 from finetune_operator.api.blocks.budget import Budget
 from finetune_operator.api.quantities import seconds
@@ -27,6 +29,17 @@ def within(o: Observed, d: Draft) -> Draft:
             return d
         d = halted(o, d, attempt, "OverBudget").note("Warning", conditions.BUDGET_EXHAUSTED, over).end("train", o.now)
     return d.block(conditions.FAILED, over, reason=conditions.BUDGET_EXHAUSTED)
+
+
+def uncounted(o: Observed, d: Draft) -> Draft:
+    """Says of an attempt that runs without a price that its money is not counted: the limit may have come after it."""
+    budget, attempt = o.spec.budget, running(d)
+    if budget is None or budget.max_cost is None or attempt is None or (attempt.gpu_hour if attempt.began else price(o)) is not None:
+        return d
+    told = _unpriced(o)
+    if price(o) is not None:
+        told = "budget.maxCost does not count it: it began without a price. Set suspend for a moment: what begins then counts"
+    return replace(d, message=f"{d.message}; attempt {attempt.number} goes on, and {told}"[:1024])
 
 
 def _over(budget: Budget, cost: Cost) -> str | None:

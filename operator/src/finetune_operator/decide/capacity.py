@@ -20,7 +20,7 @@ def with_capacity(o: Observed, r: Rollout) -> Rollout:
     else, and could not take them back. Before anybody is moved it is what the present arm has."""
     scaling = o.spec.serving.autoscaling if o.spec.serving else None
     if scaling is None:
-        return r.model_copy(update={"capacity": None}) if r.capacity else r
+        return r.model_copy(update={"capacity": None})
     stable, canary = health_of(o, r.stable), health_of(o, r.arm)
     if r.state in states.UNMOVED:
         needed = stable.wanted

@@ -292,11 +292,16 @@ def _where(t: Terms, other: str, start: float, f: Figures) -> str:
 
 
 def _money(t: Terms, amount: float) -> str:
-    return f"{amount:,.2f} {t.currency}".strip() if amount >= 1 or amount == 0 else f"{amount:.4f} {t.currency}".strip()
+    return f"{amount:,{_places(amount)}} {t.currency}".strip()
 
 
 def _amount(value: float | None) -> str | None:
-    return _number(value, ".2f" if value is None or abs(value) >= 1 else ".4f")
+    return None if value is None else _number(value, _places(value))
+
+
+def _places(amount: float) -> str:
+    """Of a part of one unit of money four are told."""
+    return ".2f" if abs(amount) >= 1 or amount == 0 else ".4f"
 
 
 def _number(value: float | None, form: str) -> str | None:

@@ -1,16 +1,19 @@
 """Does the run fit where it is asked to go? Of the volume it is asked at once, of memory as soon as prepare has estimated it.
 
-Both are asked again in every cycle: an edit of `compute` goes on by itself. Only the layout that an attempt began with is remembered.
+Both are asked again in every cycle: an edit of `compute` or of `training.gradientCheckpointing` goes on by itself. Only the layout that an
+attempt began with is remembered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from finetune_operator import conditions
 from finetune_operator.api.blocks.compute import shardable
+from finetune_operator.api.blocks.method import PROMPTS
+from finetune_operator.api.blocks.training import Training
 from finetune_operator.api.quantities import quantity
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Attempt, Estimate
@@ -23,40 +26,65 @@ from finetune_operator.observed import Observed
 @dataclass(frozen=True)
 class Layout:
     """How ranks hold a model: of the estimate's components, which they divide among them and which lie in the host's memory; `once` are
-    those that others do without."""
+    those that others do without. `recompute`: layers keep their inputs alone and compute their activations again."""
 
     sharding: str
     offload: str = "None"
     divided: frozenset[str] = frozenset()
     hosted: frozenset[str] = frozenset()
     once: frozenset[str] = frozenset()
+    recompute: bool = False
 
     @property
     def title(self) -> str:
-        """As the status tells it."""
-        return self.sharding if self.offload == "None" else f"{self.sharding}, offload {self.offload}"
+        """As the status tells it, and as it is read back: what a title says it says for ever."""
+        offload = "" if self.offload == "None" else f", offload {self.offload}"
+        return f"{self.sharding}{offload}{', activations recomputed' if self.recompute else ''}"
+
+    @property
+    def asked(self) -> tuple[str, str, bool]:
+        """As the trainer is asked for it."""
+        return self.sharding, self.offload, self.recompute
 
 
 _STATES: Final = frozenset({"masters", "optimizer"})
 _ALL: Final = _STATES | {"gradients", "parameters"}
 WHOLE: Final = Layout("DDP")
-# Least traffic first.
-LAYOUTS: Final = (
+_ON_ACCELERATORS: Final = (
     WHOLE,
     Layout("ZeRO1", divided=_STATES),
     Layout("ZeRO2", divided=_STATES | {"gradients"}),
     Layout("ZeRO3", divided=_ALL, once=frozenset({"gathered"})),
+)
+_OFFLOADED: Final = (
     Layout("ZeRO1", "Optimizer", divided=_STATES, hosted=_STATES),
     Layout("ZeRO2", "Optimizer", divided=_STATES | {"gradients"}, hosted=_STATES),
     Layout("ZeRO3", "Optimizer", divided=_ALL, hosted=_STATES, once=frozenset({"gathered"})),
     Layout("ZeRO3", "All", divided=_ALL, hosted=_STATES | {"parameters"}, once=frozenset({"gathered"})),
 )
+# Least traffic first; before anything goes to the host and back, layers are computed twice.
+LAYOUTS: Final = tuple(
+    replace(layout, recompute=recompute) for group in (_ON_ACCELERATORS, _OFFLOADED) for recompute in (False, True) for layout in group
+)
 ONCE: Final = frozenset().union(*(layout.once for layout in LAYOUTS))
-BY_PASS: Final = ("activations", "logits")  # components that grow with the tokens of a forward pass
+BY_PASS: Final = ("activations", "recomputed", "logits")  # components that grow with the tokens of a forward pass
 MOST_NODES: Final = 64  # pods: no larger gang is named
 SPARE_GIB: Final = 8  # of a pod's memory, for the program itself
 SHORTEST: Final = 64  # tokens: no shorter maxSequenceLength is worth naming
 GIB: Final = 2**30
+
+
+def one_slice(o: Observed, d: Draft) -> Draft:
+    """Does each pod ask for one slice, where the accelerator is a slice of one? A second one would be seen by nobody."""
+    compute, profile = o.spec.compute, o.profiles.get(o.spec.compute.accelerator or "")
+    each = compute.gpus_each
+    if d.blocked or d.revision.artifact or running(d) or profile is None or not profile.sliced or each == 1:
+        return d
+    message = (
+        f"compute.gpusPerNode is {each}, and of {profile.name} a pod can use one: a process sees one slice. Set gpusPerNode to 1, and "
+        f"compute.nodes to {compute.nodes * each} for as many"
+    )
+    return d.block(conditions.FAILED, message, reason=conditions.DOES_NOT_FIT)
 
 
 def one_machine(o: Observed, d: Draft) -> Draft:
@@ -69,6 +97,12 @@ def one_machine(o: Observed, d: Draft) -> Draft:
     wanted, most = compute.nodes * each, profile.per_machine
     if wanted <= most:
         return d
+    if each > most:
+        message = (
+            f"compute.gpusPerNode is {each}, and the largest machine has {most} of the accelerator: ask for at most {most} (or let the "
+            f"operator know of a larger machine: perMachine in the chart's value profiles)"
+        )
+        return d.block(conditions.FAILED, message, reason=conditions.DOES_NOT_FIT)
     message = (
         f"compute asks for {compute.nodes} pods of {each} accelerators, {wanted} in all, and a machine has {most}; a volume that is "
         f"ReadWriteOnce holds all pods on one machine. Make the FineTune anew with storage.accessMode ReadWriteMany (on a "
@@ -98,7 +132,7 @@ class Choice:
 def chosen(o: Observed, estimate: Estimate | None) -> Choice | None:
     """The first layout allowed that fits, passes halved where need be; the first one allowed where nothing is known; None: none fits."""
     layouts = allowed(o.spec)
-    if _profile(o) is None or estimate is None or (WHOLE not in layouts and not estimate.sharded):
+    if _profile(o) is None or estimate is None or not any(_told(estimate, layout) for layout in layouts):
         return Choice(layouts[0])
     return next((_choice(o, estimate, layout) for layout in _fitting(o, estimate)), None)
 
@@ -108,7 +142,7 @@ def next_choice(o: Observed, d: Draft) -> Choice | None:
     allow (a larger divisor would change nothing there), where one that fits is behind it."""
     estimate, mine = d.revision.estimate, [a for a in d.status.attempts if a.revision == d.revision.name]
     first = chosen(o, estimate)
-    if first is None or estimate is None or not estimate.sharded:
+    if first is None or estimate is None:
         return first
     spent = [begun(o, estimate, a.layout).layout for a in mine if a.failure_class == "outOfMemory" and _at_its_smallest(o, estimate, a)]
     behind = LAYOUTS[max((LAYOUTS.index(layout) + 1 for layout in spent), default=0) :]
@@ -132,15 +166,21 @@ def _choice(o: Observed, estimate: Estimate | None, layout: Layout) -> Choice:
 
 
 def _fitting(o: Observed, estimate: Estimate) -> Iterator[Layout]:
-    """The layouts allowed that fit, into the accelerator's memory and the host's."""
-    return (layout for layout in allowed(o.spec) if _fits(o, estimate, layout) and _host_has_room(o, estimate, layout))
+    """The layouts allowed of which the estimate tells that they fit, into the accelerator's memory and the host's."""
+    there = (layout for layout in allowed(o.spec) if _told(estimate, layout))
+    return (layout for layout in there if _fits(o, estimate, layout) and _host_has_room(o, estimate, layout))
 
 
-def _fits(o: Observed, estimate: Estimate, layout: Layout, nodes: int | None = None) -> bool:
-    """Does a rank of so many pods (by default those that are asked for) fit into the accelerator's memory?"""
+def _told(estimate: Estimate, layout: Layout) -> bool:
+    """Does it tell what such a layout needs? One from another trainer may say nothing of ZeRO, or of what is recomputed."""
+    return bool(estimate.sharded or not layout.divided) and (estimate.recomputed is not None or not layout.recompute)
+
+
+def _fits(o: Observed, estimate: Estimate, layout: Layout) -> bool:
+    """Does a rank fit into the accelerator's memory?"""
     profile = _profile(o)
     room = profile.memory_bytes if profile else None
-    return pass_tokens(estimate, room, (nodes or o.spec.compute.nodes) * _each(o), layout) is not None
+    return pass_tokens(estimate, room, _ranks(o), layout) is not None
 
 
 def _host_has_room(o: Observed, estimate: Estimate, layout: Layout) -> bool:
@@ -152,16 +192,25 @@ def _host_has_room(o: Observed, estimate: Estimate, layout: Layout) -> bool:
 def _hosted(o: Observed, estimate: Estimate, layout: Layout) -> int:
     """Bytes of a pod's memory: what is offloaded, and for ZeRO3 the model, which each rank loads there before it is divided."""
     whole = estimate.sharded
-    rank = sum(whole.get(name, 0) / (_ranks(o) if name in layout.divided else 1) for name in layout.hosted)
+    rank = sum(size for name, size in whole.items() if name in layout.hosted) / _ranks(o)  # all of it is divided
     loads = whole.get("parameters", 0) if "parameters" in layout.divided else 0
     return round(_each(o) * (rank + loads))
 
 
 def allowed(spec: Spec) -> list[Layout]:
-    """The layouts that `compute` leaves open and that the method goes with."""
-    sharding, offload = spec.compute.sharding, spec.compute.offload
+    """The layouts that `compute` and `training.gradientCheckpointing` leave open and that the method goes with."""
+    sharding, offload, recompute = spec.compute.sharding, spec.compute.offload, _recompute(spec)
     open_ = [layout for layout in LAYOUTS if sharding in ("Auto", layout.sharding) and offload in ("Auto", layout.offload)]
-    return [layout for layout in open_ if layout is WHOLE or shardable(spec.method.type, spec.method.objective, layout.sharding)] or [WHOLE]
+    fit = (layout for layout in open_ if not layout.divided or shardable(spec.method.type, spec.method.objective, layout.sharding))
+    return [layout for layout in fit if layout.recompute in recompute] or [WHOLE]
+
+
+def _recompute(spec: Spec) -> tuple[bool, ...]:
+    """Whether activations may be kept, computed again, or both."""
+    asked = spec.gradient_checkpointing
+    if spec.method.type in PROMPTS or asked == "Never" or (asked == "Auto" and not spec.compute.gpus_each):
+        return (False,)
+    return (True,) if asked == "Always" else (False, True)
 
 
 def pass_tokens(estimate: Estimate, room: int | None, ranks: int, layout: Layout = WHOLE) -> int | None:
@@ -182,12 +231,11 @@ def needed(estimate: Estimate, tokens: int, ranks: int, layout: Layout = WHOLE) 
 def _components(estimate: Estimate, tokens: int, ranks: int, layout: Layout) -> dict[str, int]:
     """Bytes in the accelerator. Of an estimate that tells nothing of ZeRO, from another trainer, all layouts need the same."""
     if not estimate.sharded:
-        layout = WHOLE
-    there = {
-        name: size
-        for name, size in (estimate.memory if layout is WHOLE else estimate.sharded).items()
-        if name not in layout.hosted | (ONCE - layout.once)
-    }
+        layout = replace(WHOLE, recompute=layout.recompute)
+    whole = estimate.sharded if layout.divided else estimate.memory
+    if layout.recompute and estimate.recomputed is not None:
+        whole = {**{name: size for name, size in whole.items() if name != "activations"}, "recomputed": estimate.recomputed}
+    there = {name: size for name, size in whole.items() if name not in layout.hosted | (ONCE - layout.once)}
     share = {name: ranks if name in layout.divided else 1 for name in there}
     passes = {name: tokens / estimate.pass_tokens if name in BY_PASS else 1 for name in there}
     return {name: round(size * passes[name] / share[name]) for name, size in there.items()}
@@ -213,15 +261,15 @@ def _refusal(o: Observed, estimate: Estimate, profile: Accelerator) -> str:
     if fitting := [layout for layout in allowed(o.spec) if _fits(o, estimate, layout)]:
         least = min(fitting, key=lambda layout: _hosted(o, estimate, layout))
         need = _hosted(o, estimate, least)
+        mends = [f"compute.memory {-(-need // GIB) + SPARE_GIB}Gi", *_mends(o, estimate, room)]
         return (
             f"under {least.title} a pod's ranks need {need / GIB:.1f} GiB of its memory for what is offloaded or loaded there, and "
-            f"compute.memory is {o.spec.compute.memory}. What would fit: compute.memory {-(-need // GIB) + SPARE_GIB}Gi; "
-            f"or more memory of accelerators ({'; or '.join(_mends(o, estimate, room)) or 'a smaller model'})"
+            f"compute.memory is {o.spec.compute.memory}. What would fit: {'; or '.join(mends)}"
         )
-    layout = _smallest(o.spec, estimate, ranks)
+    layout = _smallest(allowed(o.spec), estimate, ranks)
     parts = _components(estimate, estimate.longest, ranks, layout)
     told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
-    under = "" if layout is WHOLE else f" under {layout.title}"
+    under = "" if layout == WHOLE else f" under {layout.title}"
     return (
         f"a rank needs at least {sum(parts.values()) / GIB:.1f} GiB{under} ({told}; passes of {estimate.longest} tokens, the longest row) "
         f"and one {profile.name} has {room / GIB:.1f} GiB. What would fit: "
@@ -237,27 +285,49 @@ def _most_nodes(o: Observed) -> int:
     return profile.per_machine // _each(o)
 
 
-def _smallest(spec: Spec, estimate: Estimate, ranks: int) -> Layout:
-    return min(allowed(spec), key=lambda layout: needed(estimate, estimate.longest, ranks, layout))
+def _smallest(layouts: list[Layout], estimate: Estimate, ranks: int) -> Layout:
+    return min(layouts, key=lambda layout: needed(estimate, estimate.longest, ranks, layout))
 
 
 def _mends(o: Observed, estimate: Estimate, room: int) -> Iterator[str]:
-    """Another sharding; the smallest accelerator that has room; the fewest pods; and the longest rows that there is room for."""
+    """Another sharding, or activations computed again; the smallest accelerator that has room; the fewest pods; and the longest rows that
+    there is room for."""
     ranks, spec = _ranks(o), o.spec
-    free = replace(o, spec=spec.model_copy(update={"compute": spec.compute.model_copy(update={"sharding": "Auto", "offload": "Auto"})}))
-    if chosen(free, estimate) is not None:
-        yield "compute.sharding Auto with compute.offload Auto"
-    layout = _smallest(spec, estimate, ranks)
-    larger = [p for p in o.profiles.values() if p.memory_bytes and pass_tokens(estimate, p.memory_bytes, ranks, layout) is not None]
+
+    def fit(**changes: Any) -> bool:
+        """Would a run with such `compute`?"""
+        return chosen(_with(o, {"compute": spec.compute.model_copy(update=changes)}), estimate) is not None
+
+    yield from _freed(o, estimate)
+    usable = [p for p in o.profiles.values() if not p.sliced or _each(o) == 1]
+    larger = [p for p in usable if p.memory_bytes and fit(accelerator=p.name)]
     if larger:
         best = min(larger, key=lambda p: (p.memory_bytes or 0, p.name))
         yield f"compute.accelerator {best.name} ({(best.memory_bytes or 0) / GIB:.1f} GiB)"
-    wider = range(spec.compute.nodes + 1, _most_nodes(o) + 1)
-    enough = next((nodes for nodes in wider if any(_fits(o, estimate, layout, nodes) for layout in allowed(spec))), None)
+    enough = next((nodes for nodes in range(spec.compute.nodes + 1, _most_nodes(o) + 1) if fit(nodes=nodes)), None)
     if enough is not None:
         yield f"compute.nodes {enough}"
+    held = [layout for layout in allowed(spec) if _host_has_room(o, estimate, layout)]
+    if not held:
+        return
+    layout = _smallest(held, estimate, ranks)
     fixed = needed(estimate, 0, ranks, layout)
     by_pass = needed(estimate, estimate.pass_tokens, ranks, layout) - fixed
     longest = (room - fixed) * estimate.pass_tokens // by_pass // SHORTEST * SHORTEST if by_pass else 0
     if longest >= SHORTEST:
         yield f"training.maxSequenceLength {longest} (longer rows are then treated as data.quality.onTooLong says)"
+
+
+def _freed(o: Observed, estimate: Estimate) -> Iterator[str]:
+    """Which of what is asked for is better left to the operator: each by itself, or where that is not enough both."""
+    compute = o.spec.compute.model_copy(update={"sharding": "Auto", "offload": "Auto"})
+    training = (o.spec.training or Training()).model_copy(update={"gradient_checkpointing": "Auto"})
+    layouts, recomputing = "compute.sharding Auto with compute.offload Auto", "training.gradientCheckpointing Auto"
+    ways: dict[str, dict[str, Any]] = {layouts: {"compute": compute}, recomputing: {"training": training}}
+    enough = [name for name, update in ways.items() if chosen(_with(o, update), estimate) is not None]
+    both = {"compute": compute, "training": training}
+    yield from enough or ([f"{layouts} and {recomputing}"] if chosen(_with(o, both), estimate) is not None else [])
+
+
+def _with(o: Observed, update: Mapping[str, Any]) -> Observed:
+    return replace(o, spec=o.spec.model_copy(update=update))

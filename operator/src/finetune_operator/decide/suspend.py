@@ -7,15 +7,19 @@ from dataclasses import replace
 from finetune_operator import conditions, names
 from finetune_operator.decide.attempts import ended, halted, running
 from finetune_operator.decide.draft import Draft
+from finetune_operator.decide.train import train
 from finetune_operator.observed import Observed
 
 
 def suspended(o: Observed, d: Draft) -> Draft:
-    """While `suspend` is set nothing new starts; a running attempt saves a checkpoint and ends, uncharged."""
+    """While `suspend` is set nothing new starts; a running attempt saves a checkpoint and ends, uncharged. What has just ended is told:
+    its Job may be gone by the time that it goes on."""
     if not o.spec.suspend:
         return d
     attempt = running(d)
-    if attempt and not ended(o, attempt):
+    if attempt and ended(o, attempt):
+        d = train(o, d)
+    elif attempt:
         d = halted(o, d, attempt, "Suspended")
         d = d.note("Normal", conditions.SUSPENDED, f"attempt {attempt.number} is stopped")
     if d.revision.artifact is None:

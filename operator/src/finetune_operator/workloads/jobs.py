@@ -26,10 +26,10 @@ def read_run(job: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]], n
     mine = sorted((p for p in pods if belongs(p, job)), key=rank_of)
     leader = next((p for p in mine if rank_of(p) == 0), None)
     uid = leader["metadata"]["uid"] if leader else None
-    if condition(job, "Complete"):
-        return Run(name, "Succeeded", result=_leader_result(mine), leader_uid=uid)
+    if complete := condition(job, "Complete"):
+        return Run(name, "Succeeded", result=_leader_result(mine), leader_uid=uid, ended=time(complete.get("lastTransitionTime")))
     if failed := condition(job, "Failed"):
-        return Run(name, "Failed", failure=root_cause(mine, failed), leader_uid=uid)
+        return Run(name, "Failed", failure=root_cause(mine, failed), leader_uid=uid, ended=time(failed.get("lastTransitionTime")))
     failing = condition(job, "FailureTarget")
     if failing and not any(lives(p, now) for p in mine):
         return Run(name, "Failed", failure=root_cause(mine, failing), leader_uid=uid)
@@ -38,12 +38,12 @@ def read_run(job: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]], n
         known = any(pod_ending(p) for p in mine) or failing
         stopped = not failing and "deletionTimestamp" not in job["metadata"] and any(_stopped(p, now) for p in mine)
         return Run(name, "Ending", failure=root_cause(mine, failing or {}) if known else None, leader_uid=uid, stopped=stopped)
-    waits = next((w for w in (waiting(p, now) for p in mine) if w), None)
-    if mine and waits is None and all(phase(p) in ("Running", "Succeeded") for p in mine):
+    waits, lacks = next((w for w in (waiting(p, now) for p in mine) if w), None), lacking(job, mine)
+    if not lacks and waits is None and all(phase(p) in ("Running", "Succeeded") for p in mine):
         ip = leader.get("status", {}).get("podIP") if leader and phase(leader) == "Running" else None
         return Run(name, "Running", leader_ip=ip, leader_uid=uid)
-    unheard = not (mine or suspended) or any(phase(p) == "Pending" and p.get("spec", {}).get("nodeName") for p in mine)
-    return Run(name, "Waiting", waiting=waits, leader_uid=uid, suspended=suspended, unheard=unheard, held=_held(mine, now))
+    unheard = bool(lacks and not suspended) or any(phase(p) == "Pending" and p.get("spec", {}).get("nodeName") for p in mine)
+    return Run(name, "Waiting", waiting=waits, leader_uid=uid, suspended=suspended, unheard=unheard, held=_held(job, mine, now))
 
 
 def _stopped(pod: Mapping[str, Any], now: datetime) -> bool:
@@ -53,10 +53,17 @@ def _stopped(pod: Mapping[str, Any], now: datetime) -> bool:
     return since is not None and (now - since).total_seconds() > STOPPED_SECONDS
 
 
-def _held(pods: list[Mapping[str, Any]], now: datetime) -> float:
+def lacking(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> int:
+    """How many of a Job's ranks have no pod: not made yet, or refused (a quota may have room for a part of a gang)."""
+    return max(0, int(job.get("spec", {}).get("completions") or 1) - len({rank_of(p) for p in pods}))
+
+
+def _held(job: Mapping[str, Any], pods: list[Mapping[str, Any]], now: datetime) -> float:
     late = [time(p["metadata"].get("creationTimestamp")) for p in pods if waiting(p, now)]
     if len(late) == len(pods):
         return 0.0
+    if lacking(job, pods):
+        late.append(time(job.get("status", {}).get("startTime")))
     return max(((now - since).total_seconds() for since in late if since), default=0.0)
 
 

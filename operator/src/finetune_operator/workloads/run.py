@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final, Literal
 
 FailureClass = Literal["error", "user", "outOfMemory", "stalled", "nonFinite", "infrastructure", "disruption"]
@@ -45,6 +46,7 @@ class Run:
     leader_ip: str | None = None  # pod that answers /progress
     leader_uid: str | None = None
     suspended: bool = False
+    ended: datetime | None = None  # when it was told to have succeeded or failed
     stopped: bool = False  # ranks stopped on request, and neither a queue nor anybody else has said why
     unheard: bool = False  # what it waits for may be told by Events alone, which nobody watches
     held: float = 0.0  # seconds that some pods of the gang have held machines while others wait for theirs

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from finetune_operator.build.exposure_log import LOG
 
+from kubectl_finetune.ab.statistics import LARGEST
 from kubectl_finetune.kubectl import PluginError
 
 ABANDONED: Final = "DC"  # Envoy's flag for a client that went away: nobody's fault
@@ -263,6 +264,6 @@ def _optional(document: Mapping[str, Any], name: str, where: str) -> float | Non
     value = document.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise PluginError(f"{where}: {name} is {value!r}, and is to be a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+        raise PluginError(f"{where}: {name} is {value!r:.60}, and is to be a number")
     return float(value)

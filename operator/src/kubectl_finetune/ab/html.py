@@ -22,7 +22,8 @@ section{background:var(--card);border:1px solid var(--line);border-radius:10px;p
 table{border-collapse:collapse;width:100%}th,td{text-align:right;padding:.4rem 0 .4rem .9rem;border-top:1px solid var(--line);
 white-space:nowrap;font-variant-numeric:tabular-nums}th{color:var(--quiet);font-weight:500;font-size:.85rem;border-top:0}
 th:first-child,td:first-child{text-align:left;padding-left:0}
-svg{display:block;width:24rem;height:1.4rem;margin-left:auto}svg text{fill:var(--quiet);font-size:13px}
+@media(max-width:58rem){th,td{white-space:normal}}
+svg{display:block;width:100%;min-width:11rem;max-width:24rem;height:1.4rem;margin-left:auto}svg text{fill:var(--quiet);font-size:15px}
 svg line{stroke:var(--quiet);stroke-width:2}svg circle{fill:var(--quiet)}svg .zero{stroke:var(--line)}
 .sure line.is{stroke:var(--sure);stroke-width:3}.sure circle{fill:var(--sure)}
 """

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from kubectl_finetune.ab.statistics import LARGEST
 from kubectl_finetune.kubectl import PluginError
 
 WORDS: Final = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
@@ -105,6 +106,9 @@ def _value(value: Any, where: str) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
-        raise PluginError(f"{where} is {value!r}, and is to be a number, true or false")
+    except OverflowError:
+        number = math.inf
+    if not abs(number) <= LARGEST:
+        wanted = "a number, true or false" if math.isnan(number) else f"a number of {LARGEST:g} at most"
+        raise PluginError(f"{where} is {value!r:.60}, and is to be {wanted}")
     return number

@@ -17,6 +17,7 @@ CONFIDENCE: Final = 0.95
 POWER: Final = 0.8
 FEWEST_USERS: Final = 30  # of each arm: with fewer the normal approximation says too much
 FEWEST_EVENTS: Final = 5  # hits, and misses, of a share in each arm
+LARGEST: Final = 1e100  # size of a value: sums of squares stay finite
 Z: Final = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 Z_POWER: Final = NormalDist().inv_cdf(POWER)
 

@@ -30,6 +30,7 @@ from finetune_trainer.serve.metrics import Metrics
 from finetune_trainer.serve.protocol import ApiError, ChatRequest, CompletionRequest, R
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
+RECEIVE_SECONDS = 75.0  # to receive a body: more than the routers give for it
 REVISION_HEADER = "x-finetune-revision"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Events = asyncio.Queue[tuple[int, Event]]  # with the choice's index
@@ -107,7 +108,7 @@ class Server:
 
     async def _serve(self, request: web.Request, kind: type[R], encode: Callable[[Any, R], list[int]]) -> web.StreamResponse:
         loaded, _ = self._parts()
-        body = await request.read()
+        body = await _received(request)
         asked, ids = await asyncio.get_running_loop().run_in_executor(self.encoder, self._understood, kind, encode, loaded.tokenizer, body)
         return await self._answer(request, asked, ids)
 
@@ -259,6 +260,17 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
             raise  # an answer that has begun is cut
         traceback.print_exc()
         return _refusal(ApiError(500, f"the server failed: {type(error).__name__}"))
+
+
+async def _received(request: web.Request) -> bytes:
+    """The body. ApiError where the client sends none that can be read: it must not count as the server's failure."""
+    try:
+        async with asyncio.timeout(RECEIVE_SECONDS):
+            return await request.read()
+    except web.RequestPayloadError as error:
+        raise ApiError(400, "the request body is not what its Content-Encoding or Transfer-Encoding says") from error
+    except TimeoutError:
+        raise ApiError(408, f"the request body did not come to an end within {RECEIVE_SECONDS:g} s") from None
 
 
 def _document(body: bytes) -> object:

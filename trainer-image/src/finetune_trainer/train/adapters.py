@@ -35,7 +35,10 @@ from finetune_trainer.quantise import adaptable
 def wrap(base: Any, method: MethodConfig, path: Path, seed: int, recompute: bool = False) -> Any:
     """`base` (from the folder `path`) with what `method` trains. Raises UserError where the model has no room for it."""
     if recompute:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        if not base.supports_gradient_checkpointing:
+            reason = f"the layers of a {base.config.model_type} cannot be computed again"
+            raise UserError("RecomputeImpossible", reason, "Set training.gradientCheckpointing to Auto or Never.")
+        base.activation_checkpointing_enable({"use_reentrant": False})
         base.enable_input_require_grads()
     torch.manual_seed(seed)
     if method.type == "Full":

@@ -30,6 +30,7 @@ def count(config: ModelConfig, method: MethodConfig) -> Outline:
         hidden=int(settings.hidden_size),
         layers=int(settings.num_hidden_layers),
         vocabulary=int(settings.vocab_size),
+        recomputes=bool(base.supports_gradient_checkpointing),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -39,6 +39,11 @@ class Training(SpecModel):
         default=None, ge=16, le=67108864, description="Default: what leaves at least 50 steps an epoch, at most 32768."
     )
     seed: Annotated[int | None, RETRAIN] = Field(default=None, ge=0, le=2147483647, description="Default 17.")
+    gradient_checkpointing: Annotated[Literal["Auto", "Always", "Never"] | None, LIVE] = Field(
+        default=None,
+        description="Whether a layer keeps its input alone and computes its activations again: less memory, a third to a half more time. "
+        "Auto, the default: where nothing fits without it, before anything is offloaded; not on CPUs.",
+    )
     early_stopping: EarlyStopping | None = None
     checkpoint: CheckpointPolicy | None = None
 

@@ -17,7 +17,7 @@ from finetune_operator.traffic import ArmTotals, RouterState, Structure
 def connecting(plan: Plan, scene: Scene, r: Rollout) -> Step:
     """The structure first, at canary 0, until every router serves it and its clusters are warm."""
     unasked = _unasked(plan, scene, r)
-    r = freed(r, scene.now, held=bool(scene.held or unasked))
+    r = freed(r, scene.now, held=bool(scene.held or unasked or scene.barred(scene.routers_wanted)))
     needed = _needed(scene.structure, outage=bool(r.memory.get("outage")))
     if in_force(scene, 0) and all(_warm(state, needed) for state in scene.routers if state.ready):
         if unasked:

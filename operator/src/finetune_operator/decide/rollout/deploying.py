@@ -17,7 +17,7 @@ from finetune_operator.observed import ArmHealth
 def deploying(plan: Plan, scene: Scene, r: Rollout) -> Step:
     """Both arms get ready. What the present one takes is not the new one's fault: its time begins once that one serves."""
     serving, ready = scene.stable.ready > 0, _serves(scene.canary)
-    r = marked(r, "dark", None if serving else scene.now)
+    r = marked(r, "dark", None if serving or scene.barred(scene.stable.wanted) else scene.now)
     dark = elapsed(r, "dark", scene.now) > scene.stable_patience
     if ready and (serving or dark):
         memory = {**{k: v for k, v in r.memory.items() if k != "dark"}, "since": stamp(scene.now), **({"outage": True} if dark else {})}
@@ -28,7 +28,7 @@ def deploying(plan: Plan, scene: Scene, r: Rollout) -> Step:
         message += f"; {health.waiting.message}"
     elif health.restarts:
         message += f"; its containers were restarted {health.restarts} times"
-    r = marked(r, "since", scene.now if serving else None)
+    r = marked(r, "since", scene.now if serving and not scene.barred(scene.canary.wanted) else None)
     if serving and overdue(plan, scene, r):
         fix = "Look at its pods' logs, or raise rollout.progressDeadline if they only need longer."
         return roll_back(scene, r, conditions.NEVER_READY, f"{message}, not ready within rollout.progressDeadline. {fix}")

@@ -22,8 +22,8 @@ OUTAGE_SECONDS: Final = 60.0  # an arm without a ready pod for so long is down, 
 class Scene:
     """What is seen of both arms, of the routers, of the arms' servers and of Prometheus where a guard asks them. `abort` says why the
     canary is wanted no longer; `stable_patience` is how many seconds the present arm may be without a ready pod before the new one
-    takes all its users; `wish` is what the user asks of this rollout; `capacity` is how many pods the load needs, where an autoscaler
-    sets them."""
+    takes all its users; `taken`: the name of a child is somebody else's; `wish` is what the user asks of this rollout; `capacity` is
+    how many pods the load needs, where an autoscaler sets them."""
 
     now: datetime
     stable: ArmHealth
@@ -35,6 +35,7 @@ class Scene:
     answers: tuple[Answer, ...] = ()
     router_waiting: Waiting | None = None
     stable_patience: float = OUTAGE_SECONDS
+    taken: bool = False
     hold: bool = False
     capacity: int = 0
     abort: str = ""
@@ -46,6 +47,10 @@ class Scene:
         if self.wish in (PAUSE, ABORT):
             return conditions.PAUSED_BY_USER
         return conditions.PAUSED if self.hold else ""
+
+    def barred(self, pods: int) -> bool:
+        """Can what is to have pods, and is to have none yet, not be made for its name? That is nobody's fault, and no time is counted."""
+        return self.taken and pods == 0
 
 
 @dataclass(frozen=True)
