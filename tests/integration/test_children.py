@@ -56,7 +56,7 @@ async def brought(cluster: Counted, cache: Cache, changes: Object) -> tuple[Obje
     """The routers' Deployment and Service once they are as the spec says; and what is written when nothing has changed."""
     structure, children = (
         Structure(Backend("a", "bot-a", "base"), None, "salt", (Source(header="x-user-id"),)),
-        Children(cluster, cache, ("ml", "bot")),
+        Children(cluster, cache, ("ml", "bot"), "uid"),
     )
     for _ in range(2):
         cluster.writes = []
