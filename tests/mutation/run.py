@@ -290,6 +290,8 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="a sample: every so many-th mutant alone")
     parser.add_argument("--tests", nargs="+", default=list(TESTS), help="tests to ask")
     options = parser.parse_args()
+    if unknown := [name for name in options.files if not (RULES / name).is_file()]:
+        parser.error(f"decide/ has no {', '.join(unknown)}")
     session = Session(options.files or sorted(p.relative_to(RULES).as_posix() for p in RULES.rglob("*.py")), options.workers, options.every)
     os.environ.update(FEW_EXAMPLES)
     if pytest.main(["-q", "-s", *options.tests], plugins=[session]) not in (0, 5) or not session.verdicts:
