@@ -33,7 +33,7 @@ from tests.mutation.mutants import Change, changes
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "operator" / "src" / "finetune_operator" / "decide"
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
-TESTS = ("tests/unit/operator",)
+TESTS = ("tests/unit/operator", "tests/contract/test_results.py")
 FEW_EXAMPLES = {"FINETUNE_EXAMPLES": "0.1"}  # of each property test: a mutant that only rare ones notice counts as survived
 WANTED_PERCENT = 90
 PATIENCE = 5  # times the tests' own time, and half a minute; a mutant that takes longer hangs, and so is noticed
