@@ -296,7 +296,7 @@ def _mends(o: Observed, estimate: Estimate, room: int) -> Iterator[str]:
 
     def fit(**changes: Any) -> bool:
         """Would a run with such `compute`?"""
-        return chosen(_with(o, {"compute": spec.compute.model_copy(update=changes)}), estimate) is not None
+        return _would_fit(o, estimate, {"compute": spec.compute.model_copy(update=changes)})
 
     yield from _freed(o, estimate)
     usable = [p for p in o.profiles.values() if not p.sliced or _each(o) == 1]
@@ -324,10 +324,11 @@ def _freed(o: Observed, estimate: Estimate) -> Iterator[str]:
     training = (o.spec.training or Training()).model_copy(update={"gradient_checkpointing": "Auto"})
     layouts, recomputing = "compute.sharding Auto with compute.offload Auto", "training.gradientCheckpointing Auto"
     ways: dict[str, dict[str, Any]] = {layouts: {"compute": compute}, recomputing: {"training": training}}
-    enough = [name for name, update in ways.items() if chosen(_with(o, update), estimate) is not None]
+    enough = [name for name, update in ways.items() if _would_fit(o, estimate, update)]
     both = {"compute": compute, "training": training}
-    yield from enough or ([f"{layouts} and {recomputing}"] if chosen(_with(o, both), estimate) is not None else [])
+    yield from enough or ([f"{layouts} and {recomputing}"] if _would_fit(o, estimate, both) else [])
 
 
-def _with(o: Observed, update: Mapping[str, Any]) -> Observed:
-    return replace(o, spec=o.spec.model_copy(update=update))
+def _would_fit(o: Observed, estimate: Estimate, update: Mapping[str, Any]) -> bool:
+    """Would a run with these blocks of the spec instead?"""
+    return chosen(replace(o, spec=o.spec.model_copy(update=update)), estimate) is not None
