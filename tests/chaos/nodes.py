@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 from finetune_operator import names
 
-from tests.integration.kubelet import Admin, Kubelet, Object, stamp
+from tests.integration.kubelet import Admin, Kubelet, Object, run_config, stamp
 
 TRAIN_SECONDS: Final = 1.2
 STEPS: Final = 50
@@ -85,7 +84,7 @@ class Nodes(Kubelet):
 
     def _resumed(self, pod: Object) -> int:
         """The newest checkpoint in the folders that its configuration names, or names the beginning of."""
-        named = _config(pod)["run"].get("resumeFrom") or ()
+        named = run_config(pod)["run"].get("resumeFrom") or ()
         return max(
             (step for folder, step in self.saved.items() for start in named if folder == start or folder.startswith(f"{start}-")), default=0
         )
@@ -116,7 +115,7 @@ class Nodes(Kubelet):
             await self._silence(meta["uid"])
 
     def _save(self, pod: Object) -> None:
-        folder = f"{_config(pod)['run']['path']}-{pod['metadata']['uid'][:8]}"
+        folder = f"{run_config(pod)['run']['path']}-{pod['metadata']['uid'][:8]}"
         self.saved[folder] = FAILS_AT // EVERY * EVERY
 
     def _trained(self, pod: Object) -> Object:
@@ -128,10 +127,6 @@ class Nodes(Kubelet):
         good = self.outcomes[pod["metadata"]["namespace"]]["train"][0]
         status = self._ended(pod, type(good)(result, code=code))
         await self._status(pod, {**status, "conditions": conditions})
-
-
-def _config(pod: Object) -> Any:
-    return json.loads(pod["metadata"]["annotations"][names.RUN_CONFIG])
 
 
 def _last_step(ending: str | None) -> int:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -140,6 +140,7 @@ class Kubelet:
         self._addresses: dict[str, str] = {}
         self._routers: dict[str, Router] = {}
         self._runners: dict[str, list[web.AppRunner]] = defaultdict(list)
+        self._gangs: dict[tuple[str, str], set[str]] = {}  # namespace and Job → ranks that have begun, ended ones too
         self._beat = 0.0
         self._turns = repeating(self._turn, TURN_SECONDS)
 
@@ -167,7 +168,9 @@ class Kubelet:
             if not claim["spec"].get("volumeName") and claim["spec"].get("storageClassName"):
                 with contextlib.suppress(errors.AlreadyExists):
                     await self.admin.create(VOLUME, _volume(claim))
-        for pod in await self.admin.list(kinds.POD, label_selector=names.SELECTOR):
+        pods = await self.admin.list(kinds.POD, label_selector=names.SELECTOR)
+        self._gangs = _begun(pods)
+        for pod in pods:
             with contextlib.suppress(*ERRORS):
                 await (self._pod(pod) if pod["spec"].get("nodeName") else self._touch_claims(pod))
 
@@ -229,7 +232,12 @@ class Kubelet:
         return {}
 
     async def _go_on(self, pod: Object, stage: str) -> None:
-        """End a stage's pod as the next outcome says; all ranks of a Job end alike, the last outcome stays."""
+        """End a stage's pod as the next outcome says; all ranks of a Job end alike, the last outcome stays.
+
+        A rank that trains gets past the rendezvous once all have begun: one that had ended would hold no machine for the others.
+        """
+        if stage == "train" and len(self._gangs[_job(pod)]) < run_config(pod)["compute"]["nodes"]:
+            return
         queue = self.outcomes[pod["metadata"]["namespace"]][stage]
         if queue[0].never:
             return
@@ -242,7 +250,7 @@ class Kubelet:
     def _ended(self, pod: Object, outcome: Outcome) -> Object:
         if names.STAGE not in pod["metadata"]["labels"]:
             return {"phase": "Succeeded", "containerStatuses": [_container(pod, _terminated(0, ""))]}
-        config = json.loads(pod["metadata"]["annotations"][names.RUN_CONFIG])
+        config = run_config(pod)
         result = dict(outcome.result)
         if config["stage"] == "evaluate" and not outcome.code:
             result["path"] = config["evaluation"]["path"]
@@ -295,6 +303,23 @@ class Kubelet:
         self._routers.pop(uid, None)
         for runner in self._runners.pop(uid, []):
             await runner.cleanup()
+
+
+def run_config(pod: Object) -> Object:
+    """What a stage's pod is configured with."""
+    return dict(json.loads(pod["metadata"]["annotations"][names.RUN_CONFIG]))
+
+
+def _job(pod: Object) -> tuple[str, str]:
+    return pod["metadata"]["namespace"], pod["metadata"]["labels"].get(names.JOB_NAME, "")
+
+
+def _begun(pods: Iterable[Object]) -> dict[tuple[str, str], set[str]]:
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for pod in pods:
+        if pod["status"].get("phase") != "Pending":
+            found[_job(pod)].add(pod["metadata"]["labels"].get(names.JOB_INDEX, ""))
+    return found
 
 
 def storage_class(name: str, *, default: bool = False) -> Object:
