@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, Final
 
 from finetune_operator import names
-from finetune_operator.kinds import FINETUNE, JOB, POD, PVC, Kind
+from finetune_operator.kinds import FINETUNE, POD, PVC, Kind
+from finetune_operator.projection import projected
 
 GRAVES = 10_000  # uids of deleted objects that are remembered
 SHARED: Final = 40  # characters of a string that other objects are likely to have, too
@@ -169,26 +170,6 @@ def belongs(kind: Kind, obj: Object, uid: str) -> bool:
     return any(o.get("uid") == uid and o.get("controller") for o in owners)
 
 
-# What the operator reads of objects that come in great numbers, where that is less than all of them.
-_JOB_SPEC: Final = ("suspend", "completions", "parallelism")
-_POD_SPEC: Final = ("nodeName",)
-_POD_STATUS: Final = ("phase", "conditions", "podIP", "startTime", "containerStatuses", "initContainerStatuses")
-_READ_ANNOTATIONS: Final = frozenset({names.RETRY, names.CONTROL, names.NUDGE, names.JOB_INDEX})
-
-
-def projected(kind: Kind, obj: Object) -> Object:
-    """A copy with apiVersion and kind (a LIST leaves them out), without managedFields, and with no more than is ever read."""
-    meta = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
-    kept = {**obj, "apiVersion": kind.api_version, "kind": kind.kind, "metadata": meta}
-    if kind in (FINETUNE, JOB, POD) and "annotations" in meta:
-        meta["annotations"] = {k: v for k, v in meta["annotations"].items() if k in _READ_ANNOTATIONS}
-    if kind is JOB:
-        kept["spec"] = _only(obj.get("spec"), _JOB_SPEC)
-    if kind is POD:
-        kept["spec"], kept["status"] = _only(obj.get("spec"), _POD_SPEC), _only(obj.get("status"), _POD_STATUS)
-    return kept
-
-
 def _as_it_is(obj: Object) -> Object:
     return obj
 
@@ -200,10 +181,6 @@ def _shared(value: Any) -> Any:
     if isinstance(value, list):
         return [_shared(v) for v in value]
     return sys.intern(value) if type(value) is str and len(value) <= SHARED else value
-
-
-def _only(block: Any, wanted: tuple[str, ...]) -> dict[str, Any]:
-    return {k: block[k] for k in wanted if k in block} if block else {}
 
 
 def _version(obj: Object) -> int:

@@ -6,18 +6,20 @@ Every write first asks `may_write`, so that a process whose Lease has run out ch
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, NamedTuple, cast
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlencode
 
 import aiohttp
+import msgspec
 
-from finetune_operator import errors, names
+from finetune_operator import errors, names, projection
 from finetune_operator.connection import Connection
 from finetune_operator.kinds import FINETUNE, Kind
+from finetune_operator.projection import Object
 
 TIMEOUT_SECONDS: Final = 15.0
 TIMEOUT: Final = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
@@ -26,7 +28,7 @@ SILENCE_SECONDS: Final = 130.0  # its bookmarks come once a minute: a connection
 PAGE: Final = 200
 JSON: Final = "application/json"
 METADATA: Final = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-Object = dict[str, Any]
+T = TypeVar("T")
 ERRORS: Final[Mapping[int, type[errors.ClusterError]]] = {
     400: errors.Invalid,
     401: errors.Unavailable,  # a token that has run out: the kubelet has another one
@@ -67,7 +69,7 @@ class Cluster:
     async def get(self, kind: Kind, namespace: str | None, name: str) -> Object | None:
         """The object, or None when there is none."""
         try:
-            return await self._request("GET", kind.path(namespace, name))
+            return await self._request("GET", kind.path(namespace, name), partial(projection.read, kind))
         except errors.NotFound:
             return None
 
@@ -78,15 +80,16 @@ class Cluster:
         query = {"limit": str(PAGE), "labelSelector": label_selector, "fieldSelector": field_selector}
         while True:
             given = {k: v for k, v in query.items() if v}
-            page = await self._request("GET", kind.path(namespace), query=given, accept=METADATA if metadata else JSON)
-            meta = page.get("metadata", {})
+            read, accept = partial(projection.read_page, kind), METADATA if metadata else JSON
+            meta, items = await self._request("GET", kind.path(namespace), read, query=given, accept=accept)
             query["continue"] = meta.get("continue", "")
-            items = page.get("items") or []
-            for item in items:
-                item["apiVersion"], item["kind"] = kind.api_version, kind.kind
             yield Page(meta.get("resourceVersion", ""), items)
             if not query["continue"]:
                 return
+
+    async def may_list(self, kind: Kind, namespace: str | None = None) -> None:
+        """Forbidden where the kind's objects are not for us to list."""
+        await self._request("GET", kind.path(namespace), bytes, query={"limit": "1"}, accept=METADATA)
 
     async def watch(self, kind: Kind, namespace: str | None, label_selector: str, version: str) -> AsyncIterator[tuple[str, Object]]:
         """Type and object of each event after that version (BOOKMARK: nothing but a later version), until the watch ends or is cut off.
@@ -100,10 +103,10 @@ class Cluster:
         path = kind.path(namespace)
         async with self._response("GET", path, query=query, within=timeout) as response:
             async for line in _lines(response):
-                event = json.loads(line)
-                if event["type"] == "ERROR":
-                    raise _classified("WATCH", path, int(event["object"].get("code") or 500), json.dumps(event["object"]), None)
-                yield event["type"], event["object"]
+                type_, obj = projection.read_event(kind, line)
+                if type_ == "ERROR":
+                    raise _classified("WATCH", path, int(obj.get("code") or 500), msgspec.json.encode(obj), None)
+                yield type_, obj
 
     async def list(self, kind: Kind, namespace: str | None = None, label_selector: str = "", field_selector: str = "") -> list[Object]:
         """All objects at once, where they are few."""
@@ -159,20 +162,22 @@ class Cluster:
             if not merge:
                 query["force"] = "true"
         self._count(verb, kind.kind)
-        return await self._request(method, path, query=query, body=body, content=content)
+        read = _nothing if method == "DELETE" else partial(projection.read, kind)  # a deletion is answered by the object, or by a Status
+        return await self._request(method, path, read, query=query, body=body, content=content)
 
     async def _request(
         self,
         method: str,
         path: str,
+        read: Callable[[bytes], T],
         *,
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         content: str = JSON,
         accept: str = JSON,
-    ) -> Object:
+    ) -> T:
         async with self._response(method, path, query=query, body=body, content=content, accept=accept) as response:
-            return _without_managed_fields(json.loads(await response.read()))
+            return read(await response.read())
 
     @asynccontextmanager
     async def _response(
@@ -192,27 +197,34 @@ class Cluster:
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 answer = await self._connection.request(
-                    method, asked, headers=headers, body=json.dumps(body) if body else None, within=within
+                    method, asked, headers=headers, body=msgspec.json.encode(body) if body else None, within=within
                 )
             async with answer as response:
                 if response.status >= 400:
-                    raise _classified(
-                        method, path, response.status, await response.text(errors="replace"), response.headers.get("Retry-After")
-                    )
+                    raise _classified(method, path, response.status, await response.read(), response.headers.get("Retry-After"))
                 yield response
-        except (TimeoutError, aiohttp.ClientError, OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
             raise errors.Unavailable(f"{method} {path}: {error or type(error).__name__}") from error
 
 
-def _classified(method: str, path: str, status: int, text: str, retry_after: str | None) -> errors.ClusterError:
-    try:
-        answer = json.loads(text)
-    except ValueError:
-        answer = {}
-    message, reason = str(answer.get("message") or text[:300]), str(answer.get("reason", ""))
+def _classified(method: str, path: str, status: int, answer: bytes, retry_after: str | None) -> errors.ClusterError:
+    said = _status(answer)
+    message, reason = str(said.get("message") or answer[:300].decode(errors="replace")), str(said.get("reason", ""))
     kind = ERRORS.get(status, errors.Unavailable if status == 429 or status >= 500 else errors.ClusterError)
     delay = float(retry_after) if retry_after and retry_after.isdigit() else None
     return kind(f"{method} {path}: {status} {message}", reason=reason, retry_after=delay)
+
+
+def _status(answer: bytes) -> Mapping[str, Any]:
+    """The Status that an answer is, if it is one."""
+    try:
+        return msgspec.json.decode(answer, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return {}
+
+
+def _nothing(_: bytes) -> Object:
+    return {}
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -225,11 +237,3 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
                 yield line
     except (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError, ConnectionError):
         return
-
-
-def _without_managed_fields(obj: Any) -> Object:
-    if isinstance(obj, dict) and isinstance(obj.get("metadata"), dict):
-        obj["metadata"].pop("managedFields", None)
-    for item in obj.get("items") or () if isinstance(obj, dict) else ():
-        item.get("metadata", {}).pop("managedFields", None)
-    return cast(Object, obj)

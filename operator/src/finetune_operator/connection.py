@@ -83,7 +83,7 @@ class Connection:
             await self._session.close()
 
     async def request(
-        self, method: str, path: str, *, headers: Mapping[str, str], body: str | None, within: aiohttp.ClientTimeout
+        self, method: str, path: str, *, headers: Mapping[str, str], body: bytes | None, within: aiohttp.ClientTimeout
     ) -> aiohttp.ClientResponse:
         """The answer, begun, to be read within `async with`; its status is the caller's. Unavailable without a login."""
         if self._session is None:

@@ -1,6 +1,6 @@
-"""One list of each kind into the cache, and for the children what happens after it: a watch goes on from its list's version.
+"""One list of each kind of children into the cache, and what happens after it: a watch goes on from its list's version.
 
-So nothing falls between the two, and nothing is listed twice. FineTunes, which users write, are watched by kopf (`handlers`).
+So nothing falls between the two, and nothing is listed twice. FineTunes, which users write, are listed and watched by kopf (`handlers`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ class Informer:
         self._queue = queue
         self._restarted = restarted  # called when a watch failed
         self._versions: dict[tuple[Kind, str | None], str] = {}  # where a watch goes on
+
+    async def begin(self, kind: Kind, namespace: str | None) -> None:
+        """Fill the cache with children; whether FineTunes may be listed is asked alone, for kopf lists them."""
+        await (self._cluster.may_list(kind, namespace) if kind is FINETUNE else self.fill(kind, namespace))
 
     async def fill(self, kind: Kind, namespace: str | None) -> None:
         """Make the cache agree with a complete list; what was missed meanwhile becomes due."""

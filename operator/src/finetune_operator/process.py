@@ -94,11 +94,11 @@ class Operator:
         key = await patiently(partial(signing.key, self.cluster, self.settings.lease_namespace))
         gc.disable()  # a list is all new objects and no garbage
         try:
-            await self._each_kind(self.informer.fill, CHILDREN)
+            await self._each_kind(self.informer.begin, CHILDREN)
         finally:
             _collect_garbage()
         self.filled = True
-        log.info("filled", extra=logs.of(finetunes=len(self.cache.owners())))
+        log.info("filled")
         events = Events(self.cluster, self.clock, self.settings.identity)
         return Reconciler(self.cluster, self.cache, self.pods, self.clock, self.settings, self.metrics, events, key, self.extras)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import kopf
@@ -37,6 +39,7 @@ def test_the_api_servers_words_and_its_delay_are_kept() -> None:
     error = _classified("POST", "/x", 429, b'{"message": "too many", "reason": "TooManyRequests"}', "7")
     assert (str(error), error.reason, error.retry_after) == ("POST /x: 429 too many", "TooManyRequests", 7.0)
     assert _classified("GET", "/x", 502, b"<html>", "soon").retry_after is None
+    assert str(_classified("GET", "/x", 502, b'"gone \xff"', None)) == 'GET /x: 502 "gone \ufffd"'
 
 
 class Recorded(Cluster):
@@ -46,9 +49,9 @@ class Recorded(Cluster):
         super().__init__(cast(Connection, None))
         self.asked: list[tuple[str, str, Any]] = []
 
-    async def _request(self, method: str, path: str, *, body: Any = None, **_: Any) -> dict[str, Any]:
+    async def _request(self, method: str, path: str, read: Any, *, body: Any = None, **_: Any) -> Any:
         self.asked.append((method, path, body))
-        return {}
+        return read(b'{"kind": "Status", "status": "Success"}')
 
 
 @pytest.mark.parametrize(("foreground", "policy"), [(False, "Background"), (True, "Foreground")])
@@ -60,19 +63,19 @@ async def test_a_deletion_says_of_which_object_and_what_becomes_of_what_it_owns(
     ]
 
 
-async def test_a_watch_whose_connection_has_died_silently_ends_and_goes_on_from_what_it_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SILENCE_SECONDS", 0.2)
-    event = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "7"}}}
+@asynccontextmanager
+async def serving(said: bytes, *, lasting: float = 0.0) -> AsyncIterator[Cluster]:
+    """A client of a server that says that to every GET, and nothing more for so many seconds."""
 
-    async def dead(request: web.Request) -> web.StreamResponse:
+    async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
-        await response.write(json.dumps(event).encode() + b"\n")
-        await asyncio.sleep(60)
+        await response.write(said)
+        await asyncio.sleep(lasting)
         return response
 
     app = web.Application()
-    app.router.add_get("/{path:.*}", dead)
+    app.router.add_get("/{path:.*}", answer)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -80,7 +83,29 @@ async def test_a_watch_whose_connection_has_died_silently_ends_and_goes_on_from_
     info = kopf.ConnectionInfo(server=f"http://127.0.0.1:{runner.addresses[0][1]}")
     try:
         async with asyncio.timeout(10), Connection(lambda: info) as connection:
-            told = [found async for found in Cluster(connection).watch(kinds.JOB, "ml", "", "5")]
+            yield Cluster(connection)
     finally:
         await runner.cleanup()
-    assert told == [("BOOKMARK", event["object"])]
+
+
+async def test_a_watch_whose_connection_has_died_silently_ends_and_goes_on_from_what_it_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SILENCE_SECONDS", 0.2)
+    event = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "7"}}}
+    async with serving(json.dumps(event).encode() + b"\n", lasting=60) as cluster:
+        told = [found async for found in cluster.watch(kinds.JOB, "ml", "", "5")]
+    assert told == [("BOOKMARK", {**event["object"], "apiVersion": "batch/v1", "kind": "Job"})]
+
+
+async def test_what_ends_a_watch_is_told_in_the_api_servers_words() -> None:
+    status = {"kind": "Status", "status": "Failure", "message": "too old resource version: 5 (7)", "reason": "Expired", "code": 410}
+    async with serving(json.dumps({"type": "ERROR", "object": status}).encode() + b"\n") as cluster:
+        with pytest.raises(errors.Unavailable, match=r"WATCH .*/jobs: 410 too old resource version: 5 \(7\)$") as told:
+            [found async for found in cluster.watch(kinds.JOB, "ml", "", "5")]
+    assert told.value.reason == "Expired"
+
+
+@pytest.mark.parametrize("said", [b"", b"<html>", b"[]", b'{"metadata": {"name": "a\xff"}}', b'{"metadata": ', b'{"metadata": 5}'])
+async def test_what_is_no_object_is_an_api_server_that_is_not_there(said: bytes) -> None:
+    async with serving(said) as cluster:
+        with pytest.raises(errors.Unavailable, match=r"^GET /apis/batch/v1/namespaces/ml/jobs/bot: "):
+            await cluster.get(kinds.JOB, "ml", "bot")

@@ -237,5 +237,5 @@ async def test_in_a_closed_namespace_nothing_is_asked_for_until_it_is_open_again
 
 async def test_finetunes_are_listed_whoever_made_them() -> None:
     async with following() as it:
-        await it.informer.fill(FINETUNE, "ml")
+        await it.informer.compare(FINETUNE, "ml")
         assert "" in it.server.selectors
