@@ -115,6 +115,12 @@ MOVES: dict[str, tuple[Rollout, Scene, tuple[str, int, dict[str, int], str]]] = 
         (m.CONNECTING, 0, {}, "1 of 2 routers serve both arms, the new one to nobody yet; router router-1 cannot be asked: refused"),
     ),
     "the routers never serve it: taken back": (at(m.CONNECTING, memory=LATE), scene(UNSEEN), (m.ROLLING_BACK, 0, {}, "progressDeadline")),
+    "its pods are gone again": (at(m.CONNECTING), scene(router(), canary=EMPTY), (m.CONNECTING, 0, {}, "no pod of the new arm is ready")),
+    "its pods are gone for good: taken back": (
+        at(m.CONNECTING, memory=LATE),
+        scene(router(), canary=EMPTY),
+        (m.ROLLING_BACK, 0, {}, "no pod of the new arm is ready, not ready within rollout.progressDeadline. Look at its pods."),
+    ),
     "every router serves both: the first step": (at(m.CONNECTING), scene(router()), (m.SHIFTING, 10, {"router-0": 10}, "moving 10 %")),
     "suspended before the first step": (at(m.CONNECTING), scene(router(), hold=True), (m.CONNECTING, 0, {}, "held at 0 %")),
     "one of two routers serves the weight": (
@@ -514,16 +520,18 @@ def test_choice(case: str) -> None:
     assert d.serving is not None, "users are served whatever is decided"
 
 
-def test_without_an_autoscaler_the_routers_own_checks_say_whether_the_new_arm_can_take_users() -> None:
+@pytest.mark.parametrize(("health", "state", "weight"), [(EMPTY, m.CONNECTING, 0), (READY, m.SHIFTING, 10)], ids=["gone", "ready"])
+def test_nobody_is_moved_to_pods_that_the_routers_know_and_kubernetes_does_not(health: ArmHealth, state: str, weight: int) -> None:
     connecting = at(m.CONNECTING, arm=OTHER, stable=NEW)
     status = {**LIVE, "arms": [*LIVE["arms"], Arm(name=OTHER, revision="r1")], "rollout": connecting}
-    seen = {"status": status, "changes": WITH_OTHER, "arms": {NEW: READY, OTHER: EMPTY}}
+    seen = {"status": status, "changes": WITH_OTHER, "arms": {NEW: READY, OTHER: health}}
     routing = decided(make_observed(PROMOTED, **seen)).routing
     assert routing is not None
     warm = router(version=routing.structure.version, totals={NEW: totals(), OTHER: totals()})
-    moved = decided(make_observed(PROMOTED, routers=(warm,), **seen)).status.rollout
-    assert moved is not None
-    assert (moved.state, moved.weight) == (m.SHIFTING, 10)
+    d = decided(make_observed(PROMOTED, routers=(warm,), **seen))
+    assert d.status.rollout is not None
+    assert (d.status.rollout.state, d.status.rollout.weight) == (state, weight)
+    assert ("no pod of the new arm is ready" in d.message) == (health is EMPTY)
 
 
 def test_arms_that_serve_nobody_are_kept_until_the_routers_know() -> None:

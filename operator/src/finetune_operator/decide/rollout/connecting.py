@@ -15,11 +15,12 @@ from finetune_operator.traffic import ArmTotals, RouterState, Structure
 
 
 def connecting(plan: Plan, scene: Scene, r: Rollout) -> Step:
-    """The structure first, at canary 0, until every router serves it and its clusters are warm."""
+    """The structure first, at canary 0, until every router serves it, its clusters are warm, and Kubernetes counts the new arm's pods as
+    ready too: a router that has not looked since knows of pods that are gone."""
     unasked = _unasked(plan, scene, r)
     r = freed(r, scene.now, held=bool(scene.held or unasked or scene.barred(scene.routers_wanted)))
     needed = _needed(scene.structure, outage=bool(r.memory.get("outage")))
-    if in_force(scene, 0) and all(_warm(state, needed) for state in scene.routers if state.ready):
+    if scene.canary.ready and in_force(scene, 0) and all(_warm(state, needed) for state in scene.routers if state.ready):
         if unasked:
             return Step(r, unheard(scene, 0), f"nobody is moved before all guards can be asked; {unasked}", conditions.PAUSED)
         return shift(plan, scene, r)
@@ -28,8 +29,13 @@ def connecting(plan: Plan, scene: Scene, r: Rollout) -> Step:
     message = f"{len(routers) - len(waiting)} of {scene.routers_wanted or '?'} routers serve both arms, the new one to nobody yet"
     held_up = scene.router_waiting
     message += f"; {held_up.message}" if held_up else first_error(waiting)
+    message += "" if scene.canary.ready else "; no pod of the new arm is ready"
     if "held" not in r.memory and overdue(plan, scene, r) and ("freed" not in r.memory or overdue(plan, scene, r, "freed")):
-        fix = "Look at the routers' pods; the operator's setting images.router names their image."
+        fix = (
+            "Look at the routers' pods; the operator's setting images.router names their image."
+            if scene.canary.ready
+            else "Look at its pods."
+        )
         return roll_back(scene, r, conditions.NEVER_READY, f"{message}, not ready within rollout.progressDeadline. {fix}")
     return Step(r, unheard(scene, 0), message, held_up.reason if held_up else "")
 
