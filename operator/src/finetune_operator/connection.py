@@ -1,23 +1,25 @@
 """The way to the API server: as whom, and one pool of connections. From a pod with its ServiceAccount, elsewhere by a kubeconfig.
 
-kopf's own watches take the same `login` (docs/adr/0018).
+kopf's own watches take the same `login` (docs/adr/0018), with connections of their own, for they live in another loop.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 from urllib.request import getproxies
 
 import aiohttp
 import kopf
 import yaml
 
-from finetune_operator import errors
+from finetune_operator import errors, projection
+from finetune_operator.kinds import FINETUNE
 
 RENEWED_SECONDS: Final = 60.0  # a kubelet replaces a token long before it runs out
 AT_ONCE: Final = 100  # requests
@@ -67,15 +69,7 @@ class Connection:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Connection:
-        info = self._info
-        try:
-            context = info.as_ssl_context()
-        except (OSError, ValueError) as error:
-            raise errors.Unavailable(f"no login to the API server: its or the user's certificate cannot be used: {error}") from error
-        connector = aiohttp.TCPConnector(limit=AT_ONCE + self._watches, ssl=context)
-        self._session = aiohttp.ClientSession(
-            connector=connector, proxy=info.proxy_url, trust_env=info.trust_env, read_bufsize=BUFFER, cookie_jar=aiohttp.DummyCookieJar()
-        )
+        self._session = _session(self._info, limit=AT_ONCE + self._watches)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -97,3 +91,36 @@ class Connection:
         if response.status == 401:
             self._until = 0.0
         return response
+
+
+class _OfFineTunes(aiohttp.ClientResponse):
+    """A list of FineTunes is read no further than they are used; anything else is JSON."""
+
+    async def json(self, **_: Any) -> Any:
+        raw = await self.read()
+        if self.status >= 400 or not self.url.path.endswith(f"/{FINETUNE.plural}"):
+            return json.loads(raw)
+        meta, items = projection.read_page(FINETUNE, raw)
+        return {"metadata": meta, "items": items}
+
+
+async def watching(**_: object) -> kopf.AiohttpSession:
+    """`login`, and the connections over which kopf lists and watches FineTunes; kopf closes them."""
+    info = login()
+    session = _session(info, limit=0, headers=info.as_http_headers(), response_class=_OfFineTunes)
+    return kopf.AiohttpSession(server=info.server, aiohttp_session=session, default_namespace=info.default_namespace)
+
+
+def _session(info: kopf.ConnectionInfo, *, limit: int, **given: Any) -> aiohttp.ClientSession:
+    try:
+        connector = aiohttp.TCPConnector(limit=limit, ssl=info.as_ssl_context())
+    except (OSError, ValueError) as error:
+        raise errors.Unavailable(f"no login to the API server: its or the user's certificate cannot be used: {error}") from error
+    return aiohttp.ClientSession(
+        connector=connector,
+        proxy=info.proxy_url,
+        trust_env=info.trust_env,
+        read_bufsize=BUFFER,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        **given,
+    )

@@ -15,7 +15,7 @@ from typing import Any, Final
 import kopf
 
 from finetune_operator.cache import Cache, Key
-from finetune_operator.connection import login
+from finetune_operator.connection import watching
 from finetune_operator.kinds import FINETUNE
 from finetune_operator.queue import Queue
 
@@ -38,7 +38,7 @@ def registry(
     async def seen(type: str | None, body: kopf.Body, **_: Any) -> None:
         tell(type, dict(body))
 
-    kopf.on.login(registry=made)(login)
+    kopf.on.login(registry=made)(watching)
 
     @kopf.on.cleanup(registry=made, id="clean_up")
     async def clean_up(**_: Any) -> None:

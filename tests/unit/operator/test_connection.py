@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,22 @@ from aiohttp import web
 from finetune_operator import connection as module
 from finetune_operator import errors
 from finetune_operator.cluster import Cluster
-from finetune_operator.connection import Connection, _in_cluster, login
+from finetune_operator.connection import Connection, _in_cluster, login, watching
 from finetune_operator.kinds import JOB
+
+
+@asynccontextmanager
+async def answering(answer: Callable[[web.Request], Awaitable[web.Response]]) -> AsyncIterator[str]:
+    """A server that answers so: its address."""
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 @asynccontextmanager
@@ -26,15 +40,8 @@ async def server(accepted: set[str], seen: list[str]) -> AsyncIterator[str]:
         seen.append(request.headers.get("Authorization", ""))
         return web.json_response({"metadata": {"name": "a"}}, status=200 if seen[-1].removeprefix("Bearer ") in accepted else 401)
 
-    app = web.Application()
-    app.router.add_get("/{path:.*}", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with answering(answer) as url:
+        yield url
 
 
 async def test_a_token_is_read_again_after_it_was_refused_and_each_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,3 +153,25 @@ async def test_a_certificate_that_is_none_is_told_before_anything_is_asked() -> 
     with pytest.raises(errors.Unavailable, match="certificate cannot be used"):
         async with Connection(lambda: kopf.ConnectionInfo(server="https://api:6443", ca_data="bm90aGluZw==")):
             pass
+
+
+@pytest.mark.parametrize("path", ["/apis/finetune.dev/v1alpha1/finetunes", "/apis/finetune.dev/v1alpha1"])
+@pytest.mark.parametrize("status", [200, 403])
+async def test_kopf_is_given_lists_of_finetunes_projected_and_all_else_as_it_is(
+    status: int, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = {"kind": "Status", "message": "no", "metadata": {"continue": "c"}, "items": [{"metadata": {"name": "a", "managedFields": []}}]}
+
+    async def answered(request: web.Request) -> web.Response:
+        return web.json_response({**answer, "token": request.headers["Authorization"]}, status=status)
+
+    async with answering(answered) as url:
+        kubeconfig(tmp_path, monkeypatch, server=url, token="t")
+        info = await watching()
+        async with info.aiohttp_session as session, session.get(info.server + path) as response:
+            read = await response.json()
+    if status == 200 and path.endswith("finetunes"):
+        known = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTune", "metadata": {"name": "a"}}
+        assert read == {"metadata": {"continue": "c"}, "items": [known]}
+    else:
+        assert read == {**answer, "token": "Bearer t"}

@@ -35,6 +35,7 @@ class Server:
 
     def __init__(self, last: bytes = ERROR) -> None:
         self.begun = 0
+        self.listed: list[dict[str, Any]] = []
         self.last = last
         self._fail = asyncio.Event()
 
@@ -53,7 +54,8 @@ class Server:
         if (path[0], len(path)) in (("api", 2), ("apis", 3)):
             return web.json_response({"resources": [_resource(k) for k in KNOWN if k.path() == f"{request.path}/{k.plural}"]})
         if "watch" not in request.query:
-            return web.json_response({"metadata": {"resourceVersion": "1"}, "items": []})
+            items = self.listed if request.path.endswith(f"/{FINETUNE.plural}") else []
+            return web.json_response({"metadata": {"resourceVersion": "1"}, "items": items})
         return await self._watch(request)
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
@@ -134,6 +136,22 @@ async def test_a_watch_that_fails_takes_no_worker_with_it(last: bytes, tmp_path:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_what_kopf_lists_is_known_by_what_is_read_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(tmp_path, monkeypatch) as server:
+        meta = {"name": "bot", "namespace": "ml", "uid": "u", "resourceVersion": "1"}
+        server.listed = [{"metadata": {**meta, "managedFields": [{"manager": "kubectl"}]}, "spec": {"model": {}}}]
+        operator = Operator(cast(Connection, None), Settings("trainer", "router"))
+        operator.informer = Informer(cast(Cluster, Empty()), operator.cache, operator.queue)
+        watching = asyncio.create_task(operator._watch())
+        try:
+            assert await asyncio.wait_for(operator.queue.take(), SECONDS) == ("ml", "bot")
+            known = {"apiVersion": FINETUNE.api_version, "kind": "FineTune", "metadata": meta, "spec": {"model": {}}}
+            assert operator.cache.owner(("ml", "bot")) == known
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
 
 async def test_without_an_open_namespace_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
