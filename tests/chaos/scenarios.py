@@ -197,9 +197,8 @@ async def other_field_owners(chaos: Chaos, expected: Expected) -> Verdict:
     async def take(kind: Kind, name: str, spec: dict[str, Any]) -> None:
         meta = {"name": name, "namespace": life.space.name, "labels": {"team": "other"}}
         body = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": meta, "spec": spec}
-        query = {"fieldManager": "other", "force": "true"}
-        path = kind.path(life.space.name, name)
-        await chaos.admin._request("PATCH", path, query=query, body=body, content="application/apply-patch+yaml")
+        by = {"fieldManager": "other", "force": "true"}
+        await chaos.admin.patch(kind, life.space.name, name, body, content="application/apply-patch+yaml", **by)
 
     async def given_back(kind: Kind, name: str, field: str, wanted: Any) -> None:
         deadline = time.monotonic() + 20
