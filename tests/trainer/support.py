@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -192,14 +193,15 @@ def running(folder: Path, argv: list[str], environment: Mapping[str, str] | None
     """A `finetune-trainer` with these arguments; nothing of it is left after the block."""
     folder.mkdir(parents=True, exist_ok=True)
     variables = {"FINETUNE_PROGRESS_PORT": "0", "FINETUNE_TERMINATION_LOG": str(folder / "termination"), **(environment or {})}
-    process = CONTEXT.Process(target=_become, args=(argv, variables, str(folder / "log")))
-    process.start()
-    stage = Stage(process, folder)
-    try:
-        yield stage
-    finally:
-        stage.kill()
-        process.join(10)
+    with tempfile.TemporaryDirectory(prefix="stage-") as scratch:  # a short path: sockets are made there, and what is killed leaves its own
+        process = CONTEXT.Process(target=_become, args=(argv, {"TMPDIR": scratch, **variables}, str(folder / "log")))
+        process.start()
+        stage = Stage(process, folder)
+        try:
+            yield stage
+        finally:
+            stage.kill()
+            process.join(10)
 
 
 @contextmanager
@@ -273,6 +275,7 @@ def _become(argv: list[str], environment: dict[str, str], log: str) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ.update(environment)
+    tempfile.tempdir = None  # it is another one now
     from finetune_trainer.__main__ import main
 
     sys.exit(main(argv))
