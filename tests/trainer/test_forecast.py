@@ -101,7 +101,7 @@ def test_people_read_a_table_that_knows_whatever_components_there_are(
 
 
 def test_a_component_that_trains_is_divided(tmp_path: Path) -> None:
-    outline = estimate.Outline(1000, 0, 0, 1000, 1000, 8, 2, 16)
+    outline = estimate.Outline(1000, 0, 0, 1000, 1000, 8, (), 16)
     assert set(forecast.DIVIDED) <= set(estimate.divisible(outline, bf16=True))
 
 

@@ -23,7 +23,7 @@ EXAMPLE = """example: LoRA on 20,000 rows of about 400 tokens, on one H100
 DIVIDED = ("parameters", "masters", "gradients", "optimizer")
 ZERO = (
     "ZeRO1 divides masters and optimizer among all ranks, ZeRO2 gradients too, ZeRO3 parameters too;\n"
-    "each rank has the rest whole (gathered under ZeRO3 alone)."
+    "each rank has the rest whole (gathered and unfusedLogits under ZeRO3 alone)."
 )
 
 
