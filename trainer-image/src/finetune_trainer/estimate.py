@@ -49,7 +49,7 @@ class Layer(NamedTuple):
 class Outline:
     """Parameters by how they are kept: `frozen` in the model's precision, `quantized` (with so many rows) as the method says,
     `trained` in float32; `active` of all of them take part in one token's pass. `recomputes`: its layers can be computed again; `fused`:
-    losses are read from hidden states (see `train.head`)."""
+    losses are read from hidden states (see `train.head`). `experts` of a mixture are frozen whatever the method quantises."""
 
     frozen: int
     quantized: int
@@ -61,6 +61,7 @@ class Outline:
     vocabulary: int
     recomputes: bool = True
     fused: bool = True
+    experts: int = 0
 
 
 def estimate(
@@ -95,6 +96,19 @@ def estimate(
         "passTokens": pass_tokens,
         "accelerated": accelerated,
     }
+
+
+def warnings(outline: Outline, method: MethodConfig, bf16: bool) -> list[str]:
+    """What somebody who chose this method for its memory would not expect."""
+    if not (method.quantized_as and outline.experts):
+        return []
+    share = 100 * outline.experts / (outline.frozen + outline.quantized)
+    kept, every = outline.experts * (2 if bf16 else 4) / 2**30, weights(outline, method, bf16) / 2**30
+    dtype = "bfloat16" if bf16 else "float32"
+    return [
+        f"QLoRA leaves {share:.0f} % of the model's weights as they are: the experts, {kept:,.1f} GiB in {dtype} of {every:,.1f} for all "
+        "weights. Choose accelerators that hold that, or method.type LoRA, whose weights ranks can divide (compute.sharding ZeRO3)"
+    ]
 
 
 def activations(outline: Outline, method: MethodConfig, width: int) -> dict[str, float]:

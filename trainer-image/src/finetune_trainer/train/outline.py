@@ -26,7 +26,8 @@ def count(config: ModelConfig, method: MethodConfig) -> Outline:
     base = model.outline(config)
     quantized = [layer.weight for layer in adaptable(base).values()] if method.quantized_as else []
     whole = {id(value): value.numel() for value in base.parameters()}
-    idle = sum(value.numel() for name, value in base.named_parameters() if name in adapters.expert_parameters(base))
+    stacked = adapters.expert_parameters(base)
+    experts = sum(value.numel() for name, value in base.named_parameters() if name in stacked)
     settings = base.config.get_text_config()
     output, layers, fused = base.get_output_embeddings(), layers_of(base), reads_hidden(base)
     trained = sum(value.numel() for value in model.trained(adapters.wrap(base, method, config.path, seed=0)).values())
@@ -36,11 +37,12 @@ def count(config: ModelConfig, method: MethodConfig) -> Outline:
         quantized=sum(value.numel() for value in quantized),
         quantized_rows=sum(value.shape[0] for value in quantized),
         trained=trained,
-        active=sum(whole.values()) - round(idle * (1 - _chosen_share(settings))),
+        active=sum(whole.values()) - round(experts * (1 - _chosen_share(settings))),
         hidden=int(settings.hidden_size),
         layers=layers,
         vocabulary=int(settings.vocab_size),
         recomputes=bool(base.supports_gradient_checkpointing),
+        experts=experts,
         fused=fused and base.get_output_embeddings() is output,
     )
 
