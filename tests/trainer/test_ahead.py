@@ -22,13 +22,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.trainer import lives
-from tests.trainer.support import on_ranks
+from tests.trainer.support import make_config, on_ranks
 from tests.trainer.test_dpo import configured as preferred
 from tests.trainer.test_dpo import pairs
+from tests.trainer.test_families import FAMILIES, models
 from tests.trainer.test_methods import configured
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers for it
-__all__ = ["pairs"]
+__all__ = ["models", "pairs"]
 READS = {"item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__"}
 OF_PADDING = ["__bool__", "_local_scalar_dense"] * 2  # of transformers, in a pass of padded rows: whether and where any of it is padding
 SIZED = {
@@ -124,9 +125,21 @@ def config(request: pytest.FixtureRequest, work: Path, tiny_model: Path, pairs: 
     return configured(work, tiny_model, request.param)
 
 
-@pytest.mark.parametrize("config", ["Full", "LoRA", "DoRA", "DPO"], indirect=True)
+@pytest.mark.parametrize("config", ["Full", "LoRA", "DoRA", "QLoRA NF4", "QLoRA Int8", "DPO"], indirect=True)
 def test_a_step_reads_what_the_one_before_came_to_and_nothing_else(config: dict[str, Any], watch: Callable[[dict[str, Any]], Seen]) -> None:
     found, _, read_at = watch(config)
+    assert (found, read_at) == ([], LATE)
+
+
+def test_nor_where_layers_are_computed_again(work: Path, tiny_model: Path, watch: Callable[[dict[str, Any]], Seen]) -> None:
+    found, _, read_at = watch(configured(work, tiny_model, "LoRA", training__gradientCheckpointing=True))
+    assert (found, read_at) == ([], LATE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nor_in_any_family_of_models(family: str, work: Path, models: dict[str, Path], watch: Callable[[dict[str, Any]], Seen]) -> None:
+    """To which expert a token goes is not asked for either."""
+    found, _, read_at = watch(make_config("train", work, models[family], model__path=str(models[family])))
     assert (found, read_at) == ([], LATE)
 
 
