@@ -49,6 +49,17 @@ def train(config: dict[str, Any], folder: Path, stop_after: int | None = None) -
     return Trained(losses, run, layout.artifact(run.attempt))
 
 
+def stop_during(run: Run, step: int) -> None:
+    """Let the run be asked to stop while it makes `step`."""
+    begin = run.engine.begin
+
+    def begun() -> None:
+        run.stop_requested = run.step + 1 >= step
+        begin()
+
+    run.engine.begin = begun  # type: ignore[method-assign]
+
+
 def silent() -> None:
     """The beat of a rank that nobody watches."""
 
@@ -75,11 +86,12 @@ def _attempt(
 ) -> Any:  # fmt: skip
     run = build(config, attempt, resume_from)
     report = Loop._report
+    if stop_after is not None:
+        stop_during(run, stop_after)
 
-    def watched(loop: Loop, loss: float, rate: float) -> None:
-        losses[loop.state.step] = loss
-        run.stop_requested = stop_after is not None and loop.state.step + 1 >= stop_after
-        report(loop, loss, rate)
+    def watched(loop: Loop, step: int, loss: float, rate: float) -> None:
+        losses[step] = loss
+        report(loop, step, loss, rate)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loop, "_report", watched)

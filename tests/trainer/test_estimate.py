@@ -11,11 +11,12 @@ import torch
 from finetune_trainer import estimate, hardware
 from finetune_trainer.config import ComputeConfig, MethodConfig, RunConfig, need
 from finetune_trainer.train import outline
-from finetune_trainer.train.engine import VALUES
 from finetune_trainer.train.loop import Loop
 
 from tests.trainer import lives
 from tests.trainer.test_methods import METHODS, configured
+
+LAYERS = (estimate.Layer(20 * 4096, 0, 2 * 4096),) * 32
 
 
 def held(tensors: Iterable[Any]) -> int:
@@ -49,7 +50,7 @@ def test_weights_gradients_and_optimizer_are_what_is_allocated(
     assert isinstance(found, dict)
     casts = 2 * sum(p.numel() for p in model.parameters()) if name == "Full" and bf16 else 0  # only while a pass runs
     assert found["weights"] == pytest.approx(held([*model.parameters(), *scales(model)]) + casts, rel=0.01)
-    assert found["gradients"] == pytest.approx(held([loop.engine.flat]) - VALUES * loop.engine.flat.element_size(), rel=0.01)
+    assert found["gradients"] == pytest.approx(held([loop.engine.flat]) - loop.engine.flat.element_size(), rel=0.01)
     states = [value for state in loop.engine.optimizer.state.values() for value in state.values() if value.dim()]
     assert found["optimizer"] == pytest.approx(held(states), rel=0.01)
     weights, moments = loop.engine.state()
@@ -59,8 +60,8 @@ def test_weights_gradients_and_optimizer_are_what_is_allocated(
 
 
 def test_accelerators_hold_no_copies_and_experts_at_rest_cost_no_time() -> None:
-    dense = estimate.Outline(8_000_000_000, 0, 0, 20_000_000, 8_000_000_000, 4096, 32, 128_000)
-    sparse = estimate.Outline(8_000_000_000, 0, 0, 20_000_000, 2_000_000_000, 4096, 32, 128_000)
+    dense = estimate.Outline(8_000_000_000, 0, 0, 20_000_000, 8_000_000_000, 4096, LAYERS, 128_000)
+    sparse = estimate.Outline(8_000_000_000, 0, 0, 20_000_000, 2_000_000_000, 4096, LAYERS, 128_000)
     gpu = ComputeConfig(accelerator="h100", gpusPerNode=1)
     memory = estimate.estimate(dense, MethodConfig(), gpu, 10**9, 1, 4096, True)
     assert "copies" not in memory["memory"]  # type: ignore[operator]
@@ -72,7 +73,7 @@ def test_accelerators_hold_no_copies_and_experts_at_rest_cost_no_time() -> None:
 
 
 def test_mfu_counts_no_gradients_of_what_is_frozen() -> None:
-    counted = estimate.Outline(8_000_000_000, 0, 0, 20_000_000, 2_000_000_000, 4096, 32, 128_000)
+    counted = estimate.Outline(8_000_000_000, 0, 0, 20_000_000, 2_000_000_000, 4096, LAYERS, 128_000)
     assert estimate.operations(counted, MethodConfig(type="Full")) == 12e9
     assert estimate.operations(counted, MethodConfig(type="LoRA")) == 8e9 + 0.12e9
 

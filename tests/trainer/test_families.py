@@ -5,14 +5,16 @@ The table says what LoRA goes to where nothing is named, and what of a mixture o
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from finetune_trainer import fetch
+from finetune_trainer import estimate, fetch
 from finetune_trainer.config import MethodConfig, ModelConfig, RunConfig
+from finetune_trainer.data import prepare
 from finetune_trainer.exits import UserError
 from finetune_trainer.serve.loading import load
 from finetune_trainer.train import adapters, outline
@@ -29,7 +31,8 @@ from transformers import (
 )
 
 from tests.trainer import lives, test_methods
-from tests.trainer.support import make_config
+from tests.trainer.support import make_config, rows, write_rows
+from tests.trainer.test_estimate import held, scales
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers for it
 SIZES: dict[str, Any] = {
@@ -187,3 +190,35 @@ def test_a_layer_that_is_not_linear_is_refused_in_one_line_with_the_field_to_cha
 def checkpoint_names(found: lives.Trained) -> list[str]:
     """The parameters that trained."""
     return [name for name, value in found.run.model.named_parameters() if value.requires_grad]
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "QLoRA", "Full"])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_weights_of_a_mixture_are_what_is_allocated(name: str, kind: str, work: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    """Experts among them, which QLoRA leaves as they are."""
+    config = make_config("train", work, models[name], model__path=str(models[name]), method__type=kind)
+    run = lives.build(config, tmp_path / "a0-one")
+    method = MethodConfig.model_validate({"type": kind, "lora": config["method"]["lora"]})
+    counted = outline.count(ModelConfig(source="image:///x", path=models[name]), method)
+    expected = held([*run.model.parameters(), *scales(run.model)])
+    assert estimate.weights(counted, method, bf16=False) == pytest.approx(expected, rel=0.01)
+    experts = sum(value.numel() for path, value in run.model.named_parameters() if value.dim() == 3)
+    assert counted.experts == experts > 0
+
+
+def test_experts_that_stay_as_they_are_are_told_with_the_revision_that_quantises(
+    work: Path, models: dict[str, Path], tiny_model: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    """And not with another one that takes its data over, whose page has its own estimate."""
+    source, path = write_rows(tmp_path / "rows.jsonl", rows()), models["Mixtral"]
+    told = {}
+    for kind in ("QLoRA", "LoRA"):
+        folder = tmp_path / "data" / kind
+        config = make_config("prepare", work, path, source, model__path=str(path), data__path=str(folder), method__type=kind)
+        found: Any = prepare.main(RunConfig.model_validate(config))
+        told[kind] = ([text for text in found["warnings"] if "experts" in text], "the experts, " in (folder / "report.html").read_text())
+    assert [len(warnings) for warnings, _ in told.values()] == [1, 0]
+    assert [is_shown for _, is_shown in told.values()] == [True, False]
+    estimates = [json.loads((tmp_path / "data" / kind / "report.json").read_text())["estimate"]["memory"] for kind in told]
+    assert estimates[0]["weights"] < estimates[1]["weights"]
+    assert (tmp_path / "data" / "QLoRA" / "train.tokens.npy").samefile(tmp_path / "data" / "LoRA" / "train.tokens.npy")

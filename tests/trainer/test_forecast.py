@@ -63,6 +63,25 @@ def test_each_method_is_told_with_what_it_trains(tmp_path: Path, capsys: pytest.
     assert dpo["estimate"]["accelerated"], "an accelerator that is named is one a node"
 
 
+MIXTRAL = {**LLAMA, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+def test_experts_that_a_quantised_base_keeps_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 234,048 weights 196,608 are experts'."""
+    path = str(written(tmp_path, **MIXTRAL))
+    arguments = ("--model", path, *RUN, "--accelerator", "h100")
+    quantized, plain = told(capsys, "--method", "QLoRA", *arguments), told(capsys, *arguments)
+    share = round(100 * 2 * 4 * 3 * 64 * 128 / plain["parameters"]["base"])
+    [warning] = quantized["warnings"]
+    assert warning.startswith(f"QLoRA leaves {share} % of the model's weights as they are: the experts, 0.0 GiB in bfloat16 of 0.0 ")
+    assert warning.endswith("method.type LoRA, whose weights ranks can divide (compute.sharding ZeRO3)")
+    assert plain["warnings"] == told(capsys, "--method", "QLoRA", "--model", str(written(tmp_path)), *RUN)["warnings"] == []
+    assert quantized["estimate"]["memory"]["weights"] > 2 * 196_608, "which the estimate counts"
+    written(tmp_path, **MIXTRAL)
+    assert main(["estimate", "--method", "QLoRA", *arguments]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("(compute.sharding ZeRO3).")
+
+
 def test_what_is_computed_again_takes_the_place_of_activations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(written(tmp_path))
     kept, again = (told(capsys, "--model", path, *RUN, *flag)["estimate"] for flag in ((), ("--gradient-checkpointing",)))
@@ -101,7 +120,7 @@ def test_people_read_a_table_that_knows_whatever_components_there_are(
 
 
 def test_a_component_that_trains_is_divided(tmp_path: Path) -> None:
-    outline = estimate.Outline(1000, 0, 0, 1000, 1000, 8, 2, 16)
+    outline = estimate.Outline(1000, 0, 0, 1000, 1000, 8, (), 16)
     assert set(forecast.DIVIDED) <= set(estimate.divisible(outline, bf16=True))
 
 

@@ -15,6 +15,7 @@ from finetune_trainer.data import arrays
 from finetune_trainer.progress import Progress
 from finetune_trainer.train import assemble, loop, objective, outline, plan
 from finetune_trainer.train.distributed import Ranks
+from finetune_trainer.train.engine import Replicated
 from finetune_trainer.train.loop import Loop, Run
 
 from tests.bench.trainer import measure
@@ -30,7 +31,7 @@ def watch(stopwatch: measure.Stopwatch) -> None:
     for owner, name in ((plan.Plan, "rows"), (plan.Plan, "micro_batches"), (objective.Sft, "count"), (objective, "collate")):
         stopwatch.wrap(owner, name, "data")
     stopwatch.wrap(Ranks, "sum", "reduce")
-    stopwatch.wrap(Loop, "_update", "optimizer")
+    stopwatch.wrap(Replicated, "step", "optimizer")
     stopwatch.wrap(Loop, "_step", "forward and backward")
     stopwatch.wrap(Loop, "_save", "checkpoint")
 
@@ -47,10 +48,10 @@ def main(spec: dict[str, Any]) -> dict[str, Any]:
     losses: list[float] = []
     report = loop.Loop._report
 
-    def reported(self: Loop, loss: float, rate: float) -> None:
+    def reported(self: Loop, step: int, loss: float, rate: float) -> None:
         ends.mark()
         losses.append(loss)
-        report(self, loss, rate)
+        report(self, step, loss, rate)
 
     loop.Loop._report = reported  # type: ignore[method-assign]
     engine = Loop(run)

@@ -123,6 +123,17 @@ def test_what_ranks_divide_and_what_lies_on_the_host(title: str, recompute: bool
         assert needed == (NEEDED[title] + (1 if recompute else 6) * tokens / 8000) * GIB
 
 
+@pytest.mark.parametrize("title", NEEDED)
+def test_logits_of_all_tokens_are_zero_3s_alone_and_grow_with_a_pass(title: str) -> None:
+    """The head's chunk is everybody's, and as large whatever the pass."""
+    more = {"head": GIB, "unfusedLogits": 4 * GIB}
+    told = {"memory": {**FULL["memory"], "head": GIB}, "sharded": {**FULL["sharded"], **more}}
+    found = next(found for found in layout.LAYOUTS if found.title == title)
+    for tokens in (8000, 4000):
+        needed = layout.needed(Estimate.model_validate({**ESTIMATE, **told}), tokens, 2, found)
+        assert needed == (NEEDED[title] + 1 + (4 * tokens / 8000 if title.startswith("ZeRO3") else 0)) * GIB
+
+
 def test_layers_are_computed_again_before_anything_is_offloaded() -> None:
     assert [found.title for found in layout.LAYOUTS] == [
         "DDP", "ZeRO1", "ZeRO2", "ZeRO3",

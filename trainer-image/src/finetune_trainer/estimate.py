@@ -1,8 +1,9 @@
 """Memory and time of a training run, before a GPU is asked for.
 
 Memory per rank = weights (all that is there, as the method stores it) + gradients and optimizer of what trains + activations + logits
-+ the framework, and on CPUs the copies that a roll-back and the best checkpoint need, which on GPUs lie in the host's memory. The first
-three are counted on the model's outline, exactly; the others bound. What ZeRO would divide among all ranks is told beside it, whole,
+(where losses are read from hidden states, what is kept of these, and the `head`'s chunk of logits at a time) + the framework, and on CPUs
+the copies that a roll-back and the best checkpoint need, which on GPUs lie in the host's memory. The first three are counted on the model's
+outline, exactly; the others bound, by what a token passes through there. What ZeRO would divide among all ranks is told beside it, whole,
 and what there would be in place of activations if each layer kept its input alone and computed the rest again.
 Time = floating-point operations a parameter and token: 6, of which a frozen base saves a quarter; computing again adds one pass forward,
 and DPO one of the base model.
@@ -11,14 +12,21 @@ and DPO one of the base model.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from finetune_trainer.config import PROMPT_METHODS, ComputeConfig, MethodConfig
 from finetune_trainer.exits import JsonObject
 from finetune_trainer.methods import SHARDED
 
 FRAMEWORK_BYTES = 1_200_000_000
-ACTIVATION_VALUES, GRADIENT_VALUES = 34, 17  # of a layer, by the hidden size: kept for its gradients, and what is there while they are made
-LOGIT_BYTES = 12
+LINEAR_VALUES = 1.4  # kept for gradients of each value that goes into or out of a linear map; while they are made there is one more
+NORM_VALUES = 0.75  # kept of each value that is normalised
+NORM_VALUES_BF16, NORM_VALUES_MIXED = (
+    1.75,
+    3.5,
+)  # the same in bfloat16, where it is made in float32; and where what comes in is float32, too
+LOGIT_BYTES = 12  # a value: itself, and what its exponent is made of
+CHUNK_LOGITS = 2**26  # that the head makes at a time where losses are read from hidden states
 BUCKET, GATHERED = 50_000_000, 500_000_000  # numbers that ZeRO reduces at a time; parameters that its stage 3 holds whole at a time
 FLOAT, MOMENTS = 4, 8  # bytes a trained parameter: its value or gradient; AdamW's two moments
 NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256
@@ -28,10 +36,20 @@ GPU_FLOPS = {"h100": 400e12, "h200": 400e12, "a100": 140e12, "l40": 90e12, "l4":
 GPU_FLOPS_UNKNOWN = 50e12
 
 
+class Layer(NamedTuple):
+    """Values that one token has in a layer: `linear` go into and out of its linear maps, `experts` those of the experts that it passes,
+    `norms` are normalised."""
+
+    linear: int
+    experts: int
+    norms: int
+
+
 @dataclass(frozen=True)
 class Outline:
     """Parameters by how they are kept: `frozen` in the model's precision, `quantized` (with so many rows) as the method says,
-    `trained` in float32; `active` of all of them take part in one token's pass. `recomputes`: its layers can be computed again."""
+    `trained` in float32; `active` of all of them take part in one token's pass. `recomputes`: its layers can be computed again; `fused`:
+    losses are read from hidden states (see `train.head`). `experts` of a mixture are frozen whatever the method quantises."""
 
     frozen: int
     quantized: int
@@ -39,9 +57,11 @@ class Outline:
     trained: int
     active: int
     hidden: int
-    layers: int
+    layers: tuple[Layer, ...]
     vocabulary: int
     recomputes: bool = True
+    fused: bool = True
+    experts: int = 0
 
 
 def estimate(
@@ -53,16 +73,14 @@ def estimate(
     accelerated = compute.gpus_per_node > 0
     width = 2 if bf16 else 4
     trained = outline.trained
-    again = outline.layers * (FLOAT if method.type == "Full" else width) + (ACTIVATION_VALUES + GRADIENT_VALUES) * width
-    values = {"activations": outline.layers * ACTIVATION_VALUES * width, "recomputed": again}
-    kept = {name: pass_tokens * outline.hidden * bytes_ for name, bytes_ in values.items()}
+    kept = {name: round(pass_tokens * size) for name, size in activations(outline, method, width).items()}
     which = "recomputed" if recompute else "activations"
     memory = {
         "weights": round(weights(outline, method, bf16)),
         "gradients": trained * FLOAT,
         "optimizer": trained * MOMENTS,
         which: kept[which],
-        "logits": pass_tokens * outline.vocabulary * LOGIT_BYTES,
+        **logits(outline, method, width, pass_tokens),
         "framework": FRAMEWORK_BYTES,
         **({} if accelerated else {"copies": trained * (2 * FLOAT + MOMENTS)}),
     }
@@ -73,11 +91,50 @@ def estimate(
         "memoryBytes": sum(memory.values()),
         "memory": memory,
         "recomputed": kept["recomputed"] if outline.recomputes and method.type not in PROMPT_METHODS else None,
-        "sharded": {**whole, **divisible(outline, bf16)} if method.type in SHARDED else {},
+        "sharded": {**whole, **divisible(outline, bf16), **partitioned(outline, pass_tokens)} if method.type in SHARDED else {},
         "seconds": round(seconds),
         "passTokens": pass_tokens,
         "accelerated": accelerated,
     }
+
+
+def warnings(outline: Outline, method: MethodConfig, bf16: bool) -> list[str]:
+    """What somebody who chose this method for its memory would not expect."""
+    if not (method.quantized_as and outline.experts):
+        return []
+    share = 100 * outline.experts / (outline.frozen + outline.quantized)
+    kept, every = outline.experts * (2 if bf16 else 4) / 2**30, weights(outline, method, bf16) / 2**30
+    dtype = "bfloat16" if bf16 else "float32"
+    return [
+        f"QLoRA leaves {share:.0f} % of the model's weights as they are: the experts, {kept:,.1f} GiB in {dtype} of {every:,.1f} for all "
+        "weights. Choose accelerators that hold that, or method.type LoRA, whose weights ranks can divide (compute.sharding ZeRO3)"
+    ]
+
+
+def activations(outline: Outline, method: MethodConfig, width: int) -> dict[str, float]:
+    """Bytes a token, by whether layers keep their `activations` or their input alone, of which they are `recomputed` one layer at a time.
+    Experts that train are computed in float32; so is what goes from layer to layer where all weights train."""
+    full = method.type == "Full"
+    norm = NORM_VALUES if width == FLOAT else NORM_VALUES_MIXED if full else NORM_VALUES_BF16
+    making = [layer.linear * width + layer.experts * (FLOAT if full else width) for layer in outline.layers]
+    kept = [LINEAR_VALUES * linear + norm * layer.norms * width for linear, layer in zip(making, outline.layers, strict=True)]
+    inputs = len(outline.layers) * outline.hidden * (FLOAT if full else width)
+    both = [sum(pair) for pair in zip(kept, making, strict=True)]
+    return {"activations": sum(kept) + max(making, default=0), "recomputed": inputs + max(both, default=0)}
+
+
+def logits(outline: Outline, method: MethodConfig, width: int, tokens: int) -> dict[str, int]:
+    """Bytes of a pass at its end. A head whose weight trains has the gradient there before it is added to the others."""
+    if not outline.fused:
+        return {"logits": tokens * outline.vocabulary * LOGIT_BYTES}
+    chunk = min(tokens * outline.vocabulary, max(CHUNK_LOGITS, outline.vocabulary)) * LOGIT_BYTES
+    gradient = outline.vocabulary * outline.hidden * (FLOAT + width) if method.type == "Full" else 0
+    return {"logits": tokens * outline.hidden * (2 * width + FLOAT), "head": chunk + gradient}
+
+
+def partitioned(outline: Outline, tokens: int) -> dict[str, int]:
+    """What stage 3 of ZeRO needs because it partitions the head: logits of all tokens, besides what is told anyway."""
+    return {"unfusedLogits": tokens * outline.vocabulary * LOGIT_BYTES} if outline.fused else {}
 
 
 def operations(outline: Outline, method: MethodConfig) -> float:

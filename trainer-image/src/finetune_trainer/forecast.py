@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from finetune_trainer import estimate, exits
+from finetune_trainer import estimate, exits, hardware
 from finetune_trainer.config import PROMPT_METHODS, ComputeConfig, MethodConfig, ModelConfig, TrainingConfig
 from finetune_trainer.exits import JsonObject, UserError
 
@@ -23,7 +23,7 @@ EXAMPLE = """example: LoRA on 20,000 rows of about 400 tokens, on one H100
 DIVIDED = ("parameters", "masters", "gradients", "optimizer")
 ZERO = (
     "ZeRO1 divides masters and optimizer among all ranks, ZeRO2 gradients too, ZeRO3 parameters too;\n"
-    "each rank has the rest whole (gathered under ZeRO3 alone)."
+    "each rank has the rest whole (gathered and unfusedLogits under ZeRO3 alone)."
 )
 
 
@@ -70,7 +70,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def forecast(options: argparse.Namespace) -> JsonObject:
-    """The model's `parameters`, the run's steps and its `estimate`, as a prepare result has it. Raises UserError, ValidationError."""
+    """The model's `parameters`, the run's steps, its `estimate` and `warnings`, as a prepare result has them. Raises UserError,
+    ValidationError."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from finetune_trainer.data import prepare
     from finetune_trainer.train import outline
@@ -87,7 +88,9 @@ def forecast(options: argparse.Namespace) -> JsonObject:
     counted = outline.count(ModelConfig(source=str(path), path=path), method)
     parameters = {"base": counted.frozen + counted.quantized or counted.trained, "active": counted.active, "trained": counted.trained}
     tokens = options.rows * options.tokens_per_row
-    return {"parameters": parameters, **prepare.forecast(method, training, compute, counted, options.rows, tokens, longest)}
+    found = prepare.forecast(method, training, compute, counted, options.rows, tokens, longest)
+    warnings: list[object] = [*estimate.warnings(counted, method, hardware.uses_bf16(training, compute))]
+    return {"parameters": parameters, **found, "warnings": warnings}
 
 
 def described(path: Path) -> Path:
@@ -129,7 +132,9 @@ def table(found: JsonObject, compute: ComputeConfig) -> str:
         lines += ["", f"With gradient checkpointing it is {less:.2f} GiB in place of activations, and about a third more time."]
     if sharded := {name: size for name, size in _block(told["sharded"]).items() if name in DIVIDED or name not in memory}:
         lines += [*_sizes("with ZeRO instead", sharded), ZERO]
-    return "\n".join(lines)
+    told_of = found["warnings"]
+    assert isinstance(told_of, list)
+    return "\n".join([*lines, *(f"\n{warning}." for warning in told_of)])
 
 
 def _sizes(title: str, sizes: JsonObject) -> list[str]:

@@ -49,25 +49,26 @@ class Layout:
 
 _STATES: Final = frozenset({"masters", "optimizer"})
 _ALL: Final = _STATES | {"gradients", "parameters"}
+_IN_ZERO3: Final = frozenset({"gathered", "unfusedLogits"})
 WHOLE: Final = Layout("DDP")
 _ON_ACCELERATORS: Final = (
     WHOLE,
     Layout("ZeRO1", divided=_STATES),
     Layout("ZeRO2", divided=_STATES | {"gradients"}),
-    Layout("ZeRO3", divided=_ALL, once=frozenset({"gathered"})),
+    Layout("ZeRO3", divided=_ALL, once=_IN_ZERO3),
 )
 _OFFLOADED: Final = (
     Layout("ZeRO1", "Optimizer", divided=_STATES, hosted=_STATES),
     Layout("ZeRO2", "Optimizer", divided=_STATES | {"gradients"}, hosted=_STATES),
-    Layout("ZeRO3", "Optimizer", divided=_ALL, hosted=_STATES, once=frozenset({"gathered"})),
-    Layout("ZeRO3", "All", divided=_ALL, hosted=_STATES | {"parameters"}, once=frozenset({"gathered"})),
+    Layout("ZeRO3", "Optimizer", divided=_ALL, hosted=_STATES, once=_IN_ZERO3),
+    Layout("ZeRO3", "All", divided=_ALL, hosted=_STATES | {"parameters"}, once=_IN_ZERO3),
 )
 # Least traffic first; before anything goes to the host and back, layers are computed twice.
 LAYOUTS: Final = tuple(
     replace(layout, recompute=recompute) for group in (_ON_ACCELERATORS, _OFFLOADED) for recompute in (False, True) for layout in group
 )
 ONCE: Final = frozenset().union(*(layout.once for layout in LAYOUTS))
-BY_PASS: Final = ("activations", "recomputed", "logits")  # components that grow with the tokens of a forward pass
+BY_PASS: Final = ("activations", "recomputed", "logits", "unfusedLogits")  # components that grow with the tokens of a forward pass
 MOST_NODES: Final = 64  # pods: no larger gang is named
 SPARE_GIB: Final = 8  # of a pod's memory, for the program itself
 SHORTEST: Final = 64  # tokens: no shorter maxSequenceLength is worth naming

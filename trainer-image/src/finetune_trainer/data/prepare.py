@@ -97,7 +97,7 @@ def _prepare(config: RunConfig, data: DataConfig, cache: Path, progress: Progres
         if content is None:
             content = _make(config, files, chat, outline.vocabulary, cache, work.folder, progress)
         facts = _facts(config, content, outline)
-        document = {**facts, **content, "warnings": facts["warnings"], "finetune": _title(config)}
+        document = {**content, **facts, "finetune": _title(config)}
         layout.write_json(work.folder / "report.json", document)
         (work.folder / "report.html").write_text(report.render(document))
         work.facts.update(facts, key=key)
@@ -202,7 +202,7 @@ def _content(
         "lengths": {name: report.histogram(values) for name, values in lengths.items()},
         "examples": encoding.shown,
         "sources": loaded.sources,
-        "warnings": warnings,
+        "dataWarnings": warnings,
     }
 
 
@@ -245,8 +245,10 @@ def _facts(config: RunConfig, content: dict[str, Any], outline: Outline) -> Json
     """What the manifest says: of the data, and of the run that this configuration makes of them."""
     training, compute, method = need(config.training, "training"), need(config.compute, "compute"), need(config.method, "method")
     rows, tokens = content["rows"]["train"], content["tokens"]["train"]
+    warnings = [*estimate.warnings(outline, method, hardware.uses_bf16(training, compute)), *content["dataWarnings"]]
     return {
-        **{name: content[name] for name in ("rows", "tokens", "minResponseCharacters", "invalid", "warnings")},
+        **{name: content[name] for name in ("rows", "tokens", "minResponseCharacters", "invalid")},
+        "warnings": warnings,
         **forecast(method, training, compute, outline, rows, tokens, content["longest"]),
         "model": str(config.model.path.name),
     }

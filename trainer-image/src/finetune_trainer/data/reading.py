@@ -2,7 +2,7 @@
 
 JSON lines, a JSON array, CSV and TSV, Parquet; each of the first three also compressed by gzip, bzip2, xz or zstd. The
 content says which it is where it can, else the name. Rows of text files are numbered by line, others by position.
-Invariant: a line, or an element of an array, of more than 32 MiB is never taken in.
+Invariant: a line, or an element of an array, of more than 32 MiB is never taken in, nor are as many blanks between two.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ BATCH = 1024
 FIELDS = ("messages", "prompt", "completion", "instruction", "input", "output", "system", "chosen", "rejected", "text")
 NESTED = ("messages", "chosen", "rejected")  # cells of a CSV file that hold JSON
 ONE_A_LINE = "Write one JSON object a line."
+_BLANKS = re.compile(r"\s*")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BOM = b"\xef\xbb\xbf"
 _ZIP, _PARQUET, _ZSTD = b"PK\x03\x04", b"PAR1", b"\x28\xb5\x2f\xfd"
@@ -240,11 +241,14 @@ class _Elements:
 
     def _peek(self) -> str:
         """The next character that is no white space, '' at the end."""
+        blanks = 0
         while True:
-            while self._at < len(self._text) and self._text[self._at].isspace():
-                self._at += 1
+            begin, self._at = self._at, cast(re.Match[str], _BLANKS.match(self._text, self._at)).end()
+            blanks += self._at - begin
             if self._at < len(self._text) or self._ended:
                 return self._text[self._at : self._at + 1]
+            if blanks > LONGEST:
+                raise ValueError(f"nothing but blanks in more than {LONGEST >> 20} MiB")
             self._read(BLOCK)
 
     def _take(self, wanted: str) -> None:

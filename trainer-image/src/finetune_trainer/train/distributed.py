@@ -1,14 +1,14 @@
-"""The ranks of a run: joining, one all-reduce a step, and small messages.
+"""The ranks of a run: joining, what a step sums up, and small messages.
 
-Invariant: every decision that must be common (stop, save, give up) travels in the step's all-reduce, so no rank
-acts on a signal that another has not seen.
+Invariant: every decision that must be common (stop, save, give up) is taken by sums over all ranks that each reads at the same place, so no
+rank acts on a signal that another has not seen.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,12 +25,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place. `device` is its GPU or the CPU."""
+    """This process's place. `device` is its GPU or the CPU; `hosts` the group in which numbers that no device has are summed, where it is
+    not the one that sums tensors."""
 
     rank: int
     local_rank: int
     world_size: int
     device: torch.device
+    hosts: distributed.ProcessGroup | None = None
 
     @classmethod
     def join(cls, timeout_seconds: float, gpus: bool) -> Self:
@@ -39,8 +41,10 @@ class Ranks:
         device = torch.device("cuda", local) if gpus else torch.device("cpu")
         if gpus:
             torch.cuda.set_device(device)
-        distributed.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(seconds=timeout_seconds))
-        return cls(distributed.get_rank(), local, distributed.get_world_size(), device)
+        patience = timedelta(seconds=timeout_seconds)
+        distributed.init_process_group("nccl" if gpus else "gloo", timeout=patience)
+        hosts: Any = distributed.new_group(backend="gloo", timeout=patience) if gpus else None
+        return cls(distributed.get_rank(), local, distributed.get_world_size(), device, hosts)
 
     @property
     def first(self) -> bool:
@@ -52,6 +56,15 @@ class Ranks:
         if self.world_size > 1:
             distributed.all_reduce(values)
         return values
+
+    def agree(self, numbers: Sequence[float]) -> list[float]:
+        """All ranks' `numbers`, which their hosts have, added up: the hosts wait for each other, and for no device."""
+        if self.world_size == 1:
+            return list(numbers)
+        values = torch.tensor(numbers, dtype=torch.float64)
+        distributed.all_reduce(values, group=self.hosts)
+        found: list[float] = values.tolist()
+        return found
 
     def all(self, holds: bool) -> bool:
         """Whether it holds on every rank."""

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from finetune_trainer.data.preference import PairArrays
 from finetune_trainer.train import objective, plan
+from finetune_trainer.train.device import sent
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.objective import Reader, precision
 
@@ -53,7 +54,7 @@ class Dpo:
 
     def loss(self, model: Any, data: ReferredPairs, rows: Sequence[int], device: torch.device) -> torch.Tensor:
         policy = log_probabilities(model, data.pairs, rows, self.reader, device)
-        return loss_sum(policy, data.reference[list(rows)].to(device), self.beta)
+        return loss_sum(policy, sent(data.reference[list(rows)], device), self.beta)
 
 
 def loss_sum(policy: torch.Tensor, reference: torch.Tensor, beta: float) -> torch.Tensor:

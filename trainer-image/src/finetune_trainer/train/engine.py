@@ -6,19 +6,15 @@ Invariant: whatever the engine, a step does the same arithmetic, and what it giv
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 
 from finetune_trainer.config import TrainingConfig
-from finetune_trainer.train import optimizer, order
+from finetune_trainer.train import optimizer
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.model import trained
 from finetune_trainer.train.optimizer import Tensors
-
-VALUES = 3 + order.PARTS  # numbers that the loop sums with the gradients: loss, stop, save, and the rows that were passed
 
 
 class Engine(Protocol):
@@ -37,14 +33,10 @@ class Engine(Protocol):
         """Add the gradients of `loss` to those of the step."""
         ...
 
-    def sum(self, loss: torch.Tensor, values: Sequence[float]) -> list[float]:
-        """After the last pass: all ranks' VALUES numbers added up (the loss and `values`), and (then or while they were made) their
-        gradients. The loss is read from its device with the rest, once a step."""
-        ...
-
-    def step(self, rate: float, usable: bool) -> bool:
-        """Clip and step at this learning rate, on all ranks or none; False: nothing has changed, because the gradients are not finite
-        or not `usable`."""
+    def step(self, loss: torch.Tensor, rate: float) -> torch.Tensor:
+        """After the last pass: add up the ranks' losses and (then or while they were made) gradients, clip, and step at this learning
+        rate, on all ranks or none. Returns what it came to (2,): the loss, and 1, or 0 where nothing has changed because loss or gradients
+        are not finite."""
         ...
 
     def weights(self) -> Tensors:
@@ -69,7 +61,8 @@ class Engine(Protocol):
 
 
 class Replicated:
-    """Every rank has all parameters and states; gradients are views of one flat buffer, at whose end the step's values travel."""
+    """Every rank has all parameters and states; gradients are views of one flat buffer, at whose end the step's loss travels. What a step
+    comes to is decided and kept where the buffer is: nothing of it is read here."""
 
     in_step = False
     autocast = True
@@ -91,25 +84,20 @@ class Replicated:
         """Into the buffer."""
         torch.autograd.backward(loss)
 
-    def sum(self, loss: torch.Tensor, values: Sequence[float]) -> list[float]:
-        """One all-reduce of gradients and values."""
-        self.flat[-VALUES] = loss
-        self.flat[1 - VALUES :] = torch.tensor(values)
+    def step(self, loss: torch.Tensor, rate: float) -> torch.Tensor:
+        """One all-reduce, then by the norm of all gradients, which every rank has. The fused optimizer leaves everything as it is where it
+        is told of something that is not finite."""
+        self.flat[-1] = loss
         self._ranks.sum(self.flat)
-        found: list[float] = self.flat[-VALUES:].tolist()
-        return found
-
-    def step(self, rate: float, usable: bool) -> bool:
-        """By the norm of all gradients, which every rank has."""
-        gradients = self.flat[:-VALUES]
-        norm = float(torch.linalg.vector_norm(gradients))
-        if not (usable and math.isfinite(norm)):
-            return False
-        gradients.mul_(min(1.0, self._clip_norm / (norm + 1e-6)))
+        gradients, total = self.flat[:-1], self.flat[-1]
+        norm = torch.linalg.vector_norm(gradients)
+        finite = torch.isfinite(norm) & torch.isfinite(total)
+        gradients.mul_((self._clip_norm / (norm + 1e-6)).clamp(max=1.0))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's GradScaler tells it
         self.optimizer.step()
-        return True
+        return torch.stack([total, finite.float()])
 
     def weights(self) -> Tensors:
         """A copy."""
@@ -133,7 +121,7 @@ class Replicated:
         self.restore(*self.state())
 
     def _share_gradients(self, device: torch.device) -> torch.Tensor:
-        flat = torch.zeros(sum(p.numel() for p in self.parameters.values()) + VALUES, device=device)
+        flat = torch.zeros(sum(p.numel() for p in self.parameters.values()) + 1, device=device)
         offset = 0
         for parameter in self.parameters.values():
             parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)

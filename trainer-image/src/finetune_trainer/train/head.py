@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-CHUNK_LOGITS = 2**26  # float32 values that are there at once: 256 MiB
+from finetune_trainer.estimate import CHUNK_LOGITS
+
 TOLERANCE = 1e-3  # of the logits' spread
 
 

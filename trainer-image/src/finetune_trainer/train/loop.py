@@ -1,8 +1,9 @@
 """The only training loop.
 
 A step: every rank adds up the gradients of its micro-batches, each loss divided by the step's global count of
-supervised tokens (or pairs); the engine adds the ranks' gradients together, and the loss with the two flags "stop" and
-"save" and what says which rows were passed; then every rank has the same numbers and takes the same decisions.
+supervised tokens (or pairs); the hosts add up the two flags "stop" and "save" and what says which rows were passed; the engine adds the
+ranks' gradients and losses together and steps where they are finite. No host waits for its device: what a step came to is read when the
+next one is queued, or before anything else is done with the weights. So every rank has the same numbers and takes the same decisions.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from finetune_trainer.exits import Interrupted, NonFinite
 from finetune_trainer.progress import Progress, timestamp
 from finetune_trainer.train import checkpoint, optimizer, order, plan, suspects
 from finetune_trainer.train.checkpoint import Checkpoint, State
+from finetune_trainer.train.device import Later
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.engine import Engine
 from finetune_trainer.train.objective import Objective, precision
 from finetune_trainer.train.optimizer import Tensors
 
 SKIPS_BEFORE_ROLLBACK = 3
+AHEAD = 1  # steps that are queued before what an earlier one came to is read
 WINDOW = 20
 
 
@@ -77,6 +80,19 @@ class Outcome:
     tokens_per_second: float | None
 
 
+@dataclass(frozen=True)
+class _Queued:
+    """Step `step` (from 1), which has `rows`, and what it came to: its loss, and 1, or 0 where it changed nothing. With it there are
+    `tokens` in all; `supervised` are its own."""
+
+    step: int
+    rows: Sequence[int]
+    rate: float
+    tokens: int
+    supervised: int
+    found: Later
+
+
 @dataclass
 class _Speed:
     """Tokens a second and seconds a step over the last steps."""
@@ -111,6 +127,7 @@ class Loop:
         self.best: Tensors | None = None
         self.speed = _Speed()
         self.recent: deque[float] = deque(maxlen=WINDOW)
+        self.queued: deque[_Queued] = deque()
         self.bad_in_a_row = 0
         self.rolled_back = False
         self.state = State(0, run.training.seed, run.fingerprint, 0, 0.0, None, None, None, None, 0, 0)
@@ -134,6 +151,7 @@ class Loop:
                 self._save()
             if stop:
                 raise Interrupted("Interrupted", f"stopped on request after step {self.state.step}; a checkpoint is saved")
+        self._settle()
         weights = self.best if self.best is not None else self.engine.weights()
         early = early and self.state.step < run.steps.total_steps
         return Outcome(weights, self._now(), early, self.speed.rates()[0])
@@ -153,34 +171,40 @@ class Loop:
             total += loss.detach()
             passed += micro if weight else ()
             run.beat()
-        values = (float(run.stop_requested), float(self._save_due(step + 1)), *order.share(passed))
-        loss_value, stop, save, *sums = self.engine.sum(total, values)
+        stop, save, *sums = run.ranks.agree((float(run.stop_requested), float(self._save_due(step + 1)), *order.share(passed)))
         run.beat()
-        self._update(loss_value, rate, rows)
+        found = self._made(total, rate)
         tokens = self.state.tokens + int(run.steps.lengths[list(rows)].sum())
-        self.state = replace(
-            self.state,
-            step=step + 1,
-            tokens=tokens,
-            loss=self._mean_loss(),
-            recent=tuple(self.recent),
-            order=order.after(self.state.order, sums),
-        )
+        supervised = 0 if run.supervised is None else int(run.supervised[list(rows)].sum())
+        self.state = replace(self.state, step=step + 1, tokens=tokens, order=order.after(self.state.order, sums))
         run.step = step + 1
-        self.speed.mark(tokens, 0 if run.supervised is None else int(run.supervised[list(rows)].sum()))
-        self._report(loss_value, rate)
+        self.queued.append(_Queued(step + 1, rows, rate, tokens, supervised, Later(found)))
+        self._settle(AHEAD)
+        run.beat()
         return stop > 0, save > 0
 
-    def _update(self, loss: float, rate: float, rows: Sequence[int]) -> None:
-        """Clip and step, or skip a non-finite step; after several skips roll back once, then give up."""
-        if self._stepped(rate, usable=math.isfinite(loss)):
+    def _settle(self, ahead: int = 0) -> None:
+        """Take in what queued steps came to, but for the last `ahead`; of all, once one of them has changed nothing, so that a roll-back
+        comes before the next."""
+        while len(self.queued) > (0 if self.bad_in_a_row else ahead):
+            queued = self.queued.popleft()
+            loss, stepped = queued.found.read()
+            self._take_in(queued, loss, stepped > 0)
+            self.speed.mark(queued.tokens, queued.supervised)
+            self._report(queued.step, loss, queued.rate)
+
+    def _take_in(self, queued: _Queued, loss: float, stepped: bool) -> None:
+        """Count a step, or one that was skipped; after several of these roll back once, then give up."""
+        step, rate = queued.step, queued.rate
+        if stepped:
             self.bad_in_a_row = 0
             self.recent.append(loss)
-            self.state = replace(self.state, losses=self.state.losses.add(self.state.step + 1, loss))
+            losses = self.state.losses.add(step, loss)
+            self.state = replace(self.state, losses=losses, loss=self._mean_loss(), recent=tuple(self.recent))
             return
         self.bad_in_a_row += 1
         self.state = replace(self.state, skipped=self.state.skipped + 1)
-        found, step = self._suspects("train", self.run_.train, rows), self.state.step + 1
+        found = self._suspects("train", self.run_.train, queued.rows)
         if self.run_.ranks.first:
             print(f"step {step} is skipped: {found.message}", flush=True)
         if self.bad_in_a_row < SKIPS_BEFORE_ROLLBACK:
@@ -194,9 +218,9 @@ class Loop:
         self.rolled_back, self.bad_in_a_row = True, 0
         self.engine.roll_back()
 
-    def _stepped(self, rate: float, usable: bool) -> bool:
+    def _made(self, loss: torch.Tensor, rate: float) -> torch.Tensor:
         try:
-            return self.engine.step(rate, usable)
+            return self.engine.step(loss, rate)
         except RuntimeError as error:
             if "without overflow" not in str(error):
                 raise
@@ -222,6 +246,7 @@ class Loop:
     def _evaluate(self) -> bool:
         """Score the validation rows on all ranks; keep the best weights; whether patience has run out."""
         run = self.run_
+        self._settle()
         run.progress.update(state="validating")
         value = self._validation_loss()
         if not math.isfinite(value):
@@ -260,7 +285,7 @@ class Loop:
         return float(sums[0] / sums[1].clamp(min=1))
 
     def _save_due(self, step: int) -> bool:
-        """Rank 0 decides; the others learn it in the all-reduce."""
+        """Rank 0 decides; the others learn it with the step's sums."""
         settings = self.run_.training.checkpoint
         if not self.run_.ranks.first or step >= self.run_.steps.total_steps:
             return False
@@ -270,6 +295,7 @@ class Loop:
     def _save(self) -> None:
         """All ranks go on when the checkpoint is committed."""
         run = self.run_
+        self._settle()
         self.engine.remember()
         weights, moments = self.engine.state()
         self.saved_at = time.monotonic()
@@ -296,8 +322,8 @@ class Loop:
     def _precision(self) -> AbstractContextManager[object]:
         return precision(self.run_.bf16 and self.engine.autocast, self.run_.ranks.device)
 
-    def _report(self, loss: float, rate: float) -> None:
-        run, step = self.run_, self.state.step
+    def _report(self, step: int, loss: float, rate: float) -> None:
+        run = self.run_
         tokens_per_second, seconds_per_step = self.speed.rates()
         left = run.steps.total_steps - step
         run.progress.update(

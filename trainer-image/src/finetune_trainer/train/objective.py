@@ -19,6 +19,7 @@ from torch.nn import functional
 from finetune_trainer.data.arrays import TokenArrays
 from finetune_trainer.train import adapters, packing
 from finetune_trainer.train import head as heads
+from finetune_trainer.train.device import sent
 
 Answer = tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]
 
@@ -56,7 +57,8 @@ class Reader:
 @dataclass(frozen=True)
 class Batch:
     """What a pass reads: ids (lanes, columns) with what the model is told of them, and for each supervised token its target id, the lane
-    and column of the logits that predict it, and the row it is of. A lane is a right-padded row, or all rows packed."""
+    and column of the logits that predict it, and the row it is of; which columns these are, in order, and each token's place among them.
+    A lane is a right-padded row, or all rows packed."""
 
     input_ids: torch.Tensor
     told: dict[str, Any]
@@ -64,6 +66,8 @@ class Batch:
     lanes: torch.Tensor
     columns: torch.Tensor
     rows: torch.Tensor
+    kept: torch.Tensor
+    places: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -119,11 +123,12 @@ def pack(rows: Sequence[Answer], reader: Reader, device: torch.device) -> Batch:
             ids[place, : len(tokens)] = tokens
         told = {"attention_mask": _tensor(np.arange(max(lengths)) < np.array(lengths)[:, None], device)}
         lane = row
-    return Batch(_tensor(ids, device), told, *(_tensor(values, device) for values in (targets, lane, column, row)))
+    supervised = (targets, lane, column, row, *np.unique(column, return_inverse=True))
+    return Batch(_tensor(ids, device), told, *(_tensor(values, device) for values in supervised))
 
 
 def _tensor(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.int64)).to(device, non_blocking=True)
+    return sent(torch.from_numpy(values.astype(np.int64)), device)
 
 
 def loss_sum(model: Any, batch: Batch, reader: Reader) -> torch.Tensor:
@@ -140,7 +145,7 @@ def token_losses(model: Any, batch: Batch, reader: Reader) -> torch.Tensor:
         return heads.token_losses(hidden[batch.lanes, columns], reader.head, batch.targets)
     extra: dict[str, Any] = {}
     if reader.keeps_logits:
-        extra["logits_to_keep"], columns = columns.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        extra["logits_to_keep"], columns = batch.kept + reader.offset, batch.places
     logits = model(input_ids=batch.input_ids, use_cache=False, **batch.told, **extra).logits
     return functional.cross_entropy(logits[batch.lanes, columns].float(), batch.targets, reduction="none")
 

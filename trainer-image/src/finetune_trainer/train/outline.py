@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
+import torch
+from transformers.modeling_outputs import MoeModelOutputWithPast
+
 from finetune_trainer.config import MethodConfig, ModelConfig
-from finetune_trainer.estimate import Outline
+from finetune_trainer.estimate import Layer, Outline
 from finetune_trainer.quantise import adaptable
-from finetune_trainer.train import adapters, model
+from finetune_trainer.train import adapters, head, model
 
 EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")
+DENSE_EXPERTS = ("llama4_text",)  # of these families transformers lets every token through all experts
+PLACE = re.compile(r"\.(\d+)\.")
+EXPERT = re.compile(r"\.experts\.(\d+\.)?")
 
 
 def count(config: ModelConfig, method: MethodConfig) -> Outline:
@@ -17,8 +26,10 @@ def count(config: ModelConfig, method: MethodConfig) -> Outline:
     base = model.outline(config)
     quantized = [layer.weight for layer in adaptable(base).values()] if method.quantized_as else []
     whole = {id(value): value.numel() for value in base.parameters()}
-    idle = sum(value.numel() for name, value in base.named_parameters() if name in adapters.expert_parameters(base))
+    stacked = adapters.expert_parameters(base)
+    experts = sum(value.numel() for name, value in base.named_parameters() if name in stacked)
     settings = base.config.get_text_config()
+    output, layers, fused = base.get_output_embeddings(), layers_of(base), reads_hidden(base)
     trained = sum(value.numel() for value in model.trained(adapters.wrap(base, method, config.path, seed=0)).values())
     kept = 0 if method.type == "Full" else sum(whole.values()) - sum(value.numel() for value in quantized)
     return Outline(
@@ -26,12 +37,66 @@ def count(config: ModelConfig, method: MethodConfig) -> Outline:
         quantized=sum(value.numel() for value in quantized),
         quantized_rows=sum(value.shape[0] for value in quantized),
         trained=trained,
-        active=sum(whole.values()) - round(idle * (1 - _chosen_share(settings))),
+        active=sum(whole.values()) - round(experts * (1 - _chosen_share(settings))),
         hidden=int(settings.hidden_size),
-        layers=int(settings.num_hidden_layers),
+        layers=layers,
         vocabulary=int(settings.vocab_size),
         recomputes=bool(base.supports_gradient_checkpointing),
+        experts=experts,
+        fused=fused and base.get_output_embeddings() is output,
     )
+
+
+def layers_of(base: Any) -> tuple[Layer, ...]:
+    """What a token passes through, layer by layer, by the shapes of their weights."""
+    settings = base.config.get_text_config()
+    share = 1.0 if settings.model_type in DENSE_EXPERTS else _chosen_share(settings)
+    shapes = {name: tuple(value.shape) for name, value in base.named_parameters()}
+    found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for name, shape in shapes.items():
+        place = PLACE.search(name)
+        if place is None:
+            continue
+        layer = found[name[: place.end()]]
+        if len(shape) == 1:
+            layer[2] += _normalised(name, shapes) if name.endswith("weight") else 0
+        elif EXPERT.search(name):
+            layer[1] += share * (shape[0] if len(shape) == 3 else 1) * sum(shape[-2:])
+        elif len(shape) == 2:
+            layer[0] += sum(shape)
+    return tuple(Layer(*(round(value) for value in layer)) for layer in found.values())
+
+
+def _normalised(name: str, shapes: dict[str, tuple[int, ...]]) -> int:
+    """Values that a normalisation's weight is of: that of a query's or a key's heads is as wide as one of them."""
+    of_heads = re.sub(r"\b([qk])_norm\.weight$", r"\1_proj.weight", name)
+    return max(shapes[name][0], shapes[of_heads][0] if of_heads != name and of_heads in shapes else 0)
+
+
+def reads_hidden(base: Any) -> bool:
+    """Whether losses can be read from hidden states, which `head.usable` tries on a model that has weights. Here what a model does beside
+    its layers and its head is tried, on what might come from them: whether it is the same before the head as behind it."""
+    output = base.get_output_embeddings()
+    decoder = next((child for child in base.children() if child is not output), None)
+    if type(output) is not torch.nn.Linear or output.bias is not None or decoder is None:
+        return False
+    random = torch.Generator().manual_seed(17)
+    states, weight = (torch.randn(*size, output.in_features, generator=random) for size in ((1, 4), (8,)))
+
+    def logits(forward: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        output.forward = forward
+        found: torch.Tensor = base(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=False).logits
+        return found
+
+    decoder.forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=states)
+    try:
+        with torch.no_grad():
+            behind, before = logits(lambda hidden: hidden @ weight.T), logits(lambda hidden: hidden) @ weight.T
+    except (TypeError, AttributeError, ValueError, RuntimeError, LookupError):
+        return False
+    finally:
+        del output.forward, decoder.forward
+    return behind.shape == before.shape and torch.allclose(behind, before, rtol=head.TOLERANCE, atol=head.TOLERANCE)
 
 
 def _chosen_share(settings: Any) -> float:

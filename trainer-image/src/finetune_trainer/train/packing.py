@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from finetune_trainer import exits
+from finetune_trainer.train.device import sent
 
 ATTENTION = "finetune_rows"
 MOVED, DIFFERENT = 1e-3, {torch.float32: 1e-3, torch.bfloat16: 0.2}  # of the logits' spread
@@ -36,7 +37,7 @@ class Bounds:
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> Bounds:
         """The bounds of rows of these lengths."""
-        return cls(tuple(lengths), functional.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int().to(device))
+        return cls(tuple(lengths), sent(functional.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int(), device))
 
 
 def attend(

@@ -7,7 +7,8 @@ Invariant: ranks make the same calls in the same order, since each pass, and all
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,7 +41,8 @@ class Sharded:
         if self._stage == 3:
             deepspeed.zero.Init(module=model, config_dict_or_path=config)
             _move_buffers(model, ranks.device)
-        made = optimizer.stateless(model, training, fused=offload != "None")
+        self._fused = offload != "None"
+        made = optimizer.stateless(model, training, self._fused)
         self.model, *_ = deepspeed.initialize(model=model, optimizer=made, config=config, dist_init_required=False)
         self._zero = self.model.optimizer
         self._own = self._zero.fp32_partitioned_groups_flat if self._stage == 3 else self._zero.single_partition_of_fp32_groups
@@ -56,23 +58,18 @@ class Sharded:
         """DeepSpeed takes the mean over ranks: times their number it is the sum."""
         self.model.backward(loss * self._ranks.world_size, scale_wrt_gas=False)
 
-    def sum(self, loss: torch.Tensor, values: Sequence[float]) -> list[float]:
-        """The numbers alone: gradients were, or will be, reduced by DeepSpeed."""
-        numbers = torch.cat([loss.reshape(1).float(), torch.tensor(values, device=self._ranks.device)])
-        found: list[float] = self._ranks.sum(numbers).tolist()
-        return found
-
-    def step(self, rate: float, usable: bool) -> bool:
-        """DeepSpeed leaves everything as it is where the norm is not finite. It cannot be told to do so where the loss alone is not:
-        then its step is taken back."""
+    def step(self, loss: torch.Tensor, rate: float) -> torch.Tensor:
+        """DeepSpeed reads the norm, waiting for the device, and leaves everything as it is where it is not finite. It cannot be told to do
+        so where the loss alone is not: then its step is taken back."""
+        total = float(self._ranks.sum(loss.clone()))
+        usable = math.isfinite(total)
         before = [] if usable else self._copy()
         for group in self._zero.optimizer.param_groups:
             group["lr"] = rate
         self.model.step()
-        if usable:
-            return not self._zero.overflow
-        self._paste(before)
-        return False
+        if not usable:
+            self._paste(before)
+        return torch.tensor([total, float(usable and not self._zero.overflow)])
 
     def weights(self) -> Tensors:
         """Gathered parameter by parameter."""
@@ -110,7 +107,7 @@ class Sharded:
     def _make_states(self) -> None:
         """States of zeros, which DeepSpeed leaves to the first step: what is loaded needs a place."""
         for own in self._own:
-            self._zero.optimizer.state[own] = optimizer.empty_state(own)
+            self._zero.optimizer.state[own] = optimizer.empty_state(own, fused=self._fused)
         if self._stage < 3:
             self._zero._lazy_init_hp_params_optimizer_state()
 
