@@ -21,10 +21,8 @@ from finetune_trainer.methods import SHARDED
 FRAMEWORK_BYTES = 1_200_000_000
 LINEAR_VALUES = 1.4  # kept for gradients of each value that goes into or out of a linear map; while they are made there is one more
 NORM_VALUES = 0.75  # kept of each value that is normalised
-NORM_VALUES_BF16, NORM_VALUES_MIXED = (
-    1.75,
-    3.5,
-)  # the same in bfloat16, where it is made in float32; and where what comes in is float32, too
+NORM_VALUES_BF16 = 1.75  # the same in bfloat16, where it is made in float32
+NORM_VALUES_MIXED = 3.5  # and where what comes in is float32, too
 LOGIT_BYTES = 12  # a value: itself, and what its exponent is made of
 CHUNK_LOGITS = 2**26  # that the head makes at a time where losses are read from hidden states
 BUCKET, GATHERED = 50_000_000, 500_000_000  # numbers that ZeRO reduces at a time; parameters that its stage 3 holds whole at a time
