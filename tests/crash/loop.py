@@ -293,11 +293,14 @@ def main() -> int:
     os.environ.update(FINETUNE_PROGRESS_PORT="0", OMP_NUM_THREADS="1")
     total, found, started = Found(), {}, time.monotonic()
     with scratch() as folder:
-        for scenario in LIGHT if options.light else all_scenarios(Path(folder)):
-            if options.only in scenario.name:
-                found[scenario.name] = run(scenario, options.every)
-                total.add(found[scenario.name])
-                print(f"{time.monotonic() - started:5.0f} s  {scenario.name}: {len(found[scenario.name].problems)} problems", flush=True)
+        every = LIGHT if options.light else all_scenarios(Path(folder))
+        wanted = [scenario for scenario in every if options.only in scenario.name]
+        if not wanted:
+            parser.error(f"--only {options.only!r} names none of: {', '.join(s.name for s in every)}")
+        for scenario in wanted:
+            found[scenario.name] = run(scenario, options.every)
+            total.add(found[scenario.name])
+            print(f"{time.monotonic() - started:5.0f} s  {scenario.name}: {len(found[scenario.name].problems)} problems", flush=True)
     print(table(found))
     print("\n".join(total.problems[:50]), file=sys.stderr)
     print(json.dumps(report(total)))
