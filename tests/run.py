@@ -53,24 +53,38 @@ def run(tier: Tier, arguments: list[str]) -> int:
         return tests.wait(tier.minutes * 60 * 2)
     except subprocess.TimeoutExpired:
         print(f"tier {tier.name} took more than twice its budget of {tier.minutes} min", file=sys.stderr)
-        return _end(tests)
+        return _ended(tests, signal.SIGINT, 124)
+    except KeyboardInterrupt:  # of a terminal, which tells the tests too: told twice they would leave what they put away
+        return _ended(tests, None, 130)
+    except Asked:
+        return _ended(tests, signal.SIGINT, 143)
 
 
-def _end(tests: subprocess.Popen[bytes]) -> int:
-    """Interrupt the tests, so that they put away what they started; then end them."""
-    tests.send_signal(signal.SIGINT)
+class Asked(Exception):
+    """SIGTERM, of which the tests hear nothing."""
+
+
+def _asked(number: int, frame: object) -> None:
+    raise Asked
+
+
+def _ended(tests: subprocess.Popen[bytes], interrupt: signal.Signals | None, status: int) -> int:
+    """That status, once the tests have put away what they started, or are killed."""
+    if interrupt:
+        tests.send_signal(interrupt)
     try:
         tests.wait(ENDING_SECONDS)
     except subprocess.TimeoutExpired:
         tests.kill()
         tests.wait()
-    return 124
+    return status
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.run", description=__doc__)
     parser.add_argument("--tier", default="all", choices=["all", *(t.name for t in TIERS)])
     options, rest = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, _asked)
     chosen = [tier for tier in TIERS if options.tier in ("all", tier.name)]
     for number, tier in enumerate(chosen):
         left = sum(later.minutes for later in chosen[number:])

@@ -1,0 +1,41 @@
+"""The runner of all tests, when it is told to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.run import ROOT
+
+TEST = """
+import os, pathlib, time
+HERE = pathlib.Path(__file__).parent
+
+def test_slow():
+    try:
+        (HERE / "began").write_text(str(os.getpid()))
+        time.sleep(60)
+    finally:
+        (HERE / "put-away").touch()
+"""
+RUN = "import sys; from tests import run; run.TIERS = (run.Tier('slow', 'dev', (sys.argv.pop(1),), 1),); sys.exit(run.main())"
+
+
+def test_asked_to_end_it_ends_the_tests_which_put_away_what_they_started(tmp_path: Path) -> None:
+    (tmp_path / "test_slow.py").write_text(TEST)
+    began = tmp_path / "began"
+    with subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as runner:
+        deadline = time.monotonic() + 60
+        while not (began.exists() and began.read_text()):
+            assert runner.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        runner.send_signal(signal.SIGTERM)
+        runner.communicate(timeout=60)
+    assert runner.returncode == 143
+    assert (tmp_path / "put-away").exists()
+    assert not os.path.exists(f"/proc/{began.read_text()}")
