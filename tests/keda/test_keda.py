@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,51 +84,53 @@ class Load:
         return web.Response(text=f'vllm:num_requests_waiting{{model_name="{NAME}"}} {self.waiting}\n')
 
 
-async def replicas(space: Space) -> dict[str, int]:
-    found = await space.admin.list(kinds.DEPLOYMENT, space.name, names.SELECTOR)
-    return {o["metadata"]["labels"][names.ARM]: o["spec"]["replicas"] for o in found if names.ARM in o["metadata"]["labels"]}
+@dataclass(frozen=True)
+class World:
+    """A FineTune, its load, and the Prometheus that KEDA asks."""
+
+    plane: ControlPlane
+    space: Space
+    load: Load
+    watching: Watching
+
+    def apply(self, scaled: Object) -> None:
+        """As a careful user does."""
+        self.plane.kubectl("apply", "--server-side", "--validate=strict", "-f", "-", stdin=yaml.safe_dump(scaled))
+
+    async def replicas(self) -> dict[str, int]:
+        """Of each arm."""
+        found = await self.space.admin.list(kinds.DEPLOYMENT, NAMESPACE, names.SELECTOR)
+        return {o["metadata"]["labels"][names.ARM]: o["spec"]["replicas"] for o in found if names.ARM in o["metadata"]["labels"]}
+
+    async def are(self, wanted: dict[str, int]) -> None:
+        """Wait for that many pods of each arm."""
+
+        async def so() -> bool:
+            return await self.replicas() == wanted
+
+        with contextlib.suppress(AssertionError):
+            await until(so, seconds=60)
+        assert await self.replicas() == wanted
+
+    async def autoscaler(self) -> Object:
+        """The spec of the only one there is."""
+        (found,) = await self.space.admin.list(kinds.HPA, NAMESPACE)
+        assert found["metadata"]["name"] == HPA
+        spec: Object = found["spec"]
+        return spec
+
+    async def says(self, kind: kinds.Kind, name: str, *wanted: str) -> None:
+        """Wait for the condition (type, status, reason)."""
+
+        async def so() -> bool:
+            found = await self.space.admin.get(kind, NAMESPACE, name) or {}
+            return wanted in [(c["type"], c["status"], c.get("reason")) for c in found.get("status", {}).get("conditions", ())]
+
+        await until(so, what=f"{wanted} of {name}")
 
 
-async def are(space: Space, **wanted: int) -> None:
-    async def so() -> bool:
-        return await replicas(space) == wanted
-
-    with contextlib.suppress(AssertionError):
-        await until(so, seconds=60)
-    assert await replicas(space) == wanted
-
-
-async def hpa(space: Space) -> Object:
-    """The only one there is."""
-    (found,) = await space.admin.list(kinds.HPA, space.name)
-    assert found["metadata"]["name"] == HPA
-    return found
-
-
-async def condition(space: Space, kind: kinds.Kind, name: str, wanted: str) -> tuple[str, str]:
-    """(status, reason) of a condition, once it is known."""
-
-    async def known() -> Object | None:
-        found = await space.admin.get(kind, space.name, name)
-        assert found is not None
-        said = next((c for c in found.get("status", {}).get("conditions", ()) if c["type"] == wanted), {})
-        return said if said.get("status") in ("True", "False") else None
-
-    said = await until(known, what=f"{wanted} of {name}")
-    return said["status"], said["reason"]
-
-
-def owners(deployment: Object) -> set[str]:
-    """Who has set its replicas, by the API server's word."""
-    return {entry["manager"] for entry in deployment["metadata"]["managedFields"] if "f:replicas" in entry["fieldsV1"].get("f:spec", {})}
-
-
-async def test_the_documented_scaled_object_scales_what_is_live_and_the_next_arm_has_its_pods_before_users(
-    admin: Admin, plane: ControlPlane, tmp_path: Path
-) -> None:
-    def apply(scaled: Object) -> None:
-        plane.kubectl("apply", "--server-side", "--validate=strict", "-f", "-", stdin=yaml.safe_dump(scaled))
-
+@pytest.fixture
+async def world(plane: ControlPlane, admin: Admin, tmp_path: Path) -> AsyncIterator[World]:
     load = Load()
     async with load.told() as told:
 
@@ -136,61 +139,83 @@ async def test_the_documented_scaled_object_scales_what_is_live_and_the_next_arm
             return None if found is None else [as_pod(operator), told, *found]
 
         (home := tmp_path / "prometheus").mkdir()
-        watching = Watching(home, pods)
-        operator = Operator(plane, tmp_path, "scaled")
-        autoscaling, scaled = documented()
-        scaled["spec"]["triggers"][0]["metadata"]["serverAddress"] = watching.url
+        watching, operator = Watching(home, pods), Operator(plane, tmp_path, "scaled")
         with watching:
             async with operator:
                 await operator.leading()
-                space = await Space.new(admin, NAMESPACE)
-                await space.make(NAME, serving={"autoscaling": autoscaling}, rollout=AT_ONCE, storage={"accessMode": "ReadWriteMany"})
-                old = (await space.phase("Live", NAME))["liveArm"]
-                assert await replicas(space) == {old: 2}
-                assert await admin.list(kinds.HPA, NAMESPACE) == []
-                scaled["spec"]["scaleTargetRef"]["name"] = names.arm(NAME, old)
+                yield World(plane, await Space.new(admin, NAMESPACE), load, watching)
 
-                with pytest.raises(CommandError, match="minReplicas"):
-                    apply({**scaled, "spec": {**scaled["spec"], "minReplicas": 2}})
-                apply(scaled)
-                assert await condition(space, SCALED_OBJECT, NAME, "Ready") == ("True", "ScaledObjectReady")
-                await until(lambda: watching.query(f'vllm:num_requests_waiting{{namespace="{NAMESPACE}", name="{NAME}"}}'))
-                assert await condition(space, kinds.HPA, HPA, "ScalingActive") == ("True", "ValidMetricFound")
-                made = (await hpa(space))["spec"]
-                assert made["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": names.arm(NAME, old)}
-                assert (made["minReplicas"], made["maxReplicas"]) == (autoscaling["minReplicas"], autoscaling["maxReplicas"])
-                assert made["metrics"][0]["external"]["target"] == {"type": "AverageValue", "averageValue": "4"}
 
-                load.waiting = 20
-                await are(space, **{old: 5})
-                deployment = await admin.get(kinds.DEPLOYMENT, NAMESPACE, names.arm(NAME, old))
-                assert deployment is not None
-                assert names.FIELD_MANAGER not in owners(deployment)
-                load.waiting = 1000
-                await are(space, **{old: 8})
-                load.waiting = 12
-                await are(space, **{old: 3})
+def pointed_at(arm: str, world: World) -> Object:
+    """The documented ScaledObject, with this arm and this Prometheus."""
+    _, scaled = documented()
+    scaled["spec"]["scaleTargetRef"]["name"] = names.arm(NAME, arm)
+    scaled["spec"]["triggers"][0]["metadata"]["serverAddress"] = world.watching.url
+    return scaled
 
-                await space.edit(NAME, rollout=ROLLOUT, training={"learningRate": "1e-3"})
-                status = await space.wait(lambda s: (s.get("rollout") or {}).get("weight") == 50, NAME)
-                new = status["rollout"]["arm"]
-                assert status["rollout"]["capacity"] == 3
-                assert await replicas(space) == {old: 3, new: 3}
-                load.waiting = 20
-                await are(space, **{old: 5, new: 5})
-                status = await space.phase("Baking", NAME)
-                assert await replicas(space) == {old: 5, new: 5}, "it could take everybody back"
-                status = await space.phase("Live", NAME)
-                await are(space, **{new: 5})
-                assert (ready(status)["status"], status["liveArm"]) == ("True", new)
 
-                assert (await condition(space, kinds.HPA, HPA, "AbleToScale")) == ("False", "FailedGetScale")
-                scaled["spec"]["scaleTargetRef"]["name"] = names.arm(NAME, new)
-                apply(scaled)
-                load.waiting = 0
-                await are(space, **{new: 2})
-                assert (await hpa(space))["spec"]["scaleTargetRef"]["name"] == names.arm(NAME, new)
-                load.waiting = 24
-                await are(space, **{new: 6})
-                status = await space.status(NAME)
-                assert (status["phase"], ready(status)["status"], status["liveArm"]) == ("Live", "True", new)
+async def test_the_documented_scaled_object_scales_what_is_live_and_a_new_arm_has_its_pods_before_its_users(world: World) -> None:
+    autoscaling, space = documented()[0], world.space
+    await space.make(NAME, serving={"autoscaling": autoscaling}, rollout=AT_ONCE, storage={"accessMode": "ReadWriteMany"})
+    old = (await space.phase("Live", NAME))["liveArm"]
+    assert await world.replicas() == {old: 2}
+    assert await space.admin.list(kinds.HPA, NAMESPACE) == []
+
+    await taken_under_strict_validation(world, pointed_at(old, world))
+    made = await world.autoscaler()
+    assert made["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": names.arm(NAME, old)}
+    assert (made["minReplicas"], made["maxReplicas"]) == (autoscaling["minReplicas"], autoscaling["maxReplicas"])
+    assert [m["external"]["target"] for m in made["metrics"]] == [{"type": "AverageValue", "averageValue": "4"}]
+
+    await follow_the_load(world, old)
+    new = await keep_up_while_users_move(world, old)
+
+    await world.says(kinds.HPA, HPA, "AbleToScale", "False", "FailedGetScale")
+    await world.says(SCALED_OBJECT, NAME, "Ready", "True", "ScaledObjectReady")
+    world.apply(pointed_at(new, world))
+    world.load.waiting = 0
+    await world.are({new: 2})
+    assert (await world.autoscaler())["scaleTargetRef"]["name"] == names.arm(NAME, new)
+    world.load.waiting = 24
+    await world.are({new: 6})
+    status = await space.status(NAME)
+    assert (status["phase"], ready(status)["status"], status["liveArm"]) == ("Live", "True", new)
+
+
+async def taken_under_strict_validation(world: World, scaled: Object) -> None:
+    with pytest.raises(CommandError, match="minReplicas"):
+        world.apply({**scaled, "spec": {**scaled["spec"], "minReplicas": 2}})
+    world.apply(scaled)
+    await world.says(SCALED_OBJECT, NAME, "Ready", "True", "ScaledObjectReady")
+    await world.says(kinds.HPA, HPA, "ScalingActive", "True", "ValidMetricFound")
+
+
+async def follow_the_load(world: World, arm: str) -> None:
+    for waiting, pods in ((20, 5), (1000, 8), (12, 3)):
+        world.load.waiting = waiting
+        await world.are({arm: pods})
+    deployment = await world.space.admin.get(kinds.DEPLOYMENT, NAMESPACE, names.arm(NAME, arm))
+    assert deployment is not None
+    assert names.FIELD_MANAGER not in owners_of_replicas(deployment)
+
+
+async def keep_up_while_users_move(world: World, old: str) -> str:
+    """The new arm, once it is live: three pods wait for its users, and two more come with more load."""
+    await world.space.edit(NAME, rollout=ROLLOUT, training={"learningRate": "1e-3"})
+    status = await world.space.wait(lambda s: (s.get("rollout") or {}).get("weight") == 50, NAME)
+    new: str = status["rollout"]["arm"]
+    assert status["rollout"]["capacity"] == 3
+    assert await world.replicas() == {old: 3, new: 3}
+    world.load.waiting = 20
+    await world.are({old: 5, new: 5})
+    await world.space.phase("Baking", NAME)
+    assert await world.replicas() == {old: 5, new: 5}, "it could take everybody back"
+    status = await world.space.phase("Live", NAME)
+    await world.are({new: 5})
+    assert (ready(status)["status"], status["liveArm"]) == ("True", new)
+    return new
+
+
+def owners_of_replicas(deployment: Object) -> set[str]:
+    """Who has set them, by the API server's word."""
+    return {entry["manager"] for entry in deployment["metadata"]["managedFields"] if "f:replicas" in entry["fieldsV1"].get("f:spec", {})}
