@@ -27,7 +27,10 @@ from finetune_operator.observed import Observed
 from finetune_operator.traffic import Structure
 
 START_SECONDS: Final = 15.0  # between two looks at a router that does not start
-NO_PODS: Final = "its Deployment was set to 0 replicas. Let its autoscaler keep at least one (KEDA: minReplicaCount), for without pods no figure brings any back"
+NO_PODS: Final = (
+    "its Deployment was set to 0 replicas. Let its autoscaler keep at least one (KEDA: minReplicaCount): "
+    "a model without pods tells no figure that would bring any back"
+)
 PHASES: Final = {
     states.DEPLOYING: c.DEPLOYING, states.CONNECTING: c.DEPLOYING, states.SHIFTING: c.ROLLING_OUT,
     states.HOLDING: c.ROLLING_OUT, states.BAKING: c.BAKING, states.ROLLING_BACK: c.ROLLING_OUT,
