@@ -57,7 +57,8 @@ def install(plane: ControlPlane, folder: Path) -> None:
     plane.kubectl("wait", "--for=condition=Established", "--all", "crd", "--timeout=60s")
     health, figures, secure, metrics = _free_ports(4)
     plane.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(_registration(folder, secure)))
-    environment = {"KUBECONFIG": str(plane.kubeconfig), "WATCH_NAMESPACE": "", "POD_NAMESPACE": NAMESPACE}
+    own = {"POD_NAMESPACE": NAMESPACE, "KEDA_CLUSTER_OBJECT_NAMESPACE": NAMESPACE}
+    environment = {"KUBECONFIG": str(plane.kubeconfig), "WATCH_NAMESPACE": "", **own}
     operator = [
         f"--cert-dir={folder}/operator", "--metrics-bind-address=0", f"--health-probe-bind-address=127.0.0.1:{health}",
         f"--metrics-service-bind-address=127.0.0.1:{figures}",

@@ -6,6 +6,7 @@ No model serves here: how many requests wait is told at one address, by the test
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ async def test_the_documented_scaled_object_scales_what_is_live_and_a_new_arm_ha
     autoscaling, space = documented()[0], world.space
     await space.make(NAME, serving={"autoscaling": autoscaling}, rollout=AT_ONCE, storage={"accessMode": "ReadWriteMany"})
     old = (await space.phase("Live", NAME))["liveArm"]
-    assert await world.replicas() == {old: 2}
+    await world.are({old: 2})
     assert await space.admin.list(kinds.HPA, NAMESPACE) == []
 
     await taken_under_strict_validation(world, pointed_at(old, world))
@@ -194,9 +195,7 @@ async def follow_the_load(world: World, arm: str) -> None:
     for waiting, pods in ((20, 5), (1000, 8), (12, 3)):
         world.load.waiting = waiting
         await world.are({arm: pods})
-    deployment = await world.space.admin.get(kinds.DEPLOYMENT, NAMESPACE, names.arm(NAME, arm))
-    assert deployment is not None
-    assert names.FIELD_MANAGER not in owners_of_replicas(deployment)
+    assert names.FIELD_MANAGER not in owners_of_replicas(world.plane, names.arm(NAME, arm))
 
 
 async def keep_up_while_users_move(world: World, old: str) -> str:
@@ -216,6 +215,9 @@ async def keep_up_while_users_move(world: World, old: str) -> str:
     return new
 
 
-def owners_of_replicas(deployment: Object) -> set[str]:
+def owners_of_replicas(plane: ControlPlane, deployment: str) -> set[str]:
     """Who has set them, by the API server's word."""
-    return {entry["manager"] for entry in deployment["metadata"]["managedFields"] if "f:replicas" in entry["fieldsV1"].get("f:spec", {})}
+    told = json.loads(plane.kubectl("-n", NAMESPACE, "get", "deployment", deployment, "-o", "json", "--show-managed-fields"))
+    found = {entry["manager"] for entry in told["metadata"]["managedFields"] if "f:replicas" in entry["fieldsV1"].get("f:spec", {})}
+    assert found, "somebody has set them"
+    return found
