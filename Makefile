@@ -11,7 +11,7 @@ TIER ?= all
 N ?= 1000
 ARGS ?=
 
-.PHONY: help demo demo-down test check format e2e-kills chaos crash-loop chaos-training bench-control-plane bench-trainer bench-guards bench-router cluster-up cluster-down cluster-status images mutation crds transcript lock
+.PHONY: help demo demo-down test check format e2e-kills chaos crash-loop chaos-training bench-control-plane bench-trainer bench-guards bench-router cluster-up cluster-down cluster-status images mutation crds keda transcript lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ images: ## Build the operator's, the trainer's and the router's image into the l
 
 mutation: ## Change decide/ in one place at a time and ask the unit tests (FILES='gate.py rollout/hold.py' asks of some); prints JSON
 	@$(DEV) python -m tests.mutation.run $(FILES)
+
+keda: ## A FineTune whose replicas a real KEDA has in hand, through a rollout; builds KEDA first (docs/serving.md)
+	@$(DEV) python -m pytest -vv tests/keda
 
 crds: ## Generate the CRD and the reference page from the API models
 	@$(DEV) python -m finetune_operator.api.crd

@@ -94,7 +94,9 @@ async def test_replicas_follow_the_load_and_both_arms_keep_up_while_users_move(a
     await are(space, {new: 3}, {new: 1})
     await off_and_right_again(space, new)  # the replicas were applied last: an apply without them would take them back
     assert await replicas(space) == {new: 3}
-    status = await space.status()
+    await scale(space, new, 0)  # by hand: an autoscaler leaves it there
+    await are(space, {new: 1}, {new: 1})
+    status = await space.phase("Live")
     assert (ready(status)["status"], status["liveArm"]) == ("True", new)
 
 

@@ -18,7 +18,8 @@ from finetune_operator.kinds import FINETUNE
 
 from devcluster import prometheus
 from devcluster.controlplane import ControlPlane
-from tests.integration.engine import SECONDS, Operator, Space, install, ready, until
+from devcluster.shell import CommandError
+from tests.integration.engine import NAMESPACE, SECONDS, Operator, Space, install, ready, until
 from tests.integration.kubelet import Admin, Object
 from tests.integration.told import Told, as_pod
 from tests.unit.operator.world import Outcome
@@ -28,6 +29,24 @@ COUNTED = 'rate(envoy_cluster_upstream_rq_xx{namespace="${namespace}", name="${f
 SHARE_FAILED = f'sum({COUNTED}, envoy_response_code_class="5"}}[${{window}}])) / sum({COUNTED}}}[${{window}}]))'
 QUERY = {"name": "failed", "query": SHARE_FAILED, "max": "0.3"}
 GUARDS = {"maxErrorRatePercent": 100, "queries": [QUERY]}  # no other guard minds failures
+
+NO_STATUS = (
+    {
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": "no-status"},
+        "spec": {
+            "matchConstraints": {
+                "resourceRules": [
+                    {"apiGroups": ["finetune.dev"], "apiVersions": ["*"], "operations": ["UPDATE"], "resources": ["finetunes/status"]}
+                ]
+            },
+            "validations": [{"expression": "false", "message": "none is taken"}],
+        },
+    },
+    {
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding", "metadata": {"name": "no-status"},
+        "spec": {"policyName": "no-status", "validationActions": ["Deny"]},
+    },
+)  # fmt: skip
 
 
 def rollout(hold: str = "1s", wanted: int = 50) -> dict[str, Any]:
@@ -89,6 +108,7 @@ async def test_a_real_prometheus_sees_guards_and_is_seen(admin: Admin, kubelet: 
             await asyncio.gather(bad.edit(suspend=True), training.edit(suspend=True), admin.delete(FINETUNE, "failing", "bot"))
             for alert in ("FineTuneRolledBack", "FineTuneTrainingStalled", "FineTuneFailed", "FineTuneTrainingFailsAgain"):
                 await watching.resolved(alert)
+            await _refused_what_it_would_say(good, plane, watching)
 
             await operator.signal(signal.SIGKILL)
             await watching.told("FineTuneOperatorDown")
@@ -124,6 +144,30 @@ async def _fails(space: Space, watching: Watching) -> None:
 async def _stands_still(space: Space, watching: Watching) -> None:
     await space.phase("Training")
     await watching.told("FineTuneTrainingStalled", namespace="training")
+
+
+async def _refused_what_it_would_say(space: Space, plane: ControlPlane, watching: Watching) -> None:
+    """The API server takes no status of a FineTune for a while; afterwards the operator says what it would have said."""
+    plane.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(NO_STATUS))
+    ask = ("-n", space.name, "patch", "finetune", "bot", "--subresource=status", "--type=merge", "--dry-run=server", "-p")
+
+    def refuses() -> bool:
+        try:
+            plane.kubectl(*ask, '{"status": {"reason": "Asked"}}')
+        except CommandError as error:
+            return "none is taken" in str(error)
+        return False
+
+    await until(refuses, what="the policy")
+    await space.edit(serving={"replicas": 2})
+    await watching.told("FineTuneOperatorFailing", namespace=NAMESPACE)
+    plane.kubectl("delete", "validatingadmissionpolicybinding,validatingadmissionpolicy", "no-status")
+    found = await space.admin.get(FINETUNE, space.name, "bot")
+    assert found is not None
+    generation = found["metadata"]["generation"]
+    assert found["status"]["observedGeneration"] < generation
+    await space.wait(lambda s: s["observedGeneration"] == generation)
+    await watching.resolved("FineTuneOperatorFailing")
 
 
 async def _every_query_has_data(watching: Watching) -> None:

@@ -196,13 +196,15 @@ def _scaling(c: Context) -> Autoscaling | None:
 
 
 def _replicas(c: Context, name: str) -> int | None:
-    """Pods that the operator gives the arm; None: it has as many as its autoscaler says. Somebody else's knows nothing of a new arm: up to
-    what the load needs the operator goes itself."""
+    """Pods that the operator gives the arm; None: it has as many as its autoscaler says. A HorizontalPodAutoscaler leaves alone what
+    somebody has set to 0. Somebody else's knows nothing of a new arm: up to what the load needs the operator goes itself."""
     scaling, rollout, seen, least = _scaling(c), c.draft.status.rollout, c.observed.arms.get(name), _least(c, name)
     if scaling is None or seen is None:
         return least
+    if scaling.autoscaler == "HPA":
+        return None if seen.wanted else least
     rolls_out = rollout is not None and rollout.state in ACTIVE and rollout.arm == name
-    return least if scaling.autoscaler == "External" and rolls_out and seen.wanted < least else None
+    return least if rolls_out and seen.wanted < least else None
 
 
 def _least(c: Context, name: str) -> int:

@@ -452,6 +452,29 @@ async def test_somebody_elses_autoscaler_is_left_alone_and_none_is_made() -> Non
     assert set(replicas(world).values()) == {6}, "the new arm begins with what the load needs"
 
 
+async def test_somebody_elses_autoscaler_that_takes_all_pods_is_told_and_left_alone() -> None:
+    world = await live(serving={"autoscaling": {"minReplicas": 2, "maxReplicas": 8, "autoscaler": "External"}})
+    (name,) = arms(world)
+    load(world, name, 0)
+    await run(world)
+    assert replicas(world) == {name: 0}
+    told = condition(status_of(world), "Ready")
+    assert (told["status"], told["reason"]) == ("False", c.NO_READY_PODS)
+    assert (
+        "0 of 0 pods are ready; its Deployment was set to 0 replicas. Let its autoscaler keep at least one (KEDA: minReplicaCount)"
+        in told["message"]
+    )
+
+
+async def test_what_was_set_to_0_has_pods_again_for_its_own_autoscaler_leaves_it_there() -> None:
+    world = await live(**SCALED)
+    (name,) = arms(world)
+    load(world, name, 0)
+    await run(world)
+    assert replicas(world) == {name: 2}
+    assert condition(status_of(world), "Ready")["status"] == "True"
+
+
 async def test_a_new_arm_that_nobody_else_scales_grows_with_the_load_and_is_never_shrunk() -> None:
     world = await live(serving={"autoscaling": {"minReplicas": 2, "maxReplicas": 8, "autoscaler": "External"}})
     (old,) = arms(world)

@@ -27,6 +27,10 @@ from finetune_operator.observed import Observed
 from finetune_operator.traffic import Structure
 
 START_SECONDS: Final = 15.0  # between two looks at a router that does not start
+NO_PODS: Final = (
+    "its Deployment was set to 0 replicas. Let its autoscaler keep at least one (KEDA: minReplicaCount): "
+    "a model without pods tells no figure that would bring any back"
+)
 PHASES: Final = {
     states.DEPLOYING: c.DEPLOYING, states.CONNECTING: c.DEPLOYING, states.SHIFTING: c.ROLLING_OUT,
     states.HOLDING: c.ROLLING_OUT, states.BAKING: c.BAKING, states.ROLLING_BACK: c.ROLLING_OUT,
@@ -181,6 +185,7 @@ def _steady(o: Observed, d: Draft, wanted: ArmWanted | None) -> Draft:
     if health.ready == 0:
         text = f"revision {d.status.live_revision}: {health.ready} of {health.wanted} pods are ready"
         text += f"; {health.waiting.message}" if health.waiting else ""
+        text += f"; {NO_PODS}" if live in o.arms and health.wanted == 0 else ""
         started = bool(last.memory.get("settled"))
         return d.block(c.DEPLOYING, text, reason=health.waiting.reason if health.waiting else c.NO_READY_PODS if started else "")
     if not last.memory.get("settled") and last.steps == 0:
