@@ -108,7 +108,8 @@ def test_the_loss_of_one_pod_ends_the_other_as_infrastructure_and_one_rank_can_g
 
     with training(tmp_path / "alone", attempt(1, 1, (message["folder"],))) as [pod]:
         pod.ends(0)
-    assert pod.message["resumedFromStep"] == saved
+    resumed = pod.message["resumedFromStep"]
+    assert saved <= resumed <= message["step"], "the next one may be committed before the loss is noticed, and not told any more"
     same_losses(pod.losses, undisturbed.losses)
     assert pod.message["order"] == undisturbed.message["order"], "however many ranks shared a step"
 
