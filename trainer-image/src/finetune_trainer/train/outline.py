@@ -92,7 +92,7 @@ def reads_hidden(base: Any) -> bool:
     try:
         with torch.no_grad():
             behind, before = logits(lambda hidden: hidden @ weight.T), logits(lambda hidden: hidden) @ weight.T
-    except (TypeError, AttributeError, ValueError, RuntimeError, LookupError):
+    except (TypeError, AttributeError, ValueError, RuntimeError, LookupError, AssertionError, ImportError):
         return False
     finally:
         del output.forward, decoder.forward
