@@ -100,6 +100,7 @@ def _prepare(config: RunConfig, data: DataConfig, cache: Path, progress: Progres
         document = {**content, **facts, "finetune": _title(config)}
         layout.write_json(work.folder / "report.json", document)
         (work.folder / "report.html").write_text(report.render(document))
+        work.aside |= {"report.json", "report.html"}  # they tell of this run, too: the same data have one digest
         work.facts.update(facts, key=key)
     downloads.keep_only(())
     progress.update(state="done", percent=100)

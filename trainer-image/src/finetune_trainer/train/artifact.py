@@ -33,7 +33,7 @@ def save(attempt: Path, model: Any, weights: Tensors, facts: JsonObject, base: P
         else:
             _save_model(work.folder, model, base)
         (work.folder / card.CARD).write_text(card.render(facts))
-        work.aside.add(card.CARD)  # it has the digest of the prepared data, whose report has times: the same weights have one digest
+        work.aside.add(card.CARD)  # it tells of the run, too: the same weights have one digest
         work.facts.update(facts)
     if not isinstance(model, PeftModel):
         _keep_remainder(weights, folder, stored_dtype(base))
