@@ -12,6 +12,8 @@ from finetune_operator import kinds, names
 
 from devcluster.controlplane import ControlPlane
 from devcluster.shell import CommandError
+from tests import aggregated
+from tests.integration import figures
 from tests.integration.engine import Operator, Space, install, ready, until
 from tests.integration.kubelet import Admin, Kubelet
 
@@ -22,8 +24,15 @@ Object = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def plane() -> Iterator[ControlPlane]:
-    with ControlPlane(flags={"controller-manager": ["--horizontal-pod-autoscaler-sync-period=1s"]}) as started:
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    figures.certificates(folder := tmp_path_factory.mktemp("figures"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plane(authority: Path) -> Iterator[ControlPlane]:
+    hurried = ["--horizontal-pod-autoscaler-sync-period=1s", "--horizontal-pod-autoscaler-downscale-stabilization=2s"]
+    with ControlPlane(flags={"kube-apiserver": aggregated.flags(authority), "controller-manager": hurried}) as started:
         install(started)
         yield started
 
@@ -155,7 +164,9 @@ async def says(space: Space, type_: str, status: str, reason: str) -> None:
     await until(so, what=f"{type_} {status} {reason}")
 
 
-async def test_the_finetune_itself_is_scaled_whatever_arm_serves(plane: ControlPlane, admin: Admin, kubelet: Kubelet, operator: Operator) -> None:
+async def test_the_finetune_itself_is_scaled_whatever_arm_serves(
+    plane: ControlPlane, admin: Admin, kubelet: Kubelet, operator: Operator
+) -> None:
     space = await Space.new(admin, "scaled")
     plane.kubectl("-n", space.name, "create", "rolebinding", "amy", "--clusterrole=edit", "--user=amy")
     await space.make(serving={"replicas": 2}, rollout={**ROLLOUT, "steps": [{"weight": 100}], "bake": "1s"}, storage=SHARED)
@@ -195,3 +206,46 @@ async def test_the_finetune_itself_is_scaled_whatever_arm_serves(plane: ControlP
     await space.wait(lambda s: "replicas" not in s)
     with pytest.raises(CommandError, match="replicas"):
         told(plane, space)
+
+
+async def test_an_autoscaler_of_the_finetune_finds_what_the_load_of_all_users_needs_on_whichever_arm_they_are(
+    plane: ControlPlane, admin: Admin, kubelet: Kubelet, operator: Operator, authority: Path
+) -> None:
+    """80 of the 100 thousandths of a CPU that a pod asks for."""
+    users = figures.Figures(plane, admin, authority)
+    async with users.told():
+        space = await Space.new(admin, "cpu")
+        await space.make(serving={"replicas": 1}, rollout={**ROLLOUT, "steps": [{"weight": 100}], "bake": "1s"}, storage=SHARED)
+        old = (await space.phase("Live"))["liveArm"]
+        users.load = {old: 240}
+        await autoscaler(space, 1)
+        await scaled(space, {old: 3}, 3)
+
+        slow = {**ROLLOUT, "steps": [{"weight": 50, "hold": "25s"}, {"weight": 100}], "bake": "15s"}
+        await space.edit(rollout=slow, training={"learningRate": "1e-3"})
+        new = (await space.wait(lambda s: (s.get("rollout") or {}).get("weight") == 50))["rollout"]["arm"]
+        users.load = {old: 120, new: 120}
+        await finds(space, 40)
+        assert await replicas(space) == {old: 3, new: 3}, "half of the users on each, which must bear all"
+        users.load = {old: 200, new: 200}
+        await scaled(space, {old: 5, new: 5}, 10)
+        users.load = {old: 160, new: 160}
+        await scaled(space, {old: 4, new: 4}, 8)
+        await space.phase("Baking")
+        users.load = {new: 320}
+        await finds(space, 40)
+        assert await replicas(space) == {old: 4, new: 4}, "it could take everybody back"
+        await space.phase("Live")
+        await scaled(space, {new: 4}, 4)
+        users.load = {new: 480}
+        await scaled(space, {new: 6}, 6)
+
+
+async def finds(space: Space, percent: int) -> None:
+    """Wait until the autoscaler sees pods that take so much on average; then it has set what it finds."""
+
+    async def so() -> bool:
+        found = (await space.admin.get(kinds.HPA, space.name, "mine") or {}).get("status", {})
+        return [m["resource"]["current"].get("averageUtilization") for m in found.get("currentMetrics") or ()] == [percent]
+
+    await until(so, what=f"{percent} % of the request")

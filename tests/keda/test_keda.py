@@ -20,6 +20,7 @@ from finetune_operator import kinds, names
 
 from devcluster.controlplane import ControlPlane
 from devcluster.shell import CommandError
+from tests import aggregated
 from tests.integration.engine import ROOT, Operator, Space, administrator, install, ready, until
 from tests.integration.kubelet import Admin, Kubelet
 from tests.integration.told import as_pod
@@ -45,7 +46,7 @@ def documented() -> Object:
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     running.certificates(folder := tmp_path_factory.mktemp("keda"))
     hurried = ["--horizontal-pod-autoscaler-sync-period=1s", "--horizontal-pod-autoscaler-downscale-stabilization=2s"]
-    with ControlPlane(flags={"kube-apiserver": running.api_server(folder), "controller-manager": hurried}) as started:
+    with ControlPlane(flags={"kube-apiserver": aggregated.flags(folder), "controller-manager": hurried}) as started:
         install(started)
         running.install(started, folder)
         yield started

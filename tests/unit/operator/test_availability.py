@@ -608,7 +608,7 @@ def test_arms_that_users_are_on(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("serving", "expected"), [({"replicas": 3}, 3), (SCALED["serving"], 6), (None, 6)], ids=["as many as are asked for", "autoscaled", "none"]
+    ("serving", "expected"), [({"replicas": 3}, 3), (SCALED["serving"], 6)], ids=["as many as are asked for", "autoscaled"]
 )
-def test_pods_that_a_step_waits_for(serving: dict[str, Any] | None, expected: int) -> None:
+def test_pods_that_a_step_waits_for(serving: dict[str, Any], expected: int) -> None:
     assert capacity_of(make_observed(changes={"serving": serving}), at(states.HOLDING, 50, capacity=6)) == expected

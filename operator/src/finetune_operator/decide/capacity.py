@@ -32,9 +32,8 @@ def with_capacity(o: Observed, r: Rollout) -> Rollout:
 
 def capacity_of(o: Observed, r: Rollout) -> int:
     """Pods that the new arm must have before more users come: what the load needs, or what the spec says, which may have grown."""
-    if o.spec.serving is None or o.spec.serving.autoscaling is not None:
-        return r.capacity or 0
-    return o.spec.serving.replicas
+    serving = o.spec.serving
+    return serving.replicas if serving and serving.autoscaling is None else r.capacity or 0
 
 
 def _grown(arm: ArmHealth, kept: int) -> int:
