@@ -221,19 +221,21 @@ async def test_an_autoscaler_of_the_finetune_finds_what_the_load_of_all_users_ne
         await autoscaler(space, 1)
         await scaled(space, {old: 3}, 3)
 
-        slow = {**ROLLOUT, "steps": [{"weight": 50, "hold": "25s"}, {"weight": 100}], "bake": "15s"}
+        slow = {**ROLLOUT, "steps": [{"weight": 50, "hold": "1h"}, {"weight": 100}], "bake": "30s"}
         await space.edit(rollout=slow, training={"learningRate": "1e-3"})
-        new = (await space.wait(lambda s: (s.get("rollout") or {}).get("weight") == 50))["rollout"]["arm"]
-        users.load = {old: 120, new: 120}
-        await finds(space, 40)
+        rollout = (await space.wait(lambda s: (s.get("rollout") or {}).get("weight") == 50))["rollout"]
+        new = rollout["arm"]
+        users.load = {old: 116, new: 116}
+        await finds(space, 38)
         assert await replicas(space) == {old: 3, new: 3}, "half of the users on each, which must bear all"
         users.load = {old: 200, new: 200}
         await scaled(space, {old: 5, new: 5}, 10)
         users.load = {old: 160, new: 160}
         await scaled(space, {old: 4, new: 4}, 8)
+        await admin.annotate(kinds.FINETUNE, space.name, "bot", {names.CONTROL: f"promote:{rollout['name']}"})
         await space.phase("Baking")
-        users.load = {new: 320}
-        await finds(space, 40)
+        users.load = {new: 304}
+        await finds(space, 38)
         assert await replicas(space) == {old: 4, new: 4}, "it could take everybody back"
         await space.phase("Live")
         await scaled(space, {new: 4}, 4)
