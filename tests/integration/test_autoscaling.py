@@ -225,7 +225,7 @@ async def test_an_autoscaler_of_the_finetune_finds_what_the_load_of_all_users_ne
         await space.edit(rollout=slow, training={"learningRate": "1e-3"})
         rollout = (await space.wait(lambda s: (s.get("rollout") or {}).get("weight") == 50))["rollout"]
         new = rollout["arm"]
-        users.load = {old: 116, new: 116}
+        users.load = {old: 114, new: 114}
         await finds(space, 38)
         assert await replicas(space) == {old: 3, new: 3}, "half of the users on each, which must bear all"
         users.load = {old: 200, new: 200}
