@@ -228,14 +228,14 @@ async def test_an_autoscaler_of_the_finetune_finds_what_the_load_of_all_users_ne
         users.load = {old: 114, new: 114}
         await finds(space, 38)
         assert await replicas(space) == {old: 3, new: 3}, "half of the users on each, which must bear all"
-        users.load = {old: 200, new: 200}
+        users.load = {old: 192, new: 192}
         await scaled(space, {old: 5, new: 5}, 10)
-        users.load = {old: 160, new: 160}
+        users.load = {old: 152, new: 152}
         await scaled(space, {old: 4, new: 4}, 8)
         await admin.annotate(kinds.FINETUNE, space.name, "bot", {names.CONTROL: f"promote:{rollout['name']}"})
         await space.phase("Baking")
-        users.load = {new: 304}
-        await finds(space, 38)
+        users.load = {new: 296}
+        await finds(space, 37)
         assert await replicas(space) == {old: 4, new: 4}, "it could take everybody back"
         await space.phase("Live")
         await scaled(space, {new: 4}, 4)
