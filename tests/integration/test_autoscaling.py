@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import pytest
 from finetune_operator import kinds, names
 
 from devcluster.controlplane import ControlPlane
+from devcluster.shell import CommandError
+from tests import aggregated
+from tests.integration import figures
 from tests.integration.engine import Operator, Space, install, ready, until
 from tests.integration.kubelet import Admin, Kubelet
 
@@ -20,8 +24,15 @@ Object = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def plane() -> Iterator[ControlPlane]:
-    with ControlPlane(flags={"controller-manager": ["--horizontal-pod-autoscaler-sync-period=1s"]}) as started:
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    figures.certificates(folder := tmp_path_factory.mktemp("figures"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plane(authority: Path) -> Iterator[ControlPlane]:
+    hurried = ["--horizontal-pod-autoscaler-sync-period=1s", "--horizontal-pod-autoscaler-downscale-stabilization=2s"]
+    with ControlPlane(flags={"kube-apiserver": aggregated.flags(authority), "controller-manager": hurried}) as started:
         install(started)
         yield started
 
@@ -108,3 +119,135 @@ async def off_and_right_again(space: Space, arm: str) -> None:
         return bool((await arms(space, kinds.DEPLOYMENT))[arm]["spec"]["progressDeadlineSeconds"] == 900)
 
     await until(right, what="setting it right")
+
+
+def asked(plane: ControlPlane, space: Space, *words: str) -> str:
+    """As somebody who may edit what is in the namespace."""
+    return plane.kubectl("-n", space.name, "--as=amy", *words)
+
+
+def told(plane: ControlPlane, space: Space, name: str = "bot") -> tuple[int, int, str]:
+    """By the subresource: (replicas that are asked for, that are there, their selector)."""
+    found = json.loads(asked(plane, space, "get", "finetune", name, "--subresource=scale", "-o", "json"))
+    return found["spec"]["replicas"], found["status"].get("replicas", 0), found["status"].get("selector", "")
+
+
+def pods(*names_: str) -> str:
+    return f"finetune.dev/name=bot,finetune.dev/arm in ({','.join(names_)})"
+
+
+async def scaled(space: Space, wanted: dict[str, int], ready: int) -> None:
+    """Wait for that many pods of each arm, and for the status to tell of all that are ready."""
+
+    async def so() -> bool:
+        return await replicas(space) == wanted and (await space.status()).get("replicas") == ready
+
+    await until(so, what=f"{wanted}")
+
+
+async def autoscaler(space: Space, least: int) -> None:
+    """One of a user's, that names the FineTune: no metrics are there, so it sets the least."""
+    target = {"apiVersion": names.API_VERSION, "kind": names.KIND, "name": "bot"}
+    made = {
+        "apiVersion": kinds.HPA.api_version, "kind": kinds.HPA.kind, "metadata": {"name": "mine", "namespace": space.name},
+        "spec": {"scaleTargetRef": target, "minReplicas": least, "maxReplicas": 6},
+    }  # fmt: skip
+    await space.admin.apply(kinds.HPA, made)
+
+
+async def says(space: Space, type_: str, status: str, reason: str) -> None:
+    async def so() -> bool:
+        found = await space.admin.get(kinds.HPA, space.name, "mine") or {}
+        said = {c["type"]: (c["status"], c["reason"]) for c in found.get("status", {}).get("conditions", ())}
+        return said.get(type_) == (status, reason)
+
+    await until(so, what=f"{type_} {status} {reason}")
+
+
+async def test_the_finetune_itself_is_scaled_whatever_arm_serves(
+    plane: ControlPlane, admin: Admin, kubelet: Kubelet, operator: Operator
+) -> None:
+    space = await Space.new(admin, "scaled")
+    plane.kubectl("-n", space.name, "create", "rolebinding", "amy", "--clusterrole=edit", "--user=amy")
+    await space.make(serving={"replicas": 2}, rollout={**ROLLOUT, "steps": [{"weight": 100}], "bake": "1s"}, storage=SHARED)
+    old = (await space.phase("Live"))["liveArm"]
+    await scaled(space, {old: 2}, 2)
+    assert told(plane, space) == (2, 2, pods(old))
+
+    before = await space.status()
+    asked(plane, space, "scale", "finetune", "bot", "--replicas=3")
+    await scaled(space, {old: 3}, 3)
+    status = await space.status()
+    assert (status["phase"], status["revision"], status["liveArm"]) == ("Live", before["revision"], old)
+    assert status["observedGeneration"] == before["observedGeneration"] + 1
+    assert status.get("rollout") == before.get("rollout"), "it is no rollout"
+    with pytest.raises(CommandError, match="greater than or equal to 1"):
+        asked(plane, space, "scale", "finetune", "bot", "--replicas=0")
+
+    await autoscaler(space, 4)
+    await says(space, "AbleToScale", "True", "SucceededGetScale")
+    await scaled(space, {old: 4}, 4)
+    await says(space, "ScalingActive", "False", "FailedGetResourceMetric")
+    await space.edit(rollout=ROLLOUT, training={"learningRate": "1e-3"})
+    status = await space.wait(lambda s: (s.get("rollout") or {}).get("weight") == 50)
+    new = status["rollout"]["arm"]
+    assert (await replicas(space), told(plane, space)) == ({old: 4, new: 4}, (4, 8, pods(old, new)))
+    await autoscaler(space, 5)
+    await scaled(space, {old: 5, new: 5}, 10)
+    await space.phase("Live")
+    await scaled(space, {new: 5}, 5)
+    assert told(plane, space) == (5, 5, pods(new))
+    await autoscaler(space, 6)
+    await scaled(space, {new: 6}, 6)
+
+    await space.edit(serving={"autoscaling": {"minReplicas": 1, "maxReplicas": 8, "autoscaler": "External"}})
+    await says(space, "ScalingActive", "False", "InvalidSelector")
+    await space.edit(serving=None)
+    await space.wait(lambda s: "replicas" not in s)
+    with pytest.raises(CommandError, match="replicas"):
+        told(plane, space)
+
+
+async def test_an_autoscaler_of_the_finetune_finds_what_the_load_of_all_users_needs_on_whichever_arm_they_are(
+    plane: ControlPlane, admin: Admin, kubelet: Kubelet, operator: Operator, authority: Path
+) -> None:
+    """80 of the 100 thousandths of a CPU that a pod asks for."""
+    users = figures.Figures(plane, admin, authority)
+    async with users.told():
+        space = await Space.new(admin, "cpu")
+        await space.make(serving={"replicas": 1}, rollout={**ROLLOUT, "steps": [{"weight": 100}], "bake": "1s"}, storage=SHARED)
+        old = (await space.phase("Live"))["liveArm"]
+        users.load = {old: 240}
+        await autoscaler(space, 1)
+        await scaled(space, {old: 3}, 3)
+
+        slow = {**ROLLOUT, "steps": [{"weight": 50, "hold": "1h"}, {"weight": 100}], "bake": "30s"}
+        await space.edit(rollout=slow, training={"learningRate": "1e-3"})
+        rollout = (await space.wait(lambda s: (s.get("rollout") or {}).get("weight") == 50))["rollout"]
+        new = rollout["arm"]
+        users.load = {old: 114, new: 114}
+        await finds(space, 38)
+        assert await replicas(space) == {old: 3, new: 3}, "half of the users on each, which must bear all"
+        users.load = {old: 192, new: 192}
+        await scaled(space, {old: 5, new: 5}, 10)
+        users.load = {old: 152, new: 152}
+        await scaled(space, {old: 4, new: 4}, 8)
+        await admin.annotate(kinds.FINETUNE, space.name, "bot", {names.CONTROL: f"promote:{rollout['name']}"})
+        await space.phase("Baking")
+        users.load = {new: 296}
+        await finds(space, 37)
+        assert await replicas(space) == {old: 4, new: 4}, "it could take everybody back"
+        await space.phase("Live")
+        await scaled(space, {new: 4}, 4)
+        users.load = {new: 480}
+        await scaled(space, {new: 6}, 6)
+
+
+async def finds(space: Space, percent: int) -> None:
+    """Wait until the autoscaler sees pods that take so much on average; then it has set what it finds."""
+
+    async def so() -> bool:
+        found = (await space.admin.get(kinds.HPA, space.name, "mine") or {}).get("status", {})
+        return [m["resource"]["current"].get("averageUtilization") for m in found.get("currentMetrics") or ()] == [percent]
+
+    await until(so, what=f"{percent} % of the request")

@@ -6,17 +6,14 @@ other by certificates of one authority, as in a cluster.
 
 from __future__ import annotations
 
-import base64
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import yaml
 
-from devcluster import pki
 from devcluster.controlplane import ControlPlane, _free_ports
-from tests import gomodule, goprogram
+from tests import aggregated, gomodule, goprogram
 
 VERSION: Final = "v2.21.0"
 MODULE: Final = f"github.com/kedacore/keda/v2@{VERSION}"
@@ -34,20 +31,11 @@ def program(name: str) -> Path:
 
 def certificates(folder: Path) -> None:
     """One authority; who serves, who asks KEDA's operator for figures, and the API server as it asks the metrics server."""
-    names = ["localhost", "127.0.0.1", f"{SERVICE}.{NAMESPACE}.svc"]
-    pki.ensure(folder, clients={"front-proxy": "/CN=front-proxy", "adapter": "/CN=keda-adapter"}, server_names=names)
+    aggregated.certificates(folder, SERVICE, NAMESPACE, adapter="/CN=keda-adapter")
     for owner, identity in (("operator", "serving"), ("adapter", "adapter")):
         (own := folder / owner).mkdir()
         for kept, called in (("ca.crt", "ca.crt"), (f"{identity}.crt", "tls.crt"), (f"{identity}.key", "tls.key")):
             shutil.copy(folder / kept, own / called)
-
-
-def api_server(folder: Path) -> Sequence[str]:
-    """Flags of an API server that passes requests on to a metrics server."""
-    return [
-        f"--requestheader-client-ca-file={folder}/ca.crt",
-        f"--proxy-client-cert-file={folder}/front-proxy.crt", f"--proxy-client-key-file={folder}/front-proxy.key",
-    ]  # fmt: skip
 
 
 def install(plane: ControlPlane, folder: Path) -> None:
@@ -56,7 +44,7 @@ def install(plane: ControlPlane, folder: Path) -> None:
     plane.kubectl("apply", "--server-side", "-f", str(crds))
     plane.kubectl("wait", "--for=condition=Established", "--all", "crd", "--timeout=60s")
     health, figures, secure, metrics = _free_ports(4)
-    plane.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(_registration(folder, secure)))
+    plane.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(aggregated.registration(folder, API, SERVICE, NAMESPACE, secure)))
     own = {"POD_NAMESPACE": NAMESPACE, "KEDA_CLUSTER_OBJECT_NAMESPACE": NAMESPACE}
     environment = {"KUBECONFIG": str(plane.kubeconfig), "WATCH_NAMESPACE": "", **own}
     operator = [
@@ -76,23 +64,3 @@ def install(plane: ControlPlane, folder: Path) -> None:
         print(plane.log("keda-operator")[-4000:], plane.log("keda-adapter")[-4000:], sep="\n---\n")
         raise
     plane.check()
-
-
-def _registration(folder: Path, port: int) -> list[dict[str, object]]:
-    """What leads the API server to the metrics server, at this port of this machine."""
-    authority = base64.b64encode((folder / "ca.crt").read_bytes()).decode()
-    service = {"name": SERVICE, "namespace": NAMESPACE, "port": port}
-    return [
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
-        {
-            "apiVersion": "v1", "kind": "Service", "metadata": {"name": SERVICE, "namespace": NAMESPACE},
-            "spec": {"type": "ExternalName", "externalName": "localhost"},
-        },
-        {
-            "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": API},
-            "spec": {
-                "group": "external.metrics.k8s.io", "version": "v1beta1", "groupPriorityMinimum": 100, "versionPriority": 100,
-                "service": service, "caBundle": authority,
-            },
-        },
-    ]  # fmt: skip

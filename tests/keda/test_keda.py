@@ -1,4 +1,4 @@
-"""The ScaledObject of docs/serving.md on a real KEDA, which asks a real Prometheus: the replicas of an arm, and a rollout of them.
+"""The ScaledObject of docs/serving.md on a real KEDA, which asks a real Prometheus: the replicas of a FineTune, and a rollout of them.
 
 No model serves here: how many requests wait is told at one address, by the test.
 """
@@ -6,7 +6,6 @@ No model serves here: how many requests wait is told at one address, by the test
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from finetune_operator import kinds, names
 
 from devcluster.controlplane import ControlPlane
 from devcluster.shell import CommandError
+from tests import aggregated
 from tests.integration.engine import ROOT, Operator, Space, administrator, install, ready, until
 from tests.integration.kubelet import Admin, Kubelet
 from tests.integration.told import as_pod
@@ -35,18 +35,18 @@ AT_ONCE = {**ROLLOUT, "steps": [{"weight": 100}], "bake": "1s"}
 ADDRESS = "127.1.250.1"
 
 
-def documented() -> tuple[Object, Object]:
-    """(autoscaling of the FineTune, ScaledObject) as the documentation has them."""
+def documented() -> Object:
+    """The ScaledObject as the documentation has it."""
     (block,) = re.findall(r"```yaml\n((?:(?!```).)*?kind: ScaledObject.*?)```", (ROOT / "docs" / "serving.md").read_text(), re.DOTALL)
-    serving, scaled = yaml.safe_load_all(block)
-    return serving["autoscaling"], scaled
+    scaled: Object = yaml.safe_load(block)
+    return scaled
 
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     running.certificates(folder := tmp_path_factory.mktemp("keda"))
     hurried = ["--horizontal-pod-autoscaler-sync-period=1s", "--horizontal-pod-autoscaler-downscale-stabilization=2s"]
-    with ControlPlane(flags={"kube-apiserver": running.api_server(folder), "controller-manager": hurried}) as started:
+    with ControlPlane(flags={"kube-apiserver": aggregated.flags(folder), "controller-manager": hurried}) as started:
         install(started)
         running.install(started, folder)
         yield started
@@ -148,40 +148,37 @@ async def world(plane: ControlPlane, admin: Admin, tmp_path: Path) -> AsyncItera
                 yield World(plane, await Space.new(admin, NAMESPACE), load, watching)
 
 
-def pointed_at(arm: str, world: World) -> Object:
-    """The documented ScaledObject, with this arm and this Prometheus."""
-    _, scaled = documented()
-    scaled["spec"]["scaleTargetRef"]["name"] = names.arm(NAME, arm)
+def asking(world: World, **changes: Any) -> Object:
+    """The documented ScaledObject with this Prometheus, and fields of its spec replaced (None: left out)."""
+    scaled = documented()
     scaled["spec"]["triggers"][0]["metadata"]["serverAddress"] = world.watching.url
-    return scaled
+    return {**scaled, "spec": {key: value for key, value in {**scaled["spec"], **changes}.items() if value is not None}}
 
 
-async def test_the_documented_scaled_object_scales_what_is_live_and_a_new_arm_has_its_pods_before_its_users(world: World) -> None:
-    autoscaling, space = documented()[0], world.space
-    await space.make(NAME, serving={"autoscaling": autoscaling}, rollout=AT_ONCE, storage={"accessMode": "ReadWriteMany"})
+async def test_the_documented_scaled_object_scales_the_finetune_and_a_new_arm_has_its_pods_before_its_users(world: World) -> None:
+    space, scaled = world.space, asking(world)
+    await space.make(NAME, serving={"replicas": 2}, rollout=AT_ONCE, storage={"accessMode": "ReadWriteMany"})
     old = (await space.phase("Live", NAME))["liveArm"]
     await world.are({old: 2})
-    assert await space.admin.list(kinds.HPA, NAMESPACE) == []
 
-    await taken_under_strict_validation(world, pointed_at(old, world))
+    await taken_under_strict_validation(world, scaled)
     made = await world.autoscaler()
-    assert made["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": names.arm(NAME, old)}
-    assert (made["minReplicas"], made["maxReplicas"]) == (autoscaling["minReplicas"], autoscaling["maxReplicas"])
+    assert made["scaleTargetRef"] == {"apiVersion": names.API_VERSION, "kind": names.KIND, "name": NAME}
+    assert (made["minReplicas"], made["maxReplicas"]) == (2, 8)
     assert [m["external"]["target"] for m in made["metrics"]] == [{"type": "AverageValue", "averageValue": "4"}]
 
     await follow_the_load(world, old)
     await stay_while_prometheus_is_away(world, old)
     new = await keep_up_while_users_move(world, old)
 
-    await world.says(kinds.HPA, HPA, "AbleToScale", "False", "FailedGetScale")
-    await world.says(SCALED_OBJECT, NAME, "Ready", "True", "ScaledObjectReady")
-    world.apply(pointed_at(new, world))
-    world.load.waiting = 0
-    await world.are({new: 2})
-    assert (await world.autoscaler())["scaleTargetRef"]["name"] == names.arm(NAME, new)
     world.load.waiting = 24
     await world.are({new: 6})
-    await say_so_when_none_is_left(world, new)
+    await world.says(SCALED_OBJECT, NAME, "Ready", "True", "ScaledObjectReady")
+    await world.says(kinds.HPA, HPA, "AbleToScale", "True", "ReadyForNewScale")
+    world.load.waiting = 0
+    await world.are({new: 2})
+    await keep_the_last_pod(world, new)
+    await the_arm_itself_may_be_named(world, new)
 
 
 async def taken_under_strict_validation(world: World, scaled: Object) -> None:
@@ -196,7 +193,6 @@ async def follow_the_load(world: World, arm: str) -> None:
     for waiting, pods in ((20, 5), (1000, 8), (12, 3)):
         world.load.waiting = waiting
         await world.are({arm: pods})
-    assert names.FIELD_MANAGER not in owners_of_replicas(world.plane, names.arm(NAME, arm))
 
 
 async def stay_while_prometheus_is_away(world: World, arm: str) -> None:
@@ -208,20 +204,30 @@ async def stay_while_prometheus_is_away(world: World, arm: str) -> None:
     assert await world.replicas() == {arm: 3}
 
 
-async def say_so_when_none_is_left(world: World, arm: str) -> None:
-    """KEDA's own default takes all pods; a ScaledObject with a minimum brings them back."""
-    kept = pointed_at(arm, world)
-    spec = {key: value for key, value in kept["spec"].items() if key != "minReplicaCount"}
-    world.apply({**kept, "spec": {**spec, "cooldownPeriod": 1, "pollingInterval": 1}})
+async def keep_the_last_pod(world: World, arm: str) -> None:
+    """KEDA's own default is to take all pods: of a FineTune it may not."""
+    world.apply(asking(world, minReplicaCount=None, cooldownPeriod=1, pollingInterval=1))
+    await world.are({arm: 1})
+    await world.says(SCALED_OBJECT, NAME, "Ready", "False", "ErrorScalingTarget")
+    assert await world.replicas() == {arm: 1}
+    world.apply(asking(world))
+    await world.are({arm: 2})
+
+
+async def the_arm_itself_may_be_named(world: World, arm: str) -> None:
+    """By `autoscaler: External`: the operator then leaves its replicas alone. What takes the last pod is told."""
+    await world.space.edit(NAME, serving={"autoscaling": {"minReplicas": 2, "maxReplicas": 8, "autoscaler": "External"}})
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": names.arm(NAME, arm)}
+    world.apply(asking(world, scaleTargetRef=target))
+    world.load.waiting = 20
+    await world.are({arm: 5})
+    assert await world.space.admin.list(kinds.HPA, NAMESPACE, names.SELECTOR) == []
+    world.apply(asking(world, scaleTargetRef=target, minReplicaCount=None, cooldownPeriod=1, pollingInterval=1))
     world.load.waiting = 0
     await world.are({arm: 0})
     status = await world.space.wait(lambda s: ready(s).get("status") == "False", NAME)
     assert ready(status)["reason"] == c.NO_READY_PODS
     assert "its Deployment was set to 0 replicas. Let its autoscaler keep at least one (KEDA: minReplicaCount)" in ready(status)["message"]
-    world.apply(kept)
-    await world.are({arm: 2})
-    status = await world.space.wait(lambda s: ready(s).get("status") == "True", NAME)
-    assert (status["phase"], status["liveArm"]) == ("Live", arm)
 
 
 async def keep_up_while_users_move(world: World, old: str) -> str:
@@ -229,7 +235,6 @@ async def keep_up_while_users_move(world: World, old: str) -> str:
     await world.space.edit(NAME, rollout=ROLLOUT, training={"learningRate": "1e-3"})
     status = await world.space.wait(lambda s: (s.get("rollout") or {}).get("weight") == 50, NAME)
     new: str = status["rollout"]["arm"]
-    assert status["rollout"]["capacity"] == 3
     assert await world.replicas() == {old: 3, new: 3}
     world.load.waiting = 20
     await world.are({old: 5, new: 5})
@@ -239,11 +244,3 @@ async def keep_up_while_users_move(world: World, old: str) -> str:
     await world.are({new: 5})
     assert (ready(status)["status"], status["liveArm"]) == ("True", new)
     return new
-
-
-def owners_of_replicas(plane: ControlPlane, deployment: str) -> set[str]:
-    """Who has set them, by the API server's word."""
-    told = json.loads(plane.kubectl("-n", NAMESPACE, "get", "deployment", deployment, "-o", "json", "--show-managed-fields"))
-    found = {entry["manager"] for entry in told["metadata"]["managedFields"] if "f:replicas" in entry["fieldsV1"].get("f:spec", {})}
-    assert found, "somebody has set them"
-    return found

@@ -245,8 +245,11 @@ def _replicas(deployment: Object | None) -> int:
 
 
 def _acted_on(spec: Object) -> Object:
-    """The spec without what is only told: an edit of that is no reason to try again what failed or was rejected."""
-    return {name: block for name, block in spec.items() if name != "economics"}
+    """The spec without what is only told, and without the replicas, which an autoscaler sets: an edit of these is no reason to try again
+    what failed or was rejected."""
+    acted_on = {name: block for name, block in spec.items() if name != "economics"}
+    serving = spec.get("serving")
+    return {**acted_on, "serving": {k: v for k, v in serving.items() if k != "replicas"}} if serving else acted_on
 
 
 def _starts(pod: Object) -> bool:

@@ -14,6 +14,7 @@ from finetune_operator.build import exposure
 from finetune_operator.decide import economics
 from finetune_operator.decide.draft import Draft, stamp
 from finetune_operator.decide.exposure import asked
+from finetune_operator.decide.served import health_of, used_arms
 from finetune_operator.observed import Exposure, Observed
 from finetune_operator.workloads.run import Waiting
 
@@ -31,7 +32,7 @@ def compute(o: Observed, d: Draft, problem: Waiting | None = None, refused: Wait
     since = _since(o.status, phase, reason, o.now)
     if phase not in c.READY_PHASES or problem is not None:
         message = f"{message[:980]} (since {since})"
-    columns = {"phase_since": since, "economics": economics.summary(o, d), **_columns(o, d, reason)}
+    columns = {"phase_since": since, "economics": economics.summary(o, d), **_columns(o, d, reason), **_scale(o, d)}
     status = d.status.model_copy(update={"observed_generation": o.generation, "phase": phase, **columns})
     facts = {
         c.READY: _ready(phase, problem, reason, message),
@@ -196,6 +197,17 @@ def _exposed(o: Observed, d: Draft) -> Fact | None:
     if d.exposed and seen.reason:
         return (seen.status, seen.reason, seen.message)
     return ("False", "NotYet", f"{kind.kind} {o.name} is being made" if d.exposed else "no arm serves users yet")
+
+
+def _scale(o: Observed, d: Draft) -> dict[str, int | str | None]:
+    """What an autoscaler that names the FineTune goes by. Both change with the condition Available or a step alone: no write more. One that
+    sets nothing, for the replicas are in other hands, is told by itself: without a selector it does not scale."""
+    arms, serving = used_arms(d.status), o.spec.serving
+    counts = bool(arms) and serving is not None and serving.autoscaling is None
+    return {
+        "replicas": sum(health_of(o, arm).ready for arm in arms) if arms else None,
+        "selector": f"{names.NAME}={o.name},{names.ARM} in ({','.join(arms)})" if counts else None,
+    }
 
 
 def _dropped(rows: Rows) -> str:

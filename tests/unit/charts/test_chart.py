@@ -107,6 +107,14 @@ def test_the_rights_to_a_way_into_the_cluster_are_there_where_it_is_switched_on(
     assert found == {**EVERYWHERE, **({} if namespaces else called(CLUSTER)), **called({SWITCHED[value]: {*KEPT, "delete"}})}
 
 
+def test_who_may_edit_may_scale_and_who_may_view_sees_the_scale() -> None:
+    manifests = rendered()
+    everything = {"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"}
+    for role, finetunes, scale in (("edit", everything, {"get", "update", "patch"}), ("view", {"get", "list", "watch"}, {"get"})):
+        found = rights(one(manifests, "ClusterRole", f"system-ops-{role}"))
+        assert found == {(names.GROUP, "finetunes"): finetunes, (names.GROUP, "finetunes/scale"): scale}
+
+
 def test_in_its_own_namespace_it_has_its_lease_and_its_key() -> None:
     role = one(rendered(), "Role", "ops-own", "system")
     assert rights(role) == {("coordination.k8s.io", "leases"): {"create"}, ("", "secrets"): {"create"}}

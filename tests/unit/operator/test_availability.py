@@ -11,16 +11,17 @@ import pytest
 from finetune_operator import autoscalers, kinds, names
 from finetune_operator import conditions as c
 from finetune_operator.api.spec import Spec
-from finetune_operator.api.status import Rollout
+from finetune_operator.api.status import Rollout, Status
 from finetune_operator.apply import Children
 from finetune_operator.build import arm, router
 from finetune_operator.build.arm import Served
 from finetune_operator.build.pods import NO_DEVICES, Images, Manifest, Owner
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster
-from finetune_operator.decide.capacity import with_capacity
+from finetune_operator.decide.capacity import capacity_of, with_capacity
 from finetune_operator.decide.rollout import states
 from finetune_operator.decide.rollout.machine import advance
+from finetune_operator.decide.served import used_arms
 from finetune_operator.kinds import Kind
 from finetune_operator.observed import ArmHealth
 from finetune_operator.traffic import Backend, Structure
@@ -536,3 +537,78 @@ def test_too_few_pods_for_longer_than_the_deadline_is_said_and_forgotten_once_th
         later = advance(PLAN, replace(seen, now=seen.now + timedelta(seconds=seconds)), first.rollout)
         assert (later.reason, later.rollout.state, later.rollout.weight) == (reason, states.HOLDING, 10)
     assert "short" not in advance(PLAN, replace(seen, capacity=0), first.rollout).rollout.memory
+
+
+def pods_of(*found: str) -> str:
+    return f"finetune.dev/name=bot,finetune.dev/arm in ({','.join(found)})"
+
+
+def scale(world: World) -> tuple[int | None, str | None]:
+    """What the status tells whoever scales the FineTune."""
+    return status_of(world).get("replicas"), status_of(world).get("selector")
+
+
+@pytest.mark.parametrize("kill", ["never", "every"])
+async def test_a_finetune_is_scaled_in_place_and_from_arm_to_arm(kill: str) -> None:
+    world = await live(serving={"replicas": 2})
+    (old,), made = arms(world), status_of(world)["revision"]
+    assert scale(world) == (2, pods_of(old))
+    edit(world, serving={"replicas": 3})
+    await run(world, kill=kill)
+    assert (replicas(world), scale(world)) == ({old: 3}, (3, pods_of(old)))
+    assert (status_of(world)["phase"], status_of(world)["revision"], arms(world)) == ("Live", made, [old])
+    edit(world, training=NEW_RATE)
+    operator = await run(world, rolling(50), kill=kill)
+    operator = await run(world, lambda s: s["replicas"] == 6, kill=kill, start=operator)
+    (new,) = set(arms(world)) - {old}
+    assert (replicas(world), scale(world)) == ({old: 3, new: 3}, (6, pods_of(old, new)))
+    world.full = 3  # no node has room for more
+    edit(world, serving={"replicas": 5})
+    waits = "held at 50 %: 3 of the 5 pods that the load needs are ready on the new arm"
+    operator = await run(world, lambda s: waits in condition(s, "Ready").get("message", ""), kill=kill, start=operator)
+    world.full = None
+    operator = await run(world, rolling(100), kill=kill, start=operator)
+    assert replicas(world) == {old: 5, new: 5}, "the old one could take them back"
+    await run(world, live_with(2), kill=kill, start=operator)
+    await run(world, kill=kill)
+    assert (replicas(world), scale(world)) == ({new: 5}, (5, pods_of(new)))
+
+
+async def test_what_an_autoscaler_reads_costs_no_write() -> None:
+    world = await live(serving={"replicas": 3})
+    before = len(world.api.writes)
+    await run(world)
+    assert world.api.writes[before:] == []
+
+
+@pytest.mark.parametrize("autoscaler", ["HPA", "External"])
+async def test_replicas_that_do_not_count_have_no_selector(autoscaler: str) -> None:
+    """An autoscaler that names the FineTune says so then, and scales nothing."""
+    world = await live(serving={**CPU, "autoscaling": {"minReplicas": 2, "maxReplicas": 8, "autoscaler": autoscaler}})
+    assert scale(world) == (2, None)
+
+
+USED: dict[str, tuple[Rollout | None, tuple[str, ...]]] = {
+    "no rollout": (None, ("old",)),
+    "the new arm's pods start": (at(states.DEPLOYING), ("old",)),
+    "the routers learn of it": (at(states.CONNECTING), ("old",)),
+    "users are moved": (at(states.SHIFTING, 10), ("old", "new")),
+    "a step is held": (at(states.HOLDING, 10), ("old", "new")),
+    "all are on the new arm": (at(states.BAKING, 100), ("old", "new")),
+    "some may still be there": (at(states.ROLLING_BACK, 0), ("old", "new")),
+    "it was taken back": (at(states.ROLLED_BACK, 0), ("old",)),
+}
+
+
+@pytest.mark.parametrize("case", USED)
+def test_arms_that_users_are_on(case: str) -> None:
+    rollout, expected = USED[case]
+    assert used_arms(Status(live_arm="old", rollout=rollout)) == expected
+    assert used_arms(Status(rollout=rollout)) == ()
+
+
+@pytest.mark.parametrize(
+    ("serving", "expected"), [({"replicas": 3}, 3), (SCALED["serving"], 6)], ids=["as many as are asked for", "autoscaled"]
+)
+def test_pods_that_a_step_waits_for(serving: dict[str, Any], expected: int) -> None:
+    assert capacity_of(make_observed(changes={"serving": serving}), at(states.HOLDING, 50, capacity=6)) == expected

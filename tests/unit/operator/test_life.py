@@ -360,11 +360,13 @@ async def bad_data_stops_and_says_which_rows(kill: str) -> World:
     return world
 
 
-async def edited_prices_try_nothing_again(kill: str) -> World:
+async def edited_prices_and_replicas_try_nothing_again(kill: str) -> World:
     world = await bad_data_stops_and_says_which_rows(kill)
     made = births(world)
     edit(world, economics={"podHourlyPrice": "1"})
     await run(world, worth("serving costs 1,460.00 a month"), kill=kill)
+    edit(world, serving={"replicas": 3})  # as an autoscaler does
+    await run(world, worth("serving costs 2,190.00 a month"), kill=kill)
     await run(world, kill=kill)
     assert (status_of(world)["phase"], births(world)) == ("Failed", made)
     edit(world, retries={"error": 3})
@@ -759,7 +761,7 @@ LIVES: dict[str, Life] = {
         refused_arm_is_taken_back_and_a_mended_one_serves, broken_base_arm_is_made_anew_when_the_spec_is_mended,
         dead_live_arm_is_replaced_by_an_edit, metrics_edited_while_it_bakes_leave_it_live,
         gate_that_is_raised_while_it_rolls_out_takes_it_back, edit_in_the_first_stage_leaves_one_of_it_running,
-        edited_prices_change_what_is_said_and_nothing_else, edited_prices_try_nothing_again,
+        edited_prices_change_what_is_said_and_nothing_else, edited_prices_and_replicas_try_nothing_again,
         deleted_finetune_leaves_nothing, paused_rollout_is_held_until_it_is_resumed, promoted_rollout_waits_for_no_step_and_bakes,
         aborted_rollout_is_remembered_and_tried_again_on_request, experiment_is_held_and_logged_until_it_is_promoted,
     )

@@ -26,6 +26,10 @@ ROOT: Final = Path(__file__).resolve().parents[4]
 GENERATED: Final = "# Generated from operator/src/finetune_operator/api by `make crds`: edit the models, not this.\n"
 # What a FineTune says before the operator has seen it: else kstatus, and who waits by it, would call it ready.
 NOT_SEEN: Final = {"observedGeneration": -1}
+# What `kubectl scale`, a HorizontalPodAutoscaler and KEDA read and set.
+SCALE: Final = {
+    "specReplicasPath": ".spec.serving.replicas", "statusReplicasPath": ".status.replicas", "labelSelectorPath": ".status.selector",
+}  # fmt: skip
 # (name, type, path, wide, description)
 COLUMNS: Final = (
     ("Phase", "string", ".status.phase", False, "What it is doing."),
@@ -64,7 +68,7 @@ def crd() -> dict[str, Any]:
                     "served": True,
                     "storage": True,
                     "schema": {"openAPIV3Schema": schema()},
-                    "subresources": {"status": {}},
+                    "subresources": {"status": {}, "scale": SCALE},
                     "additionalPrinterColumns": [_column(*column) for column in COLUMNS],
                 }
             ],

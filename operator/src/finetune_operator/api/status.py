@@ -429,6 +429,8 @@ class Status(StatusModel):
     reason: Short | None = None
     endpoint: Short | None = Field(default=None, description="The users' address inside the cluster.")
     url: Annotated[str, Field(max_length=512)] | None = Field(default=None, description="The users' address outside of it.")
+    replicas: Count | None = Field(default=None, description="Ready pods of the arms that users are on: for an autoscaler of the FineTune.")
+    selector: Text | None = Field(default=None, description="Those arms' pods; absent where serving.autoscaling has the replicas in hand.")
     extra_kinds: list[Short] | None = Field(
         default=None, max_length=8, description="Kinds of children that not every FineTune has and this one does, or may still have."
     )

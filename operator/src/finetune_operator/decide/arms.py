@@ -14,7 +14,7 @@ from finetune_operator.api.fields import digest
 from finetune_operator.api.quantities import seconds
 from finetune_operator.api.status import Arm, Rollout, Status, Stopped
 from finetune_operator.decide import control
-from finetune_operator.decide.capacity import with_capacity
+from finetune_operator.decide.capacity import capacity_of, with_capacity
 from finetune_operator.decide.draft import ArmWanted, Draft, Routing, soonest, stamp
 from finetune_operator.decide.rollout import states
 from finetune_operator.decide.rollout.machine import advance
@@ -125,7 +125,7 @@ def _roll(o: Observed, d: Draft, running: Rollout, wanted: ArmWanted | None) -> 
         router_waiting=o.router_waiting,
         taken=o.status.reason == c.NAME_TAKEN,
         hold=o.spec.suspend,
-        capacity=running.capacity or 0,
+        capacity=capacity_of(o, running),
         wish=control.wish(d.status, running),
         abort=_otherwise(wanted, running) if superseded and wanted else _refused(d, running),
         stable_patience=OUTAGE_SECONDS if live and live.promoted else seconds(o.spec.rollout.progress_deadline),

@@ -30,6 +30,12 @@ def with_capacity(o: Observed, r: Rollout) -> Rollout:
     return r.model_copy(update={"capacity": min(max(scaling.min_replicas, needed), scaling.max_replicas)})
 
 
+def capacity_of(o: Observed, r: Rollout) -> int:
+    """Pods that the new arm must have before more users come: what the load needs, or what the spec says, which may have grown."""
+    serving = o.spec.serving
+    return serving.replicas if serving and serving.autoscaling is None else r.capacity or 0
+
+
 def _grown(arm: ArmHealth, kept: int) -> int:
     """Pods that more load has brought the arm; not those that its autoscaler only has not taken back yet."""
     return arm.wanted if arm.needed is None or arm.needed > kept else 0

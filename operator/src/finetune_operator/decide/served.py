@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finetune_operator.api.status import Arm, Status
 from finetune_operator.decide.draft import ArmWanted, Draft, Serving
+from finetune_operator.decide.rollout.states import ACTIVE, UNMOVED
 from finetune_operator.decide.stages import BASE
 from finetune_operator.observed import ArmHealth, Observed
 
@@ -20,6 +21,13 @@ def other_arms(o: Observed, d: Draft) -> tuple[ArmWanted, ...]:
         for name in sorted(o.arms)
         if name != d.status.live_arm and name in o.templates
     )
+
+
+def used_arms(status: Status) -> tuple[str, ...]:
+    """The arms that users are on: what is live, and from the first step until the end of the rollout the new one."""
+    r = status.rollout
+    moved = (r.arm,) if r is not None and r.state in ACTIVE - UNMOVED else ()
+    return (status.live_arm, *moved) if status.live_arm else ()
 
 
 def arm_of(status: Status, name: str) -> Arm | None:

@@ -69,8 +69,9 @@ class Serving(SpecModel):
         default=None, description="Replaces the server's image; started with `finetune-trainer serve`'s arguments, port and probe."
     )
     replicas: Annotated[int, LIVE] = Field(
-        default=1, ge=1, le=1000, description="Of each arm, with gpusPerNode GPUs each; two arms run while users are moved."
-    )
+        default=1, ge=1, le=1000,
+        description="Of each arm, with gpusPerNode GPUs each; two arms run while users are moved. An autoscaler that names the FineTune sets it.",
+    )  # fmt: skip
     autoscaling: Autoscaling | None = None
     resources: Annotated[Resources | None, REDEPLOY] = None
     model_name: Annotated[ServedName | None, REDEPLOY] = Field(default=None, description="Default: the FineTune's name.")

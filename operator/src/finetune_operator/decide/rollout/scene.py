@@ -23,7 +23,7 @@ class Scene:
     """What is seen of both arms, of the routers, of the arms' servers and of Prometheus where a guard asks them. `abort` says why the
     canary is wanted no longer; `stable_patience` is how many seconds the present arm may be without a ready pod before the new one
     takes all its users; `taken`: the name of a child is somebody else's; `wish` is what the user asks of this rollout; `capacity` is
-    how many pods the load needs, where an autoscaler sets them."""
+    how many pods the new arm must have before it gets more users."""
 
     now: datetime
     stable: ArmHealth

@@ -42,7 +42,7 @@ def _awaits_pods(plan: Plan, scene: Scene, r: Rollout) -> Step:
     message = f"held at {r.weight} %: {scene.canary.ready} of the {scene.capacity} pods that the load needs are ready on the new arm"
     message += f"; {waits.message}" if waits else ""
     if late:
-        message += ". rollout.progressDeadline is over: make room, lower serving.autoscaling.maxReplicas, or abort the rollout"
+        message += ". rollout.progressDeadline is over: make room, lower serving.replicas or autoscaling.maxReplicas, or abort the rollout"
     reason = conditions.TOO_FEW_PODS if late else waits.reason if waits else ""
     return Step(r, unheard(scene, r.weight), message, reason)
 
