@@ -129,6 +129,8 @@ class Session:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.failed = self.failed or report.failed
+        if report.failed and not self.traced:
+            print(f"{report.nodeid}: {report.longreprtext}", flush=True)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
