@@ -82,4 +82,4 @@ def _bounds(buckets: Buckets) -> list[Any]:
 
 
 def _buckets(stored: list[Any]) -> Buckets:
-    return tuple((math.inf if bound == "Inf" else float(bound), float(count)) for bound, count in stored)
+    return tuple((float(bound), float(count)) for bound, count in stored)
