@@ -58,7 +58,7 @@ class Fleet(Kubelet):
         """Through the eviction API, as a drain does."""
         meta = pod["metadata"]
         eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": meta["name"], "namespace": meta["namespace"]}}
-        await self.admin._request("POST", f"{kinds.POD.path(meta['namespace'], meta['name'])}/eviction", body=eviction)
+        await self.admin._request("POST", f"{kinds.POD.path(meta['namespace'], meta['name'])}/eviction", bytes, body=eviction)
 
     async def _go_on(self, pod: Object, stage: str) -> None:
         script = self.scripts.get(pod["metadata"]["namespace"])
