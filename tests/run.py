@@ -34,7 +34,7 @@ TIERS = (
     Tier("trainer", "trainer", ("tests/trainer",), 10, setup=("tests.trainer.s3server",)),
     Tier("numerics", "oracle", ("tests/numerics",), 3),
     Tier(
-        "integration", "dev", ("tests/integration", "tests/devcluster", "tests/router", "tests/gitops"), 16, setup=("devcluster", "binary")
+        "integration", "dev", ("tests/integration", "tests/devcluster", "tests/router", "tests/gitops"), 18, setup=("devcluster", "binary")
     ),
     Tier("e2e", "dev", ("tests/e2e",), 14, setup=("devcluster", "images"), arguments=("-vv",)),
 )
