@@ -92,7 +92,7 @@ class Watched(Later):
         type(self).made += 1
         self._number = self.made
 
-    def read(self) -> list[float]:
+    def read(self) -> tuple[list[float], float]:
         self.read_at.append((self._number, self.made))
         said = super().read()
         assert self.found.pop() == "tolist"

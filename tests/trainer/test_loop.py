@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -191,14 +192,27 @@ def test_lora_goes_to_every_linear_layer_but_the_head(make_run: Any) -> None:
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-def test_speed_is_told_of_all_and_of_supervised_tokens_and_as_a_share_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(1000))
-    monkeypatch.setattr("finetune_trainer.train.loop.time.monotonic", lambda: float(next(clock)))
+def test_speed_is_told_of_all_and_of_supervised_tokens_and_as_a_share_of_the_peak() -> None:
     speed = Speed()
-    for tokens, supervised in ((0, 0), (100, 30), (300, 50)):
-        speed.mark(tokens, supervised)
+    for at, (tokens, supervised) in enumerate(((0, 0), (100, 30), (300, 50))):
+        speed.mark(float(at), tokens, supervised)
     assert speed.facts(1e-3) == {"tokensPerSecond": 150, "supervisedTokensPerSecond": 40, "mfu": 0.15, "secondsPerStep": 1}
     assert speed.facts(None)["mfu"] is None
+
+
+def test_a_step_that_is_told_late_ended_when_it_ended(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, step = make_run(), Loop._made
+
+    def slow(*arguments: Any) -> torch.Tensor:
+        time.sleep(0.05)
+        return step(*arguments)
+
+    monkeypatch.setattr(Loop, "_made", slow)
+    made = Loop(run)
+    made.execute()
+    ended = [at for at, *_ in made.speed.marks]
+    assert len(ended) > 2
+    assert min(later - at for at, later in pairwise(ended)) >= 0.05, "the last one is told with the one before it"
 
 
 def test_progress_tells_both_speeds(work: Path, tmp_path: Path) -> None:

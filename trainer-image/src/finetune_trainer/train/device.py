@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 
@@ -17,12 +19,14 @@ class Later:
     def __init__(self, values: torch.Tensor) -> None:
         self._values = values.to("cpu", non_blocking=True)
         self._there = torch.cuda.Event() if values.is_cuda else None  # type: ignore[no-untyped-call]
+        self._made = time.monotonic()
         if self._there is not None:
             self._there.record(torch.cuda.current_stream(values.device))
 
-    def read(self) -> list[float]:
-        """The numbers."""
+    def read(self) -> tuple[list[float], float]:
+        """The numbers, and when they were there by the monotonic clock in seconds: as this was made, or as far as a GPU can be seen to."""
         if self._there is not None:
             self._there.synchronize()
+            self._made = time.monotonic()
         found: list[float] = self._values.tolist()
-        return found
+        return found, self._made

@@ -100,9 +100,10 @@ class _Speed:
     marks: deque[tuple[float, int, int]] = field(default_factory=lambda: deque(maxlen=WINDOW + 1))
     supervised: int = 0
 
-    def mark(self, tokens: int, supervised: int = 0) -> None:
+    def mark(self, at: float, tokens: int, supervised: int = 0) -> None:
+        """By the monotonic clock a step ended then, with so many tokens in all, and so many supervised ones of its own."""
         self.supervised += supervised
-        self.marks.append((time.monotonic(), tokens, self.supervised))
+        self.marks.append((at, tokens, self.supervised))
 
     def rates(self) -> tuple[float | None, float | None]:
         if len(self.marks) < 2:
@@ -142,7 +143,7 @@ class Loop:
         run = self.run_
         run.model.train()
         early = self._out_of_patience()
-        self.speed.mark(self.state.tokens)
+        self.speed.mark(time.monotonic(), self.state.tokens)
         while self.state.step < run.steps.total_steps and not early:
             stop, save = self._step(self.state.step)
             if self._evaluation_due():
@@ -188,9 +189,9 @@ class Loop:
         comes before the next."""
         while len(self.queued) > (0 if self.bad_in_a_row else ahead):
             queued = self.queued.popleft()
-            loss, stepped = queued.found.read()
+            (loss, stepped), ended = queued.found.read()
             self._take_in(queued, loss, stepped > 0)
-            self.speed.mark(queued.tokens, queued.supervised)
+            self.speed.mark(ended, queued.tokens, queued.supervised)
             self._report(queued.step, loss, queued.rate)
 
     def _take_in(self, queued: _Queued, loss: float, stepped: bool) -> None:
