@@ -54,8 +54,8 @@ class Cache:
             return None
         return self.put(kind, obj)
 
-    def event(self, kind: Kind, type_: str | None, obj: Object) -> Key | None:
-        """Take in what a watch told, of that type (none: it is of a list); returns the owner's key if that was news."""
+    def event(self, kind: Kind, type_: str, obj: Object) -> Key | None:
+        """Take in what a watch told, of that type; returns the owner's key if that was news."""
         return self.drop(kind, obj) if type_ == "DELETED" else self.tell(kind, obj)
 
     def drop(self, kind: Kind, obj: Object) -> Key | None:

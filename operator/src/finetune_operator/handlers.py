@@ -124,8 +124,7 @@ def told(cache: Cache, queue: Queue[Key], lists: Lists, type_: str | None, obj: 
     """Take an event in; one of no type is of a list, which tells nothing of what was deleted before it."""
     if type_ is None:
         lists.add(obj["metadata"]["uid"])
-        news = cache.fill(FINETUNE, (obj,))
-    else:
-        news = {key for key in (cache.event(FINETUNE, type_, obj),) if key is not None}
-    for key in news:
-        queue.add(key)
+        for key in cache.fill(FINETUNE, (obj,)):
+            queue.add(key)
+    elif (news := cache.event(FINETUNE, type_, obj)) is not None:
+        queue.add(news)
