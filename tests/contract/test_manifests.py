@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ CYCLES = 16
 START = datetime(2026, 1, 1, tzinfo=UTC)
 PROFILES = {"h100": Accelerator("h100", "nvidia.com/gpu", {"nvidia.com/gpu.product": ("NVIDIA-H100-80GB-HBM3",)})}
 IMAGES = Images("example.com/trainer:1", "example.com/router:1", "example.com/vllm:1")
-JWKS = jwks(generate_key())
+JWKS = partial(jwks, generate_key())
 SCORE = {"score": 0.9, "low": 0.85, "high": 0.95, "n": 40}
 RESULTS: dict[str, dict[str, Any]] = {
     "fetch": {"stage": "fetch", "digest": "ab" * 32},

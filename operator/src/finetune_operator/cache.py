@@ -1,4 +1,4 @@
-"""Last seen objects by owner. Filled by lists before watching, then by events; own writes are put in at once.
+"""Last seen objects by owner, as `projection` reads them. Filled by lists before watching, then by events; own writes are put in at once.
 
 Invariant: an object is never replaced by an older one of its name (resourceVersions are ordered), and what is gone stays gone.
 """
@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from finetune_operator import names
 from finetune_operator.kinds import FINETUNE, POD, PVC, Kind
-from finetune_operator.projection import projected
 
 GRAVES = 10_000  # uids of deleted objects that are remembered
 SHARED: Final = 40  # characters of a string that other objects are likely to have, too
@@ -39,7 +38,7 @@ class Cache:
     def children(self, kind: Kind, key: Key) -> Mapping[str, Object]:
         """The FineTune's children of that kind, by name; not what has its labels alone, as those of an earlier one of its name have."""
         named, owner = self._children.get(kind, {}).get(key, {}), self._owners.get(key)
-        if owner is None or kind is FINETUNE:
+        if not named or owner is None or kind is FINETUNE:
             return named
         uid = owner["metadata"]["uid"]
         return {name: obj for name, obj in named.items() if belongs(kind, obj, uid)}
@@ -113,7 +112,7 @@ class Cache:
             return None
         known = self._known(kind, key, obj)
         if obj["metadata"]["uid"] not in self._gone and (known is None or _version(obj) >= _version(known)):
-            self._set(kind, key, made(projected(kind, obj)))
+            self._set(kind, key, made(obj))
         return key
 
     def _is_news(self, kind: Kind, obj: Object) -> bool:

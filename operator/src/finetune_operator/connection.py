@@ -9,9 +9,9 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.request import getproxies
 
 import aiohttp
@@ -93,22 +93,39 @@ class Connection:
         return response
 
 
-class _OfFineTunes(aiohttp.ClientResponse):
-    """A list of FineTunes is read no further than they are used; anything else is JSON."""
+class Listed(NamedTuple):
+    """A page of a list of FineTunes, of one namespace or of all; `first` and `last` of the list's pages."""
 
-    async def json(self, **_: Any) -> Any:
-        raw = await self.read()
-        if self.status >= 400 or not self.url.path.endswith(f"/{FINETUNE.plural}"):
-            return json.loads(raw)
-        meta, items = projection.read_page(FINETUNE, raw)
-        return {"metadata": meta, "items": items}
+    namespace: str | None
+    first: bool
+    last: bool
+    items: list[projection.Object]
 
 
-async def watching(**_: object) -> kopf.AiohttpSession:
-    """`login`, and the connections over which kopf lists and watches FineTunes; kopf closes them."""
-    info = login()
-    session = _session(info, limit=0, headers=info.as_http_headers(), response_class=_OfFineTunes)
-    return kopf.AiohttpSession(server=info.server, aiohttp_session=session, default_namespace=info.default_namespace)
+def watching(listed: Callable[[Listed], object]) -> Callable[..., Awaitable[kopf.AiohttpSession]]:
+    """A login of kopf's: `login`, and the connections over which it lists and watches FineTunes, which kopf closes.
+
+    What it lists is told to `listed`, read no further than it is used; kopf is shown an empty list of that version
+    (docs/adr/0022), from which its watch goes on.
+    """
+
+    class Response(aiohttp.ClientResponse):
+        async def json(self, **_: Any) -> Any:
+            raw, parts = await self.read(), self.url.path.split("/")
+            if self.status >= 400 or parts[-1] != FINETUNE.plural:
+                return json.loads(raw)
+            meta, items = projection.read_page(FINETUNE, raw)
+            namespace = parts[-2] if parts[-3] == "namespaces" else None
+            listed(Listed(namespace, first="continue" not in self.url.query, last=not meta.get("continue"), items=items))
+            return {"metadata": meta, "items": []}
+
+    async def logged_in(**_: object) -> kopf.AiohttpSession:
+        info = login()
+        headers = {**info.as_http_headers(), "Accept-Encoding": "identity"}
+        session = _session(info, limit=0, headers=headers, response_class=Response)
+        return kopf.AiohttpSession(server=info.server, aiohttp_session=session, default_namespace=info.default_namespace)
+
+    return logged_in
 
 
 def _session(info: kopf.ConnectionInfo, *, limit: int, **given: Any) -> aiohttp.ClientSession:

@@ -15,30 +15,30 @@ from typing import Any, Final
 import kopf
 
 from finetune_operator.cache import Cache, Key
-from finetune_operator.connection import watching
+from finetune_operator.connection import Listed, watching
 from finetune_operator.kinds import FINETUNE
+from finetune_operator.projection import projected
 from finetune_operator.queue import Queue
 
 IDLE_SECONDS: Final = 0.05  # a worker of kopf's holds its last object so long
-LISTED_SECONDS: Final = 1.0  # without a word from kopf's lists: they are at their end
-CHUNK: Final = 100  # objects of a list that kopf holds at once
+CHUNK: Final = 100  # objects of a page of a list
 
 
 def registry(
     cache: Cache, queue: Queue[Key], lists: Lists, call: Callable[..., object], ending: Callable[[], None]
 ) -> kopf.OperatorRegistry:
-    """A registry whose handlers feed that cache, that queue and, with what comes of a list, those lists.
+    """A registry whose handlers feed that cache and that queue with what its watch tells, and those lists with what it lists.
 
     `call(function, *arguments)` runs it in the thread that owns all of them; `ending` is called in kopf's, when kopf is at its end.
     """
     made = kopf.OperatorRegistry()
-    tell = _Handover(partial(told, cache, queue, lists), call).give
+    tell = _Handover(partial(told, cache, queue), call).give
 
     @kopf.on.event(FINETUNE.group, FINETUNE.version, FINETUNE.plural, registry=made, id=FINETUNE.plural)
-    async def seen(type: str | None, body: kopf.Body, **_: Any) -> None:
+    async def seen(type: str, body: kopf.Body, **_: Any) -> None:
         tell(type, dict(body))
 
-    kopf.on.login(registry=made)(watching)
+    kopf.on.login(registry=made)(watching(partial(call, lists.take)))
 
     @kopf.on.cleanup(registry=made, id="clean_up")
     async def clean_up(**_: Any) -> None:
@@ -58,24 +58,30 @@ def registry(
 
 
 class Lists:
-    """What kopf's lists told: at its start, and again after a 410. Nothing tells of their end."""
+    """Takes in what kopf lists: at its start, and again after a 410."""
 
-    def __init__(self) -> None:
-        self._uids: set[str] = set()
-        self._told = asyncio.Event()
+    def __init__(self, cache: Cache, queue: Queue[Key]) -> None:
+        self._cache, self._queue = cache, queue
+        self._begun: dict[str | None, tuple[frozenset[str], set[str]]] = {}  # by namespace: uids known before, and listed so far
+        self._lacking = asyncio.Event()
 
-    def add(self, uid: str) -> None:
-        self._uids.add(uid)
-        self._told.set()
+    def take(self, page: Listed) -> None:
+        """What was missing or changed becomes due."""
+        if page.first:
+            self._begun[page.namespace] = self._cache.uids(FINETUNE, page.namespace), set()
+        known, listed = self._begun.get(page.namespace, (frozenset(), set()))  # a kopf that does not end may still list
+        listed |= {obj["metadata"]["uid"] for obj in page.items}
+        for key in self._cache.fill(FINETUNE, page.items):
+            self._queue.add(key)
+        if page.last:
+            self._begun.pop(page.namespace, None)
+            if self._cache.missing(FINETUNE, listed, known):
+                self._lacking.set()
 
-    async def next(self) -> frozenset[str]:
-        """Wait for a list and for its end: the uids in it."""
-        await self._told.wait()
-        while self._told.is_set():
-            self._told.clear()
-            await asyncio.sleep(LISTED_SECONDS)
-        uids, self._uids = frozenset(self._uids), set()
-        return uids
+    async def lacking(self) -> None:
+        """Wait until one is at its end that lacks what was known before: no watch tells what was deleted before its list."""
+        await self._lacking.wait()
+        self._lacking.clear()
 
 
 class _NothingCompared(kopf.DiffBaseStorage):
@@ -120,11 +126,7 @@ class _Handover:
                 self._call(self._take_all)
 
 
-def told(cache: Cache, queue: Queue[Key], lists: Lists, type_: str | None, obj: dict[str, Any]) -> None:
-    """Take an event in; one of no type is of a list, which tells nothing of what was deleted before it."""
-    if type_ is None:
-        lists.add(obj["metadata"]["uid"])
-        for key in cache.fill(FINETUNE, (obj,)):
-            queue.add(key)
-    elif (news := cache.event(FINETUNE, type_, obj)) is not None:
+def told(cache: Cache, queue: Queue[Key], type_: str, obj: dict[str, Any]) -> None:
+    """Take in an event of a watch of kopf's, which reads objects whole."""
+    if (news := cache.event(FINETUNE, type_, projected(FINETUNE, obj))) is not None:
         queue.add(news)

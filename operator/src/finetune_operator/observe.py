@@ -74,11 +74,8 @@ class Observer:
         router_pods = [p for p in pods.values() if _component(p) == "router"]
         retrain = extract(finetune["spec"], Spec, RETRAIN)
         revisions, templates = self._kept(key)
-        routers, servers, answers = await asyncio.gather(
-            self._routers(router_pods if router_moves(status) else [], meta["uid"], now),
-            self._servers(pods.values(), status if asks_servers(spec.rollout.guards) else Status()),
-            self._answers(key, spec, status, now),
-        )
+        asked = self._traffic(finetune, pods.values(), router_pods, spec, status, now) if status.rollout else None
+        routers, servers, answers = await asked if asked else ((), (), ())
         lacking = {kind: await self.extras.missing(kind, key[0]) for kind in looked_for(spec, status.extra_kinds)}
         return Observed(
             namespace=key[0],
@@ -143,8 +140,21 @@ class Observer:
 
     async def _progress(self, runs: Mapping[str, Run]) -> dict[str, Mapping[str, Any]]:
         addresses = {name: run.leader_ip for name, run in runs.items() if run.state == "Running" and run.leader_ip}
+        if not addresses:
+            return {}
         answers = await asyncio.gather(*(self.pods.progress(ip) for ip in addresses.values()))
         return {name: answer for name, answer in zip(addresses, answers, strict=True) if answer}
+
+    async def _traffic(
+        self, finetune: Object, pods: Iterable[Object], routers: list[Object], spec: Spec, status: Status, now: datetime
+    ) -> tuple[tuple[RouterState, ...], tuple[ServerState, ...], tuple[Answer, ...]]:
+        """What routers, servers and the user's own queries say, where there is a rollout."""
+        meta = finetune["metadata"]
+        return await asyncio.gather(
+            self._routers(routers if router_moves(status) else [], meta["uid"], now),
+            self._servers(pods, status if asks_servers(spec.rollout.guards) else Status()),
+            self._answers((meta["namespace"], meta["name"]), spec, status, now),
+        )
 
     async def _routers(self, pods: list[Object], uid: str, now: datetime) -> tuple[RouterState, ...]:
         asked = [p for p in pods if _asked(p, leaving=True)]

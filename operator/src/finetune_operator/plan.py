@@ -43,7 +43,7 @@ class Context:
     observed: Observed
     draft: Draft
     images: Images
-    jwks: Mapping[str, Any]
+    jwks: Callable[[], Mapping[str, Any]]
 
     @property
     def spec(self) -> Spec:
@@ -133,7 +133,7 @@ def routers(c: Context) -> Iterator[Child]:
     """What routes the users; not held up by an arm that is refused, for a rollback needs it."""
     if c.draft.routing is not None:
         routing, exposures = c.draft.routing, exposure_log.wanted(c.spec, c.draft.status.rollout)
-        yield from router.children(c.owner, c.spec, c.images.router, routing.structure, routing.weight, c.jwks, exposures)
+        yield from router.children(c.owner, c.spec, c.images.router, routing.structure, routing.weight, c.jwks(), exposures)
 
 
 def exposure(c: Context) -> Iterator[Child]:

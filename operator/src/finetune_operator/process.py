@@ -59,7 +59,7 @@ class Operator:
         self.filled = False
         self.closed: set[str] = set()  # namespaces that the settings name and the API server refuses
         self.begin_anew = threading.Event()  # the watches must (other namespaces are open now), or do, for kopf is at its end
-        self.lists = handlers.Lists()
+        self.lists = handlers.Lists(self.cache, self.queue)
 
     async def run(self) -> None:
         """Serve health and metrics, wait for the Lease, then work until it is lost or the process is asked to stop."""
@@ -109,11 +109,10 @@ class Operator:
             await self._compare(UNWATCHED)
 
     async def _after_lists(self) -> None:
-        """A FineTune that was deleted before a list of kopf's is told by no watch: the list lacks it."""
+        """What a list of kopf's lacks was deleted before it, or is no longer listed while the CRD's storage is made anew: look closely."""
         while True:
-            listed = await self.lists.next()
-            if self.cache.uids(FINETUNE) - listed:
-                await self._compare()
+            await self.lists.lacking()
+            await self._compare()
 
     async def _compare(self, children: Iterable[Kind] = ()) -> None:
         try:

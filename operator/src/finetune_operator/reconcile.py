@@ -156,7 +156,7 @@ class Reconciler:
 
     def _context(self, o: Observed, d: Draft) -> plan.Context:
         images = Images(self.settings.trainer_image, self.settings.router_image, self.settings.vllm_image)
-        return plan.Context(Owner(o.namespace, o.name, o.uid), o, d, images, jwks(self.signing_key))
+        return plan.Context(Owner(o.namespace, o.name, o.uid), o, d, images, partial(jwks, self.signing_key))
 
     async def _act(self, context: plan.Context, children: Children, problem: Waiting | None, before: Problem) -> Problem:
         """Make the world follow the status; what the API server refuses is told, and what serves is held as wanted all the same."""

@@ -34,12 +34,10 @@ def test_an_older_object_never_replaces_a_newer_one_of_its_name() -> None:
     assert stored(cache) == {"j": ("its successor", "11")}
 
 
-def test_what_is_kept_has_kind_and_no_managed_fields_and_strangers_are_left_out() -> None:
+def test_strangers_are_left_out() -> None:
     cache = Cache()
     assert cache.put(JOB, job(1, owner=None)) is None
-    cache.put(JOB, job(1))
-    kept = cache.children(JOB, KEY)["j"]
-    assert (kept["kind"], kept["apiVersion"], "managedFields" in kept["metadata"]) == ("Job", "batch/v1", False)
+    assert cache.put(JOB, job(1)) == KEY
 
 
 def test_a_late_answer_does_not_bring_a_deleted_object_back() -> None:
@@ -105,21 +103,6 @@ def test_whose_a_child_is_its_owner_says_and_not_its_labels(case: str) -> None:
     child["metadata"]["ownerReferences"] = owners
     cache.put(kind, child)
     assert (len(cache.children(kind, KEY)), cache.uids(kind)) == (int(ours), {"u"}), "all are known, so that they can be forgotten"
-
-
-def test_of_jobs_and_pods_no_more_is_kept_than_is_read() -> None:
-    cache = Cache()
-    pod = job(1)
-    pod["metadata"]["annotations"] = {names.RUN_CONFIG: "{…}", names.NUDGE: "v1"}
-    pod["spec"] = {"nodeName": "node", "containers": [{}]}
-    pod["status"] = {"phase": "Running", "qosClass": "Burstable"}
-    cache.put(POD, pod)
-    kept = cache.children(POD, KEY)["j"]
-    assert (kept["spec"], kept["status"]) == ({"nodeName": "node"}, {"phase": "Running"})
-    assert kept["metadata"]["annotations"] == {names.NUDGE: "v1"}
-    cache.put(JOB, {**job(1), "spec": {"suspend": True, "template": {}}, "status": {"active": 1}})
-    kept = cache.children(JOB, KEY)["j"]
-    assert (kept["spec"], kept["status"]) == ({"suspend": True}, {"active": 1})
 
 
 def test_metadata_alone_tell_what_is_gone_and_what_is_behind() -> None:

@@ -14,7 +14,7 @@ from aiohttp import web
 from finetune_operator import connection as module
 from finetune_operator import errors
 from finetune_operator.cluster import Cluster
-from finetune_operator.connection import Connection, _in_cluster, login, watching
+from finetune_operator.connection import Connection, Listed, _in_cluster, login, watching
 from finetune_operator.kinds import JOB
 
 
@@ -155,10 +155,21 @@ async def test_a_certificate_that_is_none_is_told_before_anything_is_asked() -> 
             pass
 
 
-@pytest.mark.parametrize("path", ["/apis/finetune.dev/v1alpha1/finetunes", "/apis/finetune.dev/v1alpha1"])
-@pytest.mark.parametrize("status", [200, 403])
-async def test_kopf_is_given_lists_of_finetunes_projected_and_all_else_as_it_is(
-    status: int, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+LIST = "/apis/finetune.dev/v1alpha1/finetunes"
+
+
+@pytest.mark.parametrize(
+    ("status", "path", "told"),
+    [
+        (200, LIST, (None, True, False)),
+        (200, f"{LIST}?limit=100&continue=b", (None, False, False)),
+        (200, "/k8s/clusters/c1/apis/finetune.dev/v1alpha1/namespaces/ml/finetunes?limit=100", ("ml", True, False)),
+        (403, LIST, None),
+        (200, "/apis/finetune.dev/v1alpha1", None),
+    ],
+)
+async def test_lists_of_finetunes_are_told_projected_and_kopf_sees_them_empty_and_all_else_as_it_is(
+    status: int, path: str, told: tuple[str | None, bool, bool] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = {"kind": "Status", "message": "no", "metadata": {"continue": "c"}, "items": [{"metadata": {"name": "a", "managedFields": []}}]}
 
@@ -167,11 +178,25 @@ async def test_kopf_is_given_lists_of_finetunes_projected_and_all_else_as_it_is(
 
     async with answering(answered) as url:
         kubeconfig(tmp_path, monkeypatch, server=url, token="t")
-        info = await watching()
+        pages = list[Listed]()
+        info = await watching(pages.append)()
         async with info.aiohttp_session as session, session.get(info.server + path) as response:
             read = await response.json()
-    if status == 200 and path.endswith("finetunes"):
+    if told:
         known = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTune", "metadata": {"name": "a"}}
-        assert read == {"metadata": {"continue": "c"}, "items": [known]}
+        assert (read, pages) == ({"metadata": {"continue": "c"}, "items": []}, [Listed(*told, [known])])
     else:
-        assert read == {**answer, "token": "Bearer t"}
+        assert (read, pages) == ({**answer, "token": "Bearer t"}, [])
+
+
+async def test_the_last_page_of_a_list_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answered(_: web.Request) -> web.Response:
+        return web.json_response({"metadata": {"continue": "", "resourceVersion": "7"}, "items": None})
+
+    async with answering(answered) as url:
+        kubeconfig(tmp_path, monkeypatch, server=url, token="t")
+        pages = list[Listed]()
+        info = await watching(pages.append)()
+        async with info.aiohttp_session as session, session.get(f"{info.server}{LIST}?continue=b") as response:
+            assert await response.json() == {"metadata": {"continue": "", "resourceVersion": "7"}, "items": []}
+    assert pages == [Listed(None, first=False, last=True, items=[])]

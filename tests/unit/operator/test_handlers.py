@@ -11,6 +11,7 @@ import kopf
 import pytest
 from finetune_operator import handlers
 from finetune_operator.cache import Cache, Key
+from finetune_operator.connection import Listed
 from finetune_operator.kinds import FINETUNE
 from finetune_operator.queue import Queue
 
@@ -40,19 +41,19 @@ def of_finetunes(made: kopf.OperatorRegistry) -> Seen:
 
 def test_finetunes_alone_are_watched_by_a_handler_that_runs_in_the_event_loop() -> None:
     queue: Queue[Key] = Queue(lambda: 0.0)
-    made = handlers.registry(Cache(), queue, handlers.Lists(), at_once, nothing)
+    made = handlers.registry(Cache(), queue, handlers.Lists(Cache(), Queue(lambda: 0.0)), at_once, nothing)
     watching = list(made._watching.get_all_handlers())
     assert [(h.id, inspect.iscoroutinefunction(h.fn)) for h in watching] == [(FINETUNE.plural, True)]
 
 
 async def test_an_event_makes_its_finetune_due_and_a_deletion_forgets_it() -> None:
     cache, queue = Cache(), Queue[Key](lambda: 0.0)
-    made = handlers.registry(cache, queue, handlers.Lists(), at_once, nothing)
+    made = handlers.registry(cache, queue, handlers.Lists(Cache(), Queue(lambda: 0.0)), at_once, nothing)
     seen = of_finetunes(made)
     body = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
-    await seen(type="ADDED", body=body)
+    await seen(type="ADDED", body={**body, "metadata": {**body["metadata"], "managedFields": [{}]}})
     assert await asyncio.wait_for(queue.take(), 1) == ("ml", "bot")
-    assert cache.owner(("ml", "bot")) is not None
+    assert cache.owner(("ml", "bot")) == {**body, "apiVersion": FINETUNE.api_version, "kind": FINETUNE.kind}
     queue.done(("ml", "bot"))
     await seen(type="DELETED", body=body)
     assert cache.owner(("ml", "bot")) is None
@@ -61,7 +62,7 @@ async def test_an_event_makes_its_finetune_due_and_a_deletion_forgets_it() -> No
 
 async def test_an_echo_of_what_was_written_or_listed_is_no_news() -> None:
     cache, queue = Cache(), Queue[Key](lambda: 0.0)
-    seen = of_finetunes(handlers.registry(cache, queue, handlers.Lists(), at_once, nothing))
+    seen = of_finetunes(handlers.registry(cache, queue, handlers.Lists(Cache(), Queue(lambda: 0.0)), at_once, nothing))
     body = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
     cache.put(FINETUNE, body)
     await seen(type="MODIFIED", body=body)
@@ -70,20 +71,49 @@ async def test_an_echo_of_what_was_written_or_listed_is_no_news() -> None:
     assert len(queue) == 1
 
 
-async def test_what_came_of_a_list_is_said_at_its_end_and_of_each_list_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handlers, "LISTED_SECONDS", 0.05)
-    lists = handlers.Lists()
-    seen = of_finetunes(handlers.registry(Cache(), Queue[Key](lambda: 0.0), lists, at_once, nothing))
-    for rounds in ({None: ("1", "2"), "ADDED": ("3",)}, {None: ("2",)}):
-        for type_, uids in rounds.items():
-            for uid in uids:
-                await seen(type=type_, body={"metadata": {"name": uid, "namespace": "ml", "uid": uid, "resourceVersion": "5"}})
-        assert await asyncio.wait_for(lists.next(), 5) == set(rounds[None])
+def obj(name: str, version: str = "5") -> dict[str, Any]:
+    return {"metadata": {"name": name, "namespace": "ml", "uid": name, "resourceVersion": version}}
+
+
+async def lacking(lists: handlers.Lists) -> bool:
+    try:
+        await asyncio.wait_for(lists.lacking(), 0.01)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def test_what_a_list_has_is_due_where_it_is_news() -> None:
+    cache, queue = Cache(), Queue[Key](lambda: 0.0)
+    cache.put(FINETUNE, obj("known"))
+    cache.put(FINETUNE, obj("changed"))
+    handlers.Lists(cache, queue).take(Listed("ml", True, True, [obj("known"), obj("changed", "6"), obj("new")]))
+    assert {await queue.take(), await queue.take()} == {("ml", "changed"), ("ml", "new")}
+    assert len(queue) == 0
+
+
+async def test_a_list_that_lacks_what_was_known_before_it_says_so_at_its_end() -> None:
+    cache = Cache()
+    lists = handlers.Lists(cache, Queue[Key](lambda: 0.0))
+    for name in ("a", "b"):
+        cache.put(FINETUNE, obj(name))
+    lists.take(Listed(None, True, False, [obj("a")]))
+    cache.put(FINETUNE, obj("made-meanwhile"))
+    assert not await lacking(lists)
+    lists.take(Listed(None, False, True, [obj("b")]))
+    assert not await lacking(lists)
+    lists.take(Listed(None, True, False, [obj("a"), obj("b")]))
+    lists.take(Listed("another", True, True, []))
+    assert not await lacking(lists), "of another namespace nothing is missing"
+    lists.take(Listed(None, True, False, [obj("a")]))  # begun anew
+    lists.take(Listed(None, False, True, [obj("made-meanwhile")]))
+    assert await lacking(lists)
+    assert not await lacking(lists)
 
 
 async def test_the_other_thread_is_woken_once_for_many_events_and_none_is_lost() -> None:
     cache, queue, wakes = Cache(), Queue[Key](lambda: 0.0), list[Callable[[], object]]()
-    made = handlers.registry(cache, queue, handlers.Lists(), wakes.append, nothing)
+    made = handlers.registry(cache, queue, handlers.Lists(Cache(), Queue(lambda: 0.0)), wakes.append, nothing)
     seen = of_finetunes(made)
 
     async def add(name: str) -> None:

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
-from finetune_operator import errors, handlers
+from finetune_operator import errors
 from finetune_operator.cluster import Cluster, Page
-from finetune_operator.connection import Connection
+from finetune_operator.connection import Connection, Listed
 from finetune_operator.extras import Extras
 from finetune_operator.informer import Informer
 from finetune_operator.kinds import CHILDREN, FINETUNE, INGRESS, POD, Kind
@@ -108,20 +108,20 @@ async def test_a_lacking_right_to_children_is_an_error_and_closes_no_namespace()
     assert operator.closed == set()
 
 
-async def test_what_was_deleted_before_a_list_of_the_watches_is_missed_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handlers, "LISTED_SECONDS", 0.05)
+async def test_what_was_deleted_before_a_list_of_the_watches_is_missed_at_its_end() -> None:
     operator, closed = Operator(cast(Connection, None), Settings("trainer", "router", sweep_seconds=86400)), Closed()
     given(operator, closed)
-    operator.cache.put(FINETUNE, {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}})
+    finetune = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
+    operator.cache.put(FINETUNE, finetune)
     sweeping = asyncio.create_task(operator._after_lists())
     try:
-        operator.lists.add("1")
+        operator.lists.take(Listed(None, first=True, last=True, items=[finetune]))
         await asyncio.sleep(0.2)
         assert not closed.listed, "that list lacks nothing: there is nothing to read"
-        for uid in ("2", "3", "4", "5"):
-            operator.lists.add(uid)
-            await asyncio.sleep(0.02)
-            assert len(operator.queue) == 0, "the list is not at its end"
+        operator.lists.take(Listed(None, first=True, last=False, items=[]))
+        await asyncio.sleep(0.02)
+        assert len(operator.queue) == 0, "the list is not at its end"
+        operator.lists.take(Listed(None, first=False, last=True, items=[]))
         assert await asyncio.wait_for(operator.queue.take(), 5) == ("ml", "bot")
         assert operator.cache.uids(FINETUNE) == frozenset()
     finally:

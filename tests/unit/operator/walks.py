@@ -306,7 +306,7 @@ def _copied(walk: Walk) -> Walk:
 
 def manifests(o: Observed, d: Draft) -> list[plan.Child]:
     """Everything that the decision asks for, up to where the operator's settings lack what the spec names."""
-    context = plan.Context(Owner(o.namespace, o.name, o.uid), o, d, Images("trainer:1", "router:1", "vllm:1"), {"keys": []})
+    context = plan.Context(Owner(o.namespace, o.name, o.uid), o, d, Images("trainer:1", "router:1", "vllm:1"), lambda: {"keys": []})
     made: list[plan.Child] = []
     for part in (plan.volume, plan.fields, plan.once, plan.cleaning, plan.arms, plan.routers):
         made += _until_refused(part(context))

@@ -32,6 +32,7 @@ from finetune_operator.kinds import CHILDREN, EXTRAS, FINETUNE, Kind
 from finetune_operator.metrics import Metrics
 from finetune_operator.observed import Answer, Question
 from finetune_operator.pods import PodClient
+from finetune_operator.projection import projected
 from finetune_operator.prometheus import Prometheus
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
@@ -87,12 +88,13 @@ class ApiServer:
 
     # ---- what the operator calls
     async def get(self, kind: Kind, namespace: str | None, name: str) -> Object | None:
-        return self.store.get((kind, namespace or "", name))
+        found = self.store.get((kind, namespace or "", name))
+        return found and projected(kind, found)
 
     async def list(
         self, kind: Kind, namespace: str | None = None, label_selector: str = "", field_selector: str = "", *, metadata: bool = False
     ) -> list[Object]:
-        return [o for (k, ns, _), o in self.store.items() if k is kind and namespace in (None, ns)]
+        return [projected(kind, o) for (k, ns, _), o in self.store.items() if k is kind and namespace in (None, ns)]
 
     async def create(self, kind: Kind, obj: Mapping[str, Any]) -> Object:
         meta = obj["metadata"]
@@ -195,7 +197,7 @@ class ApiServer:
             self.mortal -= 1
             if self.mortal < 0:
                 raise Killed
-        return obj
+        return projected(kind, obj)
 
 
 _SERVED = re.compile(r"/work/(revisions/\w+/[\w-]+/artifact)")
@@ -545,7 +547,7 @@ class Operator:
             told.append((list(self.world.api.all(kind)), self.cache.uids(kind)))
             if len(told) > self.late.get(kind, 0):
                 listed, known = told.pop(0)
-                self.cache.fill(kind, listed)
+                self.cache.fill(kind, [projected(kind, obj) for obj in self.cache.behind(kind, listed)])
                 for gone in self.cache.missing(kind, {obj["metadata"]["uid"] for obj in listed}, known):
                     self.cache.drop(kind, gone)
 

@@ -6,8 +6,8 @@ Here is what is said across blocks, and `NOT_YET`, what the schema has and no co
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 from finetune_operator.api.blocks import (
     budget,
@@ -178,24 +178,39 @@ NOT_YET: Final = (
     _unset("spec", "provider"),
 )
 
+
+class _Step(NamedTuple):
+    """From the nodes `above` to those of a path; `each`: what is there is a list of them."""
+
+    path: str
+    above: str
+    key: str
+    each: bool
+
+
+def _steps(paths: Iterable[str]) -> Iterator[_Step]:
+    """To all of these paths and those above them, which come first; many share them."""
+    parts = (path.split(".") for path in paths if path)
+    for path in sorted({".".join(of[:length]) for of in parts for length in range(1, len(of) + 1)}):
+        above, _, key = path.rpartition(".")
+        yield _Step(path, above, key.removesuffix("[]"), key.endswith("[]"))
+
+
 RULES: Final = (*ALWAYS, *storage.CHANGES, *NOT_YET)
-_PATHS: Final = frozenset(rule.path for rule in RULES if rule.holds)
+_HELD: Final = tuple((rule.holds, rule) for rule in RULES if rule.holds)
+_STEPS: Final = tuple(_steps(rule.path for _, rule in _HELD))
 
 
 def broken(finetune: Mapping[str, Any]) -> list[str]:
     """Texts of the rules that an object (with its defaults) breaks."""
-    there = {path: list(nodes(finetune, path)) for path in _PATHS}  # many rules stand on the same nodes
-    return [rule.text for rule in RULES if rule.holds and not all(map(rule.holds, there[rule.path]))]
+    there = _nodes(finetune)
+    return [rule.text for holds, rule in _HELD if not all(map(holds, there[rule.path]))]
 
 
-def nodes(obj: Node, path: str) -> Iterator[Node]:
-    """The nodes that a rule stands on; none where a block above is absent."""
-    head, _, rest = path.partition(".")
-    if not head:
-        yield obj
-        return
-    child = obj.get(head.removesuffix("[]"))
-    if child is None:
-        return
-    for item in child if head.endswith("[]") else (child,):
-        yield from nodes(item, rest)
+def _nodes(obj: Node) -> Mapping[str, list[Node]]:
+    """The nodes that rules stand on, by path; none where a block above is absent."""
+    found = {"": [obj]}
+    for step in _STEPS:
+        children = [child for node in found[step.above] if (child := node.get(step.key)) is not None]
+        found[step.path] = [item for child in children for item in child] if step.each else children
+    return found

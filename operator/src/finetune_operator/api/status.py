@@ -35,8 +35,12 @@ class StatusModel(BaseModel):
 def _without_empty(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_empty(v) if isinstance(v, (dict, list)) else v for v in value]
-    kept = {k: _without_empty(v) if isinstance(v, (dict, list)) else v for k, v in value.items()}
-    return {k: v for k, v in kept.items() if v != {}}
+    kept = {}
+    for key, given in value.items():
+        left = _without_empty(given) if isinstance(given, (dict, list)) else given
+        if left != {}:
+            kept[key] = left
+    return kept
 
 
 class Condition(StatusModel):
