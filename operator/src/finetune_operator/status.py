@@ -86,16 +86,11 @@ def merge(old: list[Condition], facts: dict[str, Fact], generation: int, now: da
 def _condition(before: Condition | None, type_: str, fact: Fact, generation: int, now: datetime) -> Condition:
     status, reason, message = fact
     since = before.last_transition_time if before and before.status == status else stamp(now)
-    return Condition.model_validate(
-        {
-            "type": type_,
-            "status": status,
-            "reason": reason if _REASON.match(reason) else "Unknown",
-            "message": message[:1024],
-            "lastTransitionTime": since,
-            "observedGeneration": generation,
-        }
-    )
+    said = {
+        "type": type_, "status": status, "reason": reason if _REASON.match(reason) else "Unknown", "message": message[:1024],
+        "last_transition_time": since, "observed_generation": generation,
+    }  # fmt: skip
+    return before if before and said == vars(before) else Condition.model_validate(said)
 
 
 def _ready(phase: str, problem: Waiting | None, reason: str, message: str) -> Fact:

@@ -33,14 +33,9 @@ class StatusModel(BaseModel):
 
 
 def _without_empty(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_empty(v) if isinstance(v, (dict, list)) else v for v in value]
-    kept = {}
-    for key, given in value.items():
-        left = _without_empty(given) if isinstance(given, (dict, list)) else given
-        if left != {}:
-            kept[key] = left
-    return kept
+    if isinstance(value, dict):
+        return {key: left for key, given in value.items() if (left := _without_empty(given)) != {}}
+    return [_without_empty(item) for item in value] if isinstance(value, list) else value
 
 
 class Condition(StatusModel):

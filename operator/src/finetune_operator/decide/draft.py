@@ -118,7 +118,8 @@ class Draft:
 
     def update(self, **changes: Any) -> Draft:
         """The same draft with fields of the current revision changed."""
-        return self.with_revision(self.revision.model_copy(update=changes))
+        news = {name: value for name, value in changes.items() if getattr(self.revision, name) != value}
+        return self.with_revision(self.revision.model_copy(update=news)) if news else self
 
     def block(self, phase: str, message: str, *, reason: str = "", requeue: float | None = None) -> Draft:
         """The newest revision waits: why, in words a user can act on, and when to look again (seconds)."""
