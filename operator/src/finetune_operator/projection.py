@@ -23,7 +23,7 @@ CONTENT: Final = ("spec", "status", "data", "binaryData", "immutable", "revision
 ANNOTATIONS: Final = (names.RETRY, names.CONTROL, names.NUDGE, names.JOB_INDEX)
 JOB_SPEC: Final = ("suspend", "completions", "parallelism")
 POD_SPEC: Final = ("nodeName",)
-POD_STATUS: Final = ("phase", "conditions", "podIP", "startTime", "containerStatuses", "initContainerStatuses")
+POD_STATUS: Final = ("phase", "reason", "message", "conditions", "podIP", "startTime", "containerStatuses", "initContainerStatuses")
 
 
 def _of(keys: Iterable[str], **typed: Any) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
+from finetune_operator import kinds
+from finetune_operator.projection import projected
 from finetune_operator.workloads.jobs import leftovers, read_run, untold
 from finetune_operator.workloads.run import ABSENT, Failure, Run, Waiting
 from finetune_operator.workloads.waiting import stuck_since, waiting
@@ -66,6 +68,10 @@ def disrupted(at: str = "11:59:00") -> Object:
 INITIALISING = {"name": "trainer", "state": {"waiting": {"reason": "PodInitializing"}}}
 SIDECAR = ended(143, name="server")
 STARVED = {"name": "server", "state": {"running": {}}, "lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}
+REJECTED = gone(
+    1, reason="UnexpectedAdmissionError", message="Pod was rejected: Allocate failed due to requested number of devices unavailable for "
+    "nvidia.com/gpu. Requested: 8, Available: 7, which is unexpected", startTime="2026-01-01T12:00:00Z",
+)  # fmt: skip
 BY_RULE = "Container trainer for pod ml/job-1 failed with exit code 21 matching FailJob rule at index 1"
 # The Job's condition and its pods → class, reason, pod, words.
 CAUSES: dict[str, tuple[Object, list[Object], tuple[str, str, str, str]]] = {
@@ -113,6 +119,16 @@ CAUSES: dict[str, tuple[Object, list[Object], tuple[str, str, str, str]]] = {
         job("Failed", reason="BackoffLimitExceeded"),
         [gone(0, ended(24, error("infrastructure", "PeerLost", "rank 1 is gone")))],
         ("disruption", "PodDeleted", "", "a rank was deleted"),
+    ),
+    "a node's kubelet would not run a pod, and the other was ended by the Job controller": (
+        job("Failed", reason="BackoffLimitExceeded"),
+        [gone(0, ended(25, at="12:00:09"), deleted="2026-01-01T12:02:03Z", grace=120), REJECTED],
+        ("infrastructure", "UnexpectedAdmissionError", "job-1", "devices unavailable"),
+    ),
+    "a node's kubelet would not run a pod, for which the other waited in vain": (
+        job("Failed", reason="BackoffLimitExceeded"),
+        [gone(0, ended(24, error("infrastructure", "PeerLost", "rank 1 is gone"))), REJECTED],
+        ("infrastructure", "UnexpectedAdmissionError", "job-1", "devices unavailable"),
     ),
     "the network was cut: a rank lost its peer, which the Job controller then ended": (
         job("Failed"),
@@ -191,7 +207,7 @@ CAUSES: dict[str, tuple[Object, list[Object], tuple[str, str, str, str]]] = {
 @pytest.mark.parametrize("case", CAUSES)
 def test_root_cause(case: str) -> None:
     made, pods, (kind, reason, name, words) = CAUSES[case]
-    run = read_run(made, pods, NOW)
+    run = read_run(projected(kinds.JOB, made), [projected(kinds.POD, p) for p in pods], NOW)
     assert run.state == "Failed"
     assert isinstance(run.failure, Failure)
     assert (run.failure.failure_class, run.failure.reason, run.failure.pod) == (kind, reason, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from finetune_operator import names
@@ -28,7 +28,7 @@ def root_cause(pods: Iterable[Mapping[str, Any]], failed: Mapping[str, Any]) -> 
         began = names.PROBE if any(_probes(p) for p in pods) else ""
         return Failure("stalled", "DeadlineExceeded", f"it did not end within its deadline: {message}", container=began)
     ended = [e for e in (pod_ending(p) for p in pods) if e]
-    if vanished := _vanished(failed, {e.failure.pod for e in ended}):
+    if vanished := _vanished(failed, ended):
         ended.append(vanished)
     if not ended:
         return Failure("disruption", str(failed.get("reason", "")), message or "its pods were deleted")
@@ -50,15 +50,17 @@ def _probes(pod: Mapping[str, Any]) -> bool:
     return any("running" in state or state.get("terminated", {}).get("exitCode", 0) != 0 for state in states)
 
 
-def _vanished(failed: Mapping[str, Any], known: set[str]) -> Ending | None:
+def _vanished(failed: Mapping[str, Any], ended: Sequence[Ending]) -> Ending | None:
     """A pod that is gone, and so was deleted, although the Job failed of it.
 
-    Every exit code but 0 matches a rule of the failure policy: where the back-off limit is named instead, a pod went without one.
+    Every exit code but 0 matches a rule of the failure policy: where the back-off limit is named instead, a pod went without one, or was
+    rejected by its node.
     """
+    known = {e.failure.pod for e in ended}
     if (found := _JOB_MESSAGE.search(str(failed.get("message", "")))) and found["pod"] not in known:
         code = int(found["code"])
         kind: FailureClass = "disruption" if code in KILLED else EXIT_CLASSES.get(code, "error")
         return Ending("", Failure(kind, "ExitCode", f"exit code {code}", pod=found["pod"], container=found["container"]))
-    if failed.get("reason") == "BackoffLimitExceeded" and known:
+    if failed.get("reason") == "BackoffLimitExceeded" and known and not any(e.rejected for e in ended):
         return Ending("", Failure("disruption", "PodDeleted", "the pod of a rank was deleted"))
     return None

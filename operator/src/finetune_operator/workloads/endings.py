@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final
 
@@ -33,11 +33,13 @@ OOM_KILLED: Final = "OOMKilled"  # the kubelet's reason, and ours
 
 @dataclass(frozen=True)
 class Ending:
-    """A pod that ended badly. `since`: when that began; `deleted`: because somebody, or the Job controller, deleted it."""
+    """A pod that ended badly. `since`: when that began; `deleted`: because somebody, or the Job controller, deleted it; `rejected`: by
+    its node's kubelet, before any container of it ran."""
 
     since: str
     failure: Failure
     deleted: bool = False
+    rejected: bool = False
 
 
 def pod_ending(pod: Mapping[str, Any]) -> Ending | None:
@@ -71,7 +73,15 @@ def pod_ending(pod: Mapping[str, Any]) -> Ending | None:
     if disrupted:
         words = str(disrupted.get("message", ""))
         return Ending(since, Failure("disruption", str(disrupted.get("reason")), words, name, node, rank=rank))
-    return None
+    return None if asked else _rejection(status, Failure("infrastructure", str(status.get("reason", "")), "", name, node, rank=rank))
+
+
+def _rejection(status: Mapping[str, Any], failure: Failure) -> Ending | None:
+    """Of a pod that its node's kubelet would not run: devices that are gone, room that another pod has. No container says anything then."""
+    if status.get("phase") != "Failed" or not failure.reason:
+        return None
+    words = str(status.get("message") or "the node's kubelet would not run it")
+    return Ending(str(status.get("startTime", "")), replace(failure, message=words), rejected=True)
 
 
 def _deleted_at(pod: Mapping[str, Any]) -> str:
