@@ -541,6 +541,17 @@ def test_too_few_pods_for_longer_than_the_deadline_is_said_and_forgotten_once_th
     assert "short" not in advance(PLAN, replace(seen, capacity=0), first.rollout).rollout.memory
 
 
+def test_what_a_rollout_waited_for_pods_is_not_held_against_a_router_that_comes_new() -> None:
+    """A node that is drained replaces one, and for a moment not all routers serve both arms."""
+    connected, longer = serving(**{**FINE, "weight": 0}), timedelta(seconds=PLAN.deadline + 1)
+    seen = scene(connected, capacity=READY.ready + 1)
+    waits = advance(PLAN, seen, at(states.CONNECTING))
+    later = replace(seen, now=seen.now + longer, routers=(connected, replace(connected, pod="router-1", totals={})))
+    new = advance(PLAN, later, advance(PLAN, replace(later, routers=seen.routers), waits.rollout).rollout)
+    assert (new.rollout.state, new.message) == (states.CONNECTING, "1 of 2 routers serve both arms, the new one to nobody yet")
+    assert advance(PLAN, replace(later, now=later.now + longer), new.rollout).rollout.state == states.ROLLING_BACK
+
+
 def pods_of(*found: str) -> str:
     return f"finetune.dev/name=bot,finetune.dev/arm in ({','.join(found)})"
 

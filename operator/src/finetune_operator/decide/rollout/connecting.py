@@ -8,7 +8,7 @@ from finetune_operator.decide import queries
 from finetune_operator.decide.rollout.memory import freed, overdue
 from finetune_operator.decide.rollout.plan import Plan
 from finetune_operator.decide.rollout.rolling_back import roll_back
-from finetune_operator.decide.rollout.scene import Scene, Step, first_error, in_force, staying, unheard
+from finetune_operator.decide.rollout.scene import Scene, Step, first_error, in_force, staying, too_few, unheard
 from finetune_operator.decide.rollout.shifting import shift
 from finetune_operator.decide.rollout.states import PROMOTE
 from finetune_operator.traffic import ArmTotals, RouterState, Structure
@@ -18,9 +18,11 @@ def connecting(plan: Plan, scene: Scene, r: Rollout) -> Step:
     """The structure first, at canary 0, until every router serves it, its clusters are warm, and Kubernetes counts the new arm's pods as
     ready too: a router that has not looked since knows of pods that are gone."""
     unasked = _unasked(plan, scene, r)
-    r = freed(r, scene.now, held=bool(scene.held or unasked or scene.barred(scene.routers_wanted)))
     needed = _needed(scene.structure, outage=bool(r.memory.get("outage")))
-    if scene.canary.ready and in_force(scene, 0) and all(_warm(state, needed) for state in scene.routers if state.ready):
+    connected = scene.canary.ready > 0 and in_force(scene, 0) and all(_warm(state, needed) for state in scene.routers if state.ready)
+    awaits_pods = connected and too_few(scene, r)  # for as long as that lasts: a router that comes new meanwhile has its own time
+    r = freed(r, scene.now, held=bool(scene.held or unasked or awaits_pods or scene.barred(scene.routers_wanted)))
+    if connected:
         if unasked:
             return Step(r, unheard(scene, 0), f"nobody is moved before all guards can be asked; {unasked}", conditions.PAUSED)
         return shift(plan, scene, r)
