@@ -121,6 +121,21 @@ MOVES: dict[str, tuple[Rollout, Scene, tuple[str, int, dict[str, int], str]]] = 
         scene(router(), canary=EMPTY),
         (m.ROLLING_BACK, 0, {}, "no pod of the new arm is ready, not ready within rollout.progressDeadline. Look at its pods."),
     ),
+    "what is live goes down before the first step: the new one is not to blame": (
+        at(m.CONNECTING, memory=LATE),
+        scene(router(totals={"old": totals(healthy=0), "new": totals()}), stable=EMPTY),
+        (m.CONNECTING, 0, {}, "0 of 2 routers serve both arms, the new one to nobody yet; no pod of the present arm is ready"),
+    ),
+    "and stays down: the new one takes over": (
+        at(m.CONNECTING, memory={**LATE, "dark": "2026-01-01T11:58:00Z"}),
+        scene(router(totals={"old": totals(healthy=0), "new": totals()}), stable=EMPTY, capacity=3),
+        (m.SHIFTING, 100, {"router-0": 100}, "moving 100 %"),
+    ),
+    "it takes over, and then none of its pods is ready either: its time runs": (
+        at(m.CONNECTING, memory={**LATE, "outage": True}),
+        scene(router(), stable=EMPTY, canary=EMPTY),
+        (m.ROLLING_BACK, 0, {}, "no pod of the new arm is ready"),
+    ),
     "every router serves both: the first step": (at(m.CONNECTING), scene(router()), (m.SHIFTING, 10, {"router-0": 10}, "moving 10 %")),
     "suspended before the first step": (at(m.CONNECTING), scene(router(), hold=True), (m.CONNECTING, 0, {}, "held at 0 %")),
     "one of two routers serves the weight": (
@@ -256,6 +271,16 @@ MOVES: dict[str, tuple[Rollout, Scene, tuple[str, int, dict[str, int], str]]] = 
     "promoted in a step: its time and its traffic are not waited for": (
         holding(next_step_at="2026-01-01T12:00:50Z"),
         scene(router(**counted(totals(5), totals(45))), wish=m.PROMOTE),
+        (m.SHIFTING, 100, {"router-0": 100}, "moving 100 %"),
+    ),
+    "promoted, and it has fewer pods than the load needs: nobody else is moved": (
+        holding(),
+        scene(router(**FINE), capacity=3, wish=m.PROMOTE),
+        (m.HOLDING, 10, {}, "2 of the 3 pods"),
+    ),
+    "promoted in place of what serves nobody: fewer pods are better than none": (
+        holding(),
+        scene(router(**FINE), stable=EMPTY, capacity=3, wish=m.PROMOTE),
         (m.SHIFTING, 100, {"router-0": 100}, "moving 100 %"),
     ),
     "promoted, and the canary fails: back all the same": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from finetune_operator import conditions
 from finetune_operator.api.status import Rollout
 from finetune_operator.decide import queries
-from finetune_operator.decide.rollout.memory import freed, overdue
+from finetune_operator.decide.rollout.memory import darkened, freed, overdue, taking_over
 from finetune_operator.decide.rollout.plan import Plan
 from finetune_operator.decide.rollout.rolling_back import roll_back
 from finetune_operator.decide.rollout.scene import Scene, Step, first_error, in_force, staying, too_few, unheard
@@ -16,12 +16,17 @@ from finetune_operator.traffic import ArmTotals, RouterState, Structure
 
 def connecting(plan: Plan, scene: Scene, r: Rollout) -> Step:
     """The structure first, at canary 0, until every router serves it, its clusters are warm, and Kubernetes counts the new arm's pods as
-    ready too: a router that has not looked since knows of pods that are gone."""
+    ready too: a router that has not looked since knows of pods that are gone. While the present arm serves nobody no time is counted, and
+    after a while the new one takes over."""
+    if not r.memory.get("outage"):
+        r, dark = darkened(scene, r)
+        r = taking_over(r) if dark else r
     unasked = _unasked(plan, scene, r)
     needed = _needed(scene.structure, outage=bool(r.memory.get("outage")))
     connected = scene.canary.ready > 0 and in_force(scene, 0) and all(_warm(state, needed) for state in scene.routers if state.ready)
     awaits_pods = connected and too_few(scene, r)  # for as long as that lasts: a router that comes new meanwhile has its own time
-    r = freed(r, scene.now, held=bool(scene.held or unasked or awaits_pods or scene.barred(scene.routers_wanted)))
+    held = scene.held or unasked or awaits_pods or "dark" in r.memory or scene.barred(scene.routers_wanted)
+    r = freed(r, scene.now, held=bool(held))
     if connected:
         if unasked:
             return Step(r, unheard(scene, 0), f"nobody is moved before all guards can be asked; {unasked}", conditions.PAUSED)
@@ -31,6 +36,7 @@ def connecting(plan: Plan, scene: Scene, r: Rollout) -> Step:
     message = f"{len(routers) - len(waiting)} of {scene.routers_wanted or '?'} routers serve both arms, the new one to nobody yet"
     held_up = scene.router_waiting
     message += f"; {held_up.message}" if held_up else first_error(waiting)
+    message += "; no pod of the present arm is ready" if "dark" in r.memory else ""
     message += "" if scene.canary.ready else "; no pod of the new arm is ready"
     if "held" not in r.memory and overdue(plan, scene, r) and ("freed" not in r.memory or overdue(plan, scene, r, "freed")):
         fix = (

@@ -6,7 +6,7 @@ from finetune_operator import conditions
 from finetune_operator.api.status import Rollout
 from finetune_operator.decide.draft import stamp
 from finetune_operator.decide.rollout.connecting import connecting
-from finetune_operator.decide.rollout.memory import changed, elapsed, marked, overdue
+from finetune_operator.decide.rollout.memory import changed, darkened, marked, overdue
 from finetune_operator.decide.rollout.plan import Plan
 from finetune_operator.decide.rollout.rolling_back import roll_back
 from finetune_operator.decide.rollout.scene import Scene, Step
@@ -17,11 +17,10 @@ from finetune_operator.observed import ArmHealth
 def deploying(plan: Plan, scene: Scene, r: Rollout) -> Step:
     """Both arms get ready. What the present one takes is not the new one's fault: its time begins once that one serves."""
     serving, ready = scene.stable.ready > 0, _serves(scene.canary)
-    r = marked(r, "dark", None if serving or scene.barred(scene.stable.wanted) else scene.now)
-    dark = elapsed(r, "dark", scene.now) > scene.stable_patience
+    r, dark = darkened(scene, r)
     if ready and (serving or dark):
-        memory = {**{k: v for k, v in r.memory.items() if k != "dark"}, "since": stamp(scene.now), **({"outage": True} if dark else {})}
-        return connecting(plan, scene, changed(r, state=CONNECTING, memory=memory))
+        r = changed(r, state=CONNECTING, memory={**r.memory, "since": stamp(scene.now)})
+        return connecting(plan, scene, r)
     arm, health = ("the new arm", scene.canary) if serving or dark else ("the present arm", scene.stable)
     message = f"{arm}: {health.ready} of {health.wanted or '?'} pods are ready"
     if health.waiting:

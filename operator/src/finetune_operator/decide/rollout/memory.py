@@ -36,6 +36,18 @@ def freed(r: Rollout, now: datetime, *, held: bool) -> Rollout:
     return changed(r, memory={**r.memory, "freed": stamp(now)}) if was_held and not held else r
 
 
+def darkened(scene: Scene, r: Rollout) -> tuple[Rollout, bool]:
+    """The rollout that remembers since when no pod of the present arm serves; has that been so for so long that the new one takes over?"""
+    serves = scene.stable.ready > 0 or scene.barred(scene.stable.wanted)
+    r = marked(r, "dark", None if serves else scene.now)
+    return r, elapsed(r, "dark", scene.now) > scene.stable_patience
+
+
+def taking_over(r: Rollout) -> Rollout:
+    """The rollout whose new arm gets all users at once, for the present one serves nobody."""
+    return changed(r, memory={**{k: v for k, v in r.memory.items() if k != "dark"}, "outage": True})
+
+
 def changed(rollout: Rollout, **changes: Any) -> Rollout:
     """The rollout with these fields changed."""
     return rollout.model_copy(update=changes)

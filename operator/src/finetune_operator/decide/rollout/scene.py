@@ -9,7 +9,7 @@ from typing import Final
 
 from finetune_operator import conditions
 from finetune_operator.api.status import Rollout
-from finetune_operator.decide.rollout.states import ABORT, PAUSE
+from finetune_operator.decide.rollout.states import ABORT, PAUSE, PROMOTE
 from finetune_operator.observed import Answer, ArmHealth
 from finetune_operator.traffic import RouterState, ServerState, Structure
 from finetune_operator.workloads.run import Waiting
@@ -85,8 +85,10 @@ def can_go_back(scene: Scene, r: Rollout) -> bool:
 
 
 def too_few(scene: Scene, r: Rollout) -> bool:
-    """Capacity before traffic: has the load grown, and not all of the pods that it needs are ready on the new arm?"""
-    return scene.canary.ready < scene.capacity and not r.memory.get("outage")
+    """Capacity before traffic: has the load grown, and not all of the pods that it needs are ready on the new arm? Where the present arm
+    serves nobody a few are better than none: those who must be moved, or are to be by the user's word, do not wait."""
+    asked = scene.wish == PROMOTE and not scene.stable.ready
+    return scene.canary.ready < scene.capacity and not (asked or r.memory.get("outage"))
 
 
 def first_error(routers: Iterable[RouterState]) -> str:
