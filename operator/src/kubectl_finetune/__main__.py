@@ -13,6 +13,9 @@ from kubectl_finetune.ab import command as ab
 from kubectl_finetune.kubectl import Kubectl, PluginError
 
 ABOUT = {
+    "status": "phase, progress, scores, rollout, guards and Events",
+    "report": "fetch the report page of a revision, or of its data",
+    "ab": "compare the arms of an A/B test, by the routers' log and outcomes of yours",
     "pause": "hold the rollout where it is; the guards watch on",
     "resume": "let a paused rollout go on",
     "promote": "move all users now; the old model is kept warm while it bakes",
@@ -29,19 +32,18 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--kubeconfig", help="the kubeconfig file")
     made = argparse.ArgumentParser(prog="kubectl finetune", description="A FineTune at a glance, its report, and a hand on its rollout.")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    status = commands.add_parser("status", parents=[shared], help="phase, progress, scores, rollout, guards and Events")
-    status.add_argument(
+    parsers = {
+        command: commands.add_parser(command, parents=[shared], help=about, description=f"{about[0].upper()}{about[1:]}.")
+        for command, about in ABOUT.items()
+    }
+    parsers["status"].add_argument(
         "-w",
         "--watch",
         action="store_true",
         help="go on: redrawn on a terminal, a line for each change elsewhere (exit status 1 when it ends Failed or Rejected)",
     )
-    pages = commands.add_parser("report", parents=[shared], help="fetch the report page of a revision (or of its data) and open it")
-    report.arguments(pages)
-    test = commands.add_parser("ab", parents=[shared], help="compare the arms of an A/B test, by the routers' log and outcomes of yours")
-    ab.arguments(test)
-    for verb in control.VERBS:
-        commands.add_parser(verb, parents=[shared], help=ABOUT[verb], description=ABOUT[verb].capitalize() + ".")
+    report.arguments(parsers["report"])
+    ab.arguments(parsers["ab"])
     return made
 
 
