@@ -64,6 +64,11 @@ def holding(**changes: Any) -> Rollout:
     return at(**{"state": m.HOLDING, "weight": 10, "step": 1, "memory": memory, "next_step_at": STAMP, **changes})
 
 
+def dark(**changes: Any) -> Rollout:
+    """The same; what is live has had no pod for two minutes."""
+    return holding(**{"memory": {**holding().memory, "dark": "2026-01-01T11:58:00Z"}, **changes})
+
+
 def baking() -> Rollout:
     return holding(state=m.BAKING, weight=100, step=3)
 
@@ -188,6 +193,36 @@ MOVES: dict[str, tuple[Rollout, Scene, tuple[str, int, dict[str, int], str]]] = 
         holding(),
         scene(router(**BAD), stable=EMPTY),
         (m.HOLDING, 10, {}, "no pod of the present arm"),
+    ),
+    "what is live goes down in a step: it may come back": (
+        holding(next_step_at="2026-01-01T12:00:50Z"),
+        scene(router(**FINE), stable=EMPTY),
+        (m.HOLDING, 10, {}, "10 % of the users until"),
+    ),
+    "and stays down: all are moved to the new one": (
+        dark(next_step_at="2026-01-01T12:00:50Z"),
+        scene(router(**FINE), stable=EMPTY, capacity=3),
+        (m.SHIFTING, 100, {"router-0": 100}, "moving 100 %"),
+    ),
+    "and stays down, and the new one is suspended: held": (
+        dark(next_step_at="2026-01-01T12:00:50Z"),
+        scene(router(**FINE), stable=EMPTY, hold=True),
+        (m.HOLDING, 10, {}, "10 % of the users until"),
+    ),
+    "and stays down, its time is over and it is paused: held": (
+        dark(),
+        scene(router(**FINE), stable=EMPTY, wish=m.PAUSE),
+        (m.HOLDING, 10, {}, "paused by the user"),
+    ),
+    "and stays down, and the new one has no pod either: held": (
+        dark(),
+        scene(router(**FINE), stable=EMPTY, canary=EMPTY),
+        (m.HOLDING, 10, {}, "no pod of the new arm"),
+    ),
+    "and stays down, and both fail: nobody is moved": (
+        dark(),
+        scene(router(**BOTH_BAD), stable=EMPTY),
+        (m.HOLDING, 10, {}, "both arms"),
     ),
     "the canary's pods are all gone: nobody else is moved": (holding(), scene(router(**FINE), canary=EMPTY), (m.HOLDING, 10, {}, "no pod")),
     "and stay away: everybody back": (

@@ -9,7 +9,7 @@ from finetune_operator.api.status import Rollout
 from finetune_operator.decide.guards import overall
 from finetune_operator.decide.rollout import evidence
 from finetune_operator.decide.rollout.guarded import guarded
-from finetune_operator.decide.rollout.memory import changed
+from finetune_operator.decide.rollout.memory import changed, darkened, taking_over
 from finetune_operator.decide.rollout.plan import Plan
 from finetune_operator.decide.rollout.rolling_back import roll_back
 from finetune_operator.decide.rollout.scene import Scene, Step, can_go_back, too_few, unheard
@@ -19,10 +19,14 @@ from finetune_operator.workloads.objects import time
 
 
 def holding(plan: Plan, scene: Scene, r: Rollout) -> Step:
-    """On to the next step once its time is over, or the user wants it at once, if the guards pass."""
-    early, r, findings = guarded(plan, scene, r, hurried=scene.wish == PROMOTE)
+    """On to the next step once its time is over, or the user wants it at once, if the guards pass. In place of a present arm that has
+    served nobody for a while the new one takes all users, unless what fails is common to both."""
+    r, dark = darkened(scene, r)
+    early, r, findings = guarded(plan, scene, r, hurried=dark or scene.wish == PROMOTE)
     if early is not None:
         return early
+    if dark and overall(findings) != "Error":
+        return shift(plan, scene, taking_over(r))
     if scene.wish == PROMOTE:
         return shift(plan, scene, r)
     where = f"step {r.step} of {r.steps}, {r.weight} %"

@@ -24,10 +24,11 @@ def shift(plan: Plan, scene: Scene, r: Rollout) -> Step:
         return held(scene, r, f"held at {r.weight} %")
     if "short" in r.memory:
         return _awaits_pods(plan, scene, r)
-    last, at_once = (len(plan.steps), 100), bool(r.memory.get("outage")) or scene.wish == PROMOTE
+    outage, last = bool(r.memory.get("outage")), (len(plan.steps), 100)
+    at_once = outage or scene.wish == PROMOTE
     step, weight = next(((n, w) for n, (w, _) in enumerate(plan.steps, 1) if w > r.weight and not at_once), last)
-    asked = ", promoted by the user" if scene.wish == PROMOTE else ""
-    decision = f"{stamp(scene.now)}: step {step} of {len(plan.steps)}: {weight} %{asked}"
+    why = ", promoted by the user" if scene.wish == PROMOTE else ", for no pod of the present arm is ready" if outage else ""
+    decision = f"{stamp(scene.now)}: step {step} of {len(plan.steps)}: {weight} %{why}"
     memory = {k: v for k, v in r.memory.items() if k in ("since", "created")}
     memory |= {"began": stamp(scene.now), "counted": counters(sources(scene))}
     shifted = changed(
