@@ -195,8 +195,8 @@ def _exposed(o: Observed, d: Draft) -> Fact | None:
 
 
 def _scale(o: Observed, d: Draft) -> dict[str, int | str | None]:
-    """What an autoscaler that names the FineTune goes by. Both change with the condition Available or a step alone: no write more. One that
-    sets nothing, for the replicas are in other hands, is told by itself: without a selector it does not scale."""
+    """What an autoscaler that names the FineTune goes by. Without a rollout they change with the condition Available alone: no write more.
+    One that sets nothing, for the replicas are in other hands, is told by itself: without a selector it does not scale."""
     arms, serving = used_arms(d.status), o.spec.serving
     counts = bool(arms) and serving is not None and serving.autoscaling is None
     return {
