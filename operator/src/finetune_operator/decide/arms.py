@@ -234,7 +234,7 @@ def _rolled_back(o: Observed, d: Draft, done: Rollout) -> Draft:
     if reason == "Superseded":
         d = _steady(o, d, None)
         return d if d.blocked else d.block(c.DEPLOYING, "the unfinished rollout was taken back", requeue=0.5)
-    fix = " Change the spec, or annotate finetune.dev/retry with a new value, to try again."
+    fix = " Change the spec (serving.replicas alone do not count), or annotate finetune.dev/retry with a new value, to try again."
     text = (done.last_decision or "rolled back")[: 1000 - len(fix)].rstrip(". ") + "." + fix
     stopped = Stopped(reason=reason, message=text, time=stamp(o.now), tried=o.tried)
     listed = [a.model_copy(update={"stopped": stopped}) if a.name == done.arm else a for a in d.status.arms]
