@@ -326,11 +326,14 @@ def test_a_finetune_that_is_deleted_ends_its_watch_and_one_that_failed_says_so()
 
 
 def test_help_is_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ([], ["status"], ["report"], *([verb] for verb in control.VERBS)):
+    assert set(control.VERBS) < set(command.ABOUT)
+    for words, about in (([], ""), *(([name], about) for name, about in command.ABOUT.items())):
         with pytest.raises(SystemExit) as ended:
             command.main([*words, "--help"])
         assert ended.value.code == 0
-        assert "usage: kubectl finetune" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "usage: kubectl finetune" in told
+        assert about[1:] in " ".join(told.split())
 
 
 def test_an_error_is_one_line_and_an_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
