@@ -15,7 +15,7 @@ from tests.unit.operator.helpers import STAMP, draft, make_observed, make_revisi
 BASE, GOOD, BAD = make_scored("0.1"), make_scored("0.5", "0.1", "0.6"), make_scored("0.5", "-0.1", "0.6")
 NUMBERS = "ExactMatch: tuned 0.5 [0, 1], the base model 0.1 [0, 1], n=40"
 PASSED = f"gate passed: {NUMBERS}, difference 0 [0.1, 0.6]"
-MISSED = "the lower bound of its improvement, -0.1, does not reach 0 (no minImprovement is set)"
+MISSED = "the lower bound of its improvement, -0.1, is not above 0 (no minImprovement is set)"
 LOWER = "Lower the gate, or change data, method or training."
 FAILED = f"gate failed: {MISSED} ({NUMBERS}, difference 0 [-0.1, 0.6]). {LOWER}"
 UNPAIRED = f"gate failed: it could not be paired with the reference's rows ({NUMBERS}). {LOWER}"

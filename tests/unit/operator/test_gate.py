@@ -29,7 +29,7 @@ UNMEASURED = make_scored("0.5", "0.1", "0.2").model_copy(update={"forgetting": F
 # score with the interval of its difference, gate, reference → what is missed (words), nothing when it passes
 CASES: dict[str, tuple[Scored, dict[str, Any] | None, str, list[str]]] = {
     "base: the lower bound is above 0": (make_scored("0.5", "0.01", "0.2"), None, BASE, []),
-    "base: the lower bound is 0": (make_scored("0.5", "0", "0.2"), None, BASE, ["does not reach 0 (no minImprovement"]),
+    "base: the lower bound is 0": (make_scored("0.5", "0", "0.2"), None, BASE, ["is not above 0 (no minImprovement"]),
     "base: the lower bound reaches minImprovement": (make_scored("0.5", "0.05", "0.2"), {"minImprovement": "0.05"}, BASE, []),
     "base: it does not": (
         make_scored("0.5", "0.049", "0.2"),

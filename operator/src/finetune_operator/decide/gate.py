@@ -61,9 +61,9 @@ def verdict(gate: Gate | None, scored: Scored, against: str) -> list[str]:
     if against == BASE:
         limit = gate.min_improvement if gate else None
         missed = float(difference.low) < float(limit) if limit is not None else float(difference.low) <= 0
-        field = f"evaluation.gate.minImprovement {limit}" if limit is not None else "0 (no minImprovement is set)"
+        wanted = f"does not reach evaluation.gate.minImprovement {limit}" if limit else "is not above 0 (no minImprovement is set)"
         if missed:
-            failures.append(f"the lower bound of its improvement, {difference.low}, does not reach {field}")
+            failures.append(f"the lower bound of its improvement, {difference.low}, {wanted}")
         return failures
     over_live = gate.min_improvement_over_live if gate else None
     if over_live is not None and float(difference.low) < float(over_live):
