@@ -25,9 +25,9 @@ CHUNK: Final = 100  # objects of a page of a list
 
 
 def registry(
-    cache: Cache, queue: Queue[Key], lists: Lists, call: Callable[..., object], ending: Callable[[], None]
+    cache: Cache, queue: Queue[Key], lacking: Callable[[], None], call: Callable[..., object], ending: Callable[[], None]
 ) -> kopf.OperatorRegistry:
-    """A registry whose handlers feed that cache and that queue with what its watch tells, and those lists with what it lists.
+    """A registry of one kopf, which feeds that cache and that queue. `lacking`: it listed less than was known.
 
     `call(function, *arguments)` runs it in the thread that owns all of them; `ending` is called in kopf's, when kopf is at its end.
     """
@@ -38,7 +38,7 @@ def registry(
     async def seen(type: str, body: kopf.Body, **_: Any) -> None:
         tell(type, dict(body))
 
-    kopf.on.login(registry=made)(watching(partial(call, lists.take)))
+    kopf.on.login(registry=made)(watching(partial(call, Lists(cache, queue, lacking).take)))
 
     @kopf.on.cleanup(registry=made, id="clean_up")
     async def clean_up(**_: Any) -> None:
@@ -58,30 +58,25 @@ def registry(
 
 
 class Lists:
-    """Takes in what kopf lists: at its start, and again after a 410."""
+    """Takes in what one kopf lists: at its start, and again after a 410. Says at a list's end that it lacks what was known before it: no
+    watch tells what was deleted before its list."""
 
-    def __init__(self, cache: Cache, queue: Queue[Key]) -> None:
-        self._cache, self._queue = cache, queue
+    def __init__(self, cache: Cache, queue: Queue[Key], lacking: Callable[[], None]) -> None:
+        self._cache, self._queue, self._lacking = cache, queue, lacking
         self._begun: dict[str | None, tuple[frozenset[str], set[str]]] = {}  # by namespace: uids known before, and listed so far
-        self._lacking = asyncio.Event()
 
     def take(self, page: Listed) -> None:
         """What was missing or changed becomes due."""
         if page.first:
             self._begun[page.namespace] = self._cache.uids(FINETUNE, page.namespace), set()
-        known, listed = self._begun.get(page.namespace, (frozenset(), set()))  # a kopf that does not end may still list
+        known, listed = self._begun[page.namespace]
         listed |= {obj["metadata"]["uid"] for obj in page.items}
         for key in self._cache.fill(FINETUNE, page.items):
             self._queue.add(key)
         if page.last:
-            self._begun.pop(page.namespace, None)
+            del self._begun[page.namespace]
             if self._cache.missing(FINETUNE, listed, known):
-                self._lacking.set()
-
-    async def lacking(self) -> None:
-        """Wait until one is at its end that lacks what was known before: no watch tells what was deleted before its list."""
-        await self._lacking.wait()
-        self._lacking.clear()
+                self._lacking()
 
 
 class _NothingCompared(kopf.DiffBaseStorage):

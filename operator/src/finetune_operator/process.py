@@ -59,7 +59,7 @@ class Operator:
         self.filled = False
         self.closed: set[str] = set()  # namespaces that the settings name and the API server refuses
         self.begin_anew = threading.Event()  # the watches must (other namespaces are open now), or do, for kopf is at its end
-        self.lists = handlers.Lists(self.cache, self.queue)
+        self.lacking = asyncio.Event()  # a list of kopf's lacks what was known
 
     async def run(self) -> None:
         """Serve health and metrics, wait for the Lease, then work until it is lost or the process is asked to stop."""
@@ -111,7 +111,8 @@ class Operator:
     async def _after_lists(self) -> None:
         """What a list of kopf's lacks was deleted before it, or is no longer listed while the CRD's storage is made anew: look closely."""
         while True:
-            await self.lists.lacking()
+            await self.lacking.wait()
+            self.lacking.clear()
             await self._compare()
 
     async def _compare(self, children: Iterable[Kind] = ()) -> None:
@@ -205,7 +206,7 @@ class Operator:
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
         begin_anew = self.begin_anew
-        registry = handlers.registry(self.cache, self.queue, self.lists, loop.call_soon_threadsafe, begin_anew.set)
+        registry = handlers.registry(self.cache, self.queue, self.lacking.set, loop.call_soon_threadsafe, begin_anew.set)
 
         async def watched() -> None:
             try:

@@ -41,14 +41,14 @@ def of_finetunes(made: kopf.OperatorRegistry) -> Seen:
 
 def test_finetunes_alone_are_watched_by_a_handler_that_runs_in_the_event_loop() -> None:
     queue: Queue[Key] = Queue(lambda: 0.0)
-    made = handlers.registry(Cache(), queue, handlers.Lists(Cache(), Queue(lambda: 0.0)), at_once, nothing)
+    made = handlers.registry(Cache(), queue, nothing, at_once, nothing)
     watching = list(made._watching.get_all_handlers())
     assert [(h.id, inspect.iscoroutinefunction(h.fn)) for h in watching] == [(FINETUNE.plural, True)]
 
 
 async def test_an_event_makes_its_finetune_due_and_a_deletion_forgets_it() -> None:
     cache, queue = Cache(), Queue[Key](lambda: 0.0)
-    made = handlers.registry(cache, queue, handlers.Lists(Cache(), Queue(lambda: 0.0)), at_once, nothing)
+    made = handlers.registry(cache, queue, nothing, at_once, nothing)
     seen = of_finetunes(made)
     body = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
     await seen(type="ADDED", body={**body, "metadata": {**body["metadata"], "managedFields": [{}]}})
@@ -62,7 +62,7 @@ async def test_an_event_makes_its_finetune_due_and_a_deletion_forgets_it() -> No
 
 async def test_an_echo_of_what_was_written_or_listed_is_no_news() -> None:
     cache, queue = Cache(), Queue[Key](lambda: 0.0)
-    seen = of_finetunes(handlers.registry(cache, queue, handlers.Lists(Cache(), Queue(lambda: 0.0)), at_once, nothing))
+    seen = of_finetunes(handlers.registry(cache, queue, nothing, at_once, nothing))
     body = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
     cache.put(FINETUNE, body)
     await seen(type="MODIFIED", body=body)
@@ -75,45 +75,35 @@ def obj(name: str, version: str = "5") -> dict[str, Any]:
     return {"metadata": {"name": name, "namespace": "ml", "uid": name, "resourceVersion": version}}
 
 
-async def lacking(lists: handlers.Lists) -> bool:
-    try:
-        await asyncio.wait_for(lists.lacking(), 0.01)
-    except TimeoutError:
-        return False
-    return True
-
-
 async def test_what_a_list_has_is_due_where_it_is_news() -> None:
     cache, queue = Cache(), Queue[Key](lambda: 0.0)
     cache.put(FINETUNE, obj("known"))
     cache.put(FINETUNE, obj("changed"))
-    handlers.Lists(cache, queue).take(Listed("ml", True, True, [obj("known"), obj("changed", "6"), obj("new")]))
+    handlers.Lists(cache, queue, nothing).take(Listed("ml", True, True, [obj("known"), obj("changed", "6"), obj("new")]))
     assert {await queue.take(), await queue.take()} == {("ml", "changed"), ("ml", "new")}
     assert len(queue) == 0
 
 
-async def test_a_list_that_lacks_what_was_known_before_it_says_so_at_its_end() -> None:
-    cache = Cache()
-    lists = handlers.Lists(cache, Queue[Key](lambda: 0.0))
+def test_a_list_that_lacks_what_was_known_before_it_says_so_at_its_end() -> None:
+    cache, said = Cache(), list[str]()
+    lists = handlers.Lists(cache, Queue[Key](lambda: 0.0), lambda: said.append("lacking"))
     for name in ("a", "b"):
         cache.put(FINETUNE, obj(name))
     lists.take(Listed(None, True, False, [obj("a")]))
     cache.put(FINETUNE, obj("made-meanwhile"))
-    assert not await lacking(lists)
     lists.take(Listed(None, False, True, [obj("b")]))
-    assert not await lacking(lists)
     lists.take(Listed(None, True, False, [obj("a"), obj("b")]))
     lists.take(Listed("another", True, True, []))
-    assert not await lacking(lists), "of another namespace nothing is missing"
+    assert said == [], "of another namespace nothing is missing"
     lists.take(Listed(None, True, False, [obj("a")]))  # begun anew
+    assert said == [], "it is not at its end"
     lists.take(Listed(None, False, True, [obj("made-meanwhile")]))
-    assert await lacking(lists)
-    assert not await lacking(lists)
+    assert said == ["lacking"]
 
 
 async def test_the_other_thread_is_woken_once_for_many_events_and_none_is_lost() -> None:
     cache, queue, wakes = Cache(), Queue[Key](lambda: 0.0), list[Callable[[], object]]()
-    made = handlers.registry(cache, queue, handlers.Lists(Cache(), Queue(lambda: 0.0)), wakes.append, nothing)
+    made = handlers.registry(cache, queue, nothing, wakes.append, nothing)
     seen = of_finetunes(made)
 
     async def add(name: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
-from finetune_operator import errors
+from finetune_operator import errors, handlers
 from finetune_operator.cluster import Cluster, Page
 from finetune_operator.connection import Connection, Listed
 from finetune_operator.extras import Extras
@@ -113,15 +113,16 @@ async def test_what_was_deleted_before_a_list_of_the_watches_is_missed_at_its_en
     given(operator, closed)
     finetune = {"metadata": {"name": "bot", "namespace": "ml", "uid": "1", "resourceVersion": "5"}}
     operator.cache.put(FINETUNE, finetune)
+    lists = handlers.Lists(operator.cache, operator.queue, operator.lacking.set)
     sweeping = asyncio.create_task(operator._after_lists())
     try:
-        operator.lists.take(Listed(None, first=True, last=True, items=[finetune]))
+        lists.take(Listed(None, first=True, last=True, items=[finetune]))
         await asyncio.sleep(0.2)
         assert not closed.listed, "that list lacks nothing: there is nothing to read"
-        operator.lists.take(Listed(None, first=True, last=False, items=[]))
+        lists.take(Listed(None, first=True, last=False, items=[]))
         await asyncio.sleep(0.02)
         assert len(operator.queue) == 0, "the list is not at its end"
-        operator.lists.take(Listed(None, first=False, last=True, items=[]))
+        lists.take(Listed(None, first=False, last=True, items=[]))
         assert await asyncio.wait_for(operator.queue.take(), 5) == ("ml", "bot")
         assert operator.cache.uids(FINETUNE) == frozenset()
     finally:
