@@ -326,3 +326,13 @@ def resumes_slowly(config: dict[str, Any], attempt: str) -> tuple[dict[str, int]
         run = lives.build_on(config, Path(attempt), beat)
     run.ranks.leave()
     return {name: beats(mine, name) for name in ("verify", "read", "load")}, run.resume is not None
+
+
+def test_ranks_whose_cpus_differ_compute_in_the_same_precision(work: Path, tmp_path: Path) -> None:
+    config = make_config("train", work, work / "models" / "tiny", compute__nodes=2, training__precision="Auto")
+    assert on_ranks(2, _precision_where_one_has_bf16, config, str(tmp_path / "a0-x")) == [False, False]
+
+
+def _precision_where_one_has_bf16(config: dict[str, Any], attempt: str) -> bool:
+    hardware.cpu_has_bf16 = lambda *_: os.environ["RANK"] == "0"
+    return lives.build_on(config, Path(attempt)).bf16
