@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,14 @@ def test_of_a_long_role_or_name_the_beginning_is_told() -> None:
     assert bad == {1: f"turn 1 of messages has role '{'where is it ' * 4}where is i…, not one of system, user, assistant"}
     with pytest.raises(UserError, match=r"fields found: q{59}…, b; row 2: not JSON"):
         converted('{"' + "q" * 1000 + '": 1, "b": 2}\n{')
+
+
+def test_an_answer_that_is_not_to_be_learnt_is_no_answer_that_is() -> None:
+    """As OpenAI's own rows may say of a turn."""
+    asked, answered = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    good, bad = converted("\n".join(json.dumps({"messages": [asked, {**answered, "weight": weight}]}) for weight in (1, 0, None)))
+    assert [row.row for row in good] == [1, 3]
+    assert bad == {2: "turn 2 of messages has a weight that is not 1: every answer of a row is learnt from"}
 
 
 def test_a_turn_without_text_is_told_by_its_number() -> None:

@@ -177,6 +177,8 @@ def _turns(found: object, key: str) -> list[Message]:
         role = turn.get("role")
         if role not in ROLES:
             raise RowError(f"turn {position} of {key} has role {_short(repr(role))}, not one of {', '.join(ROLES)}")
+        if turn.get("weight") not in (None, 1):
+            raise RowError(f"turn {position} of {key} has a weight that is not 1: every answer of a row is learnt from")
         try:
             turns.append({"role": str(role), "content": _text(turn, "content")})
         except RowError as error:
