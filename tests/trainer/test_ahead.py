@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_trainer.train import assemble, loop
+from finetune_trainer.exits import Interrupted, NonFinite
+from finetune_trainer.train import assemble, checkpoint, loop
 from finetune_trainer.train.device import Later
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.loop import Loop, Run
+from finetune_trainer.train.optimizer import Tensors
 from torch import distributed
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -171,6 +173,59 @@ def test_a_step_that_is_not_finite_changes_nothing_before_anybody_has_read_so(
     began._step(2)
     assert (began.state.skipped, [step for step, _ in began.state.losses.points]) == (1, [1, 3])
     assert {float(step) for name, step in _states(run).items() if name.startswith("step/")} == {2.0}
+
+
+LIVES: dict[str, tuple[set[int], int | None]] = {
+    "the last step": ({7}, None),
+    "the last three steps": ({5, 6, 7}, None),
+    "a step of which a checkpoint is due": ({5}, None),
+    "the step before it": ({4}, None),
+    "three steps around it": ({4, 5, 6}, None),
+    "three steps far from it": ({2, 3, 4}, None),
+    "a step before a validation": ({6}, None),
+    "a step during which it is asked to stop": ({3}, 3),
+    "the step before that": ({2}, 3),
+    "the third of them": ({1, 2, 3}, 3),
+    "all steps": (set(range(1, 8)), None),
+}
+
+
+@pytest.mark.parametrize(("bad", "stop"), LIVES.values(), ids=LIVES)
+def test_a_run_is_the_same_whether_its_steps_are_told_late_or_at_once(
+    bad: set[int], stop: int | None, work: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where these steps are not finite: losses, weights, what the optimizer keeps, and each checkpoint."""
+    settings = {"tokensPerStep": 500, "evaluateEverySteps": 6, "checkpoint": {"everySteps": 5, "everySeconds": None, "keep": 9}}
+    config = configured(work, tiny_model, "LoRA")
+    config["training"] |= settings
+    at_once, late = (_lived(config, tmp_path / f"a{ahead}-one", ahead, bad, stop, monkeypatch) for ahead in (0, 1))
+    assert at_once == late
+
+
+def _lived(
+    config: dict[str, Any], attempt: Path, ahead: int, bad: set[int], stop: int | None, patch: pytest.MonkeyPatch
+) -> tuple[Any, ...]:
+    """How a run ends, what it tells, what it holds, and what it has saved."""
+    patch.setattr(loop, "AHEAD", ahead)
+    told = list[tuple[int, str]]()
+    patch.setattr(Loop, "_report", lambda _loop, step, loss, _rate: told.append((step, repr(loss))))
+    run = lives.build(config, attempt)
+    assert run.steps.total_steps == 7
+    backward = run.engine.backward
+    run.engine.backward = lambda loss: backward(loss * (float("nan") if run.step + 1 in bad else 1))  # type: ignore[method-assign]
+    if stop is not None:
+        lives.stop_during(run, stop)
+    try:
+        end: Any = replace(Loop(run).execute().state, seconds=0)
+    except (Interrupted, NonFinite) as error:
+        end = str(error)
+    saved = [checkpoint.load(folder) for folder in checkpoint.found([attempt])]
+    content = [(replace(one.state, seconds=0), *map(_sums, (one.weights, one.optimizer, one.best or {}))) for one in saved]
+    return end, told, (_sums(run.engine.weights()), _sums(_states(run))), content
+
+
+def _sums(tensors: Tensors) -> dict[str, float]:
+    return {name: float(value.double().sum()) for name, value in tensors.items()}
 
 
 def _states(run: Run) -> dict[str, torch.Tensor]:

@@ -85,12 +85,12 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "no rejected answer": ({"prompt": "a", "chosen": "b"}, "field rejected is missing"),
     "the same answer": ({"prompt": "a", "chosen": "b", "rejected": " b "}, "the same answer"),
     "an empty answer": ({"prompt": "a", "chosen": " ", "rejected": "c"}, "turn 2 (assistant) is empty (with the chosen answer)"),
-    "a number": ({"prompt": "a", "chosen": 3, "rejected": "c"}, "field completion is int, not text (with the chosen answer)"),
+    "a number": ({"prompt": "a", "chosen": 3, "rejected": "c"}, "field chosen is a number, not text (with the chosen answer)"),
     "other prompts": (
         {key: [{"role": "user", "content": key}, {"role": "assistant", "content": key}] for key in ("chosen", "rejected")},
         "different conversations",
     ),
-    "no object": ([1], "not a JSON object but list"),
+    "no object": ([1], "not a JSON object but a list"),
 }
 
 

@@ -160,7 +160,25 @@ def spoil_tokenizer(source: Path) -> None:
     (source / "tokenizer_config.json").write_text(json.dumps({**settings, "auto_map": {"AutoTokenizer": ["x.Y", None]}}))
 
 
+def spoil_shards(source: Path, weight_map: object = None) -> None:
+    (source / "model.safetensors").rename(source / "model-00001-of-00002.safetensors")
+    listed = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"} if weight_map is None else weight_map
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+
+
+def spoil_weights(source: Path) -> None:
+    content = (source / "model.safetensors").read_bytes()
+    (source / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
 REFUSED = {
+    "lacks weights that it lists": (spoil_shards, "has no model-00002-of-00002.safetensors: its weights are not all there"),
+    "lists no weights": (lambda source: spoil_shards(source, 7), "has no weight_map in model.safetensors.index.json"),
+    "has weights by another name": (lambda source: (source / "model.safetensors").rename(source / "x.safetensors"), "has no model.safe"),
+    "has weights that are cut off": (spoil_weights, r"source/model\.safetensors is damaged or cut off"),
+    "has a name for its weights": (
+        lambda source: (source / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"), "is damaged or cut off",
+    ),
     "is not there": (shutil.rmtree, "there is no folder"),
     "has no configuration": (lambda source: (source / "config.json").unlink(), "has no config.json"),
     "has pickled weights alone": (spoil_pickled, r"only pickled weights \(pytorch_model.bin\)"),
@@ -168,7 +186,7 @@ REFUSED = {
     "has a tokenizer that wants to": (spoil_tokenizer, r"brings its own Python code \(tokenizer_config.json of"),
     "is cut off": (lambda source: (source / "config.json").write_text('{"model_type":'), "config.json is not JSON"),
     "is something else": (lambda source: (source / "config.json").write_text("[]"), "config.json is no JSON object"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("spoil", "words"), REFUSED.values(), ids=REFUSED)

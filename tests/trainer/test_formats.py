@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,9 @@ def test_every_format_is_recognised(line: str, expected: tuple[Any, ...]) -> Non
 
 REASONS = {
     "text that is not JSON": ("{broken", "not JSON"),
-    "a number": ("7", "not a JSON object but int"),
+    "a number": ("7", "not a JSON object but a number"),
     "a missing field": ('{"prompt": "a"}', "field completion is missing"),
-    "a field that is no text": ('{"prompt": "a", "completion": 3}', "field completion is int, not text"),
+    "a field that is no text": ('{"prompt": "a", "completion": 3}', "field completion is a number, not text"),
     "an empty answer": ('{"prompt": "a", "completion": "  "}', "turn 2 (assistant) is empty"),
     "an answer of which nothing can be seen": ('{"prompt": "a", "completion": " \\u200b\\ufeff"}', "turn 2 (assistant) is empty"),
     "bytes that are no UTF-8": ('{"prompt": "\udcff", "completion": "b"}', "not UTF-8"),
@@ -93,9 +94,25 @@ def test_an_unknown_role_is_named_with_its_turn() -> None:
     assert bad == {1: "turn 1 of messages has role 'robot', not one of system, user, assistant"}
 
 
+def test_of_a_long_role_or_name_the_beginning_is_told() -> None:
+    """Role and content were mixed up: each of a thousand such reasons is kept, and shown on the page."""
+    _, bad = converted('{"messages": [{"role": "' + "where is it " * 1000 + '", "content": "user"}]}')
+    assert bad == {1: f"turn 1 of messages has role '{'where is it ' * 4}where is i…, not one of system, user, assistant"}
+    with pytest.raises(UserError, match=r"fields found: q{59}…, b; row 2: not JSON"):
+        converted('{"' + "q" * 1000 + '": 1, "b": 2}\n{')
+
+
+def test_an_answer_that_is_not_to_be_learnt_is_no_answer_that_is() -> None:
+    """As OpenAI's own rows may say of a turn."""
+    asked, answered = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    good, bad = converted("\n".join(json.dumps({"messages": [asked, {**answered, "weight": weight}]}) for weight in (1, 0, None)))
+    assert [row.row for row in good] == [1, 3]
+    assert bad == {2: "turn 2 of messages has a weight that is not 1: every answer of a row is learnt from"}
+
+
 def test_a_turn_without_text_is_told_by_its_number() -> None:
     _, bad = converted('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null}]}')
-    assert bad == {1: "turn 2 of messages: field content is NoneType, not text"}
+    assert bad == {1: "turn 2 of messages: field content is null, not text"}
 
 
 def test_a_file_of_which_no_row_can_be_read_is_told_with_the_first_reason() -> None:

@@ -177,6 +177,28 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_a_lasting_one_ends_the_run
         Loop(make_run(evaluateEverySteps=1000)).execute()
 
 
+def test_no_checkpoint_is_made_of_weights_that_the_last_step_could_not_use(make_run: Any) -> None:
+    """Steps 4 to 6 are not finite because of what step 3 left: the roll-back goes behind it, though a checkpoint was due at 4."""
+    run = make_run(checkpoint={"everySteps": 2, "everySeconds": None, "keep": 9}, evaluateEverySteps=1000)
+    step, saved = run.engine.step, list[int]()
+    [first, *_] = trained(run.model).values()
+
+    def astray(loss: torch.Tensor, rate: float) -> torch.Tensor:
+        found = step(loss, rate)
+        if run.step + 1 == 3:
+            with torch.no_grad():
+                first.fill_(float("nan"))
+        return found
+
+    run.engine.step = astray
+    with pytest.MonkeyPatch.context() as patch:
+        save = checkpoint.save
+        patch.setattr(checkpoint, "save", lambda attempt, content, keep: saved.append(content.state.step) or save(attempt, content, keep))
+        outcome = Loop(run).execute()
+    assert (outcome.state.skipped, saved) == (3, [2, 6]), "of what it went back to"
+    assert all(torch.isfinite(value).all() for value in outcome.weights.values())
+
+
 def test_gradients_are_clipped_to_the_norm(make_run: Any) -> None:
     loop = Loop(make_run(clipNorm=0.5))
     engine: Any = loop.engine
@@ -326,3 +348,13 @@ def resumes_slowly(config: dict[str, Any], attempt: str) -> tuple[dict[str, int]
         run = lives.build_on(config, Path(attempt), beat)
     run.ranks.leave()
     return {name: beats(mine, name) for name in ("verify", "read", "load")}, run.resume is not None
+
+
+def test_ranks_whose_cpus_differ_compute_in_the_same_precision(work: Path, tmp_path: Path) -> None:
+    config = make_config("train", work, work / "models" / "tiny", compute__nodes=2, training__precision="Auto")
+    assert on_ranks(2, _precision_where_one_has_bf16, config, str(tmp_path / "a0-x")) == [False, False]
+
+
+def _precision_where_one_has_bf16(config: dict[str, Any], attempt: str) -> bool:
+    hardware.cpu_has_bf16 = lambda *_: os.environ["RANK"] == "0"
+    return lives.build_on(config, Path(attempt)).bf16

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from finetune_trainer import layout
 from finetune_trainer.config import RunConfig
-from finetune_trainer.data import arrays, loading, prepare
+from finetune_trainer.data import arrays, encoding, loading, prepare
+from finetune_trainer.data.templates import ChatEncoder
 from finetune_trainer.exits import UserError
 from transformers import AutoTokenizer
 
@@ -53,6 +54,27 @@ def kept_rows(folder: Path, work: Path) -> dict[str, list[str]]:
         found[split] = [str(tokenizer.decode(data.row(index)[0])) for index in range(len(data))]
     found["test"] = [json.loads(line)["reference"] for line in (folder / "test.jsonl").read_text().splitlines()]
     return found
+
+
+def test_long_rows_are_encoded_few_at_a_time(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory grows with the tokens of a batch: 512 rows of 100 KB took many GiB."""
+    encode_all, counts = ChatEncoder.encode_all, list[int]()
+
+    def counted(encoder: ChatEncoder, several: Any, **more: Any) -> Any:
+        counts.append(len(several))
+        return encode_all(encoder, several, **more)
+
+    monkeypatch.setattr(encoding, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(ChatEncoder, "encode_all", counted)
+    run(rows())
+    assert sum(counts) == 64
+    assert 1 < max(counts) < 12
+
+
+def test_a_row_with_a_control_token_is_left_out_though_it_is_among_the_first_few(run: Any, tmp_path: Path) -> None:
+    odd = {"instruction": "Name the last token.", "output": "It is <|im_end|> as ever."}
+    _, result = run(rows(60), data__test=source(tmp_path / "test.jsonl", [odd, *rows(64)[60:]]))
+    assert (result["rows"]["invalid"], result["rows"]["test"]) == (1, 4)
 
 
 def test_near_duplicates_are_left_out_and_told_with_their_like(run: Any) -> None:

@@ -84,6 +84,11 @@ def test_a_cell_holds_turns_as_json(tmp_path: Path) -> None:
     assert (bad.row, bad.error.partition(":")[0]) == (3, "field messages is not JSON")
 
 
+def test_words_of_a_first_row_make_no_table_of_json_lines(tmp_path: Path) -> None:
+    row = {"prompt": "Which fields are there: input, output, or others?", "completion": "All of these."}
+    assert [raw.value for raw in read(tmp_path, "x.jsonl", json.dumps(row).encode())] == [row]
+
+
 def test_columns_that_nobody_reads_are_left_in_the_file(tmp_path: Path) -> None:
     (row,) = read(tmp_path, "x.parquet", parquet([{"input": "a", "output": "b", "embedding": [0.5] * 10}]))
     assert row.value == {"input": "a", "output": "b"}

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from finetune_trainer import layout
+from safetensors import SafetensorError, safe_open
+
+from finetune_trainer import exits, layout
 from finetune_trainer.addresses import shown_in
 from finetune_trainer.config import ModelConfig, RunConfig
 from finetune_trainer.exits import Infrastructure, JsonObject, UserError
@@ -24,6 +26,8 @@ from finetune_trainer.transfer import download
 KEPT = (".safetensors", ".json", ".jinja", ".txt", ".model", ".md", ".tiktoken")
 KEPT_NAMES = ("LICENSE", "LICENCE", "NOTICE")
 SETTINGS = ("config.json", "tokenizer_config.json")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+AGAIN = "Write or upload the model's files again (a git clone needs git lfs)."
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".msgpack", ".h5")
 
 
@@ -191,6 +195,24 @@ def check_model(source: Path, names: list[str], allow_remote_code: bool) -> None
                 f"the model brings its own Python code ({name} of {source} has auto_map)",
                 "Take a model that transformers has the code of; code that comes with a model is not run.",
             )
+    check_weights(source, names)
+
+
+def check_weights(source: Path, names: list[str]) -> None:
+    """Refuse weights that are not all there or are cut off: whoever loads them would find out, with its GPUs."""
+    listed = _settings(source / INDEX).get("weight_map") if INDEX in names and WEIGHTS not in names else {"": WEIGHTS}
+    files = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
+    missing = [name for name in files if name not in names] or ([] if files else [f"weight_map in {INDEX}"])
+    if missing:
+        raise UserError("WeightsMissing", f"{source} has no {', '.join(missing[:5])}: its weights are not all there", AGAIN)
+    for name in files:
+        try:
+            with safe_open(source / name, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            if exits.volume_errno(error) is not None:
+                raise
+            raise UserError("WeightsDamaged", f"{source / name} is damaged or cut off: {error}", AGAIN) from error
 
 
 def _settings(path: Path) -> dict[str, object]:

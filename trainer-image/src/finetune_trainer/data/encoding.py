@@ -19,7 +19,7 @@ from finetune_trainer.exits import JsonObject, UserError
 from finetune_trainer.progress import Progress
 
 SHOWN_ROWS = 10
-BATCH = 512
+BATCH, BATCH_BYTES = 512, 1 << 20  # a token takes some 300 bytes while its batch is encoded
 UNPROVEN_SHARE = 0.1
 
 
@@ -57,7 +57,7 @@ class Encoding:
 
     def rows(self, split: str) -> Iterator[Encoded]:
         """The rows of a split that can be learnt from, or scored."""
-        for records in batches(self.loaded.splits[split], BATCH):
+        for records in batches(self.loaded.splits[split], BATCH, lambda record: record.size, BATCH_BYTES):
             for record, item in zip(records, self._encoded(records), strict=True):
                 if isinstance(item, RowError):
                     self.loaded.drop("Invalid", record, str(item))
@@ -120,7 +120,7 @@ class Encoding:
             self.shown.append(rendered(item, self.chat.tokenizer))
 
     def _refuse_unproven(self) -> None:
-        if len(self.unlike) > self.done * UNPROVEN_SHARE:
+        if len(self.unlike) > max(self.done, min(self._all, BATCH)) * UNPROVEN_SHARE:
             first, token = self.unlike[0]
             raise UserError(
                 "MaskNotProven",

@@ -25,6 +25,8 @@ FIELDS = {
 }  # what each format must have, the first that fits wins
 VISIBLE = re.compile("[^\\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
 ROLES = ("system", "user", "assistant")
+KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
+SHOWN = 60  # characters of a word of the user's own
 Message = dict[str, str]
 
 
@@ -73,7 +75,7 @@ def detect(name: str, rows: Iterable[RawRow]) -> str:
             "FormatUnknown", f"{name}: none of the first rows is a JSON object{broken}", "Write one JSON object a line, in UTF-8."
         )
     if not votes:
-        seen = ", ".join(key for key, _ in keys.most_common(8))
+        seen = ", ".join(_short(key) for key, _ in keys.most_common(8))
         raise UserError(
             "FormatUnknown",
             f"{name}: no known format (fields found: {seen}{broken})",
@@ -108,7 +110,7 @@ def _fields(raw: RawRow, wanted: str) -> dict[str, object]:
     if raw.error:
         raise RowError(raw.error)
     if not isinstance(raw.value, dict):
-        raise RowError(f"not a JSON object but {type(raw.value).__name__}")
+        raise RowError(f"not a JSON object but {_kind(raw.value)}")
     shape = shape_of(raw.value)
     if shape not in ("", wanted) and not set(FIELDS[wanted]) <= set(raw.value):
         raise RowError(f"it is {shape}, but the file is {wanted}: keep one format a file")
@@ -139,12 +141,21 @@ def content_digest(messages: Iterable[Message]) -> str:
     return hashlib.sha256(json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def _kind(value: object) -> str:
+    """What a value is in JSON's words."""
+    return KINDS.get(type(value), type(value).__name__)
+
+
+def _short(word: str) -> str:
+    return word if len(word) <= SHOWN else word[: SHOWN - 1] + "…"
+
+
 def _text(value: dict[str, object], key: str) -> str:
     if key not in value:
         raise RowError(f"field {key} is missing")
     found = value[key]
     if not isinstance(found, str):
-        raise RowError(f"field {key} is {type(found).__name__}, not text")
+        raise RowError(f"field {key} is {_kind(found)}, not text")
     try:
         found.encode("utf-8")
     except UnicodeEncodeError:
@@ -165,7 +176,9 @@ def _turns(found: object, key: str) -> list[Message]:
             raise RowError(f"turn {position} of {key} is not an object")
         role = turn.get("role")
         if role not in ROLES:
-            raise RowError(f"turn {position} of {key} has role {role!r}, not one of {', '.join(ROLES)}")
+            raise RowError(f"turn {position} of {key} has role {_short(repr(role))}, not one of {', '.join(ROLES)}")
+        if turn.get("weight") not in (None, 1):
+            raise RowError(f"turn {position} of {key} has a weight that is not 1: every answer of a row is learnt from")
         try:
             turns.append({"role": str(role), "content": _text(turn, "content")})
         except RowError as error:
@@ -188,11 +201,11 @@ def _messages(value: dict[str, object]) -> list[Message]:
     return _turns(value["messages"], "messages")
 
 
-def _prompt_completion(value: dict[str, object]) -> list[Message]:
-    prompt, completion = value.get("prompt"), value.get("completion")
+def _prompt_completion(value: dict[str, object], key: str = "completion") -> list[Message]:
+    prompt, completion = value.get("prompt"), value.get(key)
     if isinstance(prompt, list) and isinstance(completion, list):
-        return [*_turns(prompt, "prompt"), *_turns(completion, "completion")]
-    return _with_system(value, _pair(_text(value, "prompt"), _text(value, "completion")))
+        return [*_turns(prompt, "prompt"), *_turns(completion, key)]
+    return _with_system(value, _pair(_text(value, "prompt"), _text(value, key)))
 
 
 def _instruction(value: dict[str, object]) -> list[Message]:
@@ -221,9 +234,9 @@ def _answered(value: dict[str, object], key: str) -> tuple[Message, ...]:
         raise RowError(f"field {key} is missing")
     prompt, answer = value.get("prompt"), value[key]
     if isinstance(prompt, list) and isinstance(answer, str):
-        answer = [{"role": "assistant", "content": answer}]
+        value = {**value, key: [{"role": "assistant", "content": answer}]}
     try:
-        turns = _turns(answer, key) if prompt is None else _prompt_completion({**value, "completion": answer})
+        turns = _turns(answer, key) if prompt is None else _prompt_completion(value, key)
         return tuple(check(turns))
     except RowError as error:
         raise RowError(f"{error} (with the {key} answer)") from error

@@ -25,7 +25,7 @@ from finetune_trainer.data.formats import Row
 HASHES, BAND = 128, 4  # 32 bands: of pairs that are 80 % alike one in 6e8 is missed, of pairs 60 % alike 99 % are looked at
 TRIGRAM = 3
 BOILERPLATE_SHARE, BOILERPLATE_ROWS = 0.1, 20
-CHUNK = 4096
+CHUNK, CHUNK_CHARACTERS = 4096, 1 << 22
 SEED = 17
 _WIDE = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORDS = re.compile(f"[{_WIDE}]|[^\\W{_WIDE}]+")
@@ -37,6 +37,10 @@ Signatures = npt.NDArray[np.uint32]
 def words(row: Row) -> list[str]:
     """What of a row is compared."""
     return _WORDS.findall(" ".join(message["content"] for message in row.messages if message["role"] != "system").lower())
+
+
+def _characters(row: Row) -> int:
+    return sum(len(message["content"]) for message in row.messages)
 
 
 def trigrams(texts: Iterable[list[str]]) -> tuple[Hashes, npt.NDArray[np.int64]]:
@@ -62,7 +66,7 @@ def boilerplate(rows: Iterable[Row]) -> Hashes:
     """Sorted hashes of the trigrams that more than a tenth of `rows` share, and at least twenty."""
     seen: list[Hashes] = []
     count = 0
-    for chunk in batches(rows, CHUNK):
+    for chunk in batches(rows, CHUNK, _characters, CHUNK_CHARACTERS):
         hashes, offsets = trigrams(map(words, chunk))
         seen += [np.unique(hashes[start:end]) for start, end in pairwise(offsets)]
         count += len(chunk)
@@ -74,7 +78,7 @@ def boilerplate(rows: Iterable[Row]) -> Hashes:
 
 def signatures(rows: Iterable[Row], common: Hashes) -> Iterator[tuple[Signatures, npt.NDArray[np.bool_]]]:
     """Chunks of (rows × 128 MinHashes, which rows have any trigram that is not `common`)."""
-    for chunk in batches(rows, CHUNK):
+    for chunk in batches(rows, CHUNK, _characters, CHUNK_CHARACTERS):
         hashes, offsets = trigrams(map(words, chunk))
         own = ~np.isin(hashes, common, assume_unique=False)
         kept = np.concatenate([[0], np.cumsum(own)])[offsets]

@@ -151,6 +151,8 @@ def _separator(name: str, head: bytes) -> str:
     stem = re.sub(r"\.(gz|bz2|xz|zst)$", "", name.lower())
     if stem.endswith((".csv", ".tsv")):
         return "\t" if stem.endswith(".tsv") else ","
+    if head.lstrip().startswith(b"{"):
+        return ""
     first = head.partition(b"\n")[0].decode("utf-8", "replace").strip()
     for separator in (",", "\t"):
         names = {field.strip().strip('"') for field in first.split(separator)}

@@ -97,7 +97,7 @@ def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progres
     """Load everything a loop needs."""
     training, compute = need(config.training, "training"), need(config.compute, "compute")
     method, data = need(config.method, "method"), need(config.data, "data")
-    bf16 = hardware.uses_bf16(training, compute)
+    bf16 = ranks.all(hardware.uses_bf16(training, compute))  # CPUs of a gang's machines may differ
     pass_tokens = hardware.micro_batch_tokens(training, compute)
     last, resume = resume_point(config, ranks, inputs, folder, beat)
     preferences = method.objective == "DPO"

@@ -130,7 +130,7 @@ class Loop:
         self.recent: deque[float] = deque(maxlen=WINDOW)
         self.queued: deque[_Queued] = deque()
         self.bad_in_a_row = 0
-        self.rolled_back = False
+        self.rolled_back = self.owed = False
         self.state = State(0, run.training.seed, run.fingerprint, 0, 0.0, None, None, None, None, 0, 0)
         if run.resume is not None:
             self._restore(run.resume)
@@ -148,7 +148,8 @@ class Loop:
             stop, save = self._step(self.state.step)
             if self._evaluation_due():
                 early = self._evaluate()
-            if save or stop:
+            self.owed |= save
+            if stop or (self.owed and not self._in_doubt()):
                 self._save()
             if stop:
                 raise Interrupted("Interrupted", f"stopped on request after step {self.state.step}; a checkpoint is saved")
@@ -293,10 +294,16 @@ class Loop:
         by_step = settings.every_steps is not None and step % settings.every_steps == 0
         return by_step or (settings.every_seconds is not None and time.monotonic() - self.saved_at >= settings.every_seconds)
 
+    def _in_doubt(self) -> bool:
+        """Whether the last step changed nothing: if it was the weights' fault, a roll-back must not come back to them."""
+        self._settle()
+        return self.bad_in_a_row > 0
+
     def _save(self) -> None:
         """All ranks go on when the checkpoint is committed."""
         run = self.run_
         self._settle()
+        self.owed = False
         self.engine.remember()
         weights, moments = self.engine.state()
         self.saved_at = time.monotonic()
