@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from safetensors import SafetensorError, safe_open
-
 from finetune_trainer import exits, layout
 from finetune_trainer.addresses import shown_in
 from finetune_trainer.config import ModelConfig, RunConfig
@@ -200,6 +198,8 @@ def check_model(source: Path, names: list[str], allow_remote_code: bool) -> None
 
 def check_weights(source: Path, names: list[str]) -> None:
     """Refuse weights that are not all there or are cut off: whoever loads them would find out, with its GPUs."""
+    from safetensors import SafetensorError, safe_open  # in the image alone: what else is here is imported where there is none
+
     listed = _settings(source / INDEX).get("weight_map") if INDEX in names and WEIGHTS not in names else {"": WEIGHTS}
     files = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
     missing = [name for name in files if name not in names] or ([] if files else [f"weight_map in {INDEX}"])
