@@ -63,7 +63,7 @@ bench-trainer: ## The trainer's speed and memory beside TRL's defaults, on the G
 bench-guards: ## How often a rollout's guards err and what they see in how many requests, beside fixed thresholds; last line JSON
 	@$(DEV) python -m tests.bench.guards $(ARGS)
 
-chaos: ## Disturb a full life in every way, kill the operator after each of its writes; up to 25 min, ends with JSON (SAMPLE=N kills)
+chaos: ## Disturb a full life in every way, kill the operator after each of its writes; about half an hour, ends with JSON (SAMPLE=N kills)
 	@$(DEV) python -m tests.chaos.suite $(if $(SAMPLE),--sample $(SAMPLE))
 
 crash-loop: ## Kill, cut the power, fill and break the disk at every change that the trainer makes to files; ends with JSON (ARGS=--help)

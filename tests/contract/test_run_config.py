@@ -20,8 +20,9 @@ from finetune_operator.build.pods import Accelerator
 from finetune_operator.build.runconfig import Scoring
 from finetune_operator.decide import economics
 from finetune_operator.decide.layout import allowed
+from finetune_operator.workloads.run import GANG_SECONDS
 from finetune_trainer import __main__ as trainer
-from finetune_trainer.config import CleanRun, RunConfig
+from finetune_trainer.config import GATHER_SECONDS, CleanRun, RunConfig
 from finetune_trainer.methods import require_supported
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -191,3 +192,7 @@ def test_the_server_knows_its_arguments(adapter: str | None) -> None:
     given = {word for word in serve_args(Served("/work/models/m", adapter, "r", "bot")) if word.startswith("--")}
     assert given - known == set()
     assert {"--model", "--served-model-name", "--port", *({"--adapter"} if adapter else ())} <= given
+
+
+def test_a_gang_that_lacks_a_machine_is_ended_uncharged_before_its_ranks_give_up() -> None:
+    assert GATHER_SECONDS > 3 * GANG_SECONDS

@@ -50,7 +50,6 @@ INVALID_SPEC: Final = "InvalidSpec"
 SOURCE_MISSING: Final = "SourceMissing"  # a ConfigMap, claim or key that the spec names is not there
 SECRET_MISSING: Final = "SecretMissing"
 STORAGE_CLASS_MISSING: Final = "StorageClassMissing"
-VOLUME_PENDING: Final = "VolumePending"
 UNSCHEDULABLE: Final = "Unschedulable"
 IMAGE_UNAVAILABLE: Final = "ImageUnavailable"
 MOUNT_FAILED: Final = "MountFailed"

@@ -31,6 +31,7 @@ from finetune_operator.pods import PodClient
 from finetune_operator.prometheus import Prometheus
 from finetune_operator.tokens import sign
 from finetune_operator.traffic import RouterState, ServerState
+from finetune_operator.workloads.endings import fall
 from finetune_operator.workloads.jobs import lacking, leftovers, read_run, untold
 from finetune_operator.workloads.objects import condition, time
 from finetune_operator.workloads.pods import ready, restarts
@@ -282,6 +283,7 @@ def _health(deployment: Object, pods: list[Object], now: datetime) -> ArmHealth:
         pods=len(current),
         restarts=sum(restarts(p) for p in current),
         waiting=next((w for w in (waiting(p, now) for p in current) if w), None),
+        fall=max((fell for p in current if (fell := fall(p))), key=lambda fell: fell.at, default=None),
     )
 
 

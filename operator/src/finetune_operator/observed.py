@@ -11,13 +11,14 @@ from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Status
 from finetune_operator.build.pods import Accelerator
 from finetune_operator.traffic import RouterState, ServerState
+from finetune_operator.workloads.endings import Fall
 from finetune_operator.workloads.run import ABSENT, Run, Waiting
 
 
 @dataclass(frozen=True)
 class ArmHealth:
     """An arm's pods: how many are wanted, serve, and what one that does not serve says; how many its autoscaler's figures ask for, where
-    the operator made it one and it has any."""
+    the operator made it one and it has any; the last of their containers that ended badly."""
 
     wanted: int = 0
     ready: int = 0
@@ -25,6 +26,7 @@ class ArmHealth:
     restarts: int = 0
     waiting: Waiting | None = None
     needed: int | None = None
+    fall: Fall | None = None
 
 
 @dataclass(frozen=True)

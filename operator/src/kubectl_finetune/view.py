@@ -65,7 +65,7 @@ def headline(seen: Seen) -> str:
 
 def screen(seen: Seen) -> list[str]:
     """All of it, a block after the other; a block without anything to say is left out."""
-    blocks = (_head, _stages, _training, _scores, _advice, _rollout, _asked, _cost, _economics, _events)
+    blocks = (_head, _stages, _training, _scores, _advice, _rollout, _asked, _expected, _cost, _economics, _events)
     lines = [line for block in blocks for line in _block(seen, block)]
     return [line.rstrip() for line in lines]
 
@@ -235,13 +235,27 @@ def _asked(seen: Seen) -> Iterator[str]:
         yield from (_row("Asked for" if number == 0 else "", line) for number, line in enumerate(lines))
 
 
+def _expected(seen: Seen) -> Iterator[str]:
+    """What training the newest revision takes, by what prepare has measured."""
+    revision = _newest(seen)
+    estimate = revision.get("estimate")
+    if estimate and not revision.get("artifact"):
+        yield _row("Expected", f"{duration(int(estimate.get('seconds', 0)))} of training{_money(estimate.get('cost'), seen)}")
+
+
 def _cost(seen: Seen) -> Iterator[str]:
     cost = seen.status.get("cost") or {}
     if not float(cost.get("hours", 0)):
         return
-    money = f"   {float(cost['amount']):,.2f} {_clean(cost.get('currency', ''))}" if cost.get("amount") else ""
     gpus = f"   {float(cost.get('gpuHours', 0)):.2f} GPU hours" if float(cost.get("gpuHours", 0)) else ""
-    yield _row("Cost", f"{duration(round(3600 * float(cost['hours'])))} of training{gpus}{money}")
+    yield _row("Cost", f"{duration(round(3600 * float(cost['hours'])))} of training{gpus}{_money(cost.get('amount'), seen)}")
+
+
+def _money(amount: Any, seen: Seen) -> str:
+    """Nothing where the operator's profile has no price."""
+    budget = (seen.finetune.get("spec") or {}).get("budget") or {}
+    currency = (seen.status.get("cost") or {}).get("currency") or budget.get("currency") or ""
+    return f"   {float(amount):,.2f} {_clean(str(currency))}".rstrip() if amount else ""
 
 
 def _economics(seen: Seen) -> Iterator[str]:

@@ -115,6 +115,21 @@ def test_an_attempt_whose_money_is_not_counted_says_so_while_it_runs(case: str) 
     assert (words in decided.message, "maxCost" in decided.message) == (True, bool(words))
 
 
+ESTIMATE: dict[str, Any] = {"memory_bytes": 1, "seconds": 5400, "pass_tokens": 1, "longest": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "profiles", "cost"),
+    [({}, PRICED, "60.00"), ({"artifact": "/work/a"}, PRICED, None), ({}, {"h100": Accelerator("h100", "nvidia.com/gpu")}, None)],
+    ids=["it is to come", "it is done", "there is no price"],
+)
+def test_what_training_will_cost_is_said_before_it_begins(changes: dict[str, Any], profiles: Any, cost: str | None) -> None:
+    o = make_observed(make_revision(estimate=ESTIMATE, **changes), changes={"compute": GPU}, profiles=profiles)
+    found = budget.expected(o, draft(o)).revision.estimate
+    assert found is not None
+    assert found.cost == cost
+
+
 def test_what_is_spent_stops_the_attempt_uncharged_and_its_job_goes() -> None:
     o = seen({"maxDuration": "1h"}, hours=1)
     decided = obsolete(o, budget.within(o, draft(o)))

@@ -24,6 +24,7 @@ from finetune_operator.decide.rollout.scene import Scene
 from finetune_operator.observe import SERVERS_ASKED
 from finetune_operator.observed import ArmHealth
 from finetune_operator.traffic import ArmTotals, Backend, RouterState, ServerState, Structure
+from finetune_operator.workloads.endings import Fall
 from finetune_operator.workloads.run import Waiting
 
 from tests.unit.operator.helpers import BY_HEADER, NOW, STAMP, draft, make_observed, make_revision
@@ -225,6 +226,31 @@ MOVES: dict[str, tuple[Rollout, Scene, tuple[str, int, dict[str, int], str]]] = 
         (m.HOLDING, 10, {}, "both arms"),
     ),
     "the canary's pods are all gone: nobody else is moved": (holding(), scene(router(**FINE), canary=EMPTY), (m.HOLDING, 10, {}, "no pod")),
+    "its containers crash in the step: everybody back at once": (
+        holding(),
+        scene(router(**FINE), canary=replace(EMPTY, fall=Fall(NOW - timedelta(seconds=60), "out of memory"))),
+        (m.ROLLING_BACK, 0, {"router-0": 0}, "10 % of the users are on it; out of memory"),
+    ),
+    "they crashed before the step, and its pods are gone: nobody else is moved": (
+        holding(),
+        scene(router(**FINE), canary=replace(EMPTY, fall=Fall(NOW - timedelta(seconds=61), "out of memory"))),
+        (m.HOLDING, 10, {}, "10 % of the users are on it"),
+    ),
+    "they crash while it bakes: everybody back at once": (
+        baking(),
+        scene(router(**{**FINE, "weight": 100}), canary=replace(EMPTY, fall=Fall(NOW, "out of memory"))),
+        (m.ROLLING_BACK, 0, {"router-0": 0}, "out of memory"),
+    ),
+    "one of them crashed and another is ready: on to the next step": (
+        holding(),
+        scene(router(**FINE), canary=replace(READY, fall=Fall(NOW, "out of memory"))),
+        (m.SHIFTING, 50, {"router-0": 50}, "moving 50 %"),
+    ),
+    "both arms crash: held": (
+        holding(),
+        scene(router(**FINE), canary=replace(EMPTY, fall=Fall(NOW, "out of memory")), stable=EMPTY),
+        (m.HOLDING, 10, {}, "out of memory"),
+    ),
     "and stay away: everybody back": (
         baking().model_copy(update={"memory": {**baking().memory, "down": "2026-01-01T11:58:00Z"}}),
         scene(router(**{**FINE, "weight": 100}), canary=EMPTY),

@@ -57,6 +57,11 @@ STAGES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, str, tuple[Jo
         {"runs": ran(Run(FETCH, "Waiting", waiting=WAITS))},
         (c.FETCHING, c.UNSCHEDULABLE, (), "insufficient memory"),
     ),
+    "a queue holds its Job: it says so": (
+        TRIED_ONCE,
+        {"runs": ran(Run(FETCH, "Waiting", suspended=True))},
+        (c.QUEUED, c.QUEUED, (), "its Job waits for admission to its queue"),
+    ),
     "it runs and tells how far it is": (
         TRIED_ONCE,
         {"runs": ran(Run(FETCH, "Running")), "progress": {FETCH: {"percent": 37}}},

@@ -10,6 +10,7 @@ import pytest
 from finetune_operator import conditions as c
 from finetune_operator import kinds
 from finetune_operator.projection import projected
+from finetune_operator.workloads.endings import fall
 from finetune_operator.workloads.jobs import leftovers, read_run, untold
 from finetune_operator.workloads.run import ABSENT, Failure, Run, Waiting
 from finetune_operator.workloads.waiting import stuck_since, waiting
@@ -412,3 +413,29 @@ def test_a_pod_that_nothing_explains_is_stuck_since_its_start() -> None:
 def test_stopped_ranks(found: Object, pods: list[Object], state: str, stopped: bool) -> None:
     run = read_run({**JOB, **found}, pods, NOW)
     assert (run.state, run.stopped) == (state, stopped)
+
+
+FELL = {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-01-01T11:59:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("state", "last", "said"),
+    [
+        ({"running": {}}, FELL, "pod job-0, container server: the container used more memory than its limit"),
+        (
+            {"terminated": FELL},
+            {"exitCode": 1, "finishedAt": "2026-01-01T11:58:00Z"},
+            "pod job-0, container server: the container used more",
+        ),
+        ({"running": {}}, {"exitCode": 0, "finishedAt": "2026-01-01T11:59:00Z"}, None),
+        ({"running": {}}, None, None),
+    ],
+    ids=["started anew", "ended again", "ended well", "runs"],
+)
+def test_a_container_of_a_server_that_ended_badly(state: Object, last: Object | None, said: str | None) -> None:
+    found = fall(pod(0, "Running", [{"name": "server", "state": state, "lastState": {"terminated": last} if last else {}}]))
+    if said is None or found is None:
+        assert (said, found) == (None, None)
+    else:
+        assert found.at == datetime(2026, 1, 1, 11, 59, tzinfo=UTC)
+        assert found.message.startswith(said)

@@ -160,6 +160,17 @@ def test_money_is_shown_where_it_is_known() -> None:
     assert "Cost       1h30m of training   12.00 GPU hours   30.25 USD" in text(recorded("Live", cost=cost))
 
 
+def test_what_training_is_expected_to_take_is_shown_until_it_is_done() -> None:
+    finetune = recorded("Training")
+    newest = finetune["status"]["revisions"][0]
+    newest["estimate"] = {"seconds": 12000, "memoryBytes": 1, "passTokens": 1, "longest": 1}
+    assert "Expected   3h20m of training\n" in text(finetune)
+    newest["estimate"]["cost"], finetune["spec"]["budget"] = "133.33", {"currency": "USD"}
+    assert "Expected   3h20m of training   133.33 USD\n" in text(finetune)
+    newest["artifact"] = "/work/revisions/x/a1/artifact"
+    assert "Expected" not in text(finetune)
+
+
 def test_no_text_from_the_cluster_moves_the_cursor() -> None:
     finetune = rolling(evidence=["Fail: \x1b[2Jgone"])
     finetune["status"]["conditions"][0]["message"] = "a\x1b]0;title\x07b\nc"

@@ -186,6 +186,9 @@ Sharding = Literal["Auto", "DDP", "ZeRO1", "ZeRO2", "ZeRO3"]
 Offload = Literal["Auto", "None", "Optimizer", "All"]
 OFFLOADING: dict[Offload, Sharding] = {"Optimizer": "ZeRO1", "All": "ZeRO3"}  # the first that can: the least is sent between ranks
 
+# So long a rank waits for the others' machines. The operator ends such a gang sooner, uncharged, unless an autoscaler or queue is at work.
+GATHER_SECONDS = 3600
+
 
 class ComputeConfig(Model):
     """The gang: `nodes` pods of max(1, gpusPerNode) processes; what each of them keeps whole (`sharding`) and what lies in the host's

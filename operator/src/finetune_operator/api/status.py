@@ -173,6 +173,7 @@ class Estimate(StatusModel):
 
     memory_bytes: Count = Field(description="Of one rank, with passes of `passTokens`.")
     seconds: Count = 0
+    cost: Decimal | None = Field(default=None, description="Of that time on all accelerators, by their profile's hourlyPrice.")
     memory: dict[str, Count] = Field(default_factory=dict, description="The same by component.", max_length=8)
     sharded: dict[str, Count] = Field(
         default_factory=dict,

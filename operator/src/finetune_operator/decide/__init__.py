@@ -35,6 +35,7 @@ RULES: tuple[Rule, ...] = (
     stages.fetch,
     stages.prepare,
     layout.memory,
+    budget.expected,
     stages.baseline,
     stages.not_needed,
     budget.within,

@@ -8,9 +8,18 @@ from finetune_operator import conditions
 from finetune_operator.api.blocks.budget import Budget
 from finetune_operator.api.quantities import seconds
 from finetune_operator.api.status import Cost
-from finetune_operator.decide.attempts import ended, halted, price, running, spent
+from finetune_operator.decide.attempts import ended, gpus, halted, price, running, spent
 from finetune_operator.decide.draft import Draft
 from finetune_operator.observed import Observed
+
+
+def expected(o: Observed, d: Draft) -> Draft:
+    """Says what the training is expected to cost, before any of it is spent."""
+    estimate, each = d.revision.estimate, price(o)
+    if estimate is None or each is None or d.revision.artifact:
+        return d
+    cost = f"{estimate.seconds / 3600 * gpus(o.spec) * each:.2f}"
+    return d.update(estimate=estimate.model_copy(update={"cost": cost}))
 
 
 def within(o: Observed, d: Draft) -> Draft:

@@ -166,6 +166,8 @@ def _pausing(d: Draft, stage: str, seconds: float) -> Draft:
 
 
 def _in_progress(o: Observed, d: Draft, stage: str, run: Run) -> Draft:
+    if run.suspended:  # by a queue of the namespace's own: the spec's is for training
+        return d.block(conditions.QUEUED, f"{WORDS[stage]}: its Job waits for admission to its queue")
     if run.state == "Waiting":
         poll = POLL_SECONDS if run.unheard else None
         message, reason = (run.waiting.message, run.waiting.reason) if run.waiting else (WORDS[stage], "")

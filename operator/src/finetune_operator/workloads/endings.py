@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from finetune_operator import names
 from finetune_operator.workloads.objects import condition, time
-from finetune_operator.workloads.pods import rank_of
+from finetune_operator.workloads.pods import containers, rank_of
 from finetune_operator.workloads.run import Failure, FailureClass
 
 EXIT_CLASSES: Final[Mapping[int, FailureClass]] = {
@@ -40,6 +40,29 @@ class Ending:
     failure: Failure
     deleted: bool = False
     rejected: bool = False
+
+
+@dataclass(frozen=True)
+class Fall:
+    """When a container of a pod that goes on ended badly, and its words."""
+
+    at: datetime
+    message: str
+
+
+def fall(pod: Mapping[str, Any]) -> Fall | None:
+    """The last one of a pod that serves: it was started anew since, or will be."""
+    found = [fell for c in containers(pod.get("status", {})) for key in ("state", "lastState") if (fell := _fell(pod, c, key))]
+    return max(found, key=lambda fell: fell.at, default=None)
+
+
+def _fell(pod: Mapping[str, Any], container: Mapping[str, Any], key: str) -> Fall | None:
+    ended = (container.get(key) or {}).get("terminated") or {}
+    code, at = int(ended.get("exitCode") or 0), time(ended.get("finishedAt"))
+    if code == 0 or at is None:
+        return None
+    _, words = explain(ended, code, parse_result(ended.get("message")), None)
+    return Fall(at, f"pod {pod['metadata']['name']}, container {container.get('name')}: {words}")
 
 
 def pod_ending(pod: Mapping[str, Any]) -> Ending | None:

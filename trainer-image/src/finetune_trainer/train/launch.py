@@ -20,13 +20,11 @@ from pathlib import Path
 from types import FrameType
 
 from finetune_trainer import exits, hardware
-from finetune_trainer.config import ComputeConfig, RunConfig, need
+from finetune_trainer.config import GATHER_SECONDS, ComputeConfig, RunConfig, need
 from finetune_trainer.methods import require_supported
 from finetune_trainer.train import worker
 
 RANK_VARIABLE = "JOB_COMPLETION_INDEX"
-JOIN_SECONDS = 900
-RESOLVE_SECONDS = 300
 
 
 def main(config: RunConfig) -> exits.JsonObject | None:
@@ -41,7 +39,7 @@ def main(config: RunConfig) -> exits.JsonObject | None:
         os.environ["OMP_NUM_THREADS"] = str(compute.threads or max(1, hardware.cpu_limit() // compute.processes_per_node))
         _stop_once(outcomes)
         import_module("finetune_trainer.train.assemble")
-        resolve(compute.master_address, RESOLVE_SECONDS)
+        resolve(compute.master_address, GATHER_SECONDS)
         failure = launch(config, compute, outcomes / "logs")
         return conclude(outcomes, failure)
 
@@ -58,7 +56,7 @@ def launch(config: RunConfig, compute: ComputeConfig, logs: Path) -> BaseExcepti
         run_id=f"{config.finetune.revision}-{config.finetune.attempt}",
         rdzv_backend="static",
         rdzv_endpoint=f"{compute.master_address}:{compute.master_port}",
-        rdzv_configs={"rank": int(os.environ.get(RANK_VARIABLE, "0")), "timeout": JOIN_SECONDS},
+        rdzv_configs={"rank": int(os.environ.get(RANK_VARIABLE, "0")), "timeout": GATHER_SECONDS},
         start_method="fork",
         signals_to_handle="SIGINT",
         max_restarts=0,
@@ -106,7 +104,7 @@ def explain(failure: BaseException) -> exits.TrainerError:
 
 
 def resolve(host: str, limit: float, pause: float = 1.0) -> None:
-    """Wait until `host` has an address: a new Service's name can be unknown for some seconds."""
+    """Wait until `host` has an address: rank 0's pod may get its machine later than this one."""
     deadline = time.monotonic() + limit
     while True:
         try:
@@ -114,9 +112,8 @@ def resolve(host: str, limit: float, pause: float = 1.0) -> None:
             return
         except socket.gaierror as error:
             if time.monotonic() > deadline:
-                raise exits.Infrastructure(
-                    "MasterUnknown", f"{host} has no address after {limit:.0f} s: {error}", "Check the cluster's DNS."
-                ) from error
+                reason = f"{host} has no address after {limit:.0f} s: rank 0 has no machine, or the name server does not know it: {error}"
+                raise exits.Infrastructure("MasterUnknown", reason, "Look at rank 0's pod, and at the cluster's DNS.") from error
             time.sleep(pause)
 
 

@@ -15,6 +15,7 @@ from finetune_operator.decide.rollout.plan import Plan
 from finetune_operator.decide.rollout.rolling_back import roll_back
 from finetune_operator.decide.rollout.scene import OUTAGE_SECONDS, Scene, Step, can_go_back, unheard
 from finetune_operator.decide.rollout.states import ABORT, BAKING, PAUSE, PROMOTE
+from finetune_operator.workloads.objects import time
 
 
 def guarded(plan: Plan, scene: Scene, r: Rollout, *, hurried: bool = False) -> tuple[Step | None, Rollout, list[Finding]]:
@@ -47,10 +48,14 @@ def held(scene: Scene, r: Rollout, message: str = "") -> Step:
 
 
 def _down(scene: Scene, r: Rollout) -> Step:
-    """No pod of the new arm is ready: nobody else is moved to it, and soon everybody is taken back, if there is where to."""
-    waiting = f"; {scene.canary.waiting.message}" if scene.canary.waiting else ""
-    message = f"no pod of the new arm is ready, {r.weight} % of the users are on it{waiting}"
-    if elapsed(r, "down", scene.now) > OUTAGE_SECONDS and can_go_back(scene, r):
+    """No pod of the new arm is ready: nobody else is moved to it, and everybody is taken back, if there is where to: at once where its
+    containers crash or run out of memory, soon where its pods are gone, which is more likely their node's doing."""
+    fall, waiting = scene.canary.fall, scene.canary.waiting
+    began = time(r.memory.get("began"))
+    crashed = fall is not None and began is not None and fall.at >= began
+    cause = f"; {waiting.message}" if waiting else f"; {fall.message}" if fall and crashed else ""
+    message = f"no pod of the new arm is ready, {r.weight} % of the users are on it{cause}"
+    if (crashed or elapsed(r, "down", scene.now) > OUTAGE_SECONDS) and can_go_back(scene, r):
         return roll_back(scene, r, conditions.NO_READY_PODS, message)
     return Step(r, unheard(scene, r.weight), message, conditions.PAUSED)
 
