@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 Strategy = st.SearchStrategy[Any]
 _WORDS: Final = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=12)
 _UNSUPPORTED: Final = {f"{rule.path}.{rule.field}" for rule in NOT_YET if rule.cel == f"!has(self.{rule.field})"}
-_FORMATS: Final = ("Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput", "Preference")
+_FORMATS: Final = ("Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput", "Text", "Preference")
 _ROWS: Final = (
     "configmap://rows/train.jsonl",
     "pvc://datasets/deep/rows.jsonl",
@@ -133,6 +133,8 @@ def _reconciled(spec: dict[str, Any]) -> dict[str, Any]:
     if "languages" not in (quality := data.get("quality", {})):
         data |= {"quality": {key: value for key, value in quality.items() if key != "languagePercent"}} if quality else {}
     found = {**spec, "method": method, "data": data}
+    if "evaluation" in spec and data.get("test", data["train"]).get("format") == "Text":
+        found["evaluation"] = {key: value for key, value in spec["evaluation"].items() if key != "metrics"}
     if "compute" in spec:
         found["compute"] = _divided(spec["compute"], kind, preferences)
     if kind in PROMPTS and spec.get("training", {}).get("gradientCheckpointing") == "Always":

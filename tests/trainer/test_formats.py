@@ -45,6 +45,8 @@ CONVERSATIONS = {
     "a system text comes first": (
         '{"system": "s", "input": "a", "output": "b"}', ({"role": "system", "content": "s"}, *turns("a", "b")),
     ),
+    "a text, whatever is beside it": ('{"text": " a\\n", "id": 7}', ({"role": "text", "content": " a\n"},)),
+    "a text beside what it was made of is not looked at": ('{"instruction": "a", "output": "b", "text": "a b"}', turns("a", "b")),
 }  # fmt: skip
 
 
@@ -63,6 +65,7 @@ REASONS = {
     "an answer of which nothing can be seen": ('{"prompt": "a", "completion": " \\u200b\\ufeff"}', "turn 2 (assistant) is empty"),
     "bytes that are no UTF-8": ('{"prompt": "\udcff", "completion": "b"}', "not UTF-8"),
     "half of a surrogate pair": ('{"prompt": "a", "completion": "\\ud800"}', "half of a surrogate pair"),
+    "a plain text": ('{"text": "a"}', "it is Text, but the file is PromptCompletion: keep one format a file"),
 }
 
 
@@ -124,6 +127,21 @@ def test_a_file_of_which_no_row_can_be_read_is_told_with_the_first_reason() -> N
 def test_fields_that_fit_no_format_are_listed() -> None:
     with pytest.raises(UserError, match=r"fields found: question, answer"):
         converted('{"question": "a", "answer": "b"}')
+
+
+@pytest.mark.parametrize("field", ["prompt", "completion", "instruction", "input", "output", "chosen", "rejected"])
+def test_a_text_beside_a_field_of_another_format_is_taken_for_one_where_that_is_named_alone(field: str) -> None:
+    line = json.dumps({"text": "a", field: None})
+    with pytest.raises(UserError, match=f"fields found: text, {field}") as found:
+        converted(line)
+    assert found.value.fix.endswith("or text alone.")
+    assert [row.response for row in converted(line, "Text")[0]] == ["a"]
+
+
+def test_a_text_and_an_answer_of_the_same_words_are_two_contents() -> None:
+    (one,), _ = converted('{"text": "a"}')
+    (two,), _ = converted('{"prompt": "a", "completion": "a"}')
+    assert (one.plain, two.plain, one.digest != two.digest) == (True, False, True)
 
 
 def test_a_json_array_and_a_byte_order_mark_are_read() -> None:

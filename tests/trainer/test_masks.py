@@ -12,6 +12,7 @@ from finetune_trainer.data.templates import ChatEncoder, Encoded, end_tokens, un
 from finetune_trainer.exits import Interrupted, UserError
 from finetune_trainer.serve.prompts import chat_prompt
 from finetune_trainer.serve.protocol import ChatRequest
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 ASKS = "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -127,6 +128,15 @@ def test_a_template_that_is_none_is_told_once_and_not_by_row(
         ChatEncoder(tokenizer)
     assert found.value.reason == "ChatTemplateInvalid"
     assert "name another model" in found.value.fix
+
+
+def test_an_answer_whose_accents_the_tokenizer_puts_upon_their_letters_is_proven(tiny_model: Path) -> None:
+    """As Qwen's does."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    item = ChatEncoder(tokenizer).encode(row(("user", "Where?"), ("assistant", "In the cafe\u0301.")))
+    assert supervised(tokenizer, item) == "In the caf\u00e9.<|im_end|>"
+    assert unproven([item], end_tokens(tokenizer), tokenizer) == [False]
 
 
 def _earlier(mask: tuple[bool, ...], count: int) -> tuple[bool, ...]:

@@ -210,11 +210,13 @@ def test_a_test_file_without_rows_is_told(run: Any, tmp_path: Path) -> None:
         run(rows(), data__test=source(tmp_path / "test.jsonl", []))
 
 
-def test_a_tokenizer_without_a_template_is_refused_before_anything_is_read(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_without_a_template_is_refused_before_anything_is_read_where_a_format_that_needs_one_is_named(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     monkeypatch.setattr(prepare, "load_tokenizer", lambda *_: SimpleNamespace(chat_template=None))
     monkeypatch.setattr(prepare, "find_files", lambda *_: pytest.fail("data were looked for"))
     with pytest.raises(UserError, match=r"no chat template \(neither chat_template\.jinja nor tokenizer_config\.json has one\)"):
-        run(rows())
+        run(rows(), data__train__format="InstructionInputOutput")
 
 
 def test_a_template_that_is_none_is_refused_before_anything_is_read(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

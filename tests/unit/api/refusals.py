@@ -141,7 +141,6 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
         "spec.rollout.guards.queries[].query: names a placeholder that there is not; there are ${arm}, ${revision}",
     ),
     "an archive without its digest": (changed(_BASE, "spec.model.source", "https://example.com/m.tar"), "spec.model.revision: an https:// model is an archive"),
-    "mixed-in text": (changed(_BASE, "spec.data.mix", [{"source": "pvc://a/b", "percent": 10, "format": "Text"}]), "spec.data.mix[].format: not supported yet"),
     "mixed-in rows of a volume behind a Secret": (
         changed(_BASE, "spec.data.mix", [{"source": "pvc://a/b", "percent": 10, "secretName": "s"}]),
         "spec.data.mix[].secretName: belongs to a source of https://",
@@ -152,7 +151,18 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "a language by its name": (changed(_BASE, "spec.data.quality", {"languages": ["english"]}), "spec.data.quality.languages"),
     "how sure, of no language": (changed(_BASE, "spec.data.quality", {"languagePercent": 95}), "set languages"),
     "no language at all": (changed(_BASE, "spec.data.quality", {"languages": []}), "spec.data.quality.languages"),
-    "plain text": (changed(_BASE, f"{_ROWS}.format", "Text"), "spec.data.train.format: not supported yet"),
+    "plain text for DPO": (
+        changed(changed(_BASE, "spec.method.objective", "DPO"), f"{_ROWS}.format", "Text"),
+        "spec.method.objective: DPO learns from rows of format Preference",
+    ),
+    "answers to plain text": (
+        changed(changed(_BASE, "spec.evaluation", {"metrics": [{"type": "ExactMatch"}]}), f"{_ROWS}.format", "Text"),
+        "spec.evaluation.metrics: score answers, and test rows of format Text have none; remove metrics",
+    ),
+    "answers to plain text of a test split": (
+        changed(changed(_BASE, "spec.evaluation", {"metrics": [{"type": "ExactMatch"}]}), "spec.data.test", {"source": "pvc://a/b", "format": "Text"}),
+        "spec.evaluation.metrics: score answers",
+    ),
     "preferences for SFT": (changed(_BASE, f"{_ROWS}.format", "Preference"), "spec.method.objective: DPO learns from rows of format Preference"),
     "messages for DPO": (
         changed(changed(_BASE, "spec.method.objective", "DPO"), "spec.data.test", {"source": "pvc://a/b", "format": "Messages"}),

@@ -23,6 +23,13 @@ ACCEPTED: dict[str, Manifest] = {
     "a gated model of the hub": changed(BASE, "spec.model", {"source": "hf://owner/name", "secretName": "hf-token"}),
     "a whole CPU as a number": changed(BASE, "spec.compute.cpu", 2),
     "a row that is too long fails": changed(BASE, "spec.data.quality", {"onTooLong": "Fail"}),
+    "plain text that is scored by its loss": changed(changed(BASE, "spec.evaluation", {"gate": {}}), "spec.data.train.format", "Text"),
+    "plain text, and questions to test with": changed(
+        changed(BASE, "spec.evaluation", {"metrics": [{"type": "ExactMatch"}]}),
+        "spec.data",
+        {"train": {"source": "pvc://a/b", "format": "Text"}, "test": {"source": "pvc://a/c", "format": "Messages"}},
+    ),
+    "plain text mixed into questions": changed(BASE, "spec.data.mix", [{"source": "pvc://a/b", "percent": 10, "format": "Text"}]),
     "vLLM": changed(BASE, "spec.serving", {"runtime": "vLLM"}),
     "everySteps alone": changed(BASE, "spec.training.checkpoint", {"everySteps": 5}),
 }

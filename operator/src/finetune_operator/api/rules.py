@@ -25,7 +25,7 @@ from finetune_operator.api.blocks import (
     training,
 )
 from finetune_operator.api.blocks.compute import layout, shardable
-from finetune_operator.api.blocks.data import ROWS, SLOTS
+from finetune_operator.api.blocks.data import SLOTS
 from finetune_operator.api.blocks.method import PROMPTS
 from finetune_operator.api.rule import Node, Rule
 
@@ -39,6 +39,7 @@ _FORMAT_CEL: Final = " && ".join(
         f"(!has(self.data.mix) || self.data.mix.all(mix, {_FIT_CEL.format('mix')}))",
     ]
 )
+_TEXT_CEL: Final = "!has({0}.format) || {0}.format != 'Text'"
 NAME_PATTERN: Final = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
 
@@ -75,6 +76,12 @@ def _formats_fit(spec: Node) -> bool:
     return all(name == "Auto" or (name == "Preference") == wanted for name in named)
 
 
+def _answers_scored(spec: Node) -> bool:
+    """Whether the test rows, where their format is named, have the answers that metrics score."""
+    test = spec["data"].get("test", spec["data"]["train"])
+    return not spec.get("evaluation", {}).get("metrics") or test.get("format") != "Text"
+
+
 NAMED: Final = (
     Rule(
         "", "metadata.name",
@@ -90,6 +97,13 @@ ACROSS: Final = (
         _FORMAT_CEL,
         "DPO learns from rows of format Preference, SFT from all others; change the objective or data's format",
         _formats_fit,
+    ),
+    Rule(
+        "spec", "evaluation.metrics",
+        "!has(self.evaluation) || !has(self.evaluation.metrics) || self.evaluation.metrics.size() == 0 || "
+        f"(has(self.data.test) ? {_TEXT_CEL.format('self.data.test')} : {_TEXT_CEL.format('self.data.train')})",
+        "score answers, and test rows of format Text have none; remove metrics (texts are scored by their loss) or name questions as data.test",
+        _answers_scored,
     ),
     Rule(
         "spec", "compute.sharding",
@@ -150,19 +164,10 @@ def _unset(path: str, field: str, instead: str = "") -> Rule:
     return _not_yet(path, field, f"!has(self.{field})", lambda node: field not in node, instead)
 
 
-def _only(path: str, field: str, values: tuple[str, ...], instead: str) -> Rule:
-    """Absent, or one of these."""
-    listed = ", ".join(f"'{value}'" for value in values)
-    cel = f"!has(self.{field}) || self.{field} in [{listed}]"
-    return _not_yet(path, field, cel, lambda node: node.get(field, values[0]) in values, instead)
-
-
 def _not_from(path: str, field: str, schemes: tuple[str, ...], instead: str) -> Rule:
     cel = " && ".join(f"!self.{field}.startsWith('{scheme}')" for scheme in schemes)
     return _not_yet(path, field, cel, lambda node: not node[field].startswith(schemes), f"{instead} instead of {' or '.join(schemes)}")
 
-
-_FORMATS: Final = ("Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput", "Preference")
 
 NOT_YET: Final = (
     _not_from("spec.model", "source", ("s3://", "oci://"), "use image:///, pvc://, hf:// or https://"),
@@ -173,7 +178,6 @@ NOT_YET: Final = (
         lambda model: "secretName" not in model or model["source"].startswith("hf://"),
         "only hf:// models are fetched with a token",
     ),
-    *(_only(path, "format", _FORMATS, f"use {', '.join(_FORMATS[1:])}") for path in ROWS),
     _not_from("spec.evaluation.metrics[].sqlExecution", "schema", ("hf://", "s3://", "https://"), "use configmap://, pvc:// or image:///"),
     _unset("spec", "provider"),
 )

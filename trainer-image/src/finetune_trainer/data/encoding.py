@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from finetune_trainer.config import RunConfig, need
-from finetune_trainer.data import arrays, preference, quality
+from finetune_trainer.data import arrays, plain, preference, quality
 from finetune_trainer.data.batches import batches
-from finetune_trainer.data.formats import RowError
+from finetune_trainer.data.encoders import RowEncoder
+from finetune_trainer.data.formats import Row, RowError
 from finetune_trainer.data.loading import Loaded
 from finetune_trainer.data.store import Record
-from finetune_trainer.data.templates import ChatEncoder, Encoded, end_tokens, said_control_token, unproven
+from finetune_trainer.data.templates import Encoded, said_control_token
 from finetune_trainer.data.tokens import Tokens
 from finetune_trainer.exits import JsonObject, UserError
 from finetune_trainer.progress import Progress
@@ -23,26 +24,33 @@ BATCH, BATCH_BYTES = 512, 1 << 20  # a token takes some 300 bytes while its batc
 UNPROVEN_SHARE = 0.1
 
 
+class Doubt(NamedTuple):
+    """Why a row's mask is not believed, and what helps."""
+
+    reason: str
+    fix: str
+
+
 @dataclass
 class Encoding:
     """Tokenises rows in batches: what the template refuses or the limit forbids goes to the ledger."""
 
     config: RunConfig
     loaded: Loaded
-    chat: ChatEncoder
+    encoder: RowEncoder
     vocabulary: int
     known: Tokens
     progress: Progress
     shown: list[JsonObject] = field(default_factory=list)
     too_long: int = 0
-    unlike: list[tuple[Record, str]] = field(default_factory=list)  # with the control token that its answer holds, '' for none
+    unlike: list[tuple[Record, Doubt]] = field(default_factory=list)
     done: int = 0
     longest: int = 0  # tokens of the longest conversation in training
 
     def __post_init__(self) -> None:
         self._pairs = need(self.config.method, "method").objective == "DPO"
-        self._encoder = preference.PairEncoder(self.chat) if self._pairs else self.chat
-        self._ends = end_tokens(self.chat.tokenizer)
+        self._encode = (preference.PairEncoder(self.encoder.chat) if self._pairs else self.encoder).encode_all
+        self._tokenizer = self.encoder.tokenizer
         data, training = need(self.config.data, "data"), need(self.config.training, "training")
         self._policy = data.quality.on_too_long
         limits = {"training.maxSequenceLength": training.max_sequence_length, "data.quality.maxTokens": data.quality.max_tokens}
@@ -61,7 +69,8 @@ class Encoding:
             for record, item in zip(records, self._encoded(records), strict=True):
                 if isinstance(item, RowError):
                     self.loaded.drop("Invalid", record, str(item))
-                elif kept := self._shortened(record, item):
+                    continue
+                for kept in self._shortened(record, item, split):
                     if split == "train":
                         self._learnt(kept)
                     yield kept
@@ -74,7 +83,7 @@ class Encoding:
         rows, contents = zip(*self.loaded.store.contents(records), strict=True)
         result: list[Encoded | RowError | None] = [*self.known.find(rows, contents)]
         missing = [index for index, item in enumerate(result) if item is None]
-        encoded = self._encoder.encode_all([rows[index] for index in missing])
+        encoded = self._encode([rows[index] for index in missing])
         for index, item in zip(missing, self._proven([records[index] for index in missing], encoded), strict=True):
             result[index] = item
         new = [index for index in missing if isinstance(result[index], Encoded)]
@@ -82,59 +91,61 @@ class Encoding:
         return cast(list[Encoded | RowError], result)
 
     def _proven(self, records: Sequence[Record], encoded: Sequence[Encoded | RowError]) -> Iterator[Encoded | RowError]:
-        doubts = iter(unproven([item for item in encoded if isinstance(item, Encoded)], self._ends, self.chat.tokenizer))
+        doubts = iter(self.encoder.unproven([item for item in encoded if isinstance(item, Encoded)]))
         for record, item in zip(records, encoded, strict=True):
             if isinstance(item, Encoded) and next(doubts):
-                token = said_control_token(item.row, self._ends, self.chat.tokenizer)
-                self.unlike.append((record, token))
-                yield RowError(_doubt(token))
+                doubt = self._doubt(item.row)
+                self.unlike.append((record, doubt))
+                yield RowError(doubt.reason)
             else:
                 yield item
 
-    def _shortened(self, record: Record, item: Encoded) -> Encoded | None:
+    def _doubt(self, row: Row) -> Doubt:
+        if row.plain:
+            return Doubt("field text does not come back from its tokens", "The model's tokenizer cannot write it; use another model.")
+        if token := said_control_token(row, self.encoder.ends, self._tokenizer):
+            reason = f"its answer holds {token!r}, which the model reads as a control token"
+            return Doubt(reason, "Take it out of the answers: the chat template puts it where it belongs.")
+        reason = "the supervised tokens are not its answer and an end of turn"
+        return Doubt(reason, "The model's chat template is unusual; use another variant of the model.")
+
+    def _shortened(self, record: Record, item: Encoded, split: str) -> Sequence[Encoded]:
+        """What is kept of a row, none of it too long; but of the test split a text is kept whole, and read in pieces when it is scored."""
         if (token := max(item.ids)) >= self.vocabulary:
             raise UserError(
                 "TokenOutsideVocabulary",
-                f"row {record.row} of {record.source}: token {token} ({self.chat.tokenizer.decode([token])!r}) is outside the "
+                f"row {record.row} of {record.source}: token {token} ({self._tokenizer.decode([token])!r}) is outside the "
                 f"model's vocabulary of {self.vocabulary:,}",
                 "Tokenizer and weights do not belong together: use the model's own tokenizer files.",
             )
         if item.longest <= self._limit:
-            return item
+            return [item]
         where = f"{item.longest:,} tokens, more than {self._limited_by} {self._limit:,}"
         if self._policy == "Fail":
             fix = f"Shorten it, raise {self._limited_by}, or set data.quality.onTooLong to Drop."
             raise UserError("RowTooLong", f"row {record.row} of {record.source} has {where}", fix)
         self.too_long += 1
+        if item.row.plain and self._policy == "Truncate":
+            return [item] if split == "test" else plain.pieces(item, self._limit)
         shortened = item.shortened(self._limit)
         if self._policy == "Truncate" and shortened.teaches():
-            return shortened
+            return [shortened]
         what = "the row is too long" if shortened.teaches() else "the prompt alone is too long"
+        if item.row.plain:
+            what = "field text is too long, and data.quality.onTooLong is not Truncate, which cuts it into pieces"
         self.loaded.drop("TooLong", record, f"{what}: {where}")
-        return None
+        return []
 
     def _learnt(self, item: Encoded) -> None:
         self.longest = max(self.longest, item.longest)
         if item.row.digest in self._wanted:
             self._wanted.remove(item.row.digest)
-            self.shown.append(rendered(item, self.chat.tokenizer))
+            self.shown.append(rendered(item, self._tokenizer))
 
     def _refuse_unproven(self) -> None:
         if len(self.unlike) > max(self.done, min(self._all, BATCH)) * UNPROVEN_SHARE:
-            first, token = self.unlike[0]
-            raise UserError(
-                "MaskNotProven",
-                f"row {first.row} of {first.source}: {_doubt(token)}",
-                "Take it out of the answers: the chat template puts it where it belongs."
-                if token
-                else "The model's chat template is unusual; use another variant of the model.",
-            )
-
-
-def _doubt(token: str) -> str:
-    if token:
-        return f"its answer holds {token!r}, which the model reads as a control token"
-    return "the supervised tokens are not its answer and an end of turn"
+            first, doubt = self.unlike[0]
+            raise UserError("MaskNotProven", f"row {first.row} of {first.source}: {doubt.reason}", doubt.fix)
 
 
 def rendered(item: Encoded, tokenizer: Any) -> JsonObject:

@@ -1,6 +1,6 @@
-"""Raw rows of any format → conversations.
+"""Raw rows of any format → conversations, and plain texts.
 
-Invariant: a row either becomes a conversation that ends with a non-empty assistant turn, or an error in words.
+Invariant: a row either becomes a conversation that ends with a non-empty assistant turn, or a text that is not empty, or an error in words.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ FIELDS = {
     "PromptCompletion": ("prompt", "completion"),
     "InstructionInputOutput": ("instruction", "output"),
     "InputOutput": ("input", "output"),
-}  # what each format must have, the first that fits wins
+    "Text": ("text",),
+}  # what each format must have, the first that fits wins; a text has no field of the others
+OTHERS = frozenset(field for name, fields in FIELDS.items() if name != "Text" for field in fields)
+TEXT = "text"  # the role of a plain text, which is in no conversation
 VISIBLE = re.compile("[^\\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
 ROLES = ("system", "user", "assistant")
 KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
@@ -37,7 +40,7 @@ class RowError(Exception):
 @dataclass(frozen=True)
 class Row:
     """One conversation with where it came from; `digest` identifies its content (sha256, hex). Where answers are compared, `messages`
-    ends with the preferred one, and `rejected` is the conversation with the other."""
+    ends with the preferred one, and `rejected` is the conversation with the other. A plain text is one message of the role TEXT."""
 
     source: str
     row: int
@@ -47,8 +50,18 @@ class Row:
 
     @property
     def response(self) -> str:
-        """The last assistant turn."""
+        """The last assistant turn, or all of a plain text."""
         return self.messages[-1]["content"]
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a plain text."""
+        return any(message["role"] == TEXT for message in self.messages[:1])
+
+    @property
+    def learnt(self) -> str:
+        """What is learnt of it, in words."""
+        return "field text" if self.plain else "the answer"
 
 
 @dataclass(frozen=True)
@@ -79,29 +92,25 @@ def detect(name: str, rows: Iterable[RawRow]) -> str:
         raise UserError(
             "FormatUnknown",
             f"{name}: no known format (fields found: {seen}{broken})",
-            "Use messages, prompt+completion, instruction(+input)+output, input+output, or prompt+chosen+rejected.",
+            "Use messages, prompt+completion, instruction(+input)+output, input+output, prompt+chosen+rejected, or text alone.",
         )
     return votes.most_common(1)[0][0]
 
 
 def shape_of(value: dict[str, object]) -> str:
     """The format whose fields `value` has, or ''."""
-    return next((name for name, fields in FIELDS.items() if all(field in value for field in fields)), "")
-
-
-def require_known(wanted: str) -> None:
-    """Raise UserError for a format that no converter reads."""
-    if wanted not in FIELDS:
-        raise UserError("FormatNotSupported", f"data format {wanted} is not supported yet", f"Use one of {', '.join(FIELDS)}.")
+    shape = next((name for name, fields in FIELDS.items() if all(field in value for field in fields)), "")
+    return "" if shape == "Text" and not OTHERS.isdisjoint(value) else shape
 
 
 def convert(raw: RawRow, wanted: str) -> Row:
-    """The conversation of a raw row, of a pair both; what identifies a pair is its prompt and its chosen answer. Raises RowError."""
+    """The conversation (or plain text) of a raw row, of a pair both; what identifies a pair is its prompt and its chosen answer. Raises
+    RowError."""
     value = _fields(raw, wanted)
     if wanted == PREFERENCE:
         chosen, rejected = _compared(value)
         return Row(raw.source, raw.row, chosen, content_digest(chosen), rejected)
-    messages = tuple(check(CONVERTERS[wanted](value)))
+    messages = (plain_text(value),) if wanted == "Text" else tuple(check(CONVERTERS[wanted](value)))
     return Row(raw.source, raw.row, messages, content_digest(messages))
 
 
@@ -133,6 +142,14 @@ def check(messages: list[Message]) -> list[Message]:
     if not any(message["role"] == "user" for message in messages):
         raise RowError("there is no user turn")
     return messages
+
+
+def plain_text(value: dict[str, object]) -> Message:
+    """The text of a row of plain text."""
+    content = _text(value, "text")
+    if not VISIBLE.search(content):
+        raise RowError("field text is empty")
+    return {"role": TEXT, "content": content}
 
 
 def content_digest(messages: Iterable[Message]) -> str:

@@ -34,7 +34,7 @@ class Languages:
         """`row`. Raises RowError for one in another language."""
         for number, message in enumerate(row.messages, start=1):
             if self._identifier and message["role"] != "system":
-                self._check(f"turn {number} ({message['role']})", message["content"])
+                self._check(row.learnt if row.plain else f"turn {number} ({message['role']})", message["content"])
         if self._identifier and row.rejected:
             self._check("the rejected answer", row.rejected[-1]["content"])
         return row

@@ -97,7 +97,6 @@ def _opened(source: SourceConfig, file: DataFile, method: MethodConfig) -> tuple
     if not probe:
         return raws, ""
     wanted = formats.detect(file.name, probe) if source.format == "Auto" else source.format
-    formats.require_known(wanted)
     require_fitting(method, file.name, wanted)
     return chain(probe, raws), wanted
 
@@ -114,7 +113,7 @@ def _rows(
         except RowError as error:
             loaded.ledger.add("Invalid", Rejected(raw.source, raw.row, str(error)), partial(_written, raw, shown))
             continue
-        if answers is not None:
+        if answers is not None and not row.plain:
             answers.add(row.response)
         yield loaded.store.add(row)
 
@@ -122,7 +121,7 @@ def _rows(
 def _not_repetitive(row: formats.Row, limit: float) -> formats.Row:
     share = quality.repetition(row.response)
     if share > limit:
-        raise RowError(f"the answer repeats itself: {share:.0f} % of its trigrams were there before, more than {limit:g} %")
+        raise RowError(f"{row.learnt} repeats itself: {share:.0f} % of its trigrams were there before, more than {limit:g} %")
     return row
 
 
@@ -133,11 +132,12 @@ def _written(raw: RawRow, shown: Callable[[str], str]) -> str:
 
 
 def _clean(loaded: Loaded, records: list[Record], *, deduplicate: bool) -> list[Record]:
-    """The records whose answer is long enough, each content once."""
+    """The records whose answer (or text) is long enough, each content once."""
     minimum = loaded.min_response
     for record in records:
         if record.characters < minimum:
-            loaded.drop("Invalid", record, f"the answer has {record.characters} characters, fewer than {minimum}")
+            learnt = next(loaded.store.rows([record])).learnt
+            loaded.drop("Invalid", record, f"{learnt} has {record.characters} characters, fewer than {minimum}")
     good = [record for record in records if record.characters >= minimum]
     if not deduplicate:
         return good

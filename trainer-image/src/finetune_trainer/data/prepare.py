@@ -29,11 +29,11 @@ from finetune_trainer.config import (
     need,
 )
 from finetune_trainer.data import loading, origins, pool, quality, report, reuse, sources, tokens
+from finetune_trainer.data.encoders import RowEncoder
 from finetune_trainer.data.encoding import Encoding
 from finetune_trainer.data.loading import Files, Loaded, Splits
 from finetune_trainer.data.reading import sha256
 from finetune_trainer.data.remote import Downloads
-from finetune_trainer.data.templates import ChatEncoder
 from finetune_trainer.estimate import Outline
 from finetune_trainer.exits import Infrastructure, JsonObject, TrainerError, UserError, raise_volume_failure
 from finetune_trainer.methods import require_supported
@@ -87,7 +87,8 @@ def _prepare(config: RunConfig, data: DataConfig, cache: Path, progress: Progres
     """Fill the locked folder of `data` by way of the locked `cache`, which all revisions share."""
     progress.update(state="loading")
     os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(hardware.cpu_limit()))  # nothing is forked here
-    chat = ChatEncoder(load_tokenizer(config.model.path, config.model.allow_remote_code))
+    encoder = RowEncoder(load_tokenizer(config.model.path, config.model.allow_remote_code))
+    encoder.expect(source.format for source in (data.train, data.validation, data.test, *data.mix) if source is not None)
     outline = _outline(config)
     downloads = Downloads(cache / "downloads", cache / "records")
     files = find_files(data, downloads)
@@ -95,7 +96,7 @@ def _prepare(config: RunConfig, data: DataConfig, cache: Path, progress: Progres
     with layout.transaction(data.path, layout.DATA_MANIFEST, has_lock=True) as work:
         content = reuse.take_over(key, data.path, work.folder)
         if content is None:
-            content = _make(config, files, chat, outline.vocabulary, cache, work.folder, progress)
+            content = _make(config, files, encoder, outline.vocabulary, cache, work.folder, progress)
         facts = _facts(config, content, outline)
         document = {**content, **facts, "finetune": _title(config)}
         layout.write_json(work.folder / "report.json", document)
@@ -132,7 +133,9 @@ def find_files(data: DataConfig, downloads: Downloads) -> Files:
     return found
 
 
-def _make(config: RunConfig, files: Files, chat: ChatEncoder, vocabulary: int, cache: Path, folder: Path, progress: Progress) -> JsonObject:
+def _make(
+    config: RunConfig, files: Files, encoder: RowEncoder, vocabulary: int, cache: Path, folder: Path, progress: Progress
+) -> JsonObject:  # fmt: skip
     """Fill `folder` with arrays, sealed rows and hashes; returns what the data and the objective alone decide."""
     data, method = need(config.data, "data"), need(config.method, "method")
     loaded = pool.kept(cache / "rows", reuse.rows_key(config, files), lambda store: loading.load(data, method, files, store))
@@ -142,7 +145,7 @@ def _make(config: RunConfig, files: Files, chat: ChatEncoder, vocabulary: int, c
         loading.require_test(loaded, data)
         progress.update(state="tokenizing", percent=20)
         with tokens.kept(cache / "tokens", reuse.tokens_key(config), pairs=method.objective == "DPO") as known:
-            return _write(folder, Encoding(config, loaded, chat, vocabulary, known, progress), loaded, data)
+            return _write(folder, Encoding(config, loaded, encoder, vocabulary, known, progress), loaded, data)
 
 
 def _write(folder: Path, encoding: Encoding, loaded: Loaded, data: DataConfig) -> JsonObject:

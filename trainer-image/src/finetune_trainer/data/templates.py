@@ -7,6 +7,7 @@ Invariant: a supervised turn ends with an end-of-turn token, and the share of su
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ class Encoded:
         return Encoded(self.row, self.ids[:limit], self.mask[:limit])
 
     def teaches(self) -> bool:
-        """Whether something is supervised in each conversation."""
-        return any(self.mask)
+        """Whether something is supervised in each conversation; its first token is predicted from nothing."""
+        return any(self.mask[1:])
 
 
 class ChatEncoder:
@@ -194,8 +195,8 @@ def _doubts(items: Sequence[Encoded], ends: frozenset[int], tokenizer: Any) -> l
     spoken = iter(tokenizer.batch_decode([stretch for runs in stretches for stretch in runs], skip_special_tokens=True))
     result = []
     for item, runs in zip(items, stretches, strict=True):
-        said = _packed("".join(next(spoken) for _ in runs))
-        answers = [_packed(message["content"]) for message in item.row.messages if message["role"] == "assistant"]
+        said = packed("".join(next(spoken) for _ in runs))
+        answers = [packed(message["content"]) for message in item.row.messages if message["role"] == "assistant"]
         result.append(any(run[-1] not in ends for run in runs) or said not in ("".join(answers), answers[-1]))
     return result
 
@@ -206,5 +207,6 @@ def _stretches(item: Encoded) -> list[list[int]]:
     return [[token for token, _ in run] for supervised, run in runs if supervised]
 
 
-def _packed(text: str) -> str:
-    return "".join(text.split())
+def packed(text: str) -> str:
+    """What of a text must come back from its tokens: all but white space, however its letters and their accents were put together."""
+    return unicodedata.normalize("NFC", "".join(text.split()))

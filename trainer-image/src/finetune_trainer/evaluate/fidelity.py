@@ -22,7 +22,7 @@ from peft import PeftModel
 
 from finetune_trainer import layout
 from finetune_trainer.config import ComputeConfig, FidelityConfig, MethodConfig, ModelConfig, TrainingConfig
-from finetune_trainer.data.templates import ChatEncoder
+from finetune_trainer.data.encoders import RowEncoder
 from finetune_trainer.evaluate.loss import encode, read
 from finetune_trainer.evaluate.rows import TestRow
 from finetune_trainer.exits import JsonObject, UserError
@@ -95,11 +95,11 @@ def made(artifact: Path) -> Made:
 
 def answers(tokenizer: Any, test: Iterable[TestRow], longest: int) -> Iterator[Answer]:
     """The beginnings of the answers of those rows that fit into `longest` tokens."""
-    encoder = ChatEncoder(tokenizer)
+    encoder = RowEncoder(tokenizer)
     for row in test:
         with suppress(UserError):
             ids, first = encode(encoder, row, longest)
-            end = min(len(ids), first + ROW_TOKENS)
+            end = min(len(ids), first + ROW_TOKENS, longest)
             yield Answer(tuple(ids[:end]), end - first)
 
 

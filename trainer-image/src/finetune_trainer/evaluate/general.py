@@ -14,7 +14,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from finetune_trainer.data.templates import ChatEncoder
+from finetune_trainer.data.encoders import RowEncoder
 from finetune_trainer.evaluate.loss import encode
 from finetune_trainer.evaluate.rows import TestRow
 from finetune_trainer.exits import UserError
@@ -50,8 +50,9 @@ def documents() -> list[dict[str, str]]:
 
 def encoded(tokenizer: Any, longest: int) -> list[Text]:
     """All texts that fit into `longest` tokens. Of a plain one every token counts that another comes before; of a question, asked by the
-    chat template, those of the answer. A question that the template refuses is left out."""
-    encoder = ChatEncoder(tokenizer)
+    chat template, those of the answer. A question that the template refuses, or for which there is
+    none, is left out."""
+    encoder = RowEncoder(tokenizer)
     found: list[Text] = []
     for document in documents():
         with suppress(UserError):
@@ -59,7 +60,7 @@ def encoded(tokenizer: Any, longest: int) -> list[Text]:
     return [text for text in found if text.tokens > 0 and len(text.ids) <= longest]
 
 
-def _ids(encoder: ChatEncoder, document: dict[str, str], longest: int) -> tuple[tuple[int, ...], int]:
+def _ids(encoder: RowEncoder, document: dict[str, str], longest: int) -> tuple[tuple[int, ...], int]:
     if "text" in document:
         return tuple(encoder.tokenizer(document["text"])["input_ids"]), 1
     asked = ({"role": "user", "content": document["question"]},)

@@ -2,19 +2,21 @@
 compare.
 
 For one row: the negative log2-likelihood of the reference turn's tokens (with the token that ends the turn), given the
-conversation before it, divided by the UTF-8 bytes of the reference. The score is its negative: larger is better.
+conversation before it, divided by the UTF-8 bytes of the reference. The score is its negative: larger is better. Of a
+plain text all tokens count that another comes before; a long one is read in pieces, each for itself.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from finetune_trainer.data.formats import Row, RowError, content_digest
-from finetune_trainer.data.templates import ChatEncoder
+from finetune_trainer.data.encoders import RowEncoder
+from finetune_trainer.data.formats import TEXT, Row, RowError, content_digest
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
 from finetune_trainer.exits import UserError
 from finetune_trainer.serve.loading import Loaded
@@ -26,15 +28,17 @@ MAX_ROWS = 16
 
 def loss_rows(loaded: Loaded, rows: Sequence[TestRow], done: Callable[[int], None]) -> list[ScoredRow]:
     """Every row with its score; `done` is told how many are finished. Raises UserError for an unusable template."""
-    encoder = ChatEncoder(loaded.tokenizer)
-    encoded = [encode(encoder, row, loaded.max_model_len) for row in rows]
-    order = sorted(range(len(rows)), key=lambda index: len(encoded[index][0]))
-    bits: dict[int, float] = {}
-    for batch in batches(order, [len(ids) for ids, _ in encoded], BATCH_TOKENS):
-        logits = read(loaded, [encoded[index][0] for index in batch])
-        for index, of_row in zip(batch, logits, strict=True):
-            bits[index] = _row_bits(of_row, *encoded[index])
-        done(len(bits))
+    encoder = RowEncoder(loaded.tokenizer)
+    pieces = [(row, *piece) for row, one in enumerate(rows) for piece in _pieces(encoder, one, loaded.max_model_len)]
+    left = Counter(row for row, _, _ in pieces)
+    bits = [0.0] * len(rows)
+    order = sorted(range(len(pieces)), key=lambda index: len(pieces[index][1]))
+    for batch in batches(order, [len(ids) for _, ids, _ in pieces], BATCH_TOKENS):
+        logits = read(loaded, [pieces[index][1] for index in batch])
+        for (row, ids, first), of_piece in zip([pieces[index] for index in batch], logits, strict=True):
+            bits[row] += _row_bits(of_piece, ids, first)
+            left[row] -= 1
+        done(len(rows) - sum(count > 0 for count in left.values()))
     return [ScoredRow(row.id, None, {"Loss": -bits[index] / max(1, len(row.reference.encode()))}) for index, row in enumerate(rows)]
 
 
@@ -43,13 +47,16 @@ def loss_dtype() -> torch.dtype | None:
     return None if torch.cuda.is_available() else torch.float32
 
 
-def encode(encoder: ChatEncoder, row: TestRow, longest: int) -> tuple[list[int], int]:
-    """Token ids up to the end of the reference turn, and where it begins. Raises UserError."""
-    messages = (*row.messages, {"role": "assistant", "content": row.reference})
+def encode(encoder: RowEncoder, row: TestRow, longest: int) -> tuple[list[int], int]:
+    """Token ids up to the end of the reference turn, and where it begins; of a plain text all of them, however many, and where those
+    begin that count. Raises UserError."""
+    messages = (*row.messages, {"role": TEXT if row.plain else "assistant", "content": row.reference})
     try:
         encoded = encoder.encode(Row("test", 0, messages, content_digest(messages)))
     except RowError as error:
         raise UserError("TestRowInvalid", f"test row {row.id}: {error}") from error
+    if row.plain:
+        return list(encoded.ids), max(1, encoded.mask.index(True))
     last = max(index for index, supervised in enumerate(encoded.mask) if supervised)
     first = last
     while first > 0 and encoded.mask[first - 1]:
@@ -58,6 +65,16 @@ def encode(encoder: ChatEncoder, row: TestRow, longest: int) -> tuple[list[int],
     if first == 0 or len(ids) > longest:
         raise UserError("TestRowInvalid", f"test row {row.id}: {len(ids)} tokens do not fit into {longest}")
     return ids, first
+
+
+def _pieces(encoder: RowEncoder, row: TestRow, longest: int) -> list[tuple[list[int], int]]:
+    """What `encode` gives; of a plain text in pieces that are read at once, the first token of each of which counts for nothing."""
+    ids, first = encode(encoder, row, longest)
+    if not row.plain:
+        return [(ids, first)]
+    most = min(longest, BATCH_TOKENS)
+    cut = [(ids[start : start + most], 1 if start else first) for start in range(0, len(ids), most)]
+    return [(piece, begin) for piece, begin in cut if len(piece) > begin]
 
 
 def batches(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:

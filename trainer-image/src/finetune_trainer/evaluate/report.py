@@ -236,14 +236,15 @@ def _examples(title: str, found: Sequence[Pair], report: Report) -> str:
 
 
 def _example(pair: Pair, reference: str) -> str:
-    question = "\n".join(f"{m['role']}: {m['content']}" for m in pair.row.messages)
+    asked = "\n".join(f"{m['role']}: {m['content']}" for m in pair.row.messages)
+    question = f"<pre>{_excerpt(asked)}</pre>" if asked else ""
     answers = "".join(
         f'<div><div class="quiet small">{escape(who)} · {escape(charts.value(pair.metric, {"score": row.scores[pair.metric]}))}'
         f"{_note(row, pair.metric)}</div>{_answer(row)}</div>"
         for who, row in ((reference, pair.before), ("tuned", pair.after))
     )
     return (
-        f'<div class="row"><pre>{_excerpt(question)}</pre><div class="quiet small">wanted</div>'
+        f'<div class="row">{question}<div class="quiet small">wanted</div>'
         f'<pre><mark>{_excerpt(pair.row.reference)}</mark></pre><div class="pair">{answers}</div></div>'
     )
 

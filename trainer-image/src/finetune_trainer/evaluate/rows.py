@@ -19,12 +19,17 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class TestRow:
-    """One question; `id` is the content hash of question and reference answer."""
+    """One question; `id` is the content hash of question and reference answer. A plain text has no messages, and is the reference."""
 
     __test__ = False
     id: str
     messages: tuple[Message, ...]
     reference: str
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a plain text, to which there is no question."""
+        return not self.messages
 
 
 @dataclass(frozen=True)

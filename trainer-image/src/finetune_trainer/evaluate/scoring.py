@@ -34,6 +34,13 @@ def scorers(metrics: Sequence[MetricConfig]) -> list[Scorer]:
 
 def check(every: Sequence[Scorer], test: Sequence[TestRow]) -> None:
     """Check all references before a question is asked. Raises UserError that names the row."""
+    texts = sum(row.plain for row in test)
+    if every and texts:
+        raise UserError(
+            "MetricNeedsAnswers",
+            f"evaluation.metrics: {every[0].name} scores answers, and {texts:,} of {len(test):,} test rows are plain text, which has none",
+            "Remove evaluation.metrics: texts are scored by their loss. Or name questions with answers as data.test.",
+        )
     for scorer in every:
         for row in test:
             scorer.check(row)

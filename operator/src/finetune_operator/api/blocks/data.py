@@ -26,7 +26,7 @@ class Source(SpecModel):
     )
     format: Annotated[
         Literal["Auto", "Messages", "PromptCompletion", "InstructionInputOutput", "InputOutput", "Text", "Preference"] | None, RETRAIN
-    ] = Field(default=None, description="Form of a row; Auto (default) tells it from the first rows.")
+    ] = Field(default=None, description="Form of a row; Auto (default) tells it from the first rows. Of Text all is learnt.")
     secret_name: Annotated[Name | None, LIVE] = Field(
         default=None,
         description="Secret that opens an https:// or hf:// source (key `token`) or an s3:// one (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
@@ -47,12 +47,14 @@ class Quality(SpecModel):
     """What a row must be like, and how many bad ones are borne."""
 
     min_response_characters: Annotated[int | None, RETRAIN] = Field(
-        default=None, ge=0, le=100000, description="Default 10; 1 where answers are a small set of labels."
+        default=None, ge=0, le=100000, description="Of an answer, or of a Text; default 10; 1 where answers are a small set of labels."
     )
     max_tokens: Annotated[int | None, RETRAIN] = Field(
         default=None, ge=1, le=1048576, description="Longest row; default 4000, never above maxSequenceLength."
     )
-    on_too_long: Annotated[Literal["Drop", "Truncate", "Fail"] | None, RETRAIN] = Field(default=None, description="Default Drop.")
+    on_too_long: Annotated[Literal["Drop", "Truncate", "Fail"] | None, RETRAIN] = Field(
+        default=None, description="Default Drop. Truncate cuts what is behind the limit off; a Text into pieces, which are all learnt."
+    )
     max_invalid_percent: Annotated[int | None, RETRAIN] = Field(
         default=None, ge=0, le=100, description="Above it the run stops before training; default 5."
     )
@@ -61,7 +63,7 @@ class Quality(SpecModel):
         default=None,
         ge=0,
         le=100,
-        description="An answer of fifty words and more, of whose word trigrams more are repeated, is invalid; default 80.",
+        description="An answer (or Text) of fifty words and more, of whose word trigrams more are repeated, is invalid; default 80.",
     )
     near_duplicates: Annotated[Literal["Drop", "Keep"] | None, RETRAIN] = Field(
         default=None, description="Rows that are nearly like an earlier one, or like one of the test split; default Drop."

@@ -53,7 +53,7 @@ class Gate(SpecModel):
 
 
 class Evaluation(SpecModel):
-    """Scores on the sealed test split; without metrics the loss is compared, in bits per byte of the answers."""
+    """Scores on the sealed test split; without metrics the loss is compared, in bits per byte of the answers (or Texts)."""
 
     metrics: list[Metric] | None = Field(default=None, max_length=8, description="The first one is gated.")
     max_new_tokens: Annotated[int, REEVALUATE] = Field(default=128, ge=1, le=65536)

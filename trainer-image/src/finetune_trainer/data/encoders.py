@@ -1,0 +1,62 @@
+"""Rows → tokens, each as what it is: a conversation by the model's chat template, a plain text as it stands.
+
+A tokenizer is asked for a template, or for an end of text, when the first row comes that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+from finetune_trainer.data.formats import Row, RowError
+from finetune_trainer.data.plain import TextEncoder
+from finetune_trainer.data.templates import ChatEncoder, Encoded, end_tokens, unproven
+
+
+class RowEncoder:
+    """Encodes with one tokenizer. Raises UserError where it lacks what a row needs."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    @cached_property
+    def chat(self) -> ChatEncoder:
+        """What encodes conversations."""
+        return ChatEncoder(self.tokenizer)
+
+    @cached_property
+    def text(self) -> TextEncoder:
+        """What encodes plain texts."""
+        return TextEncoder(self.tokenizer)
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Ids that may end a turn."""
+        return end_tokens(self.tokenizer)
+
+    def expect(self, formats: Iterable[str]) -> None:
+        """Raise UserError for a template that is wrong, or absent where one of the `formats` that are named needs it."""
+        if getattr(self.tokenizer, "chat_template", None) or not {"Auto", "Text"}.issuperset(formats):
+            self.chat  # noqa: B018 - made before a row is read
+
+    def encode(self, row: Row) -> Encoded:
+        """Tokens and mask of a row. Raises RowError."""
+        found = self.encode_all([row])[0]
+        if isinstance(found, RowError):
+            raise found
+        return found
+
+    def encode_all(self, rows: Sequence[Row]) -> list[Encoded | RowError]:
+        """`encode` of each row, or why there is none."""
+        texts, conversations = [row for row in rows if row.plain], [row for row in rows if not row.plain]
+        written = iter(self.text.encode_all(texts) if texts else [])
+        spoken = iter(self.chat.encode_all(conversations) if conversations else [])
+        return [next(written) if row.plain else next(spoken) for row in rows]
+
+    def unproven(self, items: Sequence[Encoded]) -> list[bool]:
+        """Of each row, whether the mask is not to be believed."""
+        texts, conversations = [item for item in items if item.row.plain], [item for item in items if not item.row.plain]
+        written = iter(self.text.unproven(texts) if texts else [])
+        spoken = iter(unproven(conversations, self.ends, self.tokenizer) if conversations else [])
+        return [next(written) if item.row.plain else next(spoken) for item in items]
