@@ -84,8 +84,12 @@ _DRAWN: Final[dict[str, Strategy]] = {
     **{f"spec.economics.alternative.{name}": _decimal(0, 1000) for name in ("inputPrice", "outputPrice")},
     "spec.economics.traffic": st.fixed_dictionaries({"requestsPerMonth": _TOKENS})
     | st.fixed_dictionaries({"inputTokensPerMonth": _TOKENS, "outputTokensPerMonth": _TOKENS}),
-    "spec.evaluation.metrics[]": st.just({"type": "ExactMatch"})
-    | st.sampled_from(_ROWS[:3]).map(lambda source: {"type": "SqlExecution", "sqlExecution": {"schema": source}}),
+    "spec.evaluation.metrics": st.lists(
+        st.sampled_from(["ExactMatch", "Contains", "TokenF1", "RougeL"]).map(lambda name: {"type": name})
+        | st.sampled_from([r"\d+", r"(?s).*answer: (\w+)", "[答东]+"]).map(lambda text: {"type": "Regex", "regex": {"pattern": text}})
+        | st.sampled_from(_ROWS[:3]).map(lambda source: {"type": "SqlExecution", "sqlExecution": {"schema": source}}),
+        max_size=6, unique_by=lambda metric: metric["type"],
+    ),
     "spec.evaluation.skipTrainingIfBaselineAtLeast": _decimal(0, 1),
     "spec.evaluation.gate.maxServingDivergence": _decimal(0, 1),
     "spec.rollout.steps": st.sets(st.integers(1, 99), max_size=4).flatmap(_steps),

@@ -7,10 +7,11 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from finetune_operator import names
+from finetune_operator.api.blocks.evaluation import Metric
 from finetune_operator.api.load import load_spec
 from finetune_operator.api.status import Attempt, Cleaning, Cost, Estimate, Revision
 from finetune_operator.build import runconfig
@@ -22,7 +23,7 @@ from finetune_operator.decide import economics
 from finetune_operator.decide.layout import allowed
 from finetune_operator.workloads.run import GANG_SECONDS
 from finetune_trainer import __main__ as trainer
-from finetune_trainer.config import GATHER_SECONDS, CleanRun, RunConfig
+from finetune_trainer.config import GATHER_SECONDS, CleanRun, MetricConfig, RunConfig
 from finetune_trainer.methods import require_supported
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -162,6 +163,11 @@ def test_a_report_is_told_what_the_gate_asks_and_what_an_hour_costs() -> None:
         "spent": {"gpus": 8, "gpuHour": 2.5, "currency": "USD", "estimatedSeconds": 1700, "estimatedMemoryBytes": 61 * 10**9},
         "economics": None,
     }  # fmt: skip
+
+
+def test_the_metrics_are_the_trainers_and_loss() -> None:
+    ours, theirs = (model.model_fields["type"].annotation for model in (Metric, MetricConfig))
+    assert {*get_args(ours), "Loss"} == set(get_args(theirs))
 
 
 def test_a_misspelt_key_is_refused() -> None:

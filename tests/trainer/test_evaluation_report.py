@@ -248,6 +248,18 @@ def test_rows_are_paired_and_sorted_by_what_changed() -> None:
     assert comparison.turned(pairs) == {"right in both": 0, "now right": 1, "now wrong": 1, "wrong in both": 1}
 
 
+@pytest.mark.parametrize("metric", ["TokenF1", "RougeL"])
+def test_where_a_metric_tells_parts_half_is_enough(metric: str) -> None:
+    question = made.questions(1)[0]
+    rows = {score: ScoredRow("0", "a", {metric: score}, {metric: "partly right"}) for score in (0.49, 0.5, 0.9)}
+    every = [comparison.Pair(question, rows[before], rows[after], metric) for before, after in ((0.49, 0.5), (0.49, 0.49), (0.5, 0.9))]
+    assert comparison.turned(every) == {"right in both": 1, "now right": 1, "now wrong": 0, "wrong in both": 1}
+    assert comparison.still_wrong(every) == [every[1]]
+    assert comparison.reasons(every) == [("partly right", 1)]
+    assert f"An answer is called right here from a {metric} of 0.5 on." in visible(report.render(made.report(metric)))
+    assert "called right here" not in visible(report.render(made.report("Contains")))
+
+
 def test_why_an_answer_is_wrong() -> None:
     said = [
         ScoredRow("0", None, {"E": 0.0}, {"server": "prompt too long"}), ScoredRow("0", "  ", {"E": 0.0}), ScoredRow("0", "x", {"E": 0.0}),

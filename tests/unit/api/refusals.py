@@ -47,7 +47,10 @@ def full_finetune() -> Manifest:
             "podHourlyPrice": "21.20", "oneTimeCost": "4000",
         },
         evaluation={
-            "metrics": [{"type": "ExactMatch"}, {"type": "SqlExecution", "sqlExecution": {"schema": "configmap://shop/schema.sql"}}],
+            "metrics": [
+                {"type": "ExactMatch"}, {"type": "SqlExecution", "sqlExecution": {"schema": "configmap://shop/schema.sql"}},
+                {"type": "Regex", "regex": {"pattern": r"answer: (\w+)"}},
+            ],
             "skipTrainingIfBaselineAtLeast": "0.95",
             "gate": {"minScore": "0.9", "minImprovement": "0.05", "maxForgettingPercent": 5, "maxServingDivergence": "0.005"},
         },
@@ -116,6 +119,20 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "a checkpoint every 0 seconds": (changed(_BASE, "spec.training.checkpoint", {"every": "0s"}), "spec.training.checkpoint.every: must be above 0"),
     "SqlExecution without a schema": (
         changed(_BASE, "spec.evaluation.metrics", [{"type": "SqlExecution"}]), "spec.evaluation.metrics[].sqlExecution: belongs to type SqlExecution"
+    ),
+    "Regex without a pattern": (
+        changed(_BASE, "spec.evaluation.metrics", [{"type": "Regex"}]), "spec.evaluation.metrics[].regex: belongs to type Regex"
+    ),
+    "Contains with a pattern": (
+        changed(_BASE, "spec.evaluation.metrics", [{"type": "Contains", "regex": {"pattern": "a"}}]), "spec.evaluation.metrics[].regex: belongs to type Regex"
+    ),
+    "two metrics of one type": (
+        changed(_BASE, "spec.evaluation.metrics", [{"type": "Regex", "regex": {"pattern": text}} for text in ("a", "b")]),
+        "spec.evaluation.metrics: two have the same type",
+    ),
+    "an empty pattern": (changed(_BASE, "spec.evaluation.metrics", [{"type": "Regex", "regex": {"pattern": ""}}]), "spec.evaluation.metrics[0].regex.pattern"),
+    "a pattern of 1,001 characters": (
+        changed(_BASE, "spec.evaluation.metrics", [{"type": "Regex", "regex": {"pattern": "a" * 1001}}]), "spec.evaluation.metrics[0].regex.pattern"
     ),
     "ExactMatch with a schema": (
         changed(_BASE, "spec.evaluation.metrics", [{"type": "ExactMatch", "sqlExecution": {"schema": "configmap://a/b"}}]),

@@ -43,7 +43,11 @@ def test_an_arm_is_what_the_user_wrote_of_the_redeploy_fields() -> None:
 def test_metrics_are_scored_anew_when_edited() -> None:
     assert extract(full_finetune()["spec"], Spec, REEVALUATE) == {
         "evaluation": {
-            "metrics": [{"type": "ExactMatch"}, {"type": "SqlExecution", "sqlExecution": {"schema": "configmap://shop/schema.sql"}}]
+            "metrics": [
+                {"type": "ExactMatch"},
+                {"type": "SqlExecution", "sqlExecution": {"schema": "configmap://shop/schema.sql"}},
+                {"type": "Regex", "regex": {"pattern": r"answer: (\w+)"}},
+            ]
         }
     }
 

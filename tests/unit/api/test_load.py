@@ -31,6 +31,14 @@ ACCEPTED: dict[str, Manifest] = {
     ),
     "plain text mixed into questions": changed(BASE, "spec.data.mix", [{"source": "pvc://a/b", "percent": 10, "format": "Text"}]),
     "vLLM": changed(BASE, "spec.serving", {"runtime": "vLLM"}),
+    "every metric": changed(
+        BASE,
+        "spec.evaluation.metrics",
+        [
+            *({"type": name} for name in ("ExactMatch", "Contains", "TokenF1", "RougeL")),
+            {"type": "Regex", "regex": {"pattern": r"(?i)[[\]]answer:\s*([^.]{1,80})"}},
+        ],
+    ),
     "everySteps alone": changed(BASE, "spec.training.checkpoint", {"everySteps": 5}),
 }
 
@@ -66,6 +74,9 @@ def test_every_rule_is_broken_by_a_case() -> None:
         ("a missing field is named", changed(BASE, "spec.data", {}), "spec.data.train: is required; set it"),
         ("a place in a list is named", changed(BASE, "spec.rollout.steps", [{"weight": 10}, {"weight": 101}]), "spec.rollout.steps[1].weight: input should be less than or equal to 100, but it is '101'; correct it"),
         ("a duration says its form", changed(BASE, "spec.rollout.bake", "9999999d"), "spec.rollout.bake: '9999999d' is not a duration such as 90s, 15m or 1h30m, but it is '9999999d'; correct it"),
+        ("a pattern that Python cannot compile", changed(BASE, "spec.evaluation.metrics", [{"type": "Regex", "regex": {"pattern": "(a"}}]), "spec.evaluation.metrics[0].regex.pattern: is no regular expression of Python (missing ), unterminated subpattern at position 0), but it is '(a'; correct it"),
+        ("a pattern that repeats too often", changed(BASE, "spec.evaluation.metrics", [{"type": "Regex", "regex": {"pattern": "a{99999999999}"}}]), "spec.evaluation.metrics[0].regex.pattern: is no regular expression of Python (the repetition number is too large), but it is 'a{99999999999}'; correct it"),
+        ("a pattern that is too deep", changed(BASE, "spec.evaluation.metrics", [{"type": "Regex", "regex": {"pattern": "(" * 499 + ")" * 499}}]), f"spec.evaluation.metrics[0].regex.pattern: is no regular expression of Python (it nests too deep), but it is '{'(' * 60}'; correct it"),
         ("an affinity of the wrong shape", changed(BASE, "spec.pods", {"affinity": {"podAffinity": "near"}}), "spec.pods.affinity: podAffinity must be an object, but it is \"{'podAffinity': 'near'}\"; correct it"),
         ("a term of an affinity of the wrong shape", changed(BASE, "spec.pods", {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [1]}}}}), "spec.pods.affinity: each term of nodeAffinity must be an object, but it is \"{'nodeAffinity': {'requiredDuringSchedulingIgnoredDuringExec\"; correct it"),
     ],

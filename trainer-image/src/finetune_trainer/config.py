@@ -234,16 +234,25 @@ class SqlExecutionConfig(Model):
     schema_mount: Path
 
 
+class RegexConfig(Model):
+    """Regex metric: what finds in answer and reference the part that is compared."""
+
+    pattern: str
+
+
 class MetricConfig(Model):
     """One metric of the evaluation."""
 
-    type: Literal["ExactMatch", "SqlExecution", "Loss"]
+    type: Literal["ExactMatch", "Contains", "Regex", "TokenF1", "RougeL", "SqlExecution", "Loss"]
     sql_execution: SqlExecutionConfig | None = None
+    regex: RegexConfig | None = None
 
     @model_validator(mode="after")
     def _has_its_block(self) -> Self:
         if self.type == "SqlExecution" and self.sql_execution is None:
             raise ValueError("metric SqlExecution needs sqlExecution.schemaMount")
+        if self.type == "Regex" and self.regex is None:
+            raise ValueError("metric Regex needs regex.pattern")
         return self
 
 

@@ -324,6 +324,8 @@ def metrics(spec: Spec) -> list[Config]:
             entry["sqlExecution"] = {
                 "schemaMount": mounts[f"schema-{index}"] or metric.sql_execution.schema_source.removeprefix("image://")
             }
+        if metric.regex is not None:
+            entry["regex"] = {"pattern": metric.regex.pattern}
         result.append(entry)
     return result or LOSS_ALONE
 

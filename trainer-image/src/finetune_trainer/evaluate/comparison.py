@@ -1,6 +1,7 @@
 """Two models on the same rows: what the report tells of them, as plain values.
 
-Rows are paired by id. A score of 1 is right; what is below is wrong (of Loss, whose scores are minus bits per byte, nothing is either).
+Rows are paired by id. An answer is right whose score reaches `enough`: 1, or half of it where a metric tells parts, for hardly any free
+text is another word by word. Of Loss, whose scores are minus bits per byte, nothing is right or wrong.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from finetune_trainer.evaluate import scoring
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
 
 LOSS = "Loss"
+IN_PART = ("TokenF1", "RougeL")  # metrics that tell how much of an answer is right
+HALF = 0.5
 SHOWN = 10  # rows of a kind that are shown side by side
 GROUPS = 8  # reasons of wrong answers that are told apart
 REASON = 80  # characters of one
@@ -74,7 +77,12 @@ def changed(every: Sequence[Pair], *, better: bool) -> list[Pair]:
 
 def still_wrong(every: Sequence[Pair]) -> list[Pair]:
     """The rows that neither model answers rightly (of Loss: none)."""
-    return [pair for pair in every if pair.metric != LOSS and max(pair.before.scores[pair.metric], pair.after.scores[pair.metric]) < 1]
+    return [pair for pair in every if pair.metric != LOSS and not any(_right(row, pair.metric) for row in (pair.before, pair.after))]
+
+
+def enough(metric: str) -> float:
+    """The score from which an answer counts as right."""
+    return HALF if metric in IN_PART else 1.0
 
 
 def turned(every: Sequence[Pair]) -> dict[str, int]:
@@ -93,7 +101,7 @@ def reasons(every: Sequence[Pair]) -> list[tuple[str, int]]:
 
 
 def _right(row: ScoredRow, metric: str) -> bool:
-    return row.scores[metric] >= 1
+    return row.scores[metric] >= enough(metric)
 
 
 def _reason(row: ScoredRow, metric: str) -> str:

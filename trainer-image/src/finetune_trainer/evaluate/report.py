@@ -195,7 +195,13 @@ def _turned(report: Report) -> str:
     total = sum(counts.values())
     bar = "".join(f'<i class="{TURNS[name]}" style="width:{100 * count / total:.3f}%"></i>' for name, count in counts.items() if count)
     legend = "".join(f'<span><span class="key {TURNS[name]}"></span>{name} <b>{number(count)}</b></span>' for name, count in counts.items())
-    return f'<div class="bar">{bar}</div><div class="legend">{legend}</div>'
+    return f'<div class="bar">{bar}</div><div class="legend">{legend}</div>{_enough(report.gated.metric)}'
+
+
+def _enough(metric: str) -> str:
+    """From when on an answer is called right, where that is not the whole."""
+    least = comparison.enough(metric)
+    return f'<p class="quiet small">An answer is called right here from a {escape(metric)} of {least:g} on.</p>' if least < 1 else ""
 
 
 def _training(report: Report) -> str:

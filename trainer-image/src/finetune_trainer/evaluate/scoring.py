@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from finetune_trainer.config import EvaluationConfig, MetricConfig, RunConfig
-from finetune_trainer.evaluate import sql
+from finetune_trainer.evaluate import contains, overlap, sql
 from finetune_trainer.evaluate.client import Reply
 from finetune_trainer.evaluate.exact import exact_match
+from finetune_trainer.evaluate.pattern import Pattern
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
 from finetune_trainer.evaluate.running import Meter
 from finetune_trainer.evaluate.statistics import bootstrap, paired_differences
@@ -25,6 +27,14 @@ class Scorer:
     name: str
     score: Callable[[str, str], tuple[float, str]]
     check: Callable[[TestRow], None]
+
+
+# What needs nothing but answer and reference, and can score any of them.
+OF_TEXTS: Final[Mapping[str, Callable[[str, str], tuple[float, str]]]] = {
+    "ExactMatch": lambda answer, reference: (exact_match(answer, reference), ""),
+    "TokenF1": overlap.token_f1,
+    "RougeL": overlap.rouge_l,
+}
 
 
 def scorers(metrics: Sequence[MetricConfig]) -> list[Scorer]:
@@ -98,7 +108,12 @@ def _scorer(metric: MetricConfig) -> Scorer:
             return verdict.score, verdict.note
 
         return Scorer(metric.type, run, lambda row: sql.check_reference(database, row.id, row.reference))
-    return Scorer(metric.type, lambda answer, reference: (exact_match(answer, reference), ""), lambda row: None)
+    if metric.type == "Regex" and metric.regex is not None:
+        pattern = Pattern(metric.regex.pattern)
+        return Scorer(metric.type, pattern.score, lambda row: pattern.check_reference(row.id, row.reference))
+    if metric.type == "Contains":
+        return Scorer(metric.type, contains.contains, lambda row: contains.check_reference(row.id, row.reference))
+    return Scorer(metric.type, OF_TEXTS[metric.type], lambda row: None)
 
 
 def _score(every: Sequence[Scorer], row: TestRow, reply: Reply) -> ScoredRow:

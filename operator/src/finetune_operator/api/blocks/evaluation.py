@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from functools import lru_cache
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from finetune_operator.api.blocks.data import DataSource
 from finetune_operator.api.fields import LIVE, REEVALUATE
-from finetune_operator.api.rule import Rule
+from finetune_operator.api.rule import Node, Rule
 from finetune_operator.api.types import Decimal, SpecModel
 
 
@@ -20,11 +23,46 @@ class SqlExecution(SpecModel):
     )
 
 
+@lru_cache(maxsize=256)
+def _unusable(pattern: str) -> str | None:
+    """Why Python cannot compile a pattern; None: it can."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sets that a later Python may read otherwise
+            re.compile(pattern)
+    except RecursionError:
+        return "it nests too deep"
+    except (re.error, OverflowError) as error:
+        return str(error)
+    return None
+
+
+def _compiles(pattern: str) -> str:
+    if (why := _unusable(pattern)) is not None:
+        raise ValueError(f"is no regular expression of Python ({why})")
+    return pattern
+
+
+class Regex(SpecModel):
+    """A part of the answer counts: what a pattern finds in it is compared with what it finds in the reference."""
+
+    pattern: Annotated[str, AfterValidator(_compiles), REEVALUATE] = Field(
+        min_length=1,
+        max_length=1000,
+        description="In the syntax of Python's re. Its first match, or that one's first group if the pattern has groups, is compared without "
+        "white space at its ends; it must find something in each reference.",
+    )
+
+
 class Metric(SpecModel):
     """One way to score an answer, 0…1."""
 
-    type: Annotated[Literal["ExactMatch", "SqlExecution"], REEVALUATE]
+    type: Annotated[Literal["ExactMatch", "Contains", "Regex", "TokenF1", "RougeL", "SqlExecution"], REEVALUATE] = Field(
+        description="ExactMatch: the answer is the reference. Contains: the reference stands in it. Regex: a pattern finds the same in both. "
+        "TokenF1: words in common, in any order. RougeL: words in common, in their order. SqlExecution: both are SQL that gives the same rows."
+    )
     sql_execution: SqlExecution | None = None
+    regex: Regex | None = None
 
 
 class Gate(SpecModel):
@@ -56,12 +94,27 @@ class Evaluation(SpecModel):
     """Scores on the sealed test split; without metrics the loss is compared, in bits per byte of the answers (or Texts)."""
 
     metrics: list[Metric] | None = Field(default=None, max_length=8, description="The first one is gated.")
-    max_new_tokens: Annotated[int, REEVALUATE] = Field(default=128, ge=1, le=65536)
-    skip_training_if_baseline_at_least: Annotated[Decimal | None, LIVE] = None
+    max_new_tokens: Annotated[int, REEVALUATE] = Field(default=128, ge=1, le=65536, description="Of an answer to a test row.")
+    skip_training_if_baseline_at_least: Annotated[Decimal | None, LIVE] = Field(
+        default=None,
+        description="No training (phase NotNeeded) where the base model, or the revision that is live, already scores this much by the first "
+        "metric; default: it is always trained.",
+    )
     gate: Gate | None = None
 
 
+def _types_differ(evaluation: Node) -> bool:
+    types = [metric["type"] for metric in evaluation.get("metrics", ())]
+    return len(set(types)) == len(types)
+
+
 RULES: Final = (
+    Rule(
+        "spec.evaluation", "metrics",
+        "!has(self.metrics) || self.metrics.all(a, self.metrics.exists_one(b, b.type == a.type))",
+        "two have the same type, by which scores are told apart; leave one out",
+        _types_differ,
+    ),
     Rule(
         "spec.evaluation.gate", "maxServingDivergence",
         "!has(self.maxServingDivergence) || double(self.maxServingDivergence) >= 0.0",
@@ -73,5 +126,11 @@ RULES: Final = (
         "(self.type == 'SqlExecution') == has(self.sqlExecution)",
         "belongs to type SqlExecution, which needs it: name the schema there",
         lambda metric: (metric["type"] == "SqlExecution") == ("sqlExecution" in metric),
+    ),
+    Rule(
+        "spec.evaluation.metrics[]", "regex",
+        "(self.type == 'Regex') == has(self.regex)",
+        "belongs to type Regex, which needs it: write the pattern there",
+        lambda metric: (metric["type"] == "Regex") == ("regex" in metric),
     ),
 )  # fmt: skip
