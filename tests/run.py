@@ -30,7 +30,7 @@ class Tier:
 
 
 TIERS = (
-    Tier("unit", "dev", ("tests/unit", "tests/contract"), 3),
+    Tier("unit", "dev", ("tests/unit", "tests/contract"), 4),
     Tier("trainer", "trainer", ("tests/trainer",), 10, setup=("tests.trainer.s3server",)),
     Tier("numerics", "oracle", ("tests/numerics",), 3),
     Tier(
@@ -85,6 +85,7 @@ def main() -> int:
     parser.add_argument("--tier", default="all", choices=["all", *(t.name for t in TIERS)])
     options, rest = parser.parse_known_args()
     signal.signal(signal.SIGTERM, _asked)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell: the tests would ignore it, too
     chosen = [tier for tier in TIERS if options.tier in ("all", tier.name)]
     for number, tier in enumerate(chosen):
         left = sum(later.minutes for later in chosen[number:])
