@@ -138,6 +138,13 @@ def test_a_text_beside_a_field_of_another_format_is_taken_for_one_where_that_is_
     assert [row.response for row in converted(line, "Text")[0]] == ["a"]
 
 
+def test_a_table_of_one_column_may_hold_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text\n"Two lamps,\nold ones."\nOne chair.\n')
+    raws = list(reading.read(reading.DataFile("pvc://sets/a.csv", tmp_path / "a.csv")))
+    wanted = formats.detect("pvc://sets/a.csv", raws)
+    assert [(raw.row, formats.convert(raw, wanted).response) for raw in raws] == [(2, "Two lamps,\nold ones."), (4, "One chair.")]
+
+
 def test_a_text_and_an_answer_of_the_same_words_are_two_contents() -> None:
     (one,), _ = converted('{"text": "a"}')
     (two,), _ = converted('{"prompt": "a", "completion": "a"}')

@@ -229,14 +229,20 @@ def test_rows_are_refused_with_what_is_wrong_and_the_fix(
     assert (found.value.reason, words in found.value.message, fix in found.value.fix) == (reason, True, True), found.value
 
 
-def test_texts_are_compared_redacted_and_never_taken_for_labels(run: Any, tokenizer: Any) -> None:
+def test_texts_are_compared_and_redacted(run: Any, tokenizer: Any) -> None:
     like = "the old clock in the hall of the house by the river strikes nine times every evening before the lamps go out and nobody hears"
     values = [*texts(40), *texts(4), *({"text": f"{like} {word}"} for word in "ab"), *texts(4), {"text": "Ask a@example.org today."}]
     folder, result = run(values, data__quality={"personalData": "Redact"})
-    assert (result["rows"]["duplicate"], result["rows"]["nearDuplicate"], result["minResponseCharacters"]) == (8, 1, 10)
+    assert (result["rows"]["duplicate"], result["rows"]["nearDuplicate"]) == (8, 1)
     kept = [content for split in ("train", "validation") for content in contents(folder, split, tokenizer)]
     kept += [row.reference for row in test_rows(folder)]
     assert sum("Ask [email] today." in content for content in kept) == 1
+
+
+def test_texts_that_come_again_and_again_are_not_taken_for_labels(run: Any) -> None:
+    """Of labels a single character would do."""
+    _, result = run(texts(10) * 5, data__quality={})
+    assert (result["rows"]["duplicate"], result["minResponseCharacters"]) == (40, 10)
 
 
 LONG = {"text": " ".join(f"word{n}" for n in range(200))}
@@ -351,4 +357,4 @@ def test_a_model_without_a_template_learns_texts_and_is_scored_by_their_loss(run
     assert (tuned["metrics"]["Loss"]["n"], tuned["paired"]["low"] > 0) == (len(test_rows(folder)), True), "training helped"
     page = (tmp_path / "tuned" / "report.html").read_text()
     assert any(row.reference in page for row in test_rows(folder))
-    assert "<pre></pre>" not in page
+    assert ("the text" in page, ">wanted<" in page, "<pre></pre>" in page) == (True, False, False)

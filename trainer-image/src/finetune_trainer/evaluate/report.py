@@ -250,7 +250,7 @@ def _example(pair: Pair, reference: str) -> str:
         for who, row in ((reference, pair.before), ("tuned", pair.after))
     )
     return (
-        f'<div class="row">{question}<div class="quiet small">wanted</div>'
+        f'<div class="row">{question}<div class="quiet small">{"the text" if pair.row.plain else "wanted"}</div>'
         f'<pre><mark>{_excerpt(pair.row.reference)}</mark></pre><div class="pair">{answers}</div></div>'
     )
 
