@@ -166,7 +166,8 @@ def test_both_models_are_scored_and_paired_by_row(api: Api, artifact: Path, work
     asked = {"reference": "base", "artifact": str(artifact), "gate": {"minImprovement": 0.1}, "spent": {"gpus": 1}}
     tuned = evaluated(
         tmp_path / "tuned", work, tiny_model, evaluation__endpoint=f"http://127.0.0.1:{api.port}/v1",
-        evaluation__metrics=[loss, exact, *texts], evaluation__adapterPath=str(artifact), evaluation__reference=str(tmp_path / "baseline"), evaluation__name="tuned",
+        evaluation__metrics=[loss, exact, *texts], evaluation__adapterPath=str(artifact), evaluation__name="tuned",
+        evaluation__reference=str(tmp_path / "baseline"),
         evaluation__report={**asked, "economics": {"pods": 1, "mostPods": 1, "podHour": 2.5}}, evaluation__concurrency=3,
         evaluation__server={"accelerator": None, "accelerators": 0, "runtime": "Transformers"},
     )  # fmt: skip
