@@ -6,12 +6,12 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from finetune_trainer import card, layout
-from finetune_trainer.config import ReportConfig, RunConfig
+from finetune_trainer.config import MetricConfig, ReportConfig, RunConfig
 from finetune_trainer.evaluate import advice, charts, comparison, report, rows
 from finetune_trainer.evaluate.comparison import Compared
 from finetune_trainer.evaluate.rows import ScoredRow
@@ -246,6 +246,18 @@ def test_rows_are_paired_and_sorted_by_what_changed() -> None:
     assert [pair.row.id for pair in comparison.changed(pairs, better=False)] == ["1"]
     assert [pair.row.id for pair in comparison.still_wrong(pairs)] == ["2"]
     assert comparison.turned(pairs) == {"right in both": 0, "now right": 1, "now wrong": 1, "wrong in both": 1}
+
+
+def test_page_and_card_say_what_a_score_is(tmp_path: Path) -> None:
+    told = made.report("RougeL")
+    report.write(tmp_path, told)
+    words = (
+        "RougeL: how many words an answer and the reference have in common, in their order; ExactMatch: the share of answers that are the "
+        "reference."
+    )
+    assert words in visible((tmp_path / "report.html").read_text())
+    assert words in (tmp_path / "README.md").read_text()
+    assert comparison.MEANINGS.keys() == set(get_args(MetricConfig.model_fields["type"].annotation)), "and of every metric"
 
 
 @pytest.mark.parametrize("metric", ["TokenF1", "RougeL"])

@@ -161,16 +161,21 @@ def test_both_models_are_scored_and_paired_by_row(api: Api, artifact: Path, work
     schema = tmp_path / "schema.sql"
     schema.write_text("CREATE TABLE t(a); INSERT INTO t VALUES (1);")
     loss, exact = {"type": "Loss"}, {"type": "ExactMatch"}
+    texts = [*({"type": name} for name in ("Contains", "TokenF1", "RougeL")), {"type": "Regex", "regex": {"pattern": r"\S+"}}]
     base = evaluated(tmp_path / "baseline", work, tiny_model, evaluation__metrics=[loss])
     asked = {"reference": "base", "artifact": str(artifact), "gate": {"minImprovement": 0.1}, "spent": {"gpus": 1}}
     tuned = evaluated(
-        tmp_path / "tuned", work, tiny_model, evaluation__endpoint=f"http://127.0.0.1:{api.port}/v1", evaluation__metrics=[loss, exact],
-        evaluation__adapterPath=str(artifact), evaluation__reference=str(tmp_path / "baseline"), evaluation__name="tuned",
+        tmp_path / "tuned", work, tiny_model, evaluation__endpoint=f"http://127.0.0.1:{api.port}/v1",
+        evaluation__metrics=[loss, exact, *texts], evaluation__adapterPath=str(artifact), evaluation__name="tuned",
+        evaluation__reference=str(tmp_path / "baseline"),
         evaluation__report={**asked, "economics": {"pods": 1, "mostPods": 1, "podHour": 2.5}}, evaluation__concurrency=3,
         evaluation__server={"accelerator": None, "accelerators": 0, "runtime": "Transformers"},
     )  # fmt: skip
     assert base["metrics"]["Loss"]["n"] == tuned["metrics"]["ExactMatch"]["n"] == 8
     assert tuned["metrics"]["ExactMatch"]["score"] == 0, "a tiny model that was hardly trained knows nothing"
+    assert {name: found["n"] for name, found in tuned["metrics"].items()} == dict.fromkeys(
+        ("Loss", "ExactMatch", "Contains", "TokenF1", "RougeL", "Regex"), 8
+    )
     paired = tuned["paired"]
     assert (paired["metric"], paired["n"]) == ("Loss", 8)
     assert paired["difference"] == pytest.approx(tuned["metrics"]["Loss"]["score"] - base["metrics"]["Loss"]["score"], abs=1e-5)

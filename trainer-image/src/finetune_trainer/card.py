@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_trainer.evaluate import faithful, forgotten
-from finetune_trainer.evaluate.comparison import LOSS, Compared
+from finetune_trainer.evaluate import comparison, faithful, forgotten
+from finetune_trainer.evaluate.comparison import Compared
 
 CARD = "README.md"
 LIBRARIES = {"Full": "transformers"}  # whatever else: an adapter, of PEFT
@@ -84,8 +84,7 @@ def _results(results: Results) -> str:
         scored = " | ".join((_interval(c.before), _interval(c.after), _interval(c.difference, "difference")))
         lines.append(f"| {_line(c.metric)} | {scored} | {c.after['n']} |")
     note = f"Scores are 0…1, larger is better, with {results.confidence:g} % intervals of a bootstrap over rows."
-    if any(c.metric == LOSS for c in results.compared):
-        note += " Loss is minus bits per byte."
+    note += f" {comparison.meaning(c.metric for c in results.compared)}"
     return "## Results on the sealed test split\n\n" + "\n".join(lines) + f"\n\n{note}"
 
 

@@ -7,9 +7,9 @@ text is another word by word. Of Loss, whose scores are minus bits per byte, not
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from finetune_trainer.evaluate import scoring
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
@@ -17,6 +17,16 @@ from finetune_trainer.evaluate.rows import ScoredRow, TestRow
 LOSS = "Loss"
 IN_PART = ("TokenF1", "RougeL")  # metrics that tell how much of an answer is right
 HALF = 0.5
+# What a score is, for people: a mean over rows.
+MEANINGS: Final[Mapping[str, str]] = {
+    "ExactMatch": "the share of answers that are the reference",
+    "Contains": "the share of answers in which the reference stands",
+    "Regex": "the share of answers in which the pattern finds what it finds in the reference",
+    "TokenF1": "how many words an answer and the reference have in common, in any order",
+    "RougeL": "how many words an answer and the reference have in common, in their order",
+    "SqlExecution": "the share of queries that give the reference's rows",
+    LOSS: "minus bits per byte of the reference",
+}
 SHOWN = 10  # rows of a kind that are shown side by side
 GROUPS = 8  # reasons of wrong answers that are told apart
 REASON = 80  # characters of one
@@ -78,6 +88,11 @@ def changed(every: Sequence[Pair], *, better: bool) -> list[Pair]:
 def still_wrong(every: Sequence[Pair]) -> list[Pair]:
     """The rows that neither model answers rightly (of Loss: none)."""
     return [pair for pair in every if pair.metric != LOSS and not any(_right(row, pair.metric) for row in (pair.before, pair.after))]
+
+
+def meaning(names: Iterable[str]) -> str:
+    """A sentence that says what these metrics' scores are."""
+    return "; ".join(f"{name}: {MEANINGS[name]}" for name in names if name in MEANINGS) + "."
 
 
 def enough(metric: str) -> float:

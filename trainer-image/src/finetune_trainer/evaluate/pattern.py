@@ -12,7 +12,7 @@ from finetune_trainer.exits import UserError
 SECONDS = 1.0  # of processor time for one text
 RUNAWAYS = 60  # so many answers on which it ran away are the last
 _FIELD = "evaluation.metrics[].regex.pattern"
-_SIMPLER = "Write it without a repetition inside a repetition, and without .* at its beginning."
+_SIMPLER = "Write it without a repetition inside a repetition, or with bounds: {1,80} for +."
 
 
 class RanAway(Exception):

@@ -167,7 +167,8 @@ def _scores(report: Report) -> str:
         charts.scores(compared, _named(report.reference), report.gate if compared is report.gated else None) for compared in report.compared
     )
     note = f"{_asked(report)} Bars are {report.confidence:g} % intervals of a bootstrap over rows; the difference is paired by row."
-    return f'{drawn}<p class="quiet small">{escape(note)}</p>'
+    meaning = comparison.meaning(compared.metric for compared in report.compared)
+    return f'{drawn}<p class="quiet small">{escape(meaning)} {escape(note)}</p>'
 
 
 def _asked(report: Report) -> str:

@@ -98,7 +98,7 @@ class Evaluation(SpecModel):
     skip_training_if_baseline_at_least: Annotated[Decimal | None, LIVE] = Field(
         default=None,
         description="No training (phase NotNeeded) where the base model, or the revision that is live, already scores this much by the first "
-        "metric; default: it is always trained.",
+        "metric; default: it is always trained. docs/evaluation.md suggests a policy.",
     )
     gate: Gate | None = None
 
