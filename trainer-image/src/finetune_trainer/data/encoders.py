@@ -5,13 +5,16 @@ A tokenizer is asked for a template, or for an end of text, when the first row c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune_trainer.data.formats import Row, RowError
 from finetune_trainer.data.plain import TextEncoder
 from finetune_trainer.data.templates import ChatEncoder, Encoded, end_tokens, unproven
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class RowEncoder:
@@ -49,14 +52,26 @@ class RowEncoder:
 
     def encode_all(self, rows: Sequence[Row]) -> list[Encoded | RowError]:
         """`encode` of each row, or why there is none."""
-        texts, conversations = [row for row in rows if row.plain], [row for row in rows if not row.plain]
-        written = iter(self.text.encode_all(texts) if texts else [])
-        spoken = iter(self.chat.encode_all(conversations) if conversations else [])
-        return [next(written) if row.plain else next(spoken) for row in rows]
+        return _each(rows, lambda row: row.plain, lambda texts: self.text.encode_all(texts), lambda spoken: self.chat.encode_all(spoken))
 
     def unproven(self, items: Sequence[Encoded]) -> list[bool]:
         """Of each row, whether the mask is not to be believed."""
-        texts, conversations = [item for item in items if item.row.plain], [item for item in items if not item.row.plain]
-        written = iter(self.text.unproven(texts) if texts else [])
-        spoken = iter(unproven(conversations, self.ends, self.tokenizer) if conversations else [])
-        return [next(written) if item.row.plain else next(spoken) for item in items]
+        return _each(
+            items,
+            lambda item: item.row.plain,
+            lambda texts: self.text.unproven(texts),
+            lambda spoken: unproven(spoken, self.ends, self.tokenizer),
+        )
+
+
+def _each(
+    items: Sequence[T],
+    plain: Callable[[T], bool],
+    of_texts: Callable[[list[T]], Iterable[R]],
+    of_conversations: Callable[[list[T]], Iterable[R]],
+) -> list[R]:
+    """What either gives of its items, in the order of all of them; it is not asked where there are none."""
+    texts, conversations = [item for item in items if plain(item)], [item for item in items if not plain(item)]
+    written = iter(of_texts(texts) if texts else ())
+    spoken = iter(of_conversations(conversations) if conversations else ())
+    return [next(written if plain(item) else spoken) for item in items]
