@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -89,10 +95,70 @@ def test_an_arm_asks_vllm_for_its_health_where_it_answers_and_sets_what_it_reads
     spec = load_spec({"metadata": {"name": "bot"}, "spec": SPEC})
     served = arm.Served(MODEL, ADAPTER, "1f2e3d4c", "bot")
     server = arm.server(spec, served, Images("trainer:1", "router:1", "vllm:1"), Devices())
-    probed = {server[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+    probed = {server[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe")}
     assert (server["image"], probed) == ("vllm:1", set(RECORD["health"]))
     assert [e["name"] for e in server["env"] if e["name"].startswith("VLLM_")] == RECORD["environment"]
     assert server["args"] == CASES["an adapter on 1 devices"].arguments
+
+
+def probe(name: str, port: int) -> list[str]:
+    """What the kubelet runs in a server of that name, as if it listened on that port."""
+    served = arm.Served(MODEL, ADAPTER, "1f2e3d4c", name)
+    server = arm.server(load_spec({"metadata": {"name": "bot"}, "spec": SPEC}), served, Images("t", "r", "v"), Devices())
+    python, *arguments, listens = server["startupProbe"]["exec"]["command"]
+    assert (python, listens) == ("python3", "8000")
+    return [sys.executable, *arguments, str(port)]
+
+
+@contextmanager
+def answering(status: int, body: Any) -> Iterator[tuple[int, list[tuple[str, Any]]]]:
+    """A server that always says the same. (its port, the paths and documents that came)"""
+    came: list[tuple[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            came.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            answer = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port, came
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "fails"),
+    [
+        (200, {"choices": [{"text": "2"}]}, ""),
+        (200, {"choices": []}, "AssertionError"),
+        (404, {"error": "no such model"}, "HTTPError: HTTP Error 404"),
+        (500, {}, "HTTPError: HTTP Error 500"),
+    ],
+)
+def test_vllm_is_ready_once_it_has_answered_as_this_very_model(status: int, body: Any, fails: str) -> None:
+    name = "ft:llama:acme:it's $(here):1"
+    with answering(status, body) as (port, came):
+        done = subprocess.run(probe(name, port), capture_output=True, text=True, timeout=60, check=False)
+    assert came == [("/v1/completions", {"model": name, "prompt": "1", "max_tokens": 1})]
+    assert (done.returncode != 0, fails in done.stderr) == (bool(fails), True), done.stderr
+
+
+def test_vllm_that_does_not_listen_yet_is_not_ready() -> None:
+    with answering(200, {}) as (port, _):
+        pass
+    done = subprocess.run(probe("bot", port), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "Connection refused" in done.stderr.splitlines()[-1]
 
 
 SPEC = {

@@ -37,7 +37,7 @@ What a client may rely on:
   flag or something empty under a name that nobody knows (`rollout.identity` may tell users apart by it); an object or a list is refused.
 - `model` is the name that `serving.modelName` gives, or `ft:BASE:ORGANISATION:NAME`, `…:NAME:REVISION`, `…::NAME`. A revision is that one
   alone: while users are moved, the other arm does not have it and answers `NotFoundError`. BASE and ORGANISATION are not compared.
-  vLLM knows `serving.modelName` alone.
+  vLLM knows `serving.modelName` alone, which may be of that form itself.
 - `system_fingerprint` is the revision that answered.
 - A stop string never shows, not even in part, streamed or not, also where tokens do not end with it.
 - Log-probabilities are the model's own, before `temperature` and `top_p`. The token that ends the turn is not among them; one that spells

@@ -530,6 +530,17 @@ def test_a_step_waits_for_the_pods_that_the_load_needs(case: str, rollout: Rollo
     assert advance(PLAN, replace(seen, capacity=READY.ready), rollout).rollout.state == states.SHIFTING
 
 
+@pytest.mark.parametrize(
+    ("ready", "wanted", "goes_on"), [(9, 10, True), (8, 10, False), (8, 9, False), (45, 50, True), (44, 50, False), (0, 1, False)]
+)
+def test_one_bad_machine_among_many_holds_no_rollout(ready: int, wanted: int, goes_on: bool) -> None:
+    canary = replace(READY, ready=ready, wanted=wanted)
+    step = advance(PLAN, replace(scene(serving(**FINE), capacity=wanted), canary=canary), holding())
+    assert step.rollout.state == (states.SHIFTING if goes_on else states.HOLDING)
+    deployed = advance(PLAN, replace(scene(serving(**{**FINE, "weight": 0})), canary=canary), at(states.DEPLOYING))
+    assert (deployed.rollout.state != states.DEPLOYING) == goes_on
+
+
 @pytest.mark.parametrize("wish", ["", states.PROMOTE])
 def test_too_few_pods_for_longer_than_the_deadline_is_said_and_forgotten_once_there_are_enough(wish: str) -> None:
     seen = scene(serving(**{**FINE, "weight": 10}), capacity=READY.ready + 1, wish=wish)

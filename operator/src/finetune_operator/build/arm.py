@@ -25,6 +25,14 @@ READY_SECONDS = 900  # a model server may load for this long before it is restar
 IMAGE_CHARACTERS: Final = 253  # of its end, which tells versions apart
 VLLM_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # --max-lora-rank takes no other (tools/vllm_options.py)
 
+# Arguments: the model's name, the server's port. It fails by an exception, whose last line is the probe's event.
+COMPLETES: Final = """
+import json, sys, urllib.request
+asked = json.dumps({"model": sys.argv[1], "prompt": "1", "max_tokens": 1}).encode()
+request = urllib.request.Request(f"http://127.0.0.1:{sys.argv[2]}/v1/completions", asked, {"Content-Type": "application/json"})
+assert json.load(urllib.request.urlopen(request, timeout=55))["choices"]
+"""
+
 
 @dataclass(frozen=True)
 class Served:
@@ -80,7 +88,7 @@ def server(spec: Spec, served: Served, images: Images, devices: Devices) -> Mani
         "ports": [{"name": "http", "containerPort": names.MODEL_PORT}],
         "resources": _resources(spec, devices),
         "securityContext": pods.RESTRICTED_CONTAINER,
-        "startupProbe": _probe(ready, period=2, failures=READY_SECONDS // 2),
+        "startupProbe": _completes(served.name) if vllm else _probe(ready, period=2, failures=READY_SECONDS // 2),
         "readinessProbe": _probe(ready, period=2, failures=2),
         "livenessProbe": _probe(health, period=10, failures=6),
         "volumeMounts": [
@@ -259,6 +267,15 @@ def _resources(spec: Spec, devices: Devices) -> Manifest:
 def _probe(path: str, *, period: int, failures: int) -> Manifest:
     return {
         "httpGet": {"path": path, "port": "http"}, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures,
+    }  # fmt: skip
+
+
+def _completes(name: str) -> Manifest:
+    """vLLM's `/health` says that its engine runs: only an answer of this very model shows that it serves. (`finetune-trainer serve` sees to
+    that itself.)"""
+    return {
+        "exec": {"command": ["python3", "-c", COMPLETES, name, str(names.MODEL_PORT)]},
+        "periodSeconds": 5, "timeoutSeconds": 60, "failureThreshold": READY_SECONDS // 5,
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from finetune_operator.decide.rollout.connecting import connecting
 from finetune_operator.decide.rollout.memory import changed, darkened, marked, overdue
 from finetune_operator.decide.rollout.plan import Plan
 from finetune_operator.decide.rollout.rolling_back import roll_back
-from finetune_operator.decide.rollout.scene import Scene, Step
+from finetune_operator.decide.rollout.scene import Scene, Step, enough
 from finetune_operator.decide.rollout.states import CONNECTING
 from finetune_operator.observed import ArmHealth
 
@@ -35,4 +35,4 @@ def deploying(plan: Plan, scene: Scene, r: Rollout) -> Step:
 
 
 def _serves(health: ArmHealth) -> bool:
-    return health.wanted > 0 and health.ready >= health.wanted
+    return health.wanted > 0 and health.ready >= enough(health.wanted)

@@ -15,6 +15,7 @@ from finetune_operator.traffic import RouterState, ServerState, Structure
 from finetune_operator.workloads.run import Waiting
 
 POLL_SECONDS: Final = 2.0
+MISSING: Final = 10  # of so many pods one may be missing
 OUTAGE_SECONDS: Final = 60.0  # an arm without a ready pod for so long is down, not restarting
 
 
@@ -84,11 +85,16 @@ def can_go_back(scene: Scene, r: Rollout) -> bool:
     return r.weight == 0 or scene.stable.ready > 0
 
 
+def enough(pods: int) -> int:
+    """Of the pods that an arm needs: one in ten may be missing, so that one bad machine among many does not hold a rollout."""
+    return pods - pods // MISSING
+
+
 def too_few(scene: Scene, r: Rollout) -> bool:
-    """Capacity before traffic: has the load grown, and not all of the pods that it needs are ready on the new arm? Where the present arm
+    """Capacity before traffic: has the load grown, and too few of the pods that it needs are ready on the new arm? Where the present arm
     serves nobody a few are better than none: those who must be moved, or are to be by the user's word, do not wait."""
     asked = scene.wish == PROMOTE and not scene.stable.ready
-    return scene.canary.ready < scene.capacity and not (asked or r.memory.get("outage"))
+    return scene.canary.ready < enough(scene.capacity) and not (asked or r.memory.get("outage"))
 
 
 def first_error(routers: Iterable[RouterState]) -> str:
