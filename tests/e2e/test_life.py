@@ -140,6 +140,33 @@ async def test_a_reverted_edit_is_live_again_without_training(bot: FineTune) -> 
     assert users.failed == []
 
 
+async def test_whoever_is_on_the_new_arm_is_back_seconds_after_an_abort(bot: FineTune, tmp_path: Path) -> None:
+    """Also when it has everybody already: until the bake is over the old arm is kept warm."""
+    good, live = bot.get()["spec"], bot.status()["liveArm"]
+    served = _lives_of_pods(bot, live)
+    changed = json.loads(json.dumps(good))
+    changed["serving"]["resources"]["requests"]["memory"] = "258Mi"
+    changed["rollout"] |= {"steps": [{"weight": 100}], "bake": "10m"}
+    async with bot.users(every=0.05) as users:
+        bot.apply(changed)
+        status = await bot.until("everybody on the new arm", lambda s: (s.get("rollout") or {}).get("state") == "Baking", seconds=120)
+        await asyncio.sleep(2)
+        asked = time.monotonic()
+        await asyncio.to_thread(_plugin, bot, tmp_path, "abort")
+        status = await bot.phase("Rejected", seconds=30)
+        back = time.monotonic()
+        await asyncio.sleep(2)
+    assert condition(status, "Ready")["reason"] == "Aborted"
+    last = max(call.sent for call in users.calls if call.arm == status["rollout"]["arm"])
+    print(f"the last request that met the new arm was sent {last - asked:.1f} s after the abort was asked for")
+    assert users.arms(since=back) == {live}
+    assert last < back < asked + 15
+    assert users.failed == []
+    assert _lives_of_pods(bot, live) == served, "no pod of the old model was restarted"
+    bot.apply(good)
+    await bot.phase("Live", seconds=60)
+
+
 async def test_a_learning_rate_of_ten_reaches_no_user(bot: FineTune) -> None:
     live = bot.status()["liveRevision"]
     good = bot.get()["spec"]
