@@ -150,9 +150,13 @@ def spoil_pickled(source: Path) -> None:
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
 
 
-def spoil_remote(source: Path) -> None:
+def spoil_config(source: Path, **changes: object) -> None:
     settings = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**settings, "auto_map": {"AutoModel": "x.Y"}}))
+    (source / "config.json").write_text(json.dumps({**settings, **changes}))
+
+
+def spoil_remote(source: Path) -> None:
+    spoil_config(source, auto_map={"AutoModel": "x.Y"})
 
 
 def spoil_tokenizer(source: Path) -> None:
@@ -184,6 +188,11 @@ REFUSED = {
     "has pickled weights alone": (spoil_pickled, r"only pickled weights \(pytorch_model.bin\)"),
     "wants to run its own code": (spoil_remote, r"brings its own Python code \(config.json of"),
     "has a tokenizer that wants to": (spoil_tokenizer, r"brings its own Python code \(tokenizer_config.json of"),
+    "fills gaps": (lambda source: spoil_config(source, architectures=["BertForMaskedLM"]), "is a BertForMaskedLM .* does not write"),
+    "sorts": (lambda source: spoil_config(source, architectures=["LlamaForSequenceClassification"]), "does not write text"),
+    "was quantised": (
+        lambda source: spoil_config(source, quantization_config={"quant_method": "fp8"}), r"quantised already \(fp8; quantization_config",
+    ),
     "is cut off": (lambda source: (source / "config.json").write_text('{"model_type":'), "config.json is not JSON"),
     "is something else": (lambda source: (source / "config.json").write_text("[]"), "config.json is no JSON object"),
 }  # fmt: skip

@@ -48,7 +48,11 @@ FILES = {
     "a JSON array over many lines": ("x.json", b"\n " + json.dumps(ROWS, indent=2, ensure_ascii=False).encode() + b"\n"),
     "CSV": ("x.csv", csv(",")),
     "CSV whose name does not say so": ("x", csv(",")),
+    "CSV of an Excel with decimal commas": ("x.csv", b"\xef\xbb\xbf" + csv(";")),
+    "the same whose name does not say so": ("x", csv(";")),
+    "CSV with blanks around its names": ("x.csv", csv(",").replace(b"input,output", b"input, output ", 1)),
     "TSV": ("x.tsv", csv("\t")),
+    "TSV that is called CSV": ("x.CSV", csv("\t")),
     "Parquet": ("x.parquet", parquet(ROWS)),
     "Parquet whose name does not say so": ("x", parquet(ROWS)),
     "JSON lines in gzip": ("x.jsonl.gz", gzip.compress(LINES)),
@@ -98,7 +102,7 @@ BAD_ROWS: dict[str, tuple[str, bytes, dict[int, str]]] = {
     "broken JSON": ("x.jsonl", b'{"a": 1}\n{"a": \n{"a": 3}\n', {2: "not JSON: Expecting value at column 6"}),
     "bytes that are no UTF-8": ("x.jsonl", b'{"a": "\xff"}\n', {1: "not UTF-8: invalid start byte at byte 7"}),
     "too few cells": ("x.csv", b"input,output\na,b\nc\n", {3: "1 fields, but the first line names 2"}),
-    "a cell that is no UTF-8": ("x.csv", b"input,output\na,\xff\n", {2: "not UTF-8"}),
+    "a cell that is no UTF-8": ("x.csv", b"input,output\na,\xff\n", {2: "not UTF-8 (Excel: save as CSV UTF-8)"}),
     "a line that is too long": ("x.jsonl", b'{"a": "' + b"x" * 100 + b'"}\n{"a": 1}\n', {1: "the line has more than 0 MiB"}),
 }
 

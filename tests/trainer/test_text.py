@@ -210,7 +210,7 @@ BAD: dict[str, tuple[list[Any], Config, str, str, str]] = {
     "texts that are all too long": (
         [{"text": f"{n} {'word ' * 100}"} for n in range(10)], {"data__quality": {"nearDuplicates": "Keep", "maxRepetitionPercent": 100}},
         "NoTrainingRows", "field text is too long, and data.quality.onTooLong is not Truncate, which cuts it into pieces: 503 tokens",
-        "loosen",
+        "Raise training.maxSequenceLength",
     ),
     "texts for DPO": (
         texts(10), {"method__objective": "DPO"}, "FormatNotOfObjective", "is Text, and method.objective is DPO",

@@ -26,6 +26,7 @@ KEPT_NAMES = ("LICENSE", "LICENCE", "NOTICE")
 SETTINGS = ("config.json", "tokenizer_config.json")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 AGAIN = "Write or upload the model's files again (a git clone needs git lfs)."
+WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # how transformers calls what AutoModelForCausalLM takes
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".msgpack", ".h5")
 
 
@@ -193,7 +194,29 @@ def check_model(source: Path, names: list[str], allow_remote_code: bool) -> None
                 f"the model brings its own Python code ({name} of {source} has auto_map)",
                 "Take a model that transformers has the code of; code that comes with a model is not run.",
             )
+    check_kind(source)
     check_weights(source, names)
+
+
+def check_kind(source: Path) -> None:
+    """Refuse what does not write text from left to right, and weights that were quantised already: what trains on them, or is merged into
+    them, is not what was scored."""
+    settings = _settings(source / "config.json")
+    architectures = settings.get("architectures")
+    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    if names and "auto_map" not in settings and not any(name.endswith(WRITERS) for name in names):
+        raise UserError(
+            "NotALanguageModel",
+            f"{source} is a {', '.join(names)} (architectures in config.json): that does not write text from left to right",
+            "Take a model whose architecture ends with ForCausalLM.",
+        )
+    if quantised := settings.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise UserError(
+            "WeightsQuantised",
+            f"the weights of {source} are quantised already ({method}; quantization_config in config.json)",
+            "Take the model in 16 bits (of one that is published in 8 alone there are converted copies); method QLoRA quantises it itself.",
+        )
 
 
 def check_weights(source: Path, names: list[str]) -> None:

@@ -41,6 +41,7 @@ from finetune_trainer.progress import Progress, serving
 
 CACHE = "cache"
 SHOWN_INVALID = 10
+LONGER = "Raise training.maxSequenceLength, or shorten the rows (data.quality.onTooLong: Truncate cuts them)."
 
 
 def main(config: RunConfig) -> JsonObject:
@@ -218,18 +219,19 @@ def _warnings(lengths: dict[str, Sequence[int]], too_long: int) -> list[str]:
 
 def _require_rows(loaded: Loaded, encoding: Encoding, lengths: dict[str, Sequence[int]]) -> None:
     splits: Splits = loaded.splits
+    fix = LONGER if encoding.too_long else "Correct the rows, or loosen data.quality."
     if not lengths["train"]:
         raise UserError(
             "NoTrainingRows",
             f"no row is left to train on: {loaded.read} read, {loaded.ledger.counts['Invalid']} invalid, {encoding.too_long} too long; "
             + loaded.ledger.first_example(),
-            "Correct the rows, or loosen data.quality.",
+            fix,
         )
     if splits["test"] and not lengths["test"]:
         raise UserError(
             "TestSplitEmpty",
             f"none of the {len(splits['test'])} test rows can be used: {loaded.ledger.first_example()}",
-            "Correct the rows, or loosen data.quality.",
+            fix,
         )
 
 

@@ -16,7 +16,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,9 @@ BATCH = 1024
 FIELDS = ("messages", "prompt", "completion", "instruction", "input", "output", "system", "chosen", "rejected", "text")
 NESTED = ("messages", "chosen", "rejected")  # cells of a CSV file that hold JSON
 ONE_A_LINE = "Write one JSON object a line."
+SEPARATORS = (",", "\t", ";")  # the last is Excel's, where a comma parts a number's decimals
 _BLANKS = re.compile(r"\s*")
+_TABLE = re.compile(r"\.(csv|tsv)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BOM = b"\xef\xbb\xbf"
 _ZIP, _PARQUET, _ZSTD = b"PK\x03\x04", b"PAR1", b"\x28\xb5\x2f\xfd"
@@ -148,17 +150,19 @@ def _text(file: DataFile, stream: io.BufferedReader) -> Iterator[RawRow]:
 
 def _separator(name: str, head: bytes) -> str:
     """What parts the fields if the file is a table; '' if it is none."""
-    stem = re.sub(r"\.(gz|bz2|xz|zst)$", "", name.lower())
-    if stem.endswith((".csv", ".tsv")):
-        return "\t" if stem.endswith(".tsv") else ","
-    if head.lstrip().startswith(b"{"):
+    named = _TABLE.search(name)
+    if not named and head.lstrip().startswith(b"{"):
         return ""
-    first = head.partition(b"\n")[0].decode("utf-8", "replace").strip()
-    for separator in (",", "\t"):
-        names = {field.strip().strip('"') for field in first.split(separator)}
-        if len(names) > 1 and names & set(FIELDS):
-            return separator
-    return ""
+    first = head.partition(b"\n")[0].decode("utf-8", "replace")
+    known = {separator: len(set(FIELDS).intersection(_names(first.split(separator)))) for separator in SEPARATORS if separator in first}
+    best = max(known, key=lambda separator: known[separator], default="")
+    if best and known[best]:
+        return best
+    return "" if not named else "\t" if named[1].lower() == "tsv" else ","
+
+
+def _names(cells: Iterable[str]) -> list[str]:
+    return [cell.strip().strip('"').strip() for cell in cells]
 
 
 def lines(stream: io.BufferedReader) -> Iterator[tuple[int, bytes | None]]:
@@ -271,7 +275,7 @@ def _csv(file: DataFile, stream: io.BufferedReader, separator: str) -> Iterator[
     reader = csv.reader(_decoded(file, stream), delimiter=separator, strict=True)
     number = 1
     try:
-        names = next(reader, [])
+        names = _names(next(reader, []))
         _refuse_twice(file.name, names)
         while True:
             number = reader.line_num + 1
@@ -304,7 +308,7 @@ def _table_row(name: str, number: int, names: list[str], cells: list[str]) -> Ra
     if len(cells) != len(names):
         return RawRow(name, number, None, f"{len(cells)} fields, but the first line names {len(names)}", text)
     if any("\udc80" <= letter <= "\udcff" for cell in cells if not cell.isascii() for letter in cell):
-        return RawRow(name, number, None, "not UTF-8", text)
+        return RawRow(name, number, None, "not UTF-8 (Excel: save as CSV UTF-8)", text)
     value: dict[str, object] = dict(zip(names, cells, strict=True))
     for nested in NESTED:
         if nested in value:
