@@ -14,7 +14,7 @@ from finetune_operator.api.blocks.guards import Guards
 from finetune_operator.decide.guards import quantile
 
 from tests.bench.guards import __main__ as bench
-from tests.bench.guards.cases import CASES, EFFECTS, STRICT, sampled
+from tests.bench.guards.cases import CASES, EFFECTS, EVERY, STRICT, sampled
 from tests.bench.guards.rules import Argo, Flagger, Ours, Outcome, Rule, Threshold
 from tests.bench.guards.traffic import MEDIAN_MS, Arm, Series, Span, Step, Traffic, spans
 
@@ -134,6 +134,16 @@ def test_a_broken_canary_is_out_within_seconds() -> None:
         assert (found.end, found.guard) == ("rolled back", "errors")
         assert found.requests < 70
         assert found.seconds <= 2 + 30 / (0.1 * rate)
+
+
+@pytest.mark.parametrize(
+    ("canary", "guard"),
+    [(Arm(unusable=0.2), "unusable answers"), (Arm(slower=2.0), "time to first token"), (Arm(), "")],
+)
+def test_what_the_servers_tell_is_judged_too(canary: Arm, guard: str) -> None:
+    every = EVERY.model_copy(update={"max_latency_regression_percent": 10_000})
+    [[found]] = bench.outcomes(sampled(canary, 1_500, servers=True), [Ours(every)], [1], range(1))
+    assert (found.guard if found.end == "rolled back" else "") == guard
 
 
 def test_what_the_guards_are_blind_for_is_not_seen() -> None:
