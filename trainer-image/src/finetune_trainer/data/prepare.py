@@ -16,7 +16,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer import estimate, hardware, layout, schedule
+from finetune_trainer import advice as said
+from finetune_trainer import compare, estimate, hardware, layout, schedule
+from finetune_trainer.compare import Option
 from finetune_trainer.config import (
     PROMPT_METHODS,
     ComputeConfig,
@@ -28,7 +30,7 @@ from finetune_trainer.config import (
     TrainingConfig,
     need,
 )
-from finetune_trainer.data import loading, origins, pool, quality, report, reuse, sources, tokens
+from finetune_trainer.data import advice, loading, origins, pool, quality, report, reuse, sources, tokens
 from finetune_trainer.data.encoders import RowEncoder
 from finetune_trainer.data.encoding import Encoding
 from finetune_trainer.data.loading import Files, Loaded, Splits
@@ -97,7 +99,7 @@ def _prepare(config: RunConfig, data: DataConfig, cache: Path, progress: Progres
         content = reuse.take_over(key, data.path, work.folder)
         if content is None:
             content = _make(config, files, encoder, outline.vocabulary, cache, work.folder, progress)
-        facts = _facts(config, content, outline)
+        facts = _facts(config, content, outline, _options(config, content, outline))
         document = {**content, **facts, "finetune": _title(config)}
         layout.write_json(work.folder / "report.json", document)
         (work.folder / "report.html").write_text(report.render(document))
@@ -152,6 +154,7 @@ def _write(folder: Path, encoding: Encoding, loaded: Loaded, data: DataConfig) -
     sealed: set[str] = set()
     lengths: dict[str, Sequence[int]] = {}
     answers = {name: quality.Answers() for name in ("train", "test")}
+    plain = True
     with (folder / "test.jsonl").open("w") as stream:
         counted = []
         for item in encoding.rows("test"):
@@ -168,6 +171,7 @@ def _write(folder: Path, encoding: Encoding, loaded: Loaded, data: DataConfig) -
             named.add(item.row)
             hashes.add(item.row.digest)
             answers["train"].add(item.row.response)
+            plain = plain and item.row.plain
     with encoding.writer(folder, "validation") as validation, origins.written(folder, "validation") as named:
         for item in encoding.rows("validation"):
             validation.add(item)
@@ -182,7 +186,10 @@ def _write(folder: Path, encoding: Encoding, loaded: Loaded, data: DataConfig) -
     warnings = [*loaded.warnings, *_warnings(lengths, encoding.too_long)]
     if loaded.labels and (unknown := answers["test"].without(answers["train"])):
         warnings.append(f"labels of the test split that no training row has: {', '.join(unknown[:5])}")
-    return _content(loaded, encoding, lengths, {"train": sum(train.lengths), "supervised": train.supervised}, warnings)
+    known = answers["train"]
+    labels = known.labels if loaded.labels else {}
+    kind = {"task": advice.task(labels, plain=plain, reasoned=known.reasoned), "labels": labels}
+    return {**_content(loaded, encoding, lengths, {"train": sum(train.lengths), "supervised": train.supervised}, warnings), **kind}
 
 
 def _content(
@@ -211,8 +218,7 @@ def _content(
 
 
 def _warnings(lengths: dict[str, Sequence[int]], too_long: int) -> list[str]:
-    found = [f"only {len(lengths['train'])} training rows: expect little"] if len(lengths["train"]) < 50 else []
-    found += [f"there are no {name} rows" for name in ("validation", "test") if not lengths[name]]
+    found = [f"there are no {name} rows" for name in ("validation", "test") if not lengths[name]]
     return found + ([f"{too_long:,} rows were too long (onTooLong)"] if too_long else [])
 
 
@@ -245,7 +251,23 @@ def _refuse_too_many(loaded: Loaded, limit: float) -> None:
         )
 
 
-def _facts(config: RunConfig, content: dict[str, Any], outline: Outline) -> JsonObject:
+def _options(config: RunConfig, content: dict[str, Any], outline: Outline) -> list[Option]:
+    """The methods side by side for this model and these data."""
+    from finetune_trainer.train import outline as outlines
+
+    training, compute, asked = need(config.training, "training"), need(config.compute, "compute"), need(config.method, "method")
+
+    def told(method: MethodConfig) -> tuple[int, JsonObject]:
+        counted = outline if method == asked else outlines.count(config.model, method)
+        rows, tokens, longest = content["rows"]["train"], content["tokens"]["train"], content["longest"]
+        estimated = forecast(method, training, compute, counted, rows, tokens, longest)["estimate"]
+        assert isinstance(estimated, dict)
+        return counted.trained, estimated
+
+    return compare.options(asked, compute, told)
+
+
+def _facts(config: RunConfig, content: dict[str, Any], outline: Outline, options: Sequence[Option]) -> JsonObject:
     """What the manifest says: of the data, and of the run that this configuration makes of them."""
     training, compute, method = need(config.training, "training"), need(config.compute, "compute"), need(config.method, "method")
     rows, tokens = content["rows"]["train"], content["tokens"]["train"]
@@ -253,6 +275,9 @@ def _facts(config: RunConfig, content: dict[str, Any], outline: Outline) -> Json
     return {
         **{name: content[name] for name in ("rows", "tokens", "minResponseCharacters", "invalid")},
         "warnings": warnings,
+        "advice": said.told(advice.of(content, options, compute.accelerator)),
+        "methods": compare.told(options),
+        "accelerator": compute.accelerator,
         **forecast(method, training, compute, outline, rows, tokens, content["longest"]),
         "model": str(config.model.path.name),
     }
@@ -291,5 +316,6 @@ def _result(manifest: dict[str, object]) -> JsonObject:
         **{name: manifest[name] for name in names},
         "invalid": invalid[:SHOWN_INVALID],
         "warnings": manifest["warnings"],
+        "advice": manifest.get("advice") or [],
         "estimate": manifest["estimate"],
     }
