@@ -275,6 +275,13 @@ def test_what_to_think_of_before_it_trains_is_told_with_the_methods_side_by_side
     assert "Methods for this model and these data" in page
 
 
+def test_a_rows_json_schema_is_sealed_with_it(run: Any) -> None:
+    folder, _ = run([{**row, "json_schema": {"type": "string", "title": row["output"]}} for row in rows()])
+    sealed = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    assert sealed
+    assert [json.loads(line["schema"])["title"] for line in sealed] == [line["reference"] for line in sealed]
+
+
 def test_labels_that_training_lacks_are_told(run: Any, tmp_path: Path) -> None:
     values = [{"input": f"{word} thing {n}", "output": ("good", "bad")[n % 2]} for n, word in enumerate(("red", "blue", "big", "odd") * 15)]
     _, result = run(values, data__test=source(tmp_path / "test.jsonl", [{"input": "any other thing", "output": "awful"}] * 4))

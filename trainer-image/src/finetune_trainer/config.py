@@ -242,12 +242,19 @@ class RegexConfig(Model):
     pattern: str
 
 
+class JsonSchemaConfig(Model):
+    """JSON schema metric: the mounted schema of all rows; None: each brings its own."""
+
+    schema_mount: Path | None = None
+
+
 class MetricConfig(Model):
     """One metric of the evaluation."""
 
-    type: Literal["ExactMatch", "Contains", "Regex", "TokenF1", "RougeL", "SqlExecution", "Loss"]
+    type: Literal["ExactMatch", "Contains", "Regex", "TokenF1", "RougeL", "SqlExecution", "JsonSchema", "JsonEqual", "Loss"]
     sql_execution: SqlExecutionConfig | None = None
     regex: RegexConfig | None = None
+    json_schema: JsonSchemaConfig | None = None
 
     @model_validator(mode="after")
     def _has_its_block(self) -> Self:

@@ -326,14 +326,14 @@ LOSS_ALONE: Final[list[Config]] = [{"type": "Loss"}]  # no server answers for it
 
 def metrics(spec: Spec) -> list[Config]:
     """The metrics asked for; without any, the mean loss per row is compared."""
-    mounts = {s.slot: s.mount for s in sources.of_metrics(spec)}
+    mounts = {s.slot: s.mount or s.uri.removeprefix("image://") for s in sources.of_metrics(spec)}
     result: list[Config] = []
     for index, metric in enumerate((spec.evaluation.metrics if spec.evaluation else None) or ()):
         entry: Config = {"type": metric.type}
         if metric.sql_execution is not None:
-            entry["sqlExecution"] = {
-                "schemaMount": mounts[f"schema-{index}"] or metric.sql_execution.schema_source.removeprefix("image://")
-            }
+            entry["sqlExecution"] = {"schemaMount": mounts[f"schema-{index}"]}
+        if metric.json_schema is not None:
+            entry["jsonSchema"] = {"schemaMount": mounts.get(f"schema-{index}")}
         if metric.regex is not None:
             entry["regex"] = {"pattern": metric.regex.pattern}
         result.append(entry)

@@ -162,6 +162,7 @@ def _write(folder: Path, encoding: Encoding, loaded: Loaded, data: DataConfig) -
             counted.append(len(item.ids))
             answers["test"].add(item.row.response)
             line = {"id": item.row.digest, "messages": list(item.row.messages[:-1]), "reference": item.row.response}
+            line |= {"schema": item.row.schema} if item.row.schema else {}
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
         lengths["test"] = counted
     hashes: set[str] = set()
