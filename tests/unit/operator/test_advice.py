@@ -46,7 +46,7 @@ CASES: dict[str, tuple[list[Advice], str, Any, list[Advice] | None, list[str]]] 
 def test_advice(before: list[Advice], stage: str, given: Any, after: list[Advice] | None, told: list[str]) -> None:
     then = advice.heard(draft(make_observed(status={"advice": before or None})), stage, given)
     assert then.status.advice == after
-    assert then.notes == tuple(Note("Normal", "Advice", f"{code}: {given[-1]['message']} f") for code in told)
+    assert then.notes == ((Note("Normal", "Advice", " ".join(f"{code}: {given[-1]['message']} f" for code in told)),) if told else ())
     assert not then.blocked
 
 

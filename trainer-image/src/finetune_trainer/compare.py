@@ -106,4 +106,8 @@ def _row(option: Option, *, known: bool) -> str:
     ranks = [str(option.ranks) if option.ranks else f"more than {estimate.MOST_RANKS}"] if known else []
     cells = [f"{option.trained:,}", f"{option.memory / GIB:,.1f} GiB", *ranks, hours(option.seconds), f"{option.rank_hours:,.2f}"]
     name = f"<b>{escape(option.method)}</b>" if option.asked else escape(option.method)
-    return f"<tr><td>{name}</td>{''.join(f'<td class=number>{escape(cell)}</td>' for cell in cells)}</tr>"
+    return f"<tr><td>{name}</td>{''.join(_cell(cell) for cell in cells)}</tr>"
+
+
+def _cell(text: str) -> str:
+    return f'<td class="number">{escape(text)}</td>'

@@ -1,4 +1,4 @@
-"""What the stages of the newest revision advise: kept in the status in their order, told once as Events, and never in anybody's way."""
+"""What the stages of the newest revision advise: kept in the status in their order, told once in an Event, and never in anybody's way."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ def heard(d: Draft, stage: str, said: Any) -> Draft:
     before = d.status.advice or []
     new = list(_read(stage, said))[:MOST]
     codes, earlier = {item.code for item in new}, STAGES[: STAGES.index(stage)]
-    for item in new:
-        if item not in before:
-            d = d.note("Normal", conditions.ADVICE, f"{item.code}: {item.message} {item.fix}")
+    if untold := [item for item in new if item not in before]:
+        d = d.note("Normal", conditions.ADVICE, " ".join(f"{item.code}: {item.message} {item.fix}" for item in untold))
     return d.set(advice=[*(item for item in before if item.stage in earlier and item.code not in codes), *new] or None)
 
 

@@ -24,6 +24,7 @@ from finetune_trainer.config import (
     ComputeConfig,
     DataConfig,
     MethodConfig,
+    ModelConfig,
     PromptConfig,
     RunConfig,
     SourceConfig,
@@ -99,7 +100,7 @@ def _prepare(config: RunConfig, data: DataConfig, cache: Path, progress: Progres
         content = reuse.take_over(key, data.path, work.folder)
         if content is None:
             content = _make(config, files, encoder, outline.vocabulary, cache, work.folder, progress)
-        facts = _facts(config, content, outline, _options(config, content, outline))
+        facts = _facts(config, content, outline)
         document = {**content, **facts, "finetune": _title(config)}
         layout.write_json(work.folder / "report.json", document)
         (work.folder / "report.html").write_text(report.render(document))
@@ -252,27 +253,28 @@ def _refuse_too_many(loaded: Loaded, limit: float) -> None:
         )
 
 
-def _options(config: RunConfig, content: dict[str, Any], outline: Outline) -> list[Option]:
-    """The methods side by side for this model and these data."""
+def side_by_side(
+    model: ModelConfig, asked: MethodConfig, training: TrainingConfig, compute: ComputeConfig, outline: Outline, rows: int, tokens: int,
+    longest: int,
+) -> list[Option]:  # fmt: skip
+    """The methods for a model (whose `outline` is that of the one asked for) and so many rows and tokens, as `forecast` has them."""
     from finetune_trainer.train import outline as outlines
 
-    training, compute, asked = need(config.training, "training"), need(config.compute, "compute"), need(config.method, "method")
-
-    def told(method: MethodConfig) -> tuple[int, JsonObject]:
-        counted = outline if method == asked else outlines.count(config.model, method)
-        rows, tokens, longest = content["rows"]["train"], content["tokens"]["train"], content["longest"]
+    def taken(method: MethodConfig) -> tuple[int, JsonObject]:
+        counted = outline if method == asked else outlines.count(model, method)
         estimated = forecast(method, training, compute, counted, rows, tokens, longest)["estimate"]
         assert isinstance(estimated, dict)
         return counted.trained, estimated
 
-    return compare.options(asked, compute, told)
+    return compare.options(asked, compute, taken)
 
 
-def _facts(config: RunConfig, content: dict[str, Any], outline: Outline, options: Sequence[Option]) -> JsonObject:
+def _facts(config: RunConfig, content: dict[str, Any], outline: Outline) -> JsonObject:
     """What the manifest says: of the data, and of the run that this configuration makes of them."""
     training, compute, method = need(config.training, "training"), need(config.compute, "compute"), need(config.method, "method")
     rows, tokens = content["rows"]["train"], content["tokens"]["train"]
     warnings = [*estimate.warnings(outline, method, hardware.uses_bf16(training, compute)), *content["dataWarnings"]]
+    options = side_by_side(config.model, method, training, compute, outline, rows, tokens, content["longest"])
     return {
         **{name: content[name] for name in ("rows", "tokens", "minResponseCharacters", "invalid")},
         "warnings": warnings,
