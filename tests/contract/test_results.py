@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from finetune_operator.api.status import Answering, Estimate, Fidelity, Forgetting, Rows, Score
 from finetune_operator.build.pods import Accelerator
+from finetune_operator.decide import advice as hearing
 from finetune_operator.decide import layout
+from finetune_operator.decide.draft import Draft
 from finetune_operator.decide.stages import _fetched, _prepared, _scored
 from finetune_operator.workloads.causes import root_cause
 from finetune_operator.workloads.endings import EXIT_CLASSES, parse_result
-from finetune_trainer import estimate, exits, fetch
+from finetune_trainer import advice, estimate, exits, fetch
 from finetune_trainer.config import ComputeConfig, MethodConfig
+from finetune_trainer.data import advice as of_data
 from finetune_trainer.evaluate import scoring, throughput
 from finetune_trainer.evaluate.rows import ScoredRow
 
@@ -94,10 +97,45 @@ def test_seventy_billion_weights_on_one_machine_with_eight_h100(method: dict[str
     assert (choice.layout.title if choice else None) == expected
 
 
+@pytest.mark.parametrize("size", [8, 24, 40, 80])
+@pytest.mark.parametrize("method", [method for method, _ in LARGE.values()], ids=LARGE)
+def test_the_fewest_accelerators_that_prepare_names_are_the_fewest_that_the_operator_lets_it_train_on(
+    method: dict[str, str], size: int
+) -> None:
+    """Llama 8B: with one fewer it is refused, without offload."""
+    whole, trains = 8_030_261_248, 41_943_040 if "LoRA" in method["type"] else 81_920
+    quantized = whole - 2 * 128256 * 4096 if method["type"] == "QLoRA" else 0
+    counts = (0, 0, 0, whole) if method["type"] == "Full" else (whole - quantized, quantized, 0, trains)
+    outline = estimate.Outline(*counts, whole, 4096, (estimate.Layer(79_872, 0, 8_192),) * 32, 128256)
+    asked = MethodConfig.model_validate(method)
+    said = estimate.estimate(outline, asked, ComputeConfig.model_validate({"gpusPerNode": 1}), 10**6, 1, 8192, True)
+    told = {**said, "longest": 2048}
+    gpu = Accelerator("gpu", "nvidia.com/gpu", memory_bytes=size * 2**30, per_machine=64)
+
+    def trains_on(count: int) -> bool:
+        changes = {"method": method, "compute": {"accelerator": "gpu", "nodes": count, "gpusPerNode": 1, "offload": "None"}}
+        o = make_observed(make_revision(estimate=told), changes=changes, profiles={"gpu": gpu})
+        return layout.chosen(o, o.status.revisions[0].estimate) is not None
+
+    needed = estimate.ranks_needed(told, size * 2**30, asked)
+    assert needed == next((count for count in range(1, 65) if trains_on(count)), None)
+
+
+def test_what_prepare_and_the_scores_advise_is_heard() -> None:
+    """By the names that the status gives it."""
+    rows = {"read": 100, "train": 64, "validation": 8, "test": 8}
+    facts = of_data.Facts(rows, "free answers", {}, [])
+    o = make_observed(make_revision())
+    found = told({"stage": "prepare", "advice": advice.told(of_data.advise(facts))})
+    kept = hearing.heard(Draft(status=o.status), "prepare", found["advice"]).status.advice or []
+    assert [item.code for item in kept] == ["FewRows", "FewTestRows"]
+    assert [f"{item.message} {item.fix}" for item in kept] == [item.text for item in of_data.advise(facts)]
+
+
 def test_a_score_with_its_interval_and_difference() -> None:
     scored = [ScoredRow(str(n), "a", {"ExactMatch": float(n % 4 > 0)}, {}) for n in range(40)]
     result = {
-        "stage": "evaluate", "name": "tuned", "excluded": 3, "advice": ["Bring more rows. " * 40, "Train on.", "3", "4", "5"], "path": "/work/revisions/r/evaluations/tuned-k",
+        "stage": "evaluate", "name": "tuned", "excluded": 3, "path": "/work/revisions/r/evaluations/tuned-k",
         "metrics": {"ExactMatch": scoring.interval("ExactMatch", scored, 95)},
         "paired": scoring.paired("ExactMatch", scored, {str(n): 0.0 for n in range(40)}, 95),
         "answering": throughput.Answering(64, 41.3, 6210, 1790, 16, "h100", 8, "vLLM").told(),
@@ -112,8 +150,6 @@ def test_a_score_with_its_interval_and_difference() -> None:
     }  # fmt: skip
     found = _scored("k", told(result))
     assert (found.metric, found.score.score, found.score.n, found.excluded) == ("ExactMatch", "0.75", 40, 3)
-    assert found.advice is not None
-    assert [len(text) for text in found.advice] == [400, 9, 1, 1]
     assert found.difference is not None
     assert found.difference.difference == "0.75"
     assert float(found.difference.low) <= 0.75 <= float(found.difference.high)

@@ -87,7 +87,7 @@ def report(
     pairs = comparison.pairs(metric, test, after, before)
     document = changes.pop("made", made())
     validations = (document.get("curves") or {}).get("validations") or []
-    facts = advice.Facts(compared[0], pairs, document.get("rows") or {}, document.get("result") or {}, validations)
+    facts = advice.Facts(compared[0], pairs, document.get("result") or {}, validations)
     known: dict[str, Any] = {
         "finetune": "ml/shop", "revision": "6364d116", "reference": reference, "compared": compared, "pairs": pairs, "excluded": 0,
         "confidence": 95.0, "advice": advice.advise(facts), "made": document, "rows": document.get("rows") or {},

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 from finetune_trainer import card, layout
+from finetune_trainer.advice import Advice
 from finetune_trainer.config import MetricConfig, ReportConfig, RunConfig
 from finetune_trainer.evaluate import advice, charts, comparison, report, rows
 from finetune_trainer.evaluate.comparison import Compared
@@ -114,7 +115,8 @@ def test_no_text_becomes_markup_and_nothing_comes_from_outside() -> None:
         finetune=EVIL,
         revision=EVIL,
         reference=EVIL,
-        advice=[EVIL],
+        advice=[Advice(EVIL, EVIL, EVIL)],
+        advised=[Advice(EVIL, EVIL, EVIL)],
     )
     text = report.render(found)
     assert page(text).tags.isdisjoint({"script", "img", "link", "iframe", "a", "object"})
@@ -176,7 +178,6 @@ def facts(**changes: Any) -> advice.Facts:
     known: dict[str, Any] = {
         "gated": gated,
         "pairs": [],
-        "rows": {"train": 500},
         "training": {"step": 100, "bestStep": 100},
         "validations": [],
     }
@@ -219,8 +220,7 @@ ADVICE: dict[str, tuple[advice.Facts, str]] = {
     "as much of it as is borne": (facts(forgetting=made.forgetting(11.0)), ""),
     "more of it than the gate allows": (facts(forgetting=made.forgetting(11.0), max_forgetting_percent=3.0), "more than 3 %"),
     "what is forgotten is not known": (facts(forgetting={"unmeasured": "no room"}), ""),
-    "there are few examples": (facts(rows={"train": 60}), "There are 60 training rows"),
-    "there are few test rows": (facts(gated=gated(0.4, 0.6, n=20)), "rests on 20 test rows: bring"),
+    "there are few test rows": (facts(gated=gated(0.4, 0.6, n=20)), "rests on 20 test rows. Bring"),
     "the interval is wide": (facts(gated=gated(0.4, 0.6, score=(0.5, 0.8))), "(its interval is 30 points wide)"),
 }
 
@@ -230,7 +230,8 @@ def test_advice_follows_from_what_was_measured(case: str) -> None:
     given, words = ADVICE[case]
     said = advice.advise(given)
     assert len(said) == (1 if words else 0), said
-    assert words in "".join(said)
+    assert words in "".join(item.text for item in said)
+    assert len({item.code for item in said}) == len(said)
 
 
 # ---- comparison

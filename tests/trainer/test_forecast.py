@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,19 @@ def test_people_read_a_table_that_knows_whatever_components_there_are(
     assert any(line.startswith("time     0.0 h on 16 GPUs, 0.1 GPU hours") for line in lines), lines
     assert main(["estimate", "--model", str(written(tmp_path)), *RUN, "--accelerator", "b900"]) == 0
     assert "how fast 'b900' is is not known" in capsys.readouterr().out
+
+
+def test_methods_are_told_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--model", str(written(tmp_path)), *RUN, "--method", "Full", "--accelerator", "h100", "--compare"]
+    methods = told(capsys, *asked, "--accelerator-memory", "16")["methods"]
+    assert [(option["method"], option["asked"], option["ranks"]) for option in methods] == [
+        ("Full", True, 1), ("LoRA", False, 1), ("QLoRA", False, 1), ("PromptTuning", False, 1),
+    ]  # fmt: skip
+    assert "methods" not in told(capsys, *asked[:-1])
+    assert main(["estimate", *asked, "--accelerator-memory", "0.5"]) == 0
+    assert re.search(r"^PromptTuning +1,280 +1\.\d +0\.0 +0\.0 +>512$", capsys.readouterr().out, re.MULTILINE)
+    assert main(["estimate", *asked]) == 0
+    assert re.search(r"^method .*rank hours$", capsys.readouterr().out, re.MULTILINE), "of whose memory nothing is known"
 
 
 def test_a_component_that_trains_is_divided(tmp_path: Path) -> None:

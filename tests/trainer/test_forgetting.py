@@ -237,7 +237,7 @@ def test_an_evaluation_that_was_finished_before_tells_everywhere_what_was_measur
     assert (told["fidelity"], told["answering"]) == (FAR, SPEED.told())
     assert told["forgetting"] == {name: value for name, value in found.items() if name != "kinds"}
     assert told["metrics"]["ExactMatch"]["score"] == 1
-    assert any("its perplexity rose by 26.2 %" in text for text in told["advice"])
+    assert any("its perplexity rose by 26.2 %" in item["message"] for item in told["advice"])
     assert json.loads((path / "result.json").read_text()) == told
     assert "perplexity rose by 26.2 %" in (path / "report.html").read_text()
     assert "| all texts | 40 |" in (path / "README.md").read_text()

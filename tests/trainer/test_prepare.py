@@ -262,6 +262,26 @@ def test_tokens_that_the_model_has_no_place_for_are_refused(run: Any, monkeypatc
     assert found.value.fix.startswith("Tokenizer and weights do not belong together")
 
 
+def test_what_to_think_of_before_it_trains_is_told_with_the_methods_side_by_side(run: Any) -> None:
+    folder, result = run(rows(), compute__gpusPerNode=1, compute__accelerator="h100", compute__acceleratorMemory=2**34, method__type="Full")
+    assert [item["code"] for item in result["advice"]] == ["FewRows", "FewTestRows", "FullForFewRows"]
+    made = json.loads((folder / layout.DATA_MANIFEST).read_text())["methods"]
+    assert [(option["method"], option["asked"], option["ranks"]) for option in made] == [
+        ("Full", True, 1), ("LoRA", False, 1), ("QLoRA", False, 1), ("PromptTuning", False, 1),
+    ]  # fmt: skip
+    assert made[0]["memory"] == result["estimate"]["memoryBytes"] > made[1]["memory"]
+    page = (folder / "report.html").read_text()
+    assert "below 100 good ones tuning mostly teaches form" in page
+    assert "Methods for this model and these data" in page
+
+
+def test_a_rows_json_schema_is_sealed_with_it(run: Any) -> None:
+    folder, _ = run([{**row, "json_schema": {"type": "string", "title": row["output"]}} for row in rows()])
+    sealed = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    assert sealed
+    assert [json.loads(line["schema"])["title"] for line in sealed] == [line["reference"] for line in sealed]
+
+
 def test_labels_that_training_lacks_are_told(run: Any, tmp_path: Path) -> None:
     values = [{"input": f"{word} thing {n}", "output": ("good", "bad")[n % 2]} for n, word in enumerate(("red", "blue", "big", "odd") * 15)]
     _, result = run(values, data__test=source(tmp_path / "test.jsonl", [{"input": "any other thing", "output": "awful"}] * 4))

@@ -7,6 +7,8 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from finetune_trainer import compare
+from finetune_trainer.compare import Option
 from finetune_trainer.data import report
 from finetune_trainer.data.formats import Rejected
 from finetune_trainer.data.ledger import EXAMPLES, GROUPS, LISTED, Ledger
@@ -57,7 +59,10 @@ def document(text: str = "word", **changes: Any) -> dict[str, Any]:
         "lengths": {"train": report.histogram(range(800)), "validation": report.histogram([5]), "test": []},
         "examples": [{"source": text, "row": 7, "parts": [{"text": text, "supervised": False}, {"text": text, "supervised": True}]}],
         "sources": [{"source": text, "use": "train", "format": "Messages", "rows": 1200}],
-        "estimate": {"longest": 60, "memoryBytes": 3 * 2**30, "seconds": 5400},
+        "estimate": {"longest": 60, "memoryBytes": 3 * 2**30, "seconds": 5400, "passTokens": 8192},
+        "advice": [{"code": "Code", "message": text, "fix": text}],
+        "methods": compare.told([Option(text, True, 10, 2**30, 4, 7200, 8.0), Option("LoRA", False, 10, 2**30, None, 60, 0.1)]),
+        "accelerator": text,
         **changes,
     }  # fmt: skip
 
@@ -82,6 +87,7 @@ SHOWN = {
     "where a rendered row is from": "word row 7",
     "the time of the run": "1.5 h",
     "its memory": "3.0 GiB",
+    "what another method would take": "LoRA101.0 GiBmore than 51260 s0.10",
 }
 
 

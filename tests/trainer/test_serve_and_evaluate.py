@@ -162,7 +162,7 @@ def test_both_models_are_scored_and_paired_by_row(api: Api, artifact: Path, work
     schema.write_text("CREATE TABLE t(a); INSERT INTO t VALUES (1);")
     loss, exact = {"type": "Loss"}, {"type": "ExactMatch"}
     texts = [*({"type": name} for name in ("Contains", "TokenF1", "RougeL")), {"type": "Regex", "regex": {"pattern": r"\S+"}}]
-    base = evaluated(tmp_path / "baseline", work, tiny_model, evaluation__metrics=[loss])
+    base = evaluated(tmp_path / "baseline", work, tiny_model, evaluation__metrics=[loss], evaluation__before={"enough": -100})
     asked = {"reference": "base", "artifact": str(artifact), "gate": {"minImprovement": 0.1}, "spent": {"gpus": 1}}
     tuned = evaluated(
         tmp_path / "tuned", work, tiny_model, evaluation__endpoint=f"http://127.0.0.1:{api.port}/v1",
@@ -184,11 +184,15 @@ def test_both_models_are_scored_and_paired_by_row(api: Api, artifact: Path, work
     assert all(isinstance(line["answer"], str) for line in lines)
     page, card = (tmp_path / "tuned" / "report.html").read_text(), (tmp_path / "tuned" / "README.md").read_text()
     assert "against the base model" in page
-    assert "The score rests on 8 test rows: bring a larger data.test, or a larger share in data.split.test." in tuned["advice"]
+    assert ("FewTestRows", "The score rests on 8 test rows.") in [(item["code"], item["message"]) for item in tuned["advice"]]
+    assert [item["code"] for item in base["advice"]] == ["NotNeeded"]
+    alone = (tmp_path / "baseline" / "report.html").read_text()
+    assert "which reaches the 100.0000 bits/byte of evaluation.skipTrainingIfBaselineAtLeast" in alone
+    for shown in (alone, page):
+        assert "training rows: below 100 good ones tuning" in shown, "what prepare advised"
     assert "Losses by step" in page, "the curve that training left in the artifact"
     assert f"+{paired['difference']:.4f} bits/byte" in page
     assert f"{paired['difference']:.4f} [{paired['low']:.4f}, {paired['high']:.4f}]" in card
-    assert not (tmp_path / "baseline" / "report.html").exists(), "a reference is compared with nothing"
     assert "answering" not in base, "a loss asks no server"
     test, limit = rows.test_rows(work / "data" / "1f2e3d4c"), make_config("evaluate", work, tiny_model)["evaluation"]["maxNewTokens"]
     counted = [api.chat(messages=list(row.messages), max_tokens=limit, seed=0)["usage"] for row in test]

@@ -74,6 +74,7 @@ BUDGET_EXHAUSTED: Final = "BudgetExhausted"
 PROMETHEUS_UNKNOWN: Final = (
     "spec.rollout.guards.queries need a Prometheus, and the operator knows none: set the chart's value prometheus.url, or remove them"
 )
+ADVICE: Final = "Advice"  # of an Event alone: what a stage advises
 CLEANING_FAILED: Final = "CleaningFailed"  # of an Event alone: what retention no longer keeps could not be removed
 EXPOSURE_FORBIDDEN: Final = "ExposureForbidden"  # the chart does not let the operator make what serving.expose asks for
 GATEWAY_API_MISSING: Final = "GatewayApiMissing"  # the cluster knows no HTTPRoutes

@@ -257,7 +257,7 @@ def _job(c: Context, job: JobWanted, stage: Stage) -> Manifest:
     choice = layout.begun(o, d.revision.estimate, attempt.layout) if attempt else None
     config = runconfig.build(
         o.namespace, o.name, o.uid, c.spec, stage, c.kept(job.revision)["resolved"],
-        gpus=devices.count, micro_batch_tokens=choice.micro_batch_tokens if choice else None,
+        gpus=devices.count, gpu_memory=devices.profile.memory_bytes, micro_batch_tokens=choice.micro_batch_tokens if choice else None,
         layout=choice.layout.asked if choice else None,
         resume_from=folders(d.status.attempts, job.revision, job.number), scoring=scoring,
         micro_batch_divisor=divisor(d.status.attempts, job.revision, job.number) if job.stage == "train" else 1,
@@ -294,6 +294,7 @@ def _scoring(c: Context, stage: str) -> runconfig.Scoring:
         reference=baseline.path if stage == "evaluate" and baseline else None,
         exclude_trained_on=None if against == BASE else runconfig.data_path(against),
         report=_report(c, against) if stage == "evaluate" else None,
+        before=runconfig.before(c.spec, against) if stage == "baseline" else None,
         forgetting=forgetting if stage == "evaluate" else None,
         fidelity=runconfig.fidelity(name, merged=ours, skipped=skipped) if stage == "evaluate" else None,
         server=asdict(arm.served_by(c.spec, c.devices().profile)),

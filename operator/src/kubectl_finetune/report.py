@@ -79,7 +79,8 @@ def where(revision: Object, kind: str) -> str:
     if kind == "card":
         folder = scored.get("path") or revision.get("artifact")  # the one with results, once there are any
         return _of(folder, f"{folder}/{CARD}", f"revision {name} has no artifact")
-    return _of(scored.get("path"), f"{scored.get('path')}/{PAGE}", f"revision {name} is not scored yet; --data shows its data")
+    folder = scored.get("path") or (revision.get("baseline") or {}).get("path")  # what it is compared with has a page before it is trained
+    return _of(folder, f"{folder}/{PAGE}", f"revision {name} is not scored yet; --data shows its data")
 
 
 def _of(there: Any, path: str, otherwise: str) -> str:

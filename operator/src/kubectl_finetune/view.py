@@ -197,10 +197,10 @@ def _diverged(found: Object | None) -> str:
 
 
 def _advice(seen: Seen) -> Iterator[str]:
-    """What the evaluation of the newest revision says should be done next."""
-    advice = (_newest(seen).get("evaluated") or {}).get("advice") or ()
+    """What the stages of the newest revision say should be thought of, or done next."""
+    texts = [f"{item['message']} {item.get('fix', '')}" for item in seen.status.get("advice") or ()]
     lines = [
-        line for text in advice for line in textwrap.wrap(_clean(text), seen.width - NAME - 2, initial_indent="· ", subsequent_indent="  ")
+        line for text in texts for line in textwrap.wrap(_clean(text), seen.width - NAME - 2, initial_indent="· ", subsequent_indent="  ")
     ]
     yield from (_row("Advice" if number == 0 else "", line) for number, line in enumerate(lines))
 

@@ -49,7 +49,8 @@ def full_finetune() -> Manifest:
         evaluation={
             "metrics": [
                 {"type": "ExactMatch"}, {"type": "SqlExecution", "sqlExecution": {"schema": "configmap://shop/schema.sql"}},
-                {"type": "Regex", "regex": {"pattern": r"answer: (\w+)"}},
+                {"type": "Regex", "regex": {"pattern": r"answer: (\w+)"}}, {"type": "JsonEqual"},
+                {"type": "JsonSchema", "jsonSchema": {"schema": "configmap://shop/answer.json"}},
             ],
             "skipTrainingIfBaselineAtLeast": "0.95",
             "gate": {"minScore": "0.9", "minImprovement": "0.05", "maxForgettingPercent": 5, "maxServingDivergence": "0.005"},
@@ -133,6 +134,10 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "an empty pattern": (changed(_BASE, "spec.evaluation.metrics", [{"type": "Regex", "regex": {"pattern": ""}}]), "spec.evaluation.metrics[0].regex.pattern"),
     "a pattern of 1,001 characters": (
         changed(_BASE, "spec.evaluation.metrics", [{"type": "Regex", "regex": {"pattern": "a" * 1001}}]), "spec.evaluation.metrics[0].regex.pattern"
+    ),
+    "JsonEqual with a schema": (
+        changed(_BASE, "spec.evaluation.metrics", [{"type": "JsonEqual", "jsonSchema": {"schema": "configmap://a/b"}}]),
+        "spec.evaluation.metrics[].jsonSchema: belongs to type JsonSchema",
     ),
     "ExactMatch with a schema": (
         changed(_BASE, "spec.evaluation.metrics", [{"type": "ExactMatch", "sqlExecution": {"schema": "configmap://a/b"}}]),
@@ -259,6 +264,10 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "a schema from the web": (
         changed(_BASE, "spec.evaluation.metrics", [{"type": "SqlExecution", "sqlExecution": {"schema": "https://example.com/s.sql"}}]),
         "sqlExecution.schema: not supported yet",
+    ),
+    "a JSON schema from the internet": (
+        changed(_BASE, "spec.evaluation.metrics", [{"type": "JsonSchema", "jsonSchema": {"schema": "https://example.com/s.json"}}]),
+        "jsonSchema.schema: not supported yet",
     ),
     # Types and bounds, without a rule of their own.
     "no model": ({**_BASE, "spec": {k: v for k, v in _BASE["spec"].items() if k != "model"}}, "spec.model"),

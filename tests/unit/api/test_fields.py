@@ -47,6 +47,8 @@ def test_metrics_are_scored_anew_when_edited() -> None:
                 {"type": "ExactMatch"},
                 {"type": "SqlExecution", "sqlExecution": {"schema": "configmap://shop/schema.sql"}},
                 {"type": "Regex", "regex": {"pattern": r"answer: (\w+)"}},
+                {"type": "JsonEqual"},
+                {"type": "JsonSchema", "jsonSchema": {"schema": "configmap://shop/answer.json"}},
             ]
         }
     }

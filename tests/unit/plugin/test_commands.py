@@ -238,6 +238,13 @@ def test_the_card_without_results_is_the_artifacts() -> None:
         report.where({"name": "r"}, "card")
 
 
+def test_before_there_is_a_tuned_model_the_page_is_that_of_what_it_will_be_compared_with() -> None:
+    """Or of what is good enough: nothing is trained then."""
+    base = {"name": "r", "baseline": {"path": "/work/b"}}
+    assert report.where(base, "evaluation") == "/work/b/report.html"
+    assert report.where({**base, "evaluated": {"path": "/work/t"}}, "evaluation") == "/work/t/report.html"
+
+
 def test_the_reader_may_do_nothing_but_read() -> None:
     finetune = recorded("Live")
     finetune["spec"]["pods"] = {"imagePullSecrets": ["pull"], "nodeSelector": {"disk": "fast"}, "annotations": {"mesh": "off"}}
@@ -273,8 +280,8 @@ def test_what_is_not_there_is_said() -> None:
     with pytest.raises(PluginError, match=r"is not on the work volume: that revision was made by an older operator"):
         report.fetch(kubectl := cluster(recorded("Live"), **there), "bot", options())
     assert kubectl.pods == {}, "the reader is removed also then"
-    with pytest.raises(PluginError, match="revision 6364d116 is not scored yet; --data shows its data"):
-        report.fetch(cluster(recorded("Training"), **there), "bot", options())
+    with pytest.raises(PluginError, match="revision r is not scored yet; --data shows its data"):
+        report.where({"name": "r"}, "evaluation")
     with pytest.raises(PluginError, match="bot has no revision abcd; it knows: 6364d116"):
         report.fetch(cluster(recorded("Live"), **there), "bot", options("--revision", "abcd"))
     with pytest.raises(PluginError, match="bot has no revision yet"):

@@ -147,11 +147,14 @@ def test_how_far_what_is_served_is_from_what_was_trained_is_shown_below_the_scor
 
 def test_advice_of_the_newest_revision_is_shown() -> None:
     finetune = recorded("Live")
-    finetune["status"]["revisions"][0]["evaluated"]["advice"] = ["Bring a larger data.test. " * 6, "Train on."]
+    finetune["status"]["advice"] = [
+        {"stage": "prepare", "code": "FewRows", "message": "There are few.", "fix": "Bring a larger data.train. " * 6},
+        {"stage": "baseline", "code": "Other", "message": "Train on."},
+    ]
     lines = text(finetune).splitlines()
-    first = next(number for number, line in enumerate(lines) if line.startswith("Advice     · Bring"))
+    first = next(number for number, line in enumerate(lines) if line.startswith("Advice     · There are few. Bring"))
     assert lines[first + 1].startswith(" " * 13)
-    assert lines[first + 1].lstrip().startswith(("Bring", "a larger", "larger", "data.test."))
+    assert lines[first + 1].lstrip().startswith(("Bring", "a larger", "larger", "data.train."))
     assert "           · Train on." in lines
 
 

@@ -192,9 +192,11 @@ GATHER_SECONDS = 3600
 
 class ComputeConfig(Model):
     """The gang: `nodes` pods of max(1, gpusPerNode) processes; what each of them keeps whole (`sharding`) and what lies in the host's
-    memory (`offload`). Offload Auto is nothing; sharding Auto the first that can offload what is named, DDP where that is nothing."""
+    memory (`offload`). Offload Auto is nothing; sharding Auto the first that can offload what is named, DDP where that is nothing.
+    `accelerator_memory` is of one, in bytes; None: not known."""
 
     accelerator: str = ""
+    accelerator_memory: int | None = Field(default=None, ge=1)
     nodes: int = Field(default=1, ge=1)
     gpus_per_node: int = Field(default=0, ge=0)
     sharding: Sharding = "Auto"
@@ -240,12 +242,19 @@ class RegexConfig(Model):
     pattern: str
 
 
+class JsonSchemaConfig(Model):
+    """JSON schema metric: the mounted schema of all rows; None: each brings its own."""
+
+    schema_mount: Path | None = None
+
+
 class MetricConfig(Model):
     """One metric of the evaluation."""
 
-    type: Literal["ExactMatch", "Contains", "Regex", "TokenF1", "RougeL", "SqlExecution", "Loss"]
+    type: Literal["ExactMatch", "Contains", "Regex", "TokenF1", "RougeL", "SqlExecution", "JsonSchema", "JsonEqual", "Loss"]
     sql_execution: SqlExecutionConfig | None = None
     regex: RegexConfig | None = None
+    json_schema: JsonSchemaConfig | None = None
 
     @model_validator(mode="after")
     def _has_its_block(self) -> Self:
@@ -343,6 +352,14 @@ class ServerConfig(Model):
     runtime: str
 
 
+class BeforeConfig(Model):
+    """What the page of a reference tells, which is scored before any training: whose scores they are (`base`, or a revision) and from which
+    one on training is not needed (None: it is always trained), as it was when the Job was made."""
+
+    reference: str = "base"
+    enough: float | None = None
+
+
 class EvaluationConfig(Model):
     """What to score, against which endpoint, and where the result goes."""
 
@@ -358,6 +375,7 @@ class EvaluationConfig(Model):
     adapter_path: Path | None = None
     metrics: tuple[MetricConfig, ...] = Field(min_length=1)
     report: ReportConfig | None = None
+    before: BeforeConfig | None = None
     forgetting: ForgettingConfig | None = None
     fidelity: FidelityConfig | None = None
     server: ServerConfig | None = None

@@ -11,8 +11,9 @@ and DPO one of the base model.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from finetune_trainer.config import PROMPT_METHODS, ComputeConfig, MethodConfig
 from finetune_trainer.exits import JsonObject
@@ -27,6 +28,11 @@ LOGIT_BYTES = 12  # a value: itself, and what its exponent is made of
 CHUNK_LOGITS = 2**26  # that the head makes at a time where losses are read from hidden states
 BUCKET, GATHERED = 50_000_000, 500_000_000  # numbers that ZeRO reduces at a time; parameters that its stage 3 holds whole at a time
 FLOAT, MOMENTS = 4, 8  # bytes a trained parameter: its value or gradient; AdamW's two moments
+BY_PASS = ("activations", "recomputed", "logits", "unfusedLogits")  # components that grow with the tokens of a pass
+IN_STAGE_3 = ("gathered", "unfusedLogits")
+_STATES = ("masters", "optimizer")
+STAGES = {"ZeRO1": _STATES, "ZeRO2": (*_STATES, "gradients"), "ZeRO3": (*_STATES, "gradients", "parameters")}  # what each divides
+MOST_RANKS = 512
 NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256
 NF4_BYTES = 0.5 + 1 / NF4_BLOCK + 4 / (NF4_BLOCK * NF4_NESTED_BLOCK)  # a weight: 4 bits, its block's byte, that byte's block's float
 CPU_FLOPS_FP32, CPU_FLOPS_BF16 = 45e9, 110e9
@@ -94,6 +100,33 @@ def estimate(
         "passTokens": pass_tokens,
         "accelerated": accelerated,
     }
+
+
+def ranks_needed(told: JsonObject, room: int, method: MethodConfig) -> int | None:
+    """The fewest ranks that hold a run of which `estimate` told this (with its `longest` row), in accelerators of `room` bytes each: whole
+    in each, or divided by the stages of ZeRO that go with the method; activations are computed again where they can be, and passes are as
+    small as rows allow. None: more than `MOST_RANKS`."""
+    if sum(_smallest(told, "memory").values()) <= room:
+        return 1
+    found = []
+    for stage, divided in STAGES.items() if told["sharded"] else ():
+        if stage == "ZeRO3" and method.objective == "DPO":
+            continue
+        parts = _smallest(told, "sharded")
+        share = sum(size for name, size in parts.items() if name in divided)
+        whole = sum(size for name, size in parts.items() if name not in divided and (stage == "ZeRO3" or name not in IN_STAGE_3))
+        if whole < room:
+            found.append(max(2, math.ceil(share / (room - whole))))
+    return min((count for count in found if count <= MOST_RANKS), default=None)
+
+
+def _smallest(told: JsonObject, which: str) -> dict[str, float]:
+    """Components by size in bytes, in passes of the longest row."""
+    numbers: Any = told
+    parts = dict(numbers[which])
+    if numbers["recomputed"] is not None and "activations" in parts:
+        parts["recomputed"] = min(numbers["recomputed"], parts.pop("activations"))
+    return {name: size * (numbers["longest"] / numbers["passTokens"] if name in BY_PASS else 1) for name, size in parts.items()}
 
 
 def warnings(outline: Outline, method: MethodConfig, bf16: bool) -> list[str]:

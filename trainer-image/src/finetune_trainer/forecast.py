@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from finetune_trainer import estimate, exits, hardware
+from finetune_trainer import compare, estimate, exits, hardware
 from finetune_trainer.config import PROMPT_METHODS, ComputeConfig, MethodConfig, ModelConfig, TrainingConfig
 from finetune_trainer.exits import JsonObject, UserError
 
@@ -65,13 +65,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--gpus-per-node", type=_at_least(0), help="(default 1 with an accelerator, else 0)")
     p.add_argument("--nodes", type=whole, default=1, help="(default 1)")
     p.add_argument("--threads", type=whole, default=1, help="of a node without accelerators (default 1)")
+    p.add_argument("--accelerator-memory", type=_positive, help="of one, in GiB: tells how few hold a run (with --compare)")
+    p.add_argument("--compare", action="store_true", help="LoRA, QLoRA, Full and PromptTuning beside --method, by what they take")
     p.add_argument("--json", action="store_true", help="one JSON object instead of a table; sizes in bytes")
     return p
 
 
 def forecast(options: argparse.Namespace) -> JsonObject:
-    """The model's `parameters`, the run's steps, its `estimate` and `warnings`, as a prepare result has them. Raises UserError,
-    ValidationError."""
+    """The model's `parameters`, the run's steps, its `estimate` and `warnings`, as a prepare result has them, and with --compare its
+    `methods` as a data folder's manifest has them. Raises UserError, ValidationError."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from finetune_trainer.data import prepare
     from finetune_trainer.train import outline
@@ -85,10 +87,14 @@ def forecast(options: argparse.Namespace) -> JsonObject:
             "Raise it: rows that are longer do not train.",
         )
     path = described(options.model)
-    counted = outline.count(ModelConfig(source=str(path), path=path), method)
+    model = ModelConfig(source=str(path), path=path)
+    counted = outline.count(model, method)
     parameters = {"base": counted.frozen + counted.quantized or counted.trained, "active": counted.active, "trained": counted.trained}
     tokens = options.rows * options.tokens_per_row
     found = prepare.forecast(method, training, compute, counted, options.rows, tokens, longest)
+    if options.compare:
+        beside = prepare.side_by_side(model, method, training, compute, counted, options.rows, tokens, longest)
+        found["methods"] = compare.told(beside)
     warnings: list[object] = [*estimate.warnings(counted, method, hardware.uses_bf16(training, compute))]
     return {"parameters": parameters, **found, "warnings": warnings}
 
@@ -132,9 +138,23 @@ def table(found: JsonObject, compute: ComputeConfig) -> str:
         lines += ["", f"With gradient checkpointing it is {less:.2f} GiB in place of activations, and about a third more time."]
     if sharded := {name: size for name, size in _block(told["sharded"]).items() if name in DIVIDED or name not in memory}:
         lines += [*_sizes("with ZeRO instead", sharded), ZERO]
+    lines += _side_by_side(compare.read(found.get("methods")), compute)
     told_of = found["warnings"]
     assert isinstance(told_of, list)
     return "\n".join([*lines, *(f"\n{warning}." for warning in told_of)])
+
+
+def _side_by_side(options: Sequence[compare.Option], compute: ComputeConfig) -> list[str]:
+    """What each method takes; nothing where none was asked for."""
+    if not options:
+        return []
+    known = compute.accelerator_memory is not None and compute.gpus_per_node > 0
+    lines = ["", f"{'method':<16}{'trains':>16}{'GiB a rank':>12}{'hours':>9}{'rank hours':>12}{'needs' if known else '':>8}".rstrip()]
+    for option in options:
+        needs = str(option.ranks or f">{estimate.MOST_RANKS}") if known else ""
+        figures = f"{option.trained:>16,}{option.memory / 2**30:>12.1f}{option.seconds / 3600:>9.1f}{option.rank_hours:>12.1f}"
+        lines.append(f"{option.method:<16}{figures}{needs:>8}".rstrip())
+    return lines
 
 
 def _sizes(title: str, sizes: JsonObject) -> list[str]:
@@ -187,7 +207,13 @@ def _training(options: argparse.Namespace) -> TrainingConfig:
 def _compute(options: argparse.Namespace) -> ComputeConfig:
     gpus = int(bool(options.accelerator)) if options.gpus_per_node is None else options.gpus_per_node
     return ComputeConfig.model_validate(
-        {"accelerator": options.accelerator, "nodes": options.nodes, "gpusPerNode": gpus, "threads": options.threads}
+        {
+            "accelerator": options.accelerator,
+            "acceleratorMemory": round(options.accelerator_memory * 2**30) if options.accelerator_memory else None,
+            "nodes": options.nodes,
+            "gpusPerNode": gpus,
+            "threads": options.threads,
+        }
     )
 
 

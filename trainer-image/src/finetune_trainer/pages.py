@@ -76,3 +76,8 @@ def number(value: int) -> str:
 def percent(part: float, whole: float) -> str:
     """A share."""
     return f"{100 * part / whole:.1f} %" if whole else "–"
+
+
+def hours(seconds: float) -> str:
+    """A time in one unit."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -164,11 +164,15 @@ def _unset(path: str, field: str, instead: str = "") -> Rule:
     return _not_yet(path, field, f"!has(self.{field})", lambda node: field not in node, instead)
 
 
-def _not_from(path: str, field: str, schemes: tuple[str, ...], instead: str) -> Rule:
+def _not_from(path: str, field: str, schemes: tuple[str, ...], instead: str, *, optional: bool = False) -> Rule:
     cel = " && ".join(f"!self.{field}.startsWith('{scheme}')" for scheme in schemes)
-    return _not_yet(path, field, cel, lambda node: not node[field].startswith(schemes), f"{instead} instead of {' or '.join(schemes)}")
+    return _not_yet(
+        path, field, f"!has(self.{field}) || ({cel})" if optional else cel, lambda node: not node.get(field, "").startswith(schemes),
+        f"{instead} instead of {' or '.join(schemes)}",
+    )  # fmt: skip
 
 
+_FETCHED, _MOUNTED = ("hf://", "s3://", "https://"), "use configmap://, pvc:// or image:///"
 NOT_YET: Final = (
     _not_from("spec.model", "source", ("s3://", "oci://"), "use image:///, pvc://, hf:// or https://"),
     _not_yet(
@@ -178,7 +182,8 @@ NOT_YET: Final = (
         lambda model: "secretName" not in model or model["source"].startswith("hf://"),
         "only hf:// models are fetched with a token",
     ),
-    _not_from("spec.evaluation.metrics[].sqlExecution", "schema", ("hf://", "s3://", "https://"), "use configmap://, pvc:// or image:///"),
+    _not_from("spec.evaluation.metrics[].sqlExecution", "schema", _FETCHED, _MOUNTED),
+    _not_from("spec.evaluation.metrics[].jsonSchema", "schema", _FETCHED, _MOUNTED, optional=True),
     _unset("spec", "provider"),
 )
 

@@ -120,7 +120,6 @@ class Scored(StatusModel):
     fidelity: Fidelity | None = None
     answering: Answering | None = None
     excluded: Count | None = Field(default=None, description="Test rows left out, for the live revision was trained on them.")
-    advice: list[Text] | None = Field(default=None, max_length=4, description="What its numbers say should be done next.")
 
 
 class Rows(StatusModel):
@@ -398,6 +397,15 @@ class Cleaning(StatusModel):
     )
 
 
+class Advice(StatusModel):
+    """What a stage advises: it stops nothing."""
+
+    stage: Short = Field(description="prepare, baseline or evaluate.")
+    code: Short = Field(description="One CamelCase word for machines.")
+    message: Text = Field(description="What was found.")
+    fix: Text = Field(default="", description="What may be done about it.")
+
+
 class Status(StatusModel):
     """Everything the operator says of a FineTune."""
 
@@ -418,6 +426,9 @@ class Status(StatusModel):
     stages: list[Stage] = Field(default_factory=list, max_length=20)
     training: Training | None = None
     evaluation: Evaluation | None = None
+    advice: list[Advice] | None = Field(
+        default=None, max_length=12, description="What the stages of the newest revision advise, in their order; the pages have all of it."
+    )
     rollout: Rollout | None = None
     control: Control | None = None
     cleaning: Cleaning | None = None

@@ -32,8 +32,8 @@ LEARNING_RATES: Final[Mapping[str, float]] = {
 
 @dataclass(frozen=True)
 class Scoring:
-    """What an evaluation is given: whose answers, where to put them, what to pair them with, what to report of it and
-    what it may have forgotten of, where to say how it is served (None: nothing), and what its server is (None: not known)."""
+    """What an evaluation is given: whose answers, where to put them, what to pair them with, what to report of it, or `before` any
+    training, what it may have forgotten of, where to say how it is served (None: nothing), and what its server is (None: not known)."""
 
     path: str
     served_name: str
@@ -42,6 +42,7 @@ class Scoring:
     reference: str | None
     exclude_trained_on: str | None
     report: Config | None = None
+    before: Config | None = None
     forgetting: Config | None = None
     fidelity: Config | None = None
     server: Config | None = None
@@ -92,14 +93,15 @@ def build(
     resolved: Mapping[str, Any],
     *,
     gpus: int = 0,
+    gpu_memory: int | None = None,
     micro_batch_tokens: int | None = None,
     layout: tuple[str, str, bool] | None = None,
     resume_from: list[str] | None = None,
     scoring: Scoring | None = None,
     micro_batch_divisor: int = 1,
 ) -> Config:
-    """The whole configuration of one Job; blocks that its stage does not use are absent. `layout` is (sharding, offload,
-    whether activations are computed again); None: as the spec asks."""
+    """The whole configuration of one Job; blocks that its stage does not use are absent. `gpu_memory` is of one, in bytes; `layout` is
+    (sharding, offload, whether activations are computed again); None: as the spec asks."""
     config: Config = {
         "version": 1,
         "stage": "evaluate" if stage.name == "baseline" else stage.name,
@@ -118,6 +120,8 @@ def build(
     config["method"] = dict(resolved["method"])
     config["training"] = {**resolved["training"], "checkpoint": _checkpoint(spec), "microBatchDivisor": micro_batch_divisor}
     config["compute"] = _compute(name, spec, stage, gpus)
+    if stage.name == "prepare":
+        config["compute"]["acceleratorMemory"] = gpu_memory
     if stage.name == "train":
         config["training"]["microBatchTokens"] = micro_batch_tokens or config["training"]["microBatchTokens"]
         sharding, offload, recompute = layout or (spec.compute.sharding, spec.compute.offload, spec.gradient_checkpointing == "Always")
@@ -273,6 +277,7 @@ def _evaluation(spec: Spec, stage: Stage, scoring: Scoring) -> Config:
         "adapterPath": scoring.adapter,
         "metrics": metrics(spec),
         "report": scoring.report,
+        "before": scoring.before,
         "forgetting": scoring.forgetting,
         "fidelity": scoring.fidelity,
         "server": scoring.server,
@@ -307,6 +312,11 @@ def report(
     }
 
 
+def before(spec: Spec, reference: str) -> Config:
+    """What the page of a reference tells, which is scored before any training: whose the scores are, and what makes it needless."""
+    return {"reference": reference, "enough": _decimal(spec.evaluation.skip_training_if_baseline_at_least if spec.evaluation else None)}
+
+
 def _decimal(value: str | None) -> float | None:
     return decimal(value) if value else None
 
@@ -316,14 +326,14 @@ LOSS_ALONE: Final[list[Config]] = [{"type": "Loss"}]  # no server answers for it
 
 def metrics(spec: Spec) -> list[Config]:
     """The metrics asked for; without any, the mean loss per row is compared."""
-    mounts = {s.slot: s.mount for s in sources.of_metrics(spec)}
+    mounts = {s.slot: s.mount or s.uri.removeprefix("image://") for s in sources.of_metrics(spec)}
     result: list[Config] = []
     for index, metric in enumerate((spec.evaluation.metrics if spec.evaluation else None) or ()):
         entry: Config = {"type": metric.type}
         if metric.sql_execution is not None:
-            entry["sqlExecution"] = {
-                "schemaMount": mounts[f"schema-{index}"] or metric.sql_execution.schema_source.removeprefix("image://")
-            }
+            entry["sqlExecution"] = {"schemaMount": mounts[f"schema-{index}"]}
+        if metric.json_schema is not None:
+            entry["jsonSchema"] = {"schemaMount": mounts.get(f"schema-{index}")}
         if metric.regex is not None:
             entry["regex"] = {"pattern": metric.regex.pattern}
         result.append(entry)

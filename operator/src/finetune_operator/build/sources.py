@@ -62,8 +62,9 @@ def of_data(spec: Spec) -> Iterator[Source]:
 def of_metrics(spec: Spec) -> Iterator[Source]:
     """What the metrics read, one slot per metric that needs something."""
     for index, metric in enumerate((spec.evaluation.metrics if spec.evaluation else None) or ()):
-        if metric.sql_execution is not None:
-            yield parse(f"schema-{index}", metric.sql_execution.schema_source)
+        for block in (metric.sql_execution, metric.json_schema):
+            if block is not None and block.schema_source is not None:
+                yield parse(f"schema-{index}", block.schema_source)
 
 
 def of_stage(spec: Spec, stage: str) -> list[Source]:

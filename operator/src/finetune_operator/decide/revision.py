@@ -41,7 +41,7 @@ def _supersede(o: Observed, d: Draft, name: str) -> Draft:
         if attempt.outcome == "Running" and attempt.revision != name:
             d = halted(o, d, attempt, "Superseded")
     stages = [s.model_copy(update={"finished": stamp(o.now)}) if _was_on_the_way(s) else s for s in d.status.stages]
-    return d.set(stages=stages, evaluation=None)
+    return d.set(stages=stages, evaluation=None, advice=None)
 
 
 def _was_on_the_way(stage: Stage) -> bool:

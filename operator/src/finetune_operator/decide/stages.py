@@ -9,6 +9,7 @@ from finetune_operator import conditions, names
 from finetune_operator.api.fields import digest
 from finetune_operator.api.status import Answering, Difference, Estimate, Fidelity, Forgetting, Rows, Score, Scored, Trouble
 from finetune_operator.build import arm
+from finetune_operator.decide import advice
 from finetune_operator.decide.draft import Draft, finite
 from finetune_operator.decide.retry import after_failure, again, of_probe, trouble, wait, without_probe
 from finetune_operator.observed import Observed
@@ -28,7 +29,6 @@ WORDS = {
     "evaluate": "scoring the tuned model on the sealed test split",
 }
 POLL_SECONDS = 5.0
-MAX_ADVICE, ADVICE_CHARACTERS = 4, 400  # of an evaluation, in the status; its report has all
 UNMEASURED_CHARACTERS = 400
 DIVERGENCE_DIGITS = 8  # what rounding to 16 bits does is seen in the seventh
 BASE = "base"  # the untouched model, where a revision is named
@@ -130,7 +130,9 @@ def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> 
         return d.block(STAGE_PHASES[stage], WORDS[stage])
     if run.state == "Succeeded":
         found = _outcome(finish, run)
-        return _failed(o, d, stage, number, found) if isinstance(found, Failure) else d.update(**found, trouble=None).end(stage, o.now)
+        if isinstance(found, Failure):
+            return _failed(o, d, stage, number, found)
+        return advice.heard(d.update(**found, trouble=None).end(stage, o.now), stage, run.result.get("advice"))
     if run.state == "Failed":
         return _failed(o, d, stage, number, run.failure or Failure("error", "Failed", "its Job failed"))
     return _in_progress(o, d, stage, run)
@@ -216,7 +218,6 @@ def _scored(key: str, result: Mapping[str, Any]) -> Scored:
         fidelity=_fidelity(result.get("fidelity")),
         answering=_answering(result.get("answering")),
         excluded=result.get("excluded") or None,
-        advice=_advice(result.get("advice")),
     )
 
 
@@ -251,12 +252,6 @@ def _answering(told: Mapping[str, Any] | None) -> Answering | None:
         return None
     found = Answering.model_validate({**told, "seconds": _text(told["seconds"])})
     return found if float(found.seconds) > 0 else None
-
-
-def _advice(said: Any) -> list[str] | None:
-    """The first sentences of it, if it is a list of such."""
-    texts = [text[:ADVICE_CHARACTERS] for text in said if isinstance(text, str)] if isinstance(said, list) else []
-    return texts[:MAX_ADVICE] or None
 
 
 def _text(value: Any, digits: int = 4) -> str:

@@ -40,13 +40,15 @@ class RowError(Exception):
 @dataclass(frozen=True)
 class Row:
     """One conversation with where it came from; `digest` identifies its content (sha256, hex). Where answers are compared, `messages`
-    ends with the preferred one, and `rejected` is the conversation with the other. A plain text is one message of the role TEXT."""
+    ends with the preferred one, and `rejected` is the conversation with the other. A plain text is one message of the role TEXT.
+    `schema` is the JSON schema of the answer that the row brings, as text; it is no part of the content."""
 
     source: str
     row: int
     messages: tuple[Message, ...]
     digest: str
     rejected: tuple[Message, ...] = ()
+    schema: str = ""
 
     @property
     def response(self) -> str:
@@ -109,9 +111,9 @@ def convert(raw: RawRow, wanted: str) -> Row:
     value = _fields(raw, wanted)
     if wanted == PREFERENCE:
         chosen, rejected = _compared(value)
-        return Row(raw.source, raw.row, chosen, content_digest(chosen), rejected)
+        return Row(raw.source, raw.row, chosen, content_digest(chosen), rejected, _schema(value))
     messages = (plain_text(value),) if wanted == "Text" else tuple(check(CONVERTERS[wanted](value)))
-    return Row(raw.source, raw.row, messages, content_digest(messages))
+    return Row(raw.source, raw.row, messages, content_digest(messages), schema=_schema(value))
 
 
 def _fields(raw: RawRow, wanted: str) -> dict[str, object]:
@@ -178,6 +180,18 @@ def _text(value: dict[str, object], key: str) -> str:
     except UnicodeEncodeError:
         raise RowError(f"field {key} holds half of a surrogate pair") from None
     return found
+
+
+def _schema(value: dict[str, object]) -> str:
+    """The field json_schema: an object, or the text of one; whether it is a schema, who scores by it asks."""
+    found = value.get("json_schema")
+    if found is None:
+        return ""
+    if isinstance(found, str):
+        return _text(value, "json_schema")
+    if not isinstance(found, dict | bool):
+        raise RowError(f"field json_schema is {_kind(found)}, not an object")
+    return json.dumps(found)
 
 
 def _optional_text(value: dict[str, object], key: str) -> str:

@@ -93,7 +93,7 @@ class Scan:
         messages, rejected = _redacted(row.messages), _redacted(row.rejected)
         if rejected and content_digest(messages) == content_digest(rejected):
             raise RowError("without their personal data chosen and rejected are the same answer")
-        return Row(row.source, row.row, messages, content_digest(messages), rejected)
+        return Row(row.source, row.row, messages, content_digest(messages), rejected, row.schema)
 
     def warnings(self) -> list[str]:
         """What was found, by kind, with the first row. Raises UserError where the policy refuses it."""

@@ -16,19 +16,22 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer import estimate, hardware, layout, schedule
+from finetune_trainer import advice as said
+from finetune_trainer import compare, estimate, hardware, layout, schedule
+from finetune_trainer.compare import Option
 from finetune_trainer.config import (
     PROMPT_METHODS,
     ComputeConfig,
     DataConfig,
     MethodConfig,
+    ModelConfig,
     PromptConfig,
     RunConfig,
     SourceConfig,
     TrainingConfig,
     need,
 )
-from finetune_trainer.data import loading, origins, pool, quality, report, reuse, sources, tokens
+from finetune_trainer.data import advice, loading, origins, pool, quality, report, reuse, sources, tokens
 from finetune_trainer.data.encoders import RowEncoder
 from finetune_trainer.data.encoding import Encoding
 from finetune_trainer.data.loading import Files, Loaded, Splits
@@ -153,6 +156,7 @@ def _write(folder: Path, encoding: Encoding, loaded: Loaded, data: DataConfig) -
     sealed: set[str] = set()
     lengths: dict[str, Sequence[int]] = {}
     answers = {name: quality.Answers() for name in ("train", "test")}
+    plain = True
     with (folder / "test.jsonl").open("w") as stream:
         counted = []
         for item in encoding.rows("test"):
@@ -160,6 +164,7 @@ def _write(folder: Path, encoding: Encoding, loaded: Loaded, data: DataConfig) -
             counted.append(len(item.ids))
             answers["test"].add(item.row.response)
             line = {"id": item.row.digest, "messages": list(item.row.messages[:-1]), "reference": item.row.response}
+            line |= {"schema": item.row.schema} if item.row.schema else {}
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
         lengths["test"] = counted
     hashes: set[str] = set()
@@ -169,6 +174,7 @@ def _write(folder: Path, encoding: Encoding, loaded: Loaded, data: DataConfig) -
             named.add(item.row)
             hashes.add(item.row.digest)
             answers["train"].add(item.row.response)
+            plain = plain and item.row.plain
     with encoding.writer(folder, "validation") as validation, origins.written(folder, "validation") as named:
         for item in encoding.rows("validation"):
             validation.add(item)
@@ -183,7 +189,10 @@ def _write(folder: Path, encoding: Encoding, loaded: Loaded, data: DataConfig) -
     warnings = [*loaded.warnings, *_warnings(lengths, encoding.too_long)]
     if loaded.labels and (unknown := answers["test"].without(answers["train"])):
         warnings.append(f"labels of the test split that no training row has: {', '.join(unknown[:5])}")
-    return _content(loaded, encoding, lengths, {"train": sum(train.lengths), "supervised": train.supervised}, warnings)
+    known = answers["train"]
+    labels = known.labels if loaded.labels else {}
+    kind = {"task": advice.task(labels, plain=plain, reasoned=known.reasoned), "labels": labels}
+    return {**_content(loaded, encoding, lengths, {"train": sum(train.lengths), "supervised": train.supervised}, warnings), **kind}
 
 
 def _content(
@@ -212,8 +221,7 @@ def _content(
 
 
 def _warnings(lengths: dict[str, Sequence[int]], too_long: int) -> list[str]:
-    found = [f"only {len(lengths['train'])} training rows: expect little"] if len(lengths["train"]) < 50 else []
-    found += [f"there are no {name} rows" for name in ("validation", "test") if not lengths[name]]
+    found = [f"there are no {name} rows" for name in ("validation", "test") if not lengths[name]]
     return found + ([f"{too_long:,} rows were too long (onTooLong)"] if too_long else [])
 
 
@@ -247,14 +255,34 @@ def _refuse_too_many(loaded: Loaded, limit: float) -> None:
         )
 
 
+def side_by_side(
+    model: ModelConfig, asked: MethodConfig, training: TrainingConfig, compute: ComputeConfig, outline: Outline, rows: int, tokens: int,
+    longest: int,
+) -> list[Option]:  # fmt: skip
+    """The methods for a model (whose `outline` is that of the one asked for) and so many rows and tokens, as `forecast` has them."""
+    from finetune_trainer.train import outline as outlines
+
+    def taken(method: MethodConfig) -> tuple[int, JsonObject]:
+        counted = outline if method == asked else outlines.count(model, method)
+        estimated = forecast(method, training, compute, counted, rows, tokens, longest)["estimate"]
+        assert isinstance(estimated, dict)
+        return counted.trained, estimated
+
+    return compare.options(asked, compute, taken)
+
+
 def _facts(config: RunConfig, content: dict[str, Any], outline: Outline) -> JsonObject:
     """What the manifest says: of the data, and of the run that this configuration makes of them."""
     training, compute, method = need(config.training, "training"), need(config.compute, "compute"), need(config.method, "method")
     rows, tokens = content["rows"]["train"], content["tokens"]["train"]
     warnings = [*estimate.warnings(outline, method, hardware.uses_bf16(training, compute)), *content["dataWarnings"]]
+    options = side_by_side(config.model, method, training, compute, outline, rows, tokens, content["longest"])
     return {
         **{name: content[name] for name in ("rows", "tokens", "minResponseCharacters", "invalid")},
         "warnings": warnings,
+        "advice": said.told(advice.of(content, options, compute.accelerator)),
+        "methods": compare.told(options),
+        "accelerator": compute.accelerator,
         **forecast(method, training, compute, outline, rows, tokens, content["longest"]),
         "model": str(config.model.path.name),
     }
@@ -293,5 +321,6 @@ def _result(manifest: dict[str, object]) -> JsonObject:
         **{name: manifest[name] for name in names},
         "invalid": invalid[:SHOWN_INVALID],
         "warnings": manifest["warnings"],
+        "advice": manifest.get("advice") or [],
         "estimate": manifest["estimate"],
     }

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
@@ -15,6 +17,9 @@ from finetune_trainer.config import SplitConfig
 CLOSED_SET = 50
 DEFAULT_MIN_RESPONSE = 10
 REPETITION_WORDS = 50
+# How reasoning is written in the data sets that have it: in tags, before GSM8K's ####, or step by step.
+REASONING = re.compile(r"<(think|thinking|reasoning|scratchpad)>|^#### |\bstep 1\b|\bstep by step\b", re.IGNORECASE | re.MULTILINE)
+LOOKED_AT = 20_000  # characters of an answer
 
 
 def repetition(answer: str) -> float:
@@ -37,17 +42,29 @@ R = TypeVar("R", bound=Content)
 
 
 class Answers:
-    """The distinct answers of many rows, as long as they are few."""
+    """The distinct answers of many rows with how many rows have each, as long as they are few."""
 
     def __init__(self) -> None:
-        self._seen: set[str] = set()
-        self._rows = 0
+        self._seen: Counter[str] = Counter()
+        self._rows = self._reasoned = 0
 
     def add(self, answer: str) -> None:
         """Count a row with this answer."""
         self._rows += 1
-        if len(self._seen) <= CLOSED_SET:
-            self._seen.add(answer.strip())
+        self._reasoned += bool(REASONING.search(answer, 0, LOOKED_AT))
+        label = answer.strip()
+        if len(self._seen) <= CLOSED_SET or label in self._seen:
+            self._seen[label] += 1
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Rows of each answer, the most frequent first; empty where they are no small closed set."""
+        return dict(self._seen.most_common()) if self.closed else {}
+
+    @property
+    def reasoned(self) -> bool:
+        """Whether most show the way to what they say."""
+        return 2 * self._reasoned > self._rows
 
     @property
     def closed(self) -> bool:
@@ -56,7 +73,7 @@ class Answers:
 
     def without(self, known: Answers) -> list[str]:
         """Labels that are here and not in `known`."""
-        return sorted(self._seen - known._seen)
+        return sorted(self._seen.keys() - known._seen.keys())
 
     @property
     def min_response(self) -> int:

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from finetune_trainer import pages
-from finetune_trainer.pages import number, percent
+from finetune_trainer import compare, pages
+from finetune_trainer.advice import listed, read
+from finetune_trainer.pages import number, percent, section
 
 Report = Mapping[str, Any]
 SPLITS = ("train", "validation", "test")
@@ -33,7 +34,17 @@ def histogram(values: Iterable[int], bins: int = BINS) -> list[dict[str, int]]:
 
 def render(report: Report) -> str:
     """The page of a report.json."""
-    sections = (_warnings(report), _splits(report), _lengths(report), _left_out(report), _examples(report), _sources(report), _run(report))
+    sections = (
+        _advice(report),
+        _warnings(report),
+        _splits(report),
+        _lengths(report),
+        _left_out(report),
+        _examples(report),
+        _sources(report),
+        _run(report),
+        _methods(report),
+    )
     body = f"{_tiles(report)}{''.join(sections)}"
     return pages.document("Prepared data", f"for {report['finetune']}", body)
 
@@ -50,6 +61,14 @@ def _tiles(report: Report) -> str:
         ("steps", number(report["totalSteps"])),
     ]
     return pages.tiles(shown)
+
+
+def _advice(report: Report) -> str:
+    return section("What to think of before it trains", listed(read(report["advice"])))
+
+
+def _methods(report: Report) -> str:
+    return compare.table(compare.read(report["methods"]), report["estimate"], report["accelerator"])
 
 
 def _warnings(report: Report) -> str:

@@ -37,7 +37,8 @@ class RowStore:
 
     def add(self, row: Row) -> Record:
         """Keep `row`; OSError where the volume fails."""
-        content = json.dumps([row.messages, row.rejected], ensure_ascii=False, separators=(",", ":")).encode()
+        kept = [row.messages, row.rejected, *([row.schema] if row.schema else [])]
+        content = json.dumps(kept, ensure_ascii=False, separators=(",", ":")).encode()
         self._stream.write(content)
         answer = row.response.strip()
         label = sys.intern(answer) if len(answer) <= LONGEST_LABEL else ""
@@ -56,8 +57,8 @@ class RowStore:
         descriptor = self._stream.fileno()
         for record in records:
             content = os.pread(descriptor, record.size, record.offset)
-            messages, rejected = json.loads(content)
-            yield Row(record.source, record.row, tuple(messages), record.digest, tuple(rejected)), content
+            messages, rejected, *schema = json.loads(content)
+            yield Row(record.source, record.row, tuple(messages), record.digest, tuple(rejected), *schema), content
 
     def flush(self) -> None:
         """Give what was added to the file system."""

@@ -14,9 +14,9 @@ from dataclasses import asdict, replace
 
 import aiohttp
 
-from finetune_trainer import layout
+from finetune_trainer import advice, layout
 from finetune_trainer.config import DataConfig, EvaluationConfig, RunConfig, need
-from finetune_trainer.evaluate import client, probe, report, rows, scoring, throughput
+from finetune_trainer.evaluate import before, client, probe, report, rows, scoring, throughput
 from finetune_trainer.evaluate.answers import Kept
 from finetune_trainer.evaluate.client import Endpoint, Reply
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
@@ -89,12 +89,17 @@ def _commit(
     if evaluation.report:
         told = report.gather(config, evaluation.report, test, scored, reference or [], excluded, *probed, answering)
     if told is not None:
-        result["advice"] = list(told.advice)
+        result["advice"] = advice.told(told.advice)
+    alone = before.gather(config, evaluation.before, test, scored, answering) if evaluation.before else None
+    if alone is not None:
+        result["advice"] = advice.told(before.advise(alone))
     with layout.transaction(evaluation.path) as work:
         rows.write(work.folder / rows.ROWS, scored)
         layout.write_json(work.folder / RESULT, result)
         if told is not None:
             report.write(work.folder, told)
+        if alone is not None:
+            before.write(work.folder, alone)
         work.facts.update(evaluation=evaluation.name, revision=config.finetune.revision)
     return result
 
@@ -113,13 +118,13 @@ def _ask(evaluation: EvaluationConfig, test: Sequence[TestRow], kept: Kept, prog
             await client.wait_ready(session, endpoint)
             progress.update(state="answering", note="")
             meter.start()
-            before = time.monotonic()
+            last = time.monotonic()
 
             def answered(row: TestRow, reply: Reply) -> None:
-                nonlocal before
+                nonlocal last
                 now = time.monotonic()
-                kept.add(row.id, replace(reply, seconds=now - before))
-                before = now
+                kept.add(row.id, replace(reply, seconds=now - last))
+                last = now
                 meter.advance()
 
             await client.ask_all(session, endpoint, open_rows, answered)

@@ -25,6 +25,8 @@ MEANINGS: Final[Mapping[str, str]] = {
     "TokenF1": "how many words an answer and the reference have in common, in any order",
     "RougeL": "how many words an answer and the reference have in common, in their order",
     "SqlExecution": "the share of queries that give the reference's rows",
+    "JsonSchema": "the share of answers that are JSON and valid against the schema",
+    "JsonEqual": "the share of answers that are the same JSON as the reference",
     LOSS: "minus bits per byte of the reference",
 }
 SHOWN = 10  # rows of a kind that are shown side by side

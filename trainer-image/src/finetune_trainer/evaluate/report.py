@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer import card, layout, pages
+from finetune_trainer.advice import Advice, listed, read
 from finetune_trainer.config import EconomicsConfig, GateConfig, ReportConfig, RunConfig, ServerConfig, SpentConfig, need
-from finetune_trainer.evaluate import advice, charts, comparison, faithful, forgotten, worth
+from finetune_trainer.evaluate import advice, charts, comparison, examples, faithful, forgotten, worth
 from finetune_trainer.evaluate.comparison import LOSS, Compared, Pair
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
 from finetune_trainer.evaluate.throughput import Answering
-from finetune_trainer.pages import number, section
+from finetune_trainer.pages import hours, number, section
 
 PAGE = "report.html"
-EXCERPT = 1200  # characters of a question or an answer
+NOTHING = '<p class="quiet">Nothing that the numbers would say.</p>'
 TURNS = {"right in both": "train", "now right": "good", "now wrong": "bad", "wrong in both": "test"}
 
 
@@ -30,7 +31,7 @@ class Report:
     """Everything that is told. `made` is the artifact's revision.json (empty where it cannot be read), `rows` the counts of the prepared
     data, `confidence` the percent of all intervals, `forgetting` and `fidelity` what the probe found (None: it was not asked), `economics`
     what serving is compared with in money (None: nothing is), `answering` how fast the tuned model's server answered (None: not known),
-    `server` what one is now."""
+    `server` what one is now, `advised` what was advised before the training."""
 
     finetune: str
     revision: str
@@ -39,7 +40,7 @@ class Report:
     pairs: Sequence[Pair]
     excluded: int
     confidence: float
-    advice: Sequence[str]
+    advice: Sequence[Advice]
     gate: GateConfig
     spent: SpentConfig
     made: dict[str, Any]
@@ -49,6 +50,7 @@ class Report:
     economics: EconomicsConfig | None = None
     answering: Answering | None = None
     server: ServerConfig | None = None
+    advised: Sequence[Advice] = ()
 
     @property
     def gated(self) -> Compared:
@@ -76,11 +78,12 @@ def gather(
     names = [metric.type for metric in evaluation.metrics]
     compared = comparison.metrics(names, tuned, reference, evaluation.confidence_percent)
     pairs = comparison.pairs(names[0], test, tuned, reference)
-    made = _manifest(asked.artifact, layout.ARTIFACT_MANIFEST) if asked.artifact else {}
-    rows = dict(_manifest(data.path, layout.DATA_MANIFEST).get("rows") or {})
+    made = manifest(asked.artifact, layout.ARTIFACT_MANIFEST) if asked.artifact else {}
+    prepared = manifest(data.path, layout.DATA_MANIFEST)
     validations = (made.get("curves") or {}).get("validations") or []
     limit = asked.gate.max_forgetting_percent
-    facts = advice.Facts(compared[0], pairs, rows, dict(made.get("result") or {}), validations, forgetting, limit)
+    facts = advice.Facts(compared[0], pairs, dict(made.get("result") or {}), validations, forgetting, limit)
+    said = advice.advise(facts)
     return Report(
         finetune=f"{config.finetune.namespace}/{config.finetune.name}",
         revision=config.finetune.revision,
@@ -89,11 +92,12 @@ def gather(
         pairs=pairs,
         excluded=excluded,
         confidence=evaluation.confidence_percent,
-        advice=advice.advise(facts),
+        advice=said,
+        advised=[item for item in read(prepared.get("advice")) if item.code not in {later.code for later in said}],
         gate=asked.gate,
         spent=asked.spent,
         made=made,
-        rows=rows,
+        rows=dict(prepared.get("rows") or {}),
         forgetting=forgetting,
         fidelity=fidelity,
         economics=asked.economics,
@@ -112,26 +116,28 @@ def write(folder: Path, report: Report) -> None:
 
 def render(report: Report) -> str:
     """The page."""
+    who = (named(report.reference), "tuned")
     sections = (
-        section("What to do next", _list(report.advice)),
+        section("What to do next", listed(report.advice) or NOTHING),
+        section("What was advised before", listed(report.advised)),
         section("Scores on the sealed test split", _scores(report)),
         section("General text, before and after", forgotten.section(report.forgetting, report.gate, report.confidence)),
         section("As served against as trained", faithful.section(report.fidelity, report.gate)),
         section("Rows that changed", _turned(report)),
         section("Training", _training(report)),
-        section("Why answers are wrong", _reasons(report)),
-        _examples("Rows that got better", comparison.changed(report.pairs, better=True), report),
-        _examples("Rows that got worse", comparison.changed(report.pairs, better=False), report),
-        _examples("Rows that neither model answers rightly", comparison.still_wrong(report.pairs), report),
+        section("Why answers are wrong", examples.reasons("of the tuned model", report.pairs)),
+        examples.section("Rows that got better", comparison.changed(report.pairs, better=True), who),
+        examples.section("Rows that got worse", comparison.changed(report.pairs, better=False), who),
+        examples.section("Rows that neither model answers rightly", comparison.still_wrong(report.pairs), who),
         section("What it took", _table(_spent(report))),
         section("What it is worth", worth.section(report.economics, report.answering, report.server)),
         section("Where it comes from", _table(_provenance(report))),
     )
-    title = f"Revision {report.revision} against {_named(report.reference)}"
+    title = f"Revision {report.revision} against {named(report.reference)}"
     return pages.document(title, f"for {report.finetune}", f"{_tiles(report)}{''.join(sections)}")
 
 
-def _manifest(folder: Path, name: str) -> dict[str, Any]:
+def manifest(folder: Path, name: str) -> dict[str, Any]:
     """A manifest, or nothing where the folder does not count."""
     try:
         return dict(layout.read_manifest(folder, name))
@@ -140,13 +146,14 @@ def _manifest(folder: Path, name: str) -> dict[str, Any]:
         return {}
 
 
-def _named(reference: str) -> str:
+def named(reference: str) -> str:
+    """Whose scores those of the reference are."""
     return "the base model" if reference == "base" else f"revision {reference}"
 
 
 def _tiles(report: Report) -> str:
     gated = report.gated
-    shown = [(f"{gated.metric}, {_named(report.reference)}", charts.value(gated.metric, gated.before))] if gated.before else []
+    shown = [(f"{gated.metric}, {named(report.reference)}", charts.value(gated.metric, gated.before))] if gated.before else []
     shown.append((f"{gated.metric}, tuned", charts.value(gated.metric, gated.after)))
     if gated.difference:
         shown.append(("better by", charts.difference(gated.metric, gated.difference)))
@@ -157,14 +164,9 @@ def _tiles(report: Report) -> str:
     return pages.tiles(shown)
 
 
-def _list(texts: Sequence[str]) -> str:
-    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
-    return f"<ul>{items}</ul>" if items else '<p class="quiet">Nothing that the numbers would say.</p>'
-
-
 def _scores(report: Report) -> str:
     drawn = "".join(
-        charts.scores(compared, _named(report.reference), report.gate if compared is report.gated else None) for compared in report.compared
+        charts.scores(compared, named(report.reference), report.gate if compared is report.gated else None) for compared in report.compared
     )
     note = f"{_asked(report)} Bars are {report.confidence:g} % intervals of a bootstrap over rows; the difference is paired by row."
     meaning = comparison.meaning(compared.metric for compared in report.compared)
@@ -226,49 +228,6 @@ def _stopped(report: Report) -> str:
     return f"it stopped early, for the validation loss has not fallen{since}{times}{kept}"
 
 
-def _reasons(report: Report) -> str:
-    found = comparison.reasons(report.pairs) if report.gated.metric != LOSS else []
-    body = "".join(f'<tr><td>{escape(reason)}</td><td class="number">{number(count)}</td></tr>' for reason, count in found)
-    head = '<thead><tr><th>of the tuned model</th><th class="number">rows</th></tr></thead>'
-    return f"<table>{head}<tbody>{body}</tbody></table>" if body else ""
-
-
-def _examples(title: str, found: Sequence[Pair], report: Report) -> str:
-    if not found:
-        return ""
-    shown = found[: comparison.SHOWN]
-    rows = "".join(_example(pair, _named(report.reference)) for pair in shown)
-    more = f'<p class="quiet small">{len(shown)} of {number(len(found))} are shown.</p>' if len(found) > len(shown) else ""
-    return section(title, f"{more}{rows}")
-
-
-def _example(pair: Pair, reference: str) -> str:
-    asked = "\n".join(f"{m['role']}: {m['content']}" for m in pair.row.messages)
-    question = f"<pre>{_excerpt(asked)}</pre>" if asked else ""
-    answers = "".join(
-        f'<div><div class="quiet small">{escape(who)} · {escape(charts.value(pair.metric, {"score": row.scores[pair.metric]}))}'
-        f"{_note(row, pair.metric)}</div>{_answer(row)}</div>"
-        for who, row in ((reference, pair.before), ("tuned", pair.after))
-    )
-    return (
-        f'<div class="row">{question}<div class="quiet small">{"the text" if pair.row.plain else "wanted"}</div>'
-        f'<pre><mark>{_excerpt(pair.row.reference)}</mark></pre><div class="pair">{answers}</div></div>'
-    )
-
-
-def _answer(row: ScoredRow) -> str:
-    return "" if row.answer is None else f"<pre>{_excerpt(row.answer)}</pre>"
-
-
-def _note(row: ScoredRow, metric: str) -> str:
-    note = row.notes.get("server") or row.notes.get(metric)
-    return f" · {escape(note[:EXCERPT])}" if note else ""
-
-
-def _excerpt(text: str) -> str:
-    return escape(text if len(text) <= EXCERPT else f"{text[:EXCERPT]} …")
-
-
 def _table(facts: dict[str, str]) -> str:
     body = "".join(f'<tr><td>{escape(name)}</td><td class="number">{escape(value)}</td></tr>' for name, value in facts.items() if value)
     return f"<table><tbody>{body}</tbody></table>" if body else ""
@@ -279,8 +238,8 @@ def _spent(report: Report) -> dict[str, str]:
     seconds = result.get("seconds")
     gpu_hours = spent.gpus * float(seconds or 0) / 3600
     return {
-        "time of this training": _hours(float(seconds)) if seconds else "",
-        "time that prepare expected": _hours(spent.estimated_seconds) if spent.estimated_seconds else "",
+        "time of this training": hours(float(seconds)) if seconds else "",
+        "time that prepare expected": hours(spent.estimated_seconds) if spent.estimated_seconds else "",
         "memory of a rank that prepare expected": f"{spent.estimated_memory_bytes / 2**30:.1f} GiB" if spent.estimated_memory_bytes else "",
         "tokens a second": number(round(result["tokensPerSecond"])) if result.get("tokensPerSecond") else "",
         "tokens": number(int(result["tokens"])) if result.get("tokens") else "",
@@ -306,7 +265,3 @@ def _provenance(report: Report) -> dict[str, str]:
         "artifact's digest": str(made.get("digest", ""))[:23],
         "trained": str(made.get("time", "")),
     }
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -19,12 +19,14 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class TestRow:
-    """One question; `id` is the content hash of question and reference answer. A plain text has no messages, and is the reference."""
+    """One question; `id` is the content hash of question and reference answer. A plain text has no messages, and is the reference.
+    `schema` is the JSON schema that the row brings for its answer, as text; empty where it has none."""
 
     __test__ = False
     id: str
     messages: tuple[Message, ...]
     reference: str
+    schema: str = ""
 
     @property
     def plain(self) -> bool:
@@ -98,7 +100,7 @@ def read(folder: Path) -> list[ScoredRow]:
 
 def _test_row(document: dict[str, Any]) -> TestRow:
     messages = tuple({"role": str(m["role"]), "content": str(m["content"])} for m in document["messages"])
-    return TestRow(str(document["id"]), messages, str(document["reference"]))
+    return TestRow(str(document["id"]), messages, str(document["reference"]), str(document.get("schema", "")))
 
 
 def _document(row: ScoredRow) -> dict[str, object]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_trainer.config import EvaluationConfig, MetricConfig, RunConfig
-from finetune_trainer.evaluate import contains, overlap, sql
+from finetune_trainer.evaluate import contains, jsons, overlap, sql
 from finetune_trainer.evaluate.client import Reply
 from finetune_trainer.evaluate.exact import exact_match
 from finetune_trainer.evaluate.pattern import Pattern
@@ -22,15 +22,16 @@ DIGITS = 6
 
 @dataclass(frozen=True)
 class Scorer:
-    """One metric: the score of (answer, reference), and a check of a row's reference that raises UserError."""
+    """One metric: the score of an answer to a row, and a check of the row's reference that raises UserError."""
 
     name: str
-    score: Callable[[str, str], tuple[float, str]]
+    score: Callable[[str, TestRow], tuple[float, str]]
     check: Callable[[TestRow], None]
 
 
 # What needs nothing but answer and reference, and can score any of them.
-OF_TEXTS: Final[Mapping[str, Callable[[str, str], tuple[float, str]]]] = {
+OfTexts = Callable[[str, str], tuple[float, str]]
+OF_TEXTS: Final[Mapping[str, OfTexts]] = {
     "ExactMatch": lambda answer, reference: (exact_match(answer, reference), ""),
     "TokenF1": overlap.token_f1,
     "RougeL": overlap.rouge_l,
@@ -100,6 +101,15 @@ def paired(metric: str, scored: Sequence[ScoredRow], reference: Mapping[str, flo
 
 
 def _scorer(metric: MetricConfig) -> Scorer:
+    if metric.type == "JsonSchema":
+        schemas = jsons.Schemas(metric.json_schema.schema_mount if metric.json_schema else None)
+        return Scorer(metric.type, schemas.score, schemas.check_row)
+    score, check = _of_texts(metric)
+    return Scorer(metric.type, lambda answer, row: score(answer, row.reference), lambda row: check(row.id, row.reference))
+
+
+def _of_texts(metric: MetricConfig) -> tuple[OfTexts, Callable[[str, str], None]]:
+    """The score of (answer, reference), and the check of (row, reference)."""
     if metric.type == "SqlExecution" and metric.sql_execution is not None:
         database = sql.open_schema(metric.sql_execution.schema_mount)
 
@@ -107,19 +117,21 @@ def _scorer(metric: MetricConfig) -> Scorer:
             verdict = sql.score(database, answer, reference)
             return verdict.score, verdict.note
 
-        return Scorer(metric.type, run, lambda row: sql.check_reference(database, row.id, row.reference))
+        return run, lambda row, reference: sql.check_reference(database, row, reference)
     if metric.type == "Regex" and metric.regex is not None:
         pattern = Pattern(metric.regex.pattern)
-        return Scorer(metric.type, pattern.score, lambda row: pattern.check_reference(row.id, row.reference))
+        return pattern.score, pattern.check_reference
     if metric.type == "Contains":
-        return Scorer(metric.type, contains.contains, lambda row: contains.check_reference(row.id, row.reference))
-    return Scorer(metric.type, OF_TEXTS[metric.type], lambda row: None)
+        return contains.contains, contains.check_reference
+    if metric.type == "JsonEqual":
+        return jsons.equal, jsons.check_reference
+    return OF_TEXTS[metric.type], lambda row, reference: None
 
 
 def _score(every: Sequence[Scorer], row: TestRow, reply: Reply) -> ScoredRow:
     if reply.answer is None:
         return ScoredRow(row.id, None, {scorer.name: 0.0 for scorer in every}, {"server": reply.error})
-    outcomes = {scorer.name: scorer.score(reply.answer, row.reference) for scorer in every}
+    outcomes = {scorer.name: scorer.score(reply.answer, row) for scorer in every}
     notes = {name: note for name, (_, note) in outcomes.items() if note}
     return ScoredRow(row.id, reply.answer, {name: value for name, (value, _) in outcomes.items()}, notes)
 

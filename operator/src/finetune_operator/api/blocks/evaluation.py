@@ -23,6 +23,16 @@ class SqlExecution(SpecModel):
     )
 
 
+class JsonSchema(SpecModel):
+    """Answers are JSON, valid against a schema."""
+
+    schema_source: Annotated[DataSource | None, REEVALUATE] = Field(
+        default=None,
+        alias="schema",
+        description="configmap://name/key of a JSON schema for all answers; a row's own, in its field json_schema, comes first.",
+    )
+
+
 @lru_cache(maxsize=256)
 def _unusable(pattern: str) -> str | None:
     """Why Python cannot compile a pattern; None: it can."""
@@ -57,12 +67,16 @@ class Regex(SpecModel):
 class Metric(SpecModel):
     """One way to score an answer, 0…1."""
 
-    type: Annotated[Literal["ExactMatch", "Contains", "Regex", "TokenF1", "RougeL", "SqlExecution"], REEVALUATE] = Field(
+    type: Annotated[
+        Literal["ExactMatch", "Contains", "Regex", "TokenF1", "RougeL", "SqlExecution", "JsonSchema", "JsonEqual"], REEVALUATE
+    ] = Field(
         description="ExactMatch: the answer is the reference. Contains: the reference stands in it. Regex: a pattern finds the same in both. "
-        "TokenF1: words in common, in any order. RougeL: words in common, in their order. SqlExecution: both are SQL that gives the same rows."
+        "TokenF1: words in common, in any order. RougeL: words in common, in their order. SqlExecution: both are SQL that gives the same rows. "
+        "JsonSchema: it is JSON and valid against a schema. JsonEqual: both are the same JSON."
     )
     sql_execution: SqlExecution | None = None
     regex: Regex | None = None
+    json_schema: JsonSchema | None = None
 
 
 class Gate(SpecModel):
@@ -132,5 +146,11 @@ RULES: Final = (
         "(self.type == 'Regex') == has(self.regex)",
         "belongs to type Regex, which needs it: write the pattern there",
         lambda metric: (metric["type"] == "Regex") == ("regex" in metric),
+    ),
+    Rule(
+        "spec.evaluation.metrics[]", "jsonSchema",
+        "self.type == 'JsonSchema' || !has(self.jsonSchema)",
+        "belongs to type JsonSchema; set that type, or leave it out",
+        lambda metric: metric["type"] == "JsonSchema" or "jsonSchema" not in metric,
     ),
 )  # fmt: skip
