@@ -77,11 +77,13 @@ def test_every_configuration_loads(
         revision, attempt = data.draw(REVISIONS), data.draw(st.sampled_from([None, TRAINED]))
         compared = data.draw(ECONOMICS)
         scoring = replace(scoring, report=runconfig.report(loaded_spec, "base", revision, attempt, "USD" if attempt else None, compared))
+    if stage == "baseline":
+        scoring = replace(scoring, before=runconfig.before(loaded_spec, data.draw(st.sampled_from(["base", "0a0b0c0d"]))))
     folders = data.draw(st.lists(st.just("/work/revisions/1f2e3d4c/a1-0b6c1d2e"), max_size=2))
     chosen = data.draw(st.none() | st.sampled_from(layouts := allowed(loaded_spec)))
     config = runconfig.build(
         "ml", name, "0b6c1d2e-uid", loaded_spec, Stage(stage, "1f2e3d4c", number), runconfig.resolve(loaded_spec),
-        gpus=gpus, layout=chosen.asked if chosen else None, resume_from=folders,
+        gpus=gpus, gpu_memory=data.draw(st.none() | st.just(80 * 2**30)), layout=chosen.asked if chosen else None, resume_from=folders,
         micro_batch_divisor=data.draw(st.sampled_from([1, 2, 64])), scoring=scoring if stage in ("baseline", "evaluate") else None,
     )  # fmt: skip
     loaded = RunConfig.model_validate(json.loads(json.dumps(config, allow_nan=False)))

@@ -68,9 +68,10 @@ def good_outcomes() -> dict[str, list[Outcome]]:
     """Every stage ends well, and tuning helps."""
     rows = {"read": 100, "invalid": 1, "duplicate": 2, "train": 77, "validation": 10, "test": 10}
     invalid = [{"source": "train.jsonl", "row": 7, "reason": "no answer"}]
+    few = [{"code": "FewRows", "message": "There are 77 training rows.", "fix": "Bring more examples."}]
     return {
         "fetch": [Outcome({"stage": "fetch", "digest": "m" * 64})],
-        "prepare": [Outcome({"stage": "prepare", "digest": "d" * 64, "rows": rows, "invalid": invalid})],
+        "prepare": [Outcome({"stage": "prepare", "digest": "d" * 64, "rows": rows, "invalid": invalid, "advice": few})],
         "baseline": [Outcome(scores(0.1))],
         "train": [Outcome({"stage": "train", "digest": "a" * 64, "step": 50, "totalSteps": 50, "loss": 0.4})],
         "evaluate": [Outcome(scores(0.8, (0.6, 0.8)))],

@@ -410,6 +410,14 @@ def test_an_attempts_job_is_made_from_what_it_began_with(title: str | None, expe
     assert (config["compute"]["sharding"], config["compute"]["offload"], config["training"]["gradientCheckpointing"]) == expected
 
 
+@pytest.mark.parametrize(("accelerator", "room"), [("a10", 24 * 2**30), (None, None)])
+def test_prepare_is_told_the_memory_of_an_accelerator_to_compare_methods_by(accelerator: str | None, room: int | None) -> None:
+    o = replace(make_observed(changes={"compute": {"accelerator": accelerator} if accelerator else {}}, profiles=PROFILES), revisions={})
+    (job,) = [made for kind, made in manifests(o, draft(o).want("prepare", 1)) if kind is JOB]
+    config = json.loads(job["spec"]["template"]["metadata"]["annotations"][names.RUN_CONFIG])
+    assert config["compute"]["acceleratorMemory"] == room
+
+
 def test_no_more_pods_are_named_than_the_volumes_machine_holds() -> None:
     profiles = {"a10": PROFILES["a10"]}
     for each, mode, named in ((2, "ReadWriteOnce", False), (2, "ReadWriteMany", True), (1, "ReadWriteOnce", True)):
