@@ -36,13 +36,13 @@ WAITS: dict[str, tuple[Waited, Waiting | None, dict[str, Any], tuple[str, str, s
     "not quite yet": (Waited(schedule=6 * HOUR - 1), NO_ROOM, {}, None),
     "not yet, for the user is patient": (Waited(schedule=6 * HOUR), NO_ROOM, {"schedule": "3d"}, None),
     "a quota lets none of it be made": (Waited(schedule=7 * HOUR), QUOTA, {}, ("infrastructure", c.REFUSED, "Make room for it")),
-    "the operator's image is not there": (Waited(start=HOUR), NO_IMAGE, {}, (
-        "infrastructure", c.IMAGE_UNAVAILABLE, "do not start on their machines after 1h: pod bot-r1-a1-0: image trainer:9",
+    "the operator's image is not there": (Waited(start=2 * HOUR), NO_IMAGE, {}, (
+        "infrastructure", c.IMAGE_UNAVAILABLE, "do not start on their machines after 2h: pod bot-r1-a1-0: image trainer:9",
     )),
-    "the user's image is not there": (Waited(start=HOUR), OWN_IMAGE, {}, ("user", c.IMAGE_UNAVAILABLE, "Correct the image's name")),
-    "its registry is away": (Waited(start=HOUR), AWAY, {}, ("infrastructure", c.IMAGE_UNAVAILABLE, "raise deadlines.start")),
-    "its volume is not there": (Waited(start=HOUR), NO_VOLUME, {}, ("infrastructure", c.MOUNT_FAILED, "Mend the volume")),
-    "nobody has made its Secret": (Waited(start=HOUR), NO_SECRET, {}, ("user", c.SECRET_MISSING, "Make it.")),
+    "the user's image is not there": (Waited(start=2 * HOUR), OWN_IMAGE, {}, ("user", c.IMAGE_UNAVAILABLE, "Correct the image's name")),
+    "its registry is away": (Waited(start=2 * HOUR), AWAY, {}, ("infrastructure", c.IMAGE_UNAVAILABLE, "raise deadlines.start")),
+    "its volume is not there": (Waited(start=2 * HOUR), NO_VOLUME, {}, ("infrastructure", c.MOUNT_FAILED, "Mend the volume")),
+    "nobody has made its Secret": (Waited(start=2 * HOUR), NO_SECRET, {}, ("user", c.SECRET_MISSING, "Make it.")),
     "nobody has made it, but there is no machine either": (
         Waited(schedule=6 * HOUR), NO_SECRET, {}, ("infrastructure", c.SECRET_MISSING, "have no machine after 6h"),
     ),
@@ -93,7 +93,7 @@ def test_what_is_waited_for_is_looked_at_when_its_time_is_over() -> None:
 
     assert requeue(waited=Waited(schedule=6 * HOUR - 70), waiting=NO_ROOM) == 70
     assert requeue(waited=Waited(admission=HOUR - 9), suspended=True) == 9
-    assert requeue(waited=Waited(start=HOUR - 70), unheard=True) == 3
+    assert requeue(waited=Waited(start=2 * HOUR - 70), unheard=True) == 3
     assert requeue() is None
 
 

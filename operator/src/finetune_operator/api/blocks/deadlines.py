@@ -22,7 +22,7 @@ class Deadlines(SpecModel):
         default="6h", description="Until a pod has a machine, or the API server lets it be made; then an infrastructure failure."
     )
     start: Annotated[Duration, LIVE] = Field(
-        default="1h",
+        default="2h",  # more than a clock makes of nothing that is an hour off for a while
         description="Until a pod that has a machine has its image, volumes and Secrets; then an infrastructure failure, or the end where "
         "what it lacks is for the user to mend.",
     )
