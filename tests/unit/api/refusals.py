@@ -231,6 +231,7 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "an offload of whole parameters": (
         changed(_BASE, "spec.compute", {"sharding": "ZeRO2", "offload": "All"}), "spec.compute.offload: Optimizer belongs to",
     ),
+    "a priority in no queue": (changed(_BASE, "spec.compute", {"queuePriorityClass": "high"}), "spec.compute.queuePriorityClass: belongs to queueName"),
     "a queue whose name is no label": (changed(_BASE, "spec.compute.queueName", "t" * 64), "spec.compute.queueName"),
     "a budget of nothing": (changed(_BASE, "spec.budget", {"maxCost": "0.0"}), "spec.budget.maxCost: must be above 0"),
     "an experiment of no time": (

@@ -57,7 +57,7 @@ def stage_job(
     labels = {names.REVISION: stage.revision, names.STAGE: stage.name}
     if training:
         labels[names.ATTEMPT] = str(stage.number)
-    queue = spec.compute.queue_name if training else None
+    queue = _queue(spec) if training else {}
     job_spec: Manifest = {
         "completions": nodes,
         "parallelism": nodes,
@@ -78,7 +78,7 @@ def stage_job(
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": owner.metadata(job_name(owner.name, stage), "stage", {**labels, **({names.QUEUE: queue} if queue else {})}),
+        "metadata": owner.metadata(job_name(owner.name, stage), "stage", {**labels, **queue}),
         "spec": job_spec,
     }
 
@@ -106,6 +106,12 @@ def gang_service(owner: Owner, stage: Stage) -> Manifest:
             "ports": [{"name": "rendezvous", "port": names.MASTER_PORT}],
         },
     }
+
+
+def _queue(spec: Spec) -> dict[str, str]:
+    """The labels by which Kueue knows a Job, and its place among the others; empty where no queue is named."""
+    asked = {names.QUEUE: spec.compute.queue_name, names.QUEUE_PRIORITY: spec.compute.queue_priority_class}
+    return {label: value for label, value in asked.items() if value} if spec.compute.queue_name else {}
 
 
 def _deadline(spec: Spec, stage: str) -> int:
