@@ -40,6 +40,7 @@ from finetune_operator.workloads.run import GANG_SECONDS, Run, Waiting
 from finetune_operator.workloads.waiting import stuck_since, waiting
 
 MOUNT_PATIENCE = 60.0  # seconds that a scheduled pod may wait before its Events are read
+UNMOUNTED = ("FailedAttachVolume", "FailedMount")  # what is said of a volume's node, and of the volume on it
 MOUNT_SAID_SECONDS = 300.0  # a kubelet that cannot mount a volume says so every two minutes or so
 _LACKS = re.compile(r'\b(secret|configmap) "[^"]*" not found', re.IGNORECASE)
 SCALE_UPS = ("TriggeredScaleUp", "Nominated")  # what the Cluster Autoscaler and Karpenter say of a pod that they make room for
@@ -210,13 +211,14 @@ class Observer:
         return run
 
     async def _unmounted(self, run: Run, job: Object, pods: list[Object], stuck: list[str], now: datetime) -> Run:
-        """The run with what keeps the first of those pods from its volumes. Where that was said a moment ago, the machines that the other
-        pods of the gang have are held in vain; else it may merely pull a large image."""
+        """The run with what keeps the first of those pods from its volumes: another node that has one comes first, for of that the kubelet
+        says no more than that it waits. Where it was said a moment ago, the machines that the other pods of the gang have are held in vain;
+        else it may merely pull a large image."""
         for name in stuck:
-            event = await self._last_of(job, name, "FailedMount")
-            if event is not None:
-                fresh = _since(event.get("lastTimestamp"), now) < MOUNT_SAID_SECONDS
-                waits = _not_mounted(name, str(event["message"]))
+            events = [event for reason in UNMOUNTED if (event := await self._last_of(job, name, reason))]
+            fresh = [event for event in events if _since(event.get("lastTimestamp"), now) < MOUNT_SAID_SECONDS]
+            if said := (fresh or events)[:1]:
+                waits = _not_mounted(name, str(said[0]["message"]))
                 return replace(run, waiting=waits, held=held(job, pods, now, stuck) if fresh else run.held)
         return run
 

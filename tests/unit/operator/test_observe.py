@@ -26,16 +26,18 @@ BACK_OFF = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no s
 class Events:
     """An API server that has these Events of each pod, and remembers what was asked for."""
 
-    def __init__(self, *messages: str, at: str | None = None, of: str = "") -> None:
+    def __init__(self, *messages: str, at: str | None = None, of: str = "", attach: str = "", attach_at: str = "") -> None:
         times = ((at or str(n)) for n in range(len(messages)))
         self.events = [{"message": m, "lastTimestamp": t, "involvedObject": {"name": of}} for m, t in zip(messages, times, strict=True)]
+        self.attach = [{"message": attach, "lastTimestamp": attach_at}] if attach else []
         self.asked: list[str] = []
         self.of = of
 
     async def list(self, kind: kinds.Kind, namespace: str, *, field_selector: str) -> list[dict[str, Any]]:
         assert (kind, namespace) == (kinds.EVENT, "ml")
         self.asked.append(field_selector)
-        return [e for e in self.events if field_selector.startswith("reason=") or self.of in field_selector]
+        events = self.attach if field_selector.endswith("FailedAttachVolume") else self.events
+        return [e for e in events if field_selector.startswith("reason=") or self.of in field_selector]
 
 
 def observer(events: Events) -> Observer:
@@ -107,6 +109,16 @@ UNMOUNTED: dict[str, tuple[list[dict[str, Any]], Events, Waiting | None, float]]
     "it was not there at first, and now a large image is pulled": (
         [rank(0, "Running"), rank(1, "Pending")], Events(VOLUME, at="2026-01-01T11:46:00Z", of="bot-r1-a1-1"),
         Waiting(c.MOUNT_FAILED, f"pod bot-r1-a1-1: {VOLUME}; it starts by itself once that is there"), 0.0,
+    ),
+    "another node has the volume": (
+        [rank(0, "Running"), rank(1, "Pending")],
+        Events(VOLUME, at="2026-01-01T11:59:30Z", of="bot-r1-a1-1", attach="Multi-Attach error", attach_at="2026-01-01T11:58:00Z"),
+        Waiting(c.MOUNT_FAILED, "pod bot-r1-a1-1: Multi-Attach error; it starts by itself once that is there"), 900.0,
+    ),
+    "another node had it": (
+        [rank(0, "Running"), rank(1, "Pending")],
+        Events(VOLUME, at="2026-01-01T11:59:30Z", of="bot-r1-a1-1", attach="Multi-Attach error", attach_at="2026-01-01T11:46:00Z"),
+        Waiting(c.MOUNT_FAILED, f"pod bot-r1-a1-1: {VOLUME}; it starts by itself once that is there"), 900.0,
     ),
     "a large image is pulled": ([rank(0, "Running"), rank(1, "Pending")], Events(), None, 0.0),
     "of two that start the second says why": (

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from finetune_operator import conditions as c
 from finetune_operator.api.status import Attempt
+from finetune_operator.build.jobs import Stage, stage_job
+from finetune_operator.build.pods import Images, Owner
 from finetune_operator.decide import decide
 from finetune_operator.decide.draft import Draft, JobWanted
 from finetune_operator.decide.stages import evaluate, fetch
@@ -150,3 +152,15 @@ def test_an_evaluation_whose_probe_hangs_goes_on_without_it_uncharged() -> None:
     found = evaluate(o, draft(o)).revision
     assert (found.tries, found.charges.error) == ({"evaluate": 2}, 0)
     assert "the probe failed: Job bot-r1-evaluate has not ended within 6h" in (found.unprobed or "")
+
+
+def test_a_job_ends_by_itself_where_the_operator_is_away() -> None:
+    def deadline(stage: str, **deadlines: str) -> int | None:
+        spec = make_observed(changes={"deadlines": deadlines}).spec
+        made: dict[str, Any] = stage_job(Owner("ml", "bot", "u"), spec, Stage(stage, "r1", 1), {}, Images("t:1", "r:1"))["spec"]
+        return made.get("activeDeadlineSeconds")
+
+    found = {stage: deadline(stage) for stage in ("fetch", "prepare", "baseline", "evaluate", "train")}
+    assert found == {"fetch": 32 * 3600, "prepare": 32 * 3600, "baseline": 14 * 3600, "evaluate": 14 * 3600, "train": None}
+    assert deadline("fetch", schedule="1m", start="1ms", fetch="9d") == 60 + 9 * 86400 + 1
+    assert deadline("evaluate", scoring="9999d9999d9999d9999d9999d") == 2**31 - 1
