@@ -32,7 +32,7 @@ from tests.integration.engine import ACCOUNT, NAMESPACE, Space, administrator, i
 Object = dict[str, Any]
 GUARDS: Final = {"minRequests": 50, "maxErrorRatePercent": 2}
 ROLLOUT: Final = {"steps": [{"weight": 20, "hold": "1s"}, {"weight": 100}], "bake": "1s", "progressDeadline": "5m", "guards": GUARDS}
-FAILURES: Final = [["error"], ["disruption", "infrastructure"]]
+FAILURES: Final = [["outOfMemory"], ["disruption", "infrastructure", "stalled"]]
 LIFE_SECONDS: Final = 150.0
 AGREE_SECONDS: Final = 60.0
 QUIET_SECONDS: Final = 4.0
@@ -105,7 +105,7 @@ class End:
     live: Object
     rejected: Object
     left: list[str]
-    began: dict[str, list[int]]  # by revision and attempt, the step from which it went on
+    began: dict[str, list[tuple[int, int]]]  # by revision and attempt: the step from which it went on, what divided its micro-batch
 
 
 @dataclass
@@ -277,7 +277,7 @@ def compare(end: End, expected: End, verdict: Verdict) -> None:
             verdict.problems.append(f"{moment}: the status differs: {'; '.join(differences(got['status'], wanted['status']))}")
     for attempt in sorted({*end.began, *expected.began}):
         if (began := end.began.get(attempt)) != (good := expected.began.get(attempt)):
-            verdict.lost.append(f"attempt {attempt} began at steps {began}, not {good}")
+            verdict.lost.append(f"attempt {attempt} began at (step, part of the micro-batch) {began}, not {good}")
     if end.left != expected.left:
         verdict.problems.append(f"left after deletion: {end.left}")
 

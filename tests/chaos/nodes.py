@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from aiohttp import web
 from finetune_operator import names
 
 from tests.integration.kubelet import Admin, Kubelet, Object, run_config, stamp
@@ -18,6 +16,7 @@ STEPS: Final = 50
 EVERY: Final = 10  # steps between checkpoints
 FAILS_AT: Final = 35
 INDEX: Final = "batch.kubernetes.io/job-completion-index"
+QUIET_SECONDS: Final = 901.0  # what a rank that hangs says: more than the operator bears
 EXITS: Final = {"error": 1, "outOfMemory": 21, "infrastructure": 24}
 
 
@@ -28,7 +27,8 @@ class Faults:
     attempts: list[list[str]] = field(default_factory=list)
     revisions: list[str] = field(default_factory=list)  # in the order in which they were first seen to train
     good_arms: set[str] | None = None  # None: all
-    began: dict[str, list[int]] = field(default_factory=dict)  # by revision and attempt: the step from which each of its gangs went on
+    # By revision and attempt, of each of its gangs: the step from which it went on, and by what its micro-batch is divided.
+    began: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
     def ending(self, revision: str, attempt: int) -> str | None:
         """The failure class of this attempt, "disruption", or None when it ends well."""
@@ -47,7 +47,6 @@ class Nodes(Kubelet):
         self.faults: dict[str, Faults] = defaultdict(Faults)
         self.fails = self._fails
         self.saved: dict[str, int] = {}  # folder → step of its last checkpoint
-        self._pods: dict[str, Object] = {}
         self._begun: dict[str, float] = {}
 
     def _fails(self, namespace: str, arm: str) -> bool:
@@ -59,28 +58,19 @@ class Nodes(Kubelet):
         labels = pod["metadata"]["labels"]
         if labels.get(names.STAGE) == "train" and labels.get(INDEX) == "0":
             attempt = f"{labels[names.REVISION]} a{labels[names.ATTEMPT]}"
-            self.faults[pod["metadata"]["namespace"]].began.setdefault(attempt, []).append(self._resumed(pod))
-        self._pods[pod["metadata"]["uid"]] = pod
+            faults = self.faults[pod["metadata"]["namespace"]]
+            faults.began.setdefault(attempt, []).append((self._resumed(pod), run_config(pod)["training"]["microBatchDivisor"]))
         await super()._start(pod)
 
-    async def _serve(self, uid: str, address: str, applications: Mapping[int, web.Application]) -> None:
-        if names.PROGRESS_PORT in applications:
-            applications = {names.PROGRESS_PORT: self._rank(self._pods[uid])}
-        await super()._serve(uid, address, applications)
-
-    def _rank(self, pod: Object) -> web.Application:
-        async def progress(_: web.Request) -> web.Response:
-            return web.json_response(self._progress_of(pod))
-
-        app = web.Application()
-        app.add_routes([web.get("/progress", progress)])
-        return app
-
-    def _progress_of(self, pod: Object) -> Object:
-        resumed = self._resumed(pod)
+    def said(self, pod: Object) -> Object:
+        resumed, ending = self._resumed(pod), self._ending(pod)
         share = min(1.0, (asyncio.get_running_loop().time() - self._begun[pod["metadata"]["uid"]]) / TRAIN_SECONDS)
-        step = resumed + int((_last_step(self._ending(pod)) - resumed) * share)
-        return {"stage": "train", "totalSteps": STEPS, "step": step, "percent": 2 * step, "resumedFromStep": resumed or None}
+        step = resumed + int((_last_step(ending) - resumed) * share)
+        quiet = QUIET_SECONDS if ending == "stalled" and share == 1.0 else 0.0
+        return {
+            "stage": "train", "state": "training", "totalSteps": STEPS, "step": step, "percent": 2 * step, "quietSeconds": quiet,
+            "resumedFromStep": resumed or None,
+        }  # fmt: skip
 
     def _resumed(self, pod: Object) -> int:
         """The newest checkpoint in the folders that its configuration names, or names the beginning of."""
@@ -107,6 +97,9 @@ class Nodes(Kubelet):
             self._save(pod)
             gone = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "lastTransitionTime": stamp()}
             await self._end(pod, 143, {}, [gone])
+        elif ending == "stalled":  # it hangs until its pod is deleted
+            self._save(pod)
+            return
         elif rank == "0":
             self._save(pod)
             error = {"class": ending, "reason": "Chaos", "message": "as the script says", "fix": ""}

@@ -50,6 +50,14 @@ def crash(kubectl: Kubectl, namespace: str, pod: str, kind: str) -> Kill:
     return Kill(kind, pod, True, begun, time.monotonic())
 
 
+def kill(kubectl: Kubectl, namespace: str, pod: str) -> int:
+    """End the processes of a pod of the built-in node by SIGKILL, how many; its kubelet starts its containers again."""
+    found = kubectl.get("-n", namespace, "pod", pod)
+    processes = _processes(found["metadata"]["uid"]) if found else []
+    _signal(processes, signal.SIGKILL)
+    return len(processes)
+
+
 def _processes(uid: str) -> list[int]:
     """Processes of a pod's containers, its sandbox's left out, on this machine."""
     found = []

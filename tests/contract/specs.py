@@ -141,12 +141,16 @@ def _reconciled(spec: dict[str, Any]) -> dict[str, Any]:
     if "evaluation" in spec and data.get("test", data["train"]).get("format") == "Text":
         found["evaluation"] = {key: value for key, value in spec["evaluation"].items() if key != "metrics"}
     if "compute" in spec:
-        found["compute"] = _divided(spec["compute"], kind, preferences)
+        found["compute"] = _queued(_divided(spec["compute"], kind, preferences))
     if kind in PROMPTS and spec.get("training", {}).get("gradientCheckpointing") == "Always":
         found["training"] = {**spec["training"], "gradientCheckpointing": "Auto"}
     if "serving" in spec and (kind in PROMPTS or method.get("lora", {}).get("useDora")):
         found["serving"] = {key: value for key, value in spec["serving"].items() if key != "runtime"}
     return found
+
+
+def _queued(compute: dict[str, Any]) -> dict[str, Any]:
+    return compute if "queueName" in compute else {name: value for name, value in compute.items() if name != "queuePriorityClass"}
 
 
 def _divided(compute: dict[str, Any], kind: str, preferences: bool) -> dict[str, Any]:

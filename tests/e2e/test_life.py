@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import shlex
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from demo.address import cluster_ip
 from demo.cluster import OPERATOR_NAMESPACE
+from tests.chaos import pods
 from tests.e2e.world import FineTune, Object, Space, Users, World, audit, condition, labelled_rows, spec
 from tests.watching import Watching, dashboard, documented, documented_ports
 
@@ -25,11 +27,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 LIFE_SECONDS = 400.0
 CONTROL_PORT = 10001
 ROUTER_PORTS = (10000, CONTROL_PORT, 10002, 10003, 9901)
+KILLS = 3
 ERRORS = 80  # percent: beyond chance after thirty failures, a few seconds in which Prometheus looks more than once
 HELD = 30  # percent of the step that waits for traffic
 ROUTERS = "finetune.dev/name=bot,finetune.dev/component=router"
 SOMEBODY = {"holderIdentity": "somebody-else", "leaseDurationSeconds": 15}
-_OPERATOR_PODS = ("-n", OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/name=finetune-operator")
+OPERATOR = "app.kubernetes.io/name=finetune-operator"
+_OPERATOR_PODS = ("-n", OPERATOR_NAMESPACE, "-l", OPERATOR)
 
 
 @pytest.fixture(scope="module")
@@ -115,13 +119,23 @@ async def test_a_restarted_operator_writes_nothing(bot: FineTune) -> None:
 
 
 async def test_an_edited_learning_rate_trains_anew_and_is_compared_with_what_is_live(bot: FineTune) -> None:
-    first = bot.status()["liveRevision"]
+    """The operator is killed three times meanwhile, at moments that differ from run to run: it goes on from what it has committed."""
+    first, kills = bot.status()["liveRevision"], []
     async with bot.users() as users:
         edited = bot.get()["spec"]
         edited["training"]["learningRate"] = "8e-3"
         bot.apply(edited)
-        status = await bot.until("another live revision", lambda s: _lives_another(s, first), seconds=LIFE_SECONDS)
+        killer = asyncio.create_task(_kill_the_operator(bot, kills))
+        try:
+            status = await bot.until("another live revision", lambda s: _lives_another(s, first), seconds=LIFE_SECONDS)
+        finally:
+            killer.cancel()
+            await asyncio.gather(killer, return_exceptions=True)
         await asyncio.sleep(1)
+    print(f"the operator was killed after {', '.join(kills)}")
+    assert len(kills) == KILLS
+    trained = [a for a in status["attempts"] if a["revision"] == status["revision"]]
+    assert [(a["number"], a["outcome"]) for a in trained] == [(1, "Succeeded")], "no attempt twice, and none charged"
     assert status["evaluation"]["reference"] == first
     assert status["liveRevision"] == status["revision"] != first
     assert users.failed == []
@@ -335,6 +349,16 @@ for url in sys.argv[2:]:
         told[url] = str(error)
 print(json.dumps(told))
 """
+
+
+async def _kill_the_operator(bot: FineTune, kills: list[str]) -> None:
+    """KILLS times, each some seconds after it was back; notes the phase in which it was."""
+    dice = random.Random()
+    while len(kills) < KILLS:
+        await asyncio.sleep(dice.uniform(1, 12))
+        found = await asyncio.to_thread(pods.running, bot.kubectl, OPERATOR_NAMESPACE, OPERATOR)
+        if found and await asyncio.to_thread(pods.kill, bot.kubectl, OPERATOR_NAMESPACE, found[0]):
+            kills.append(str((await asyncio.to_thread(bot.status)).get("phase")))
 
 
 def _plugin(bot: FineTune, folder: Path, command: str, *options: str) -> str:

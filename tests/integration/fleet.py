@@ -45,7 +45,8 @@ def profiles(folder: Path) -> Path:
 
 
 class Fleet(Kubelet):
-    """Runs the pods of all machines. A namespace's script is asked of each rank that trains: how it ends now, or None: as `outcomes` say.
+    """Runs the pods of all machines. A namespace's script is asked of each rank that trains: how it ends now, or None: as `outcomes` say;
+    what it tells is how far rank 0 says that it is.
 
     A rank that is asked to stop exits as one that has saved its checkpoint.
     """
@@ -53,6 +54,11 @@ class Fleet(Kubelet):
     def __init__(self, admin: Admin) -> None:
         super().__init__(admin, list(machines()), beats=False)
         self.scripts: dict[str, Script] = {}
+        self.tells: dict[str, Callable[[Object], Object]] = {}
+
+    def said(self, pod: Object) -> Object:
+        tells = self.tells.get(pod["metadata"]["namespace"])
+        return tells(pod) if tells else super().said(pod)
 
     async def evict(self, pod: Object) -> None:
         """Through the eviction API, as a drain does."""

@@ -246,7 +246,7 @@ class Kubelet:
             router = self._routers[meta["uid"]] = Router(document, nudge, partial(self.fails, meta["namespace"]))
             return router.applications()
         if labels.get(names.STAGE) == "train" and labels.get("batch.kubernetes.io/job-completion-index") == "0":
-            return {names.PROGRESS_PORT: self._progress()}
+            return {names.PROGRESS_PORT: self._progress(pod)}
         return {}
 
     async def _go_on(self, pod: Object, stage: str) -> None:
@@ -300,9 +300,13 @@ class Kubelet:
         arms = [c.partition("_")[2] for c in clusters if c.startswith(f"{INFERENCE}_")]
         return {**json.loads(body), "arms": arms}, (meta.get("annotations") or {}).get(names.NUDGE, "")
 
-    def _progress(self) -> web.Application:
+    def said(self, pod: Object) -> Object:
+        """What rank 0 answers when it is asked how far it is."""
+        return self.progress
+
+    def _progress(self, pod: Object) -> web.Application:
         async def progress(_: web.Request) -> web.Response:
-            return web.json_response(self.progress)
+            return web.json_response(self.said(pod))
 
         app = web.Application()
         app.add_routes([web.get("/progress", progress)])

@@ -49,7 +49,10 @@ async def fleet(admin: Admin, process: Operator) -> AsyncIterator[Fleet]:
 
 
 async def make(life: Space, accelerator: str | None = None, *, nodes: int = 1, gpus: int = 8, **changes: Any) -> None:
-    """A FineTune that is scored by its loss, so that nothing but its gang takes more than one GPU."""
+    """A FineTune that is scored by its loss, so that nothing but its gang takes more than one GPU.
+
+    A gang on one machine has four GPUs at most in these tests: its first rank may come to one that has no more.
+    """
     asked = {"accelerator": accelerator, "gpusPerNode": gpus} if accelerator else {}
     compute = {"nodes": nodes, **asked, **changes.pop("compute", {})}
     await life.make(compute=compute, evaluation=None, **changes)
@@ -77,7 +80,7 @@ def charged(status: Object) -> dict[str, int]:
 async def test_gangs_land_on_machines_of_their_accelerator_alone(fleet: Fleet) -> None:
     wide, narrow, old, older = [await Space.new(fleet.admin, name) for name in ("wide", "narrow", "old", "older")]
     await make(wide, "h100", nodes=4, storage=SHARED)
-    await make(narrow, "h100", nodes=2, gpus=4)
+    await make(narrow, "h100", nodes=2, gpus=2)
     await make(old, "a100-80")
     await make(older, "a100-40", gpus=4)
     for life in (wide, narrow, old, older):
@@ -135,7 +138,7 @@ async def test_a_quota_with_room_for_a_part_of_a_gang_is_told_and_nothing_is_pai
     await fleet.admin.create(QUOTA, quota)
     outcomes = fleet.outcomes["partly"]
     outcomes["train"], good = RUNS_ON, outcomes["train"]
-    await make(life, "h100", nodes=2, gpus=4)
+    await make(life, "h100", nodes=2, gpus=2)
     status = await life.wait(lambda s: s.get("reason") == "Refused" and s["attempts"])
     assert "exceeded quota: quota" in ready(status)["message"]
     assert "began" not in status["attempts"][0]
@@ -159,10 +162,59 @@ async def test_a_rank_that_is_evicted_costs_nothing_and_the_gang_starts_again(fl
     assert (charged(status), len(again)) == ({"disruption": 1}, 2)
 
 
+async def test_a_gang_that_answers_and_makes_no_progress_is_ended_and_starts_again(fleet: Fleet) -> None:
+    life = await Space.new(fleet.admin, "stands")
+    fleet.scripts["stands"] = lambda pod: Outcome(never=True) if pod["metadata"]["labels"][names.ATTEMPT] == "1" else None
+    told = {"state": "training", "step": 7, "totalSteps": 50, "secondsPerStep": 60.0, "quietSeconds": 1100.0}
+    fleet.tells["stands"] = lambda _: told
+    await make(life, "h100", nodes=2, gpus=2)
+    first = await life.wait(lambda s: (s.get("training") or {}).get("step") == 7)
+    assert first["attempts"][0]["outcome"] == "Running", "twenty of its steps take 1,200 s"
+    fleet.tells["stands"] = lambda _: {**told, "quietSeconds": 1201.0}
+    await life.wait(lambda s: s["attempts"][0]["outcome"] == "Failed")
+    fleet.tells["stands"] = lambda _: {**told, "quietSeconds": 1.0}
+    status = await life.phase("Trained")
+    ended = status["attempts"][0]
+    assert (ended["failureClass"], charged(status), len(status["attempts"])) == ("stalled", {"error": 1}, 2)
+    assert "(step 7, training); 1200 s are borne" in ended["message"]
+    assert await life.pods(f"bot-{status['revision']}-a1") == [], "its ranks are gone"
+
+
+async def test_pods_that_do_not_start_are_let_go_of_with_the_reason(fleet: Fleet) -> None:
+    """A gang for which there is no machine, and a fetch whose image cannot be pulled: for ever, and for a while."""
+    never, late = await Space.new(fleet.admin, "never"), await Space.new(fleet.admin, "late")
+    fleet.images = lambda image: image != "trainer:1"
+    await make(late, "h100", gpus=1, deadlines={"start": "2s"})
+    await late.wait(lambda s: (s.get("revisions") or [{}])[0].get("tries", {}).get("fetch") == 2)
+    status = await late.wait(lambda s: s.get("reason") == "ImageUnavailable")
+    assert "pods of Job bot-" in ready(status)["message"]
+    assert "do not start on their machines after 2s: pod bot-" in ready(status)["message"]
+    fleet.images = lambda _: True
+    await fleet.admin.patch(NODE, None, "nvidia-h200-2", {"metadata": {"labels": {"pool": "taken"}}})
+    busy = {"containers": [{"name": "a", "image": "a", "resources": {"limits": {"nvidia.com/gpu": "7"}}}], "nodeName": "nvidia-h200-2"}
+    await fleet.admin.create(kinds.POD, {"metadata": {"name": "busy", "namespace": "never"}, "spec": busy})
+    taken = {"nodeSelector": {"pool": "taken"}, "tolerations": [{"operator": "Exists"}]}
+    await make(never, "h200", deadlines={"schedule": "2s"}, retries={"infrastructure": 0}, pods=taken)
+    status = await never.phase("Failed")
+    assert (status["reason"], status["attempts"][0]["failureClass"], charged(status)) == (
+        "RetriesExhausted", "infrastructure", {"infrastructure": 1},
+    )  # fmt: skip
+    assert "have no machine after 2s: pod bot-" in ready(status)["message"]
+    assert "1 Insufficient nvidia.com/gpu" in ready(status)["message"]
+    assert "raise deadlines.schedule" in ready(status)["message"]
+
+    async def gone() -> bool:
+        return not [j for j in await fleet.admin.list(kinds.JOB, "never") if j["metadata"]["name"].endswith("-a1")]
+
+    await until(gone, what="the end of the Job that nobody waits for any more")
+    status = await late.phase("Trained")
+    assert charged(status)["infrastructure"] >= 1
+
+
 async def test_ranks_that_stop_without_a_queue_end_their_attempt_uncharged(fleet: Fleet) -> None:
     life = await Space.new(fleet.admin, "stopped")
     fleet.scripts["stopped"] = lambda pod: Outcome(code=25) if pod["metadata"]["labels"][names.ATTEMPT] == "1" else None
-    await make(life, "h100", nodes=2, gpus=4)
+    await make(life, "h100", nodes=2, gpus=2)
     status = await life.phase("Trained")
     assert [a["outcome"] for a in status["attempts"]] == ["Disrupted", "Succeeded"]
     assert charged(status) == {"disruption": 1}

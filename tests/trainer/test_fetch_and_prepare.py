@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import shutil
 import socket
+import tarfile
 import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +21,7 @@ import pytest
 from finetune_trainer import fetch, layout, transfer
 from finetune_trainer.config import ModelConfig, RunConfig
 from finetune_trainer.data import arrays, loading, prepare, reading
-from finetune_trainer.exits import Infrastructure, UserError, classify
+from finetune_trainer.exits import Infrastructure, Interrupted, UserError, classify
 from finetune_trainer.serve import loading as serving_loading
 
 from tests.trainer.support import EXAMPLES, make_config, rows, write_rows
@@ -90,14 +95,142 @@ def test_a_source_that_changes_while_it_is_copied_is_infrastructure(copy: Path, 
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_what_a_killed_download_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left = tmp_path / ".x.download" / "half"
-    left.parent.mkdir()
-    left.touch()
+LOST = Infrastructure("DownloadFailed", "the network is away")
+ENDS: dict[str, tuple[BaseException | None, bool]] = {  # how a try ends → does what it has downloaded stay for the next one?
+    "it is complete": (None, False),
+    "the network fails": (LOST, True),
+    "it is stopped": (Interrupted("Interrupted", "stopped by SIGTERM"), True),
+    "the disk is full": (Infrastructure("DiskFull", "no room"), False),
+    "it is no model": (UserError("ModelInvalid", "no config.json", "Point elsewhere."), False),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_what_a_try_has_downloaded_stays_where_the_next_one_can_go_on(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends, stays = ENDS[case]
+    kept, other, busy = (tmp_path / f".{name}.download" / "half" for name in "xyz")
+    for left in (kept, other, busy):
+        left.parent.mkdir()
+        left.touch()
     monkeypatch.setattr(fetch, "download_hub", lambda name, model, scratch: scratch)
-    with fetch.opened(ModelConfig(source="hf://a/b", path=tmp_path / "x")) as folder:
-        assert list(folder.iterdir()) == []
-    assert list(tmp_path.iterdir()) == []
+    again = fetch.opened(ModelConfig(source="hf://a/b", path=tmp_path / "x"))
+    with layout.locked(tmp_path / "z"), nullcontext() if ends is None else pytest.raises(type(ends)), again as folder:
+        assert (list(folder.iterdir()), other.exists(), busy.exists()) == ([kept], False, True)
+        if ends:
+            raise ends
+    assert kept.exists() is stays
+
+
+def git_name(body: bytes) -> str:
+    return hashlib.sha1(f"blob {len(body)}\0".encode() + body, usedforsecurity=False).hexdigest()
+
+
+class ModelHub(BaseHTTPRequestHandler):
+    """A hub with one model, as huggingface_hub asks for it; the connection for the file `broken` is lost."""
+
+    commit = "1" * 40
+    files: dict[str, bytes]
+    broken: str
+    sent: list[str]
+
+    def do_HEAD(self) -> None:
+        self._answer(self._body(), body=False)
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/api/"):
+            entries = [{"type": "file", "path": name, "size": len(body), "oid": git_name(body)} for name, body in self.files.items()]
+            model = {"id": "owner/name", "sha": self.commit, "siblings": [{"rfilename": n} for n in self.files], "tags": [], "downloads": 0}
+            self._answer(json.dumps(entries if "/tree/" in self.path else model).encode())
+            return
+        self.sent.append(self.path.rpartition("/")[2])
+        self._answer(self._body())
+
+    def _body(self) -> bytes:
+        return self.files[self.path.rpartition("/")[2]]
+
+    def _answer(self, content: bytes, *, body: bool = True) -> None:
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", self.commit)
+        large = self.path.endswith(".safetensors")
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest() if large else git_name(content)}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def model_hub(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[ModelHub]]:
+    import httpx2
+    from huggingface_hub import file_download
+
+    files = {path.name: path.read_bytes() for path in tiny_model.iterdir() if path.is_file()}
+    found = type("OneModelHub", (ModelHub,), {"files": files, "broken": "model.safetensors", "sent": []})
+    real = file_download.http_get
+
+    def get(url: str, *arguments: Any, **options: Any) -> None:
+        real(url, *arguments, **options)
+        if url.endswith(found.broken):
+            raise httpx2.RemoteProtocolError("peer closed connection without sending complete message body")
+
+    monkeypatch.setattr(file_download, "http_get", get)
+    with ThreadingHTTPServer(("127.0.0.1", 0), found) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield found
+        server.shutdown()
+        thread.join()
+
+
+def hub_config(target: Path) -> RunConfig:
+    config = model_config(Path("/x"), target)
+    return config.model_copy(update={"model": ModelConfig(source="hf://owner/name", path=target)})
+
+
+def test_a_fetch_from_the_hub_goes_on_where_it_stopped(model_hub: type[ModelHub], tmp_path: Path) -> None:
+    target = tmp_path / "models" / "x"
+    with pytest.raises(Infrastructure, match="owner/name"):
+        fetch.main(hub_config(target))
+    first, scratch = set(model_hub.sent), tmp_path / "models" / ".x.download"
+    small = sorted(name for name in model_hub.files if name != "model.safetensors")
+    assert sorted(path.name for path in scratch.iterdir() if path.is_file()) == small
+    assert first == set(model_hub.files)
+    (scratch / "config.json").write_bytes(b"{}" + b" " * (len(model_hub.files["config.json"]) - 2))  # a power cut may do so
+    model_hub.broken, model_hub.sent[:] = "nothing", []
+    found = fetch.main(hub_config(target))
+    assert sorted(model_hub.sent) == ["config.json", "model.safetensors"]
+    assert {path.name: path.read_bytes() for path in target.iterdir() if path.name in model_hub.files} == model_hub.files
+    assert found["files"] == len(model_hub.files)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["x"]
+
+
+def test_what_a_branch_had_when_a_fetch_was_stopped_and_has_no_more_is_not_taken_over(model_hub: type[ModelHub], tmp_path: Path) -> None:
+    model_hub.files["old.json"] = b"{}"
+    with pytest.raises(Infrastructure, match="owner/name"):
+        fetch.main(hub_config(tmp_path / "x"))
+    assert (tmp_path / ".x.download" / "old.json").exists()
+    del model_hub.files["old.json"]
+    model_hub.commit, model_hub.broken, model_hub.sent[:] = "2" * 40, "nothing", []
+    fetch.main(hub_config(tmp_path / "x"))
+    assert model_hub.sent == ["model.safetensors"], "what is the same in both is not downloaded again"
+    assert not (tmp_path / "x" / "old.json").exists()
+
+
+def test_an_archive_that_came_whole_is_not_downloaded_again(tmp_path: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pod was killed while it was unpacked."""
+    scratch = tmp_path / ".x.download"
+    (scratch / "files" / "half").mkdir(parents=True)
+    with tarfile.open(scratch / "archive", "w") as tar:
+        tar.add(copy, "model")
+    monkeypatch.setattr(fetch, "download", lambda *_: pytest.fail("it is there"))
+    digest = layout.sha256_file(scratch / "archive")
+    with fetch.opened(ModelConfig(source="https://h.example/x.tar", path=tmp_path / "x", revision=f"sha256:{digest}")) as folder:
+        assert folder == scratch / "files" / "model"
+        assert not (scratch / "files" / "half").exists()
 
 
 BODIES = {

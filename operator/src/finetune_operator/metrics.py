@@ -29,6 +29,10 @@ GAUGES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "finetune_training_hours": ("Hours of training, of all attempts", ()),
     "finetune_training_gpu_hours": ("Hours of training times accelerators", ()),
     "finetune_training_cost": ("Cost of training by the profiles' hourly prices", ()),
+    "finetune_scoring_gpu_hours": ("Hours of scoring times accelerators, of Jobs that ended", ()),
+    "finetune_scoring_cost": ("Cost of scoring by the profiles' hourly prices, of Jobs that ended", ()),
+    "finetune_serving_gpus": ("Accelerators of the model servers that there are to be", ()),
+    "finetune_serving_cost_per_hour": ("Cost of the model servers that there are to be, an hour", ()),
 }
 Samples = Mapping[tuple[str, tuple[str, ...]], float]  # by gauge and those labels
 
@@ -86,7 +90,7 @@ def samples(status: Mapping[str, Any]) -> Samples:
         found["finetune_not_ready", (str(ready["reason"]),)] = 1.0
     if available and _has_users(status):
         found["finetune_available", ()] = float(available["status"] == "True")
-    return found | _training(status) | _serving(status)
+    return found | _training(status) | _beside(status.get("cost") or {}) | _serving(status)
 
 
 def _has_users(status: Mapping[str, Any]) -> bool:
@@ -103,6 +107,16 @@ def _training(status: Mapping[str, Any]) -> dict[tuple[str, tuple[str, ...]], fl
         told |= {"hours": cost["hours"], "gpu_hours": cost["gpuHours"], "cost": cost.get("amount", 0)}
     attempts = {("finetune_training_attempts", (how,)): float(count) for how, count in (status.get("totals") or {}).items() if count}
     return attempts | {(f"finetune_training_{name}", ()): float(value) for name, value in told.items() if value is not None}
+
+
+def _beside(cost: Mapping[str, Any]) -> dict[tuple[str, tuple[str, ...]], float]:
+    """What scoring and serving cost beside training; nothing of what has no price."""
+    scoring, serving = cost.get("scoring") or {}, cost.get("serving") or {}
+    told = {
+        "finetune_scoring_gpu_hours": scoring.get("gpuHours"), "finetune_scoring_cost": scoring.get("amount"),
+        "finetune_serving_gpus": serving.get("gpus"), "finetune_serving_cost_per_hour": serving.get("perHour"),
+    }  # fmt: skip
+    return {(name, ()): float(value) for name, value in told.items() if value is not None}
 
 
 def _serving(status: Mapping[str, Any]) -> dict[tuple[str, tuple[str, ...]], float]:

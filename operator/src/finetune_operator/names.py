@@ -28,6 +28,7 @@ VOLUME: Final = f"{GROUP}/volume"  # name of the work volume's claim: pods that 
 JOB_NAME: Final = "batch.kubernetes.io/job-name"  # label of a Job's pods
 JOB_INDEX: Final = "batch.kubernetes.io/job-completion-index"  # annotation of an Indexed Job's pods: the rank
 QUEUE: Final = "kueue.x-k8s.io/queue-name"  # on the Jobs of a gang that a LocalQueue admits; Kueue's own label
+QUEUE_PRIORITY: Final = "kueue.x-k8s.io/priority-class"  # on the same, the place in it: a WorkloadPriorityClass; Kueue's own label
 
 # Annotations.
 RUN_CONFIG: Final = f"{GROUP}/run-config"  # on stage pods: the trainer's run configuration

@@ -8,6 +8,7 @@ something moves.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -32,13 +33,16 @@ from finetune_operator.prometheus import Prometheus
 from finetune_operator.tokens import sign
 from finetune_operator.traffic import RouterState, ServerState
 from finetune_operator.workloads.endings import fall
-from finetune_operator.workloads.jobs import lacking, leftovers, read_run, untold
+from finetune_operator.workloads.jobs import held, lacking, leftovers, read_run, untold
 from finetune_operator.workloads.objects import condition, time
 from finetune_operator.workloads.pods import ready, restarts
 from finetune_operator.workloads.run import GANG_SECONDS, Run, Waiting
 from finetune_operator.workloads.waiting import stuck_since, waiting
 
 MOUNT_PATIENCE = 60.0  # seconds that a scheduled pod may wait before its Events are read
+UNMOUNTED = ("FailedAttachVolume", "FailedMount")  # what is said of a volume's node, and of the volume on it
+MOUNT_SAID_SECONDS = 300.0  # a kubelet that cannot mount a volume says so every two minutes or so
+_LACKS = re.compile(r'\b(secret|configmap) "[^"]*" not found', re.IGNORECASE)
 SCALE_UPS = ("TriggeredScaleUp", "Nominated")  # what the Cluster Autoscaler and Karpenter say of a pod that they make room for
 SERVERS_ASKED = 8  # of an arm: their counters are kept in the status while a step lasts
 PODS_PATIENCE = 10.0  # seconds that a Job may be without a pod of its own before its Events are read
@@ -200,14 +204,23 @@ class Observer:
         mine = [p for p in pods.values() if p["metadata"]["labels"].get(names.JOB_NAME) == run.name]
         stuck = [p["metadata"]["name"] for p in mine if stuck_since(p, now) > MOUNT_PATIENCE]
         if stuck:
-            found = await self._last_event(job, stuck[0], "FailedMount")
-            waits = found and Waiting(conditions.MOUNT_FAILED, f"pod {stuck[0]}: {found}")
-        elif lacking(job, mine) and _age(job, now) > PODS_PATIENCE:
+            return await self._unmounted(run, job, mine, stuck, now)
+        if lacking(job, mine) and _age(job, now) > PODS_PATIENCE:
             found = await self._last_event(job, run.name, "FailedCreate")
-            waits = found and Waiting(conditions.REFUSED, f"the pods of Job {run.name} are refused: {found}")
-        else:
-            return run
-        return replace(run, waiting=waits or None)
+            return replace(run, waiting=Waiting(conditions.REFUSED, f"the pods of Job {run.name} are refused: {found}") if found else None)
+        return run
+
+    async def _unmounted(self, run: Run, job: Object, pods: list[Object], stuck: list[str], now: datetime) -> Run:
+        """The run with what keeps the first of those pods from its volumes: another node that has one comes first, for of that the kubelet
+        says no more than that it waits. Where it was said a moment ago, the machines that the other pods of the gang have are held in vain;
+        else it may merely pull a large image."""
+        for name in stuck:
+            events = [event for reason in UNMOUNTED if (event := await self._last_of(job, name, reason))]
+            fresh = [event for event in events if _since(event.get("lastTimestamp"), now) < MOUNT_SAID_SECONDS]
+            if said := (fresh or events)[:1]:
+                waits = _not_mounted(name, str(said[0]["message"]))
+                return replace(run, waiting=waits, held=held(job, pods, now, stuck) if fresh else run.held)
+        return run
 
     async def _router_waiting(self, pods: list[Object], now: datetime) -> Waiting | None:
         """What keeps a router from running: a volume that cannot be mounted, as that of a Secret, its Events alone tell."""
@@ -216,8 +229,7 @@ class Observer:
         if known or stuck is None:
             return known
         found = await self._last_event(stuck, _name(stuck), "FailedMount")
-        reason = conditions.SECRET_MISSING if "secret" in found.lower() else conditions.MOUNT_FAILED
-        return Waiting(reason, f"pod {_name(stuck)}: {found}; it starts by itself once that is there") if found else None
+        return _not_mounted(_name(stuck), found) if found else None
 
     async def _scales(self, job: Object) -> bool:
         """Has an autoscaler said that it makes room for a pod of the Job?"""
@@ -228,15 +240,31 @@ class Observer:
         return any(str(e["involvedObject"].get("name", "")).startswith(f"{meta['name']}-") for e in found)
 
     async def _last_event(self, beside: Object, name: str, reason: str) -> str:
-        """Of an object of that name in the namespace of another one."""
+        """What the last one says of an object of that name in the namespace of another one; empty if there is none."""
+        event = await self._last_of(beside, name, reason)
+        return str(event["message"]) if event else ""
+
+    async def _last_of(self, beside: Object, name: str, reason: str) -> Object | None:
         selector = f"involvedObject.name={name},reason={reason}"
         events = await self.cluster.list(kinds.EVENT, beside["metadata"]["namespace"], field_selector=selector)
-        return str(max(events, key=lambda e: str(e.get("lastTimestamp") or ""))["message"]) if events else ""
+        return max(events, key=lambda e: str(e.get("lastTimestamp") or ""), default=None)
+
+
+def _not_mounted(pod: str, said: str) -> Waiting:
+    """Why a pod's volume is not there, by its kubelet's Event."""
+    lacks = _LACKS.search(said)
+    missing = {"secret": conditions.SECRET_MISSING, "configmap": conditions.SOURCE_MISSING}
+    reason = missing[lacks[1].lower()] if lacks else conditions.MOUNT_FAILED
+    return Waiting(reason, f"pod {pod}: {said}; it starts by itself once that is there")
+
+
+def _since(text: str | None, now: datetime) -> float:
+    moment = time(text)
+    return (now - moment).total_seconds() if moment else 0.0
 
 
 def _age(obj: Object, now: datetime) -> float:
-    made = time(obj["metadata"].get("creationTimestamp"))
-    return (now - made).total_seconds() if made else 0.0
+    return _since(obj["metadata"].get("creationTimestamp"), now)
 
 
 def _component(obj: Object) -> str:

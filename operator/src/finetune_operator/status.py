@@ -11,7 +11,7 @@ from finetune_operator import conditions as c
 from finetune_operator import names
 from finetune_operator.api.status import Condition, Revision, Rows, Scored, Status
 from finetune_operator.build import exposure
-from finetune_operator.decide import economics
+from finetune_operator.decide import costs, economics
 from finetune_operator.decide.draft import Draft, stamp
 from finetune_operator.decide.exposure import asked
 from finetune_operator.decide.served import health_of, used_arms
@@ -32,7 +32,8 @@ def compute(o: Observed, d: Draft, problem: Waiting | None = None, refused: Wait
     since = _since(o.status, phase, reason, o.now)
     if phase not in c.READY_PHASES or problem is not None:
         message = f"{message[:980]} (since {since})"
-    columns = {"phase_since": since, "economics": economics.summary(o, d), **_columns(o, d, reason), **_scale(o, d)}
+    summed = {"economics": economics.summary(o, d), "cost": costs.summary(o, d)}
+    columns = {"phase_since": since, **summed, **_columns(o, d, reason), **_scale(o, d)}
     status = d.status.model_copy(update={"observed_generation": o.generation, "phase": phase, **columns})
     facts = {
         c.READY: _ready(phase, problem, reason, message),

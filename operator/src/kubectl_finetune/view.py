@@ -244,11 +244,22 @@ def _expected(seen: Seen) -> Iterator[str]:
 
 
 def _cost(seen: Seen) -> Iterator[str]:
-    cost = seen.status.get("cost") or {}
-    if not float(cost.get("hours", 0)):
-        return
-    gpus = f"   {float(cost.get('gpuHours', 0)):.2f} GPU hours" if float(cost.get("gpuHours", 0)) else ""
-    yield _row("Cost", f"{duration(round(3600 * float(cost['hours'])))} of training{gpus}{_money(cost.get('amount'), seen)}")
+    """What training and scoring have cost, and what serving does by the hour."""
+    for number, line in enumerate(_costs(seen, seen.status.get("cost") or {})):
+        yield _row("" if number else "Cost", line)
+
+
+def _costs(seen: Seen, cost: Object) -> Iterator[str]:
+    scoring, serving = cost.get("scoring") or {}, cost.get("serving") or {}
+    if float(cost.get("hours", 0)):
+        gpus = f"   {float(cost.get('gpuHours', 0)):.2f} GPU hours" if float(cost.get("gpuHours", 0)) else ""
+        yield f"{duration(round(3600 * float(cost['hours'])))} of training{gpus}{_money(cost.get('amount'), seen)}"
+    if scoring:
+        hours = duration(round(3600 * float(scoring["hours"])))
+        yield f"{hours} of scoring   {float(scoring['gpuHours']):.2f} GPU hours{_money(scoring.get('amount'), seen)}"
+    if serving:
+        gpus = f"   {serving['gpus']} GPUs" if serving.get("gpus") else ""
+        yield f"{serving['pods']} model servers{gpus}{_money(serving.get('perHour'), seen)} an hour"
 
 
 def _money(amount: Any, seen: Seen) -> str:

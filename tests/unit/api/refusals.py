@@ -42,6 +42,7 @@ def full_finetune() -> Manifest:
         compute={"accelerator": "h100", "nodes": 2, "gpusPerNode": 8, "sharding": "Auto", "cpu": 8, "memory": "64Gi"},
         storage={"size": "200Gi", "storageClassName": "fast", "accessMode": "ReadWriteMany", "retain": True},
         retries={"error": 2, "outOfMemory": 2, "infrastructure": 10},
+        deadlines={"admission": "7d", "schedule": "12h", "start": "2h", "fetch": "3d", "prepare": "36h", "scoring": "8h"},
         economics={
             "alternative": {"name": "gpt-4.1-mini", "inputPrice": "0.40", "outputPrice": "1.60"}, "traffic": {"requestsPerMonth": 20000000},
             "podHourlyPrice": "21.20", "oneTimeCost": "4000",
@@ -235,11 +236,16 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "an offload of whole parameters": (
         changed(_BASE, "spec.compute", {"sharding": "ZeRO2", "offload": "All"}), "spec.compute.offload: Optimizer belongs to",
     ),
+    "a priority in no queue": (changed(_BASE, "spec.compute", {"queuePriorityClass": "high"}), "spec.compute.queuePriorityClass: belongs to queueName"),
     "a queue whose name is no label": (changed(_BASE, "spec.compute.queueName", "t" * 64), "spec.compute.queueName"),
     "a budget of nothing": (changed(_BASE, "spec.budget", {"maxCost": "0.0"}), "spec.budget.maxCost: must be above 0"),
     "an experiment of no time": (
         changed(_BASE, "spec.rollout.experiment", {"weight": 50, "duration": "0m"}), "spec.rollout.experiment.duration: must be above 0"
     ),
+    **{
+        f"no time to wait: deadlines.{name}": (changed(_BASE, "spec.deadlines", {name: "0s"}), f"spec.deadlines.{name}: must be above 0")
+        for name in ("admission", "schedule", "start", "fetch", "prepare", "scoring")
+    },
     "a budget of no time": (changed(_BASE, "spec.budget", {"maxDuration": "0h"}), "spec.budget.maxDuration: must be above 0"),
     "a price below nothing": (changed(_BASE, "spec.economics", {"podHourlyPrice": "-1"}), "spec.economics.podHourlyPrice: must be from 0 to 1e12"),
     "what was paid once, beyond measure": (changed(_BASE, "spec.economics", {"oneTimeCost": "1e13"}), "spec.economics.oneTimeCost: must be from 0 to 1e12"),

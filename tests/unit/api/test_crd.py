@@ -59,6 +59,7 @@ def test_a_nested_default_has_a_default_on_every_optional_parent_that_is_not_ask
         "compute",
         "storage",
         "retries",
+        "deadlines",
         "retention",
         "rollout",
         "suspend",

@@ -23,7 +23,7 @@ SNAPSHOT: dict[str, Any] = {
 }
 
 
-BEGAN = {"r1 a1": [0], "r1 a2": [30]}
+BEGAN = {"r1 a1": [(0, 1)], "r1 a2": [(30, 1)]}
 
 
 def end(change: Callable[[dict[str, Any]], Any] = lambda _: None, **other: Any) -> End:
@@ -44,12 +44,16 @@ FOUND: dict[str, tuple[End, dict[str, list[str]]]] = {
         },
     ),
     "a checkpoint that was not resumed from": (
-        end(began={**BEGAN, "r1 a2": [0]}),
-        {"lost": ["attempt r1 a2 began at steps [0], not [30]"]},
+        end(began={**BEGAN, "r1 a2": [(0, 1)]}),
+        {"lost": ["attempt r1 a2 began at (step, part of the micro-batch) [(0, 1)], not [(30, 1)]"]},
     ),
     "an attempt that began twice": (
-        end(began={**BEGAN, "r1 a1": [0, 0]}),
-        {"lost": ["attempt r1 a1 began at steps [0, 0], not [0]"]},
+        end(began={**BEGAN, "r1 a1": [(0, 1), (0, 1)]}),
+        {"lost": ["attempt r1 a1 began at (step, part of the micro-batch) [(0, 1), (0, 1)], not [(0, 1)]"]},
+    ),
+    "a micro-batch that was halved twice": (
+        end(began={**BEGAN, "r1 a2": [(30, 4)]}),
+        {"lost": ["attempt r1 a2 began at (step, part of the micro-batch) [(30, 4)], not [(30, 1)]"]},
     ),
     "another status": (
         end(lambda s: s["status"].update(phase="Baking")),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.api.status import Attempt, Cost
+from finetune_operator.api.status import Attempt, Cost, ScoringCost
 from finetune_operator.build.jobs import Stage, stage_job
 from finetune_operator.build.pods import Accelerator, Images, Owner
 from finetune_operator.decide import attempts, budget
@@ -55,6 +55,18 @@ BUDGETS: dict[str, tuple[dict[str, str] | None, dict[str, Any], str, str]] = {
         {"hours": 1},
         c.BUDGET_EXHAUSTED,
         "maxCost 40 is spent: training has cost 40.00 USD for 16.00 GPU hours. Raise it",
+    ),
+    "scoring counts": (
+        {"maxCost": "45", "currency": "USD"},
+        {"hours": 1, "cost": Cost(scoring=ScoringCost(hours="0.2500", gpu_hours="2.0000", amount="5.0000"))},
+        c.BUDGET_EXHAUSTED,
+        "training and scoring have cost 45.00 USD for 18.00 GPU hours. Raise it",
+    ),
+    "the time of scoring does not": (
+        {"maxDuration": "2h"},
+        {"hours": 1, "cost": Cost(scoring=ScoringCost(hours="9", gpu_hours="9"))},
+        "",
+        "",
     ),
     "earlier attempts count": ({"maxCost": "79"}, {"hours": 1, "cost": HALF}, c.BUDGET_EXHAUSTED, "80.00"),
     "it is spent and nothing runs: nothing starts": (

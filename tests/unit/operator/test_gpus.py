@@ -92,6 +92,9 @@ def test_a_queue_admits_what_trains_and_nothing_starts_before() -> None:
     assert "kueue.x-k8s.io/queue-name" not in queued["spec"]["template"]["metadata"]["labels"]
     assert "suspend" not in plain["spec"]
     assert "kueue.x-k8s.io/queue-name" not in job_of(PREPARE, compute={"queueName": "team"})["metadata"]["labels"]
+    first = job_of(TRAIN, compute={"queueName": "team", "queuePriorityClass": "urgent"})["metadata"]["labels"]
+    assert (first["kueue.x-k8s.io/queue-name"], first["kueue.x-k8s.io/priority-class"]) == ("team", "urgent")
+    assert "kueue.x-k8s.io/priority-class" not in queued["metadata"]["labels"]
 
 
 def test_a_rank_that_stops_on_request_fails_no_job_unless_it_was_disrupted() -> None:

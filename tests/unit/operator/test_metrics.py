@@ -57,6 +57,16 @@ def test_attempts_are_counted_by_how_they_ended() -> None:
     }  # fmt: skip
 
 
+def test_what_scoring_and_serving_cost_is_told_where_it_has_a_price() -> None:
+    scoring, serving = {"hours": "0.5000", "gpuHours": "2.0000", "amount": "5.0000"}, {"pods": 2, "gpus": 8, "perHour": "20.0000"}
+    found = of(cost={"hours": "0", "gpuHours": "0", "scoring": scoring, "serving": serving})
+    assert {name: value for name, value in found.items() if "scoring" in name or "serving" in name} == {
+        "finetune_scoring_gpu_hours": 2, "finetune_scoring_cost": 5, "finetune_serving_gpus": 8, "finetune_serving_cost_per_hour": 20,
+    }  # fmt: skip
+    unpriced = of(cost={"hours": "0", "gpuHours": "0", "scoring": {"hours": "1", "gpuHours": "1"}, "serving": {"pods": 1, "gpus": 1}})
+    assert {name for name in unpriced if "scoring" in name or "serving" in name} == {"finetune_scoring_gpu_hours", "finetune_serving_gpus"}
+
+
 AVAILABLE = {"type": "Available", "status": "False", "reason": "NoReadyPods"}
 # what the status says beside a live arm without a ready pod → what is told of its users
 SERVED: dict[str, tuple[dict[str, Any], float | None]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
@@ -25,14 +26,18 @@ BACK_OFF = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no s
 class Events:
     """An API server that has these Events of each pod, and remembers what was asked for."""
 
-    def __init__(self, *messages: str) -> None:
-        self.events = [{"message": message, "lastTimestamp": str(n)} for n, message in enumerate(messages)]
+    def __init__(self, *messages: str, at: str | None = None, of: str = "", attach: str = "", attach_at: str = "") -> None:
+        times = ((at or str(n)) for n in range(len(messages)))
+        self.events = [{"message": m, "lastTimestamp": t, "involvedObject": {"name": of}} for m, t in zip(messages, times, strict=True)]
+        self.attach = [{"message": attach, "lastTimestamp": attach_at}] if attach else []
         self.asked: list[str] = []
+        self.of = of
 
     async def list(self, kind: kinds.Kind, namespace: str, *, field_selector: str) -> list[dict[str, Any]]:
         assert (kind, namespace) == (kinds.EVENT, "ml")
         self.asked.append(field_selector)
-        return self.events
+        events = self.attach if field_selector.endswith("FailedAttachVolume") else self.events
+        return [e for e in events if field_selector.startswith("reason=") or self.of in field_selector]
 
 
 def observer(events: Events) -> Observer:
@@ -80,3 +85,75 @@ async def test_a_gang_of_which_a_part_is_refused_says_why(made: str, reason: str
     found = await observer(events)._with_events(Run("bot-r1-a1", "Waiting", unheard=True), job, {"bot-r1-a1-0": rank}, NOW)
     refused = Waiting(c.REFUSED, "the pods of Job bot-r1-a1 are refused: exceeded quota: pods")
     assert found.waiting == (refused if reason else None)
+
+
+GANG = {"metadata": {"name": "bot-r1-a1", "namespace": "ml", "creationTimestamp": "2026-01-01T11:00:00Z"}, "spec": {"completions": 2}}
+
+
+def rank(number: int, phase: str, began: str = "11:45:00") -> dict[str, Any]:
+    index = {names.JOB_INDEX: str(number)}
+    meta = {
+        "name": f"bot-r1-a1-{number}", "namespace": "ml", "labels": {names.JOB_NAME: "bot-r1-a1"}, "annotations": index,
+        "creationTimestamp": f"2026-01-01T{began}Z",
+    }  # fmt: skip
+    return {"metadata": meta, "spec": {"nodeName": "node"}, "status": {"phase": phase, "startTime": f"2026-01-01T{began}Z"}}
+
+
+VOLUME = "timed out waiting for the condition"
+# the ranks, what the Event says and when → what is waited for, and for how many seconds the other rank's machine is held
+UNMOUNTED: dict[str, tuple[list[dict[str, Any]], Events, Waiting | None, float]] = {
+    "a volume is not there for a rank, and the other holds its machine": (
+        [rank(0, "Running"), rank(1, "Pending")], Events(VOLUME, at="2026-01-01T11:58:30Z", of="bot-r1-a1-1"),
+        Waiting(c.MOUNT_FAILED, f"pod bot-r1-a1-1: {VOLUME}; it starts by itself once that is there"), 900.0,
+    ),
+    "it was not there at first, and now a large image is pulled": (
+        [rank(0, "Running"), rank(1, "Pending")], Events(VOLUME, at="2026-01-01T11:46:00Z", of="bot-r1-a1-1"),
+        Waiting(c.MOUNT_FAILED, f"pod bot-r1-a1-1: {VOLUME}; it starts by itself once that is there"), 0.0,
+    ),
+    "another node has the volume": (
+        [rank(0, "Running"), rank(1, "Pending")],
+        Events(VOLUME, at="2026-01-01T11:59:30Z", of="bot-r1-a1-1", attach="Multi-Attach error", attach_at="2026-01-01T11:58:00Z"),
+        Waiting(c.MOUNT_FAILED, "pod bot-r1-a1-1: Multi-Attach error; it starts by itself once that is there"), 900.0,
+    ),
+    "another node had it": (
+        [rank(0, "Running"), rank(1, "Pending")],
+        Events(VOLUME, at="2026-01-01T11:59:30Z", of="bot-r1-a1-1", attach="Multi-Attach error", attach_at="2026-01-01T11:46:00Z"),
+        Waiting(c.MOUNT_FAILED, f"pod bot-r1-a1-1: {VOLUME}; it starts by itself once that is there"), 900.0,
+    ),
+    "a large image is pulled": ([rank(0, "Running"), rank(1, "Pending")], Events(), None, 0.0),
+    "of two that start the second says why": (
+        [rank(0, "Pending"), rank(1, "Pending")], Events('secret "hf" not found', at="2026-01-01T11:59:00Z", of="bot-r1-a1-1"),
+        Waiting(c.SECRET_MISSING, 'pod bot-r1-a1-1: secret "hf" not found; it starts by itself once that is there'), 0.0,
+    ),
+    "a ConfigMap is not there": (
+        [rank(0, "Running"), rank(1, "Pending")], Events('configmap "rows" not found', at="2026-01-01T11:59:00Z", of="bot-r1-a1-1"),
+        Waiting(c.SOURCE_MISSING, 'pod bot-r1-a1-1: configmap "rows" not found; it starts by itself once that is there'), 900.0,
+    ),
+    "it merely starts": ([rank(0, "Running"), rank(1, "Pending", "11:59:30")], Events(VOLUME, of="bot-r1-a1-1"), None, 0.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNMOUNTED)
+async def test_a_rank_whose_volume_is_not_there_says_so_and_holds_the_others_in_vain(case: str) -> None:
+    ranks, events, waits, seconds = UNMOUNTED[case]
+    run = Run("bot-r1-a1", "Waiting", unheard=True)
+    found = await observer(events)._with_events(run, GANG, {r["metadata"]["name"]: r for r in ranks}, NOW)
+    assert (found.waiting, found.held) == (waits, seconds)
+
+
+@pytest.mark.parametrize(
+    ("of", "held"),
+    [("bot-r1-a1-1-x2k4z", 0.0), ("bot-r1-a11-1-x2k4z", 601.0), ("other-a1-0-abcde", 601.0)],
+)
+async def test_a_gang_for_which_an_autoscaler_makes_room_is_not_held_in_vain(of: str, held: float) -> None:
+    events = Events("pod triggered scale-up", of=of)
+    found = await observer(events)._with_events(Run("bot-r1-a1", "Waiting", held=601.0), GANG, {}, NOW + timedelta(minutes=1))
+    assert found.held == held
+    assert events.asked[:2] == ["reason=TriggeredScaleUp", "reason=Nominated"]
+
+
+async def test_no_event_is_read_of_an_autoscaler_before_ten_minutes_are_over() -> None:
+    events = Events("pod triggered scale-up", of="bot-r1-a1-1-x2k4z")
+    waits = Waiting(c.UNSCHEDULABLE, "no room")
+    found = await observer(events)._with_events(Run("bot-r1-a1", "Waiting", held=600.0, waiting=waits), GANG, {}, NOW)
+    assert (found.held, events.asked) == (600.0, [])

@@ -12,7 +12,7 @@ from finetune_operator import kinds
 from finetune_operator.projection import projected
 from finetune_operator.workloads.endings import fall
 from finetune_operator.workloads.jobs import leftovers, read_run, untold
-from finetune_operator.workloads.run import ABSENT, Failure, Run, Waiting
+from finetune_operator.workloads.run import ABSENT, Failure, Run, Waited, Waiting
 from finetune_operator.workloads.waiting import stuck_since, waiting
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
@@ -385,11 +385,74 @@ def test_a_gang_is_held_for_as_long_as_a_part_of_it_waits() -> None:
 def test_a_gang_of_which_a_rank_has_no_pod_does_not_run() -> None:
     """A quota has room for a part of it: the pod that is there waits for the other, and holds its machine."""
     two = {**JOB, "spec": {"completions": 2}, "status": {"startTime": "2026-01-01T11:50:00Z"}}
-    assert read_run(two, [pod(0)], NOW) == Run("job", "Waiting", leader_uid="pod-0", unheard=True, held=600)
+    waited = Waited(schedule=600)
+    assert read_run(two, [pod(0)], NOW) == Run("job", "Waiting", leader_uid="pod-0", unheard=True, held=600, waited=waited)
     assert read_run(two, [pod(0), pod(1)], NOW).state == "Running"
     assert read_run(two, [], NOW).held == 0, "nothing is held"
     suspended = {**two, "spec": {"completions": 2, "suspend": True}}
     assert not read_run(suspended, [], NOW).unheard, "its queue has not admitted it"
+
+
+def made_at(one: Object, at: str, **spec: Any) -> Object:
+    """The same object, made then; a pod without a machine, unless it is given one."""
+    return {**one, "metadata": {**one["metadata"], "creationTimestamp": f"2026-01-01T{at}Z"}, "spec": spec}
+
+
+ON = {"nodeName": "node"}
+SUSPENDED = {"type": "Suspended", "status": "True", "lastTransitionTime": "2026-01-01T11:30:00Z"}
+CAME = {"startTime": "2026-01-01T11:58:00Z"}
+SCHEDULED_AT = {"conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T11:57:00Z"}]}
+PROBED = {"name": "probe", "state": {"terminated": {"exitCode": 0, "finishedAt": "2026-01-01T11:59:00Z"}}}
+CRASHED = waits(
+    "CrashLoopBackOff", "back-off", lastState={"terminated": {"exitCode": 1, "finishedAt": "2026-01-01T11:59:30Z"}}
+)  # fmt: skip
+# The Job, its pods → seconds that they have been waited for.
+WAITED: dict[str, tuple[Object, list[Object], Waited]] = {
+    "its queue has not admitted it": (made_at(JOB, "11:00:00", suspend=True), [], Waited(admission=3600)),
+    "its queue took it back": (
+        {**made_at(JOB, "11:00:00", suspend=True), "status": {"conditions": [SUSPENDED]}}, [], Waited(admission=1800),
+    ),
+    "no pod could be made since it began": (
+        {**made_at(JOB, "11:00:00"), "status": {"startTime": "2026-01-01T11:50:00Z"}}, [], Waited(schedule=600),
+    ),
+    "a pod has no machine": (JOB, [made_at(pod(0, "Pending", **UNSCHEDULABLE), "11:55:00")], Waited(schedule=300)),
+    "the one that has waited longest counts": (
+        {**JOB, "spec": {"completions": 2}},
+        [made_at(pod(n, "Pending", **UNSCHEDULABLE), at) for n, at in enumerate(("11:55:00", "11:50:00"))], Waited(schedule=600),
+    ),
+    "its image is not there": (
+        JOB, [made_at(pod(0, "Pending", [waits("ImagePullBackOff")], **CAME), "11:00:00", **ON)], Waited(start=120),
+    ),
+    "its volume is not there, and its kubelet says nothing": (
+        JOB, [made_at(pod(0, "Pending", **SCHEDULED_AT), "11:00:00", **ON)], Waited(start=180),
+    ),
+    "its probe ran until a minute ago": (
+        JOB, [made_at(pod(0, "Pending", [INITIALISING], [PROBED], **CAME), "11:00:00", **ON)], Waited(start=60),
+    ),
+    "its server crashes now and then": (JOB, [made_at(pod(0, "Pending", inits=[CRASHED], **CAME), "11:00:00", **ON)], Waited(start=30)),
+    "its server loads": (
+        JOB, [made_at(pod(0, "Pending", [INITIALISING], [{"name": "server", "state": {"running": {}}}], **CAME), "11:00:00", **ON)],
+        Waited(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WAITED)
+def test_how_long_pods_have_been_waited_for(case: str) -> None:
+    made, pods, expected = WAITED[case]
+    found = read_run(projected(kinds.JOB, made), [projected(kinds.POD, p) for p in pods], NOW)
+    assert (found.state, found.waited) == ("Waiting", expected)
+
+
+def test_a_stage_counts_from_when_its_first_pod_came_to_its_machine() -> None:
+    early, now = pod(0, startTime="2026-01-01T11:10:00Z"), pod(1, startTime="2026-01-01T11:20:00Z")
+    for made, pods in (
+        (JOB, [now, early]),
+        (job("Failed"), [early]),
+        (JOB, [{**early, "status": {**early["status"], "phase": "Pending"}}]),
+    ):
+        assert read_run(made, pods, NOW).since == NOW - timedelta(minutes=50)
+    assert read_run(JOB, [PENDING], NOW).since is None
 
 
 def test_a_pod_that_nothing_explains_is_stuck_since_its_start() -> None:

@@ -191,6 +191,14 @@ def test_an_ignored_wish_is_shown_also_without_a_rollout() -> None:
     assert "Asked for" not in text(recorded("Live", control={**control, "outcome": "Accepted"}))
 
 
+def test_what_scoring_cost_and_serving_costs_stand_beside_training() -> None:
+    scoring = {"hours": "0.5000", "gpuHours": "2.0000", "amount": "5.0000"}
+    cost = {"hours": "0", "gpuHours": "0", "currency": "USD", "scoring": scoring, "serving": {"pods": 2, "gpus": 8, "perHour": "20.0000"}}
+    shown = text(recorded("Live", cost=cost))
+    assert "Cost       30m of scoring   2.00 GPU hours   5.00 USD\n" in shown
+    assert "           2 model servers   8 GPUs   20.00 USD an hour\n" in shown
+
+
 def test_what_serving_is_worth_is_said_beside_what_training_cost() -> None:
     finetune = rolling()
     assert "Economics" not in text(finetune)

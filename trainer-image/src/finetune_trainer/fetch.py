@@ -8,18 +8,19 @@ when complete (see `layout`).
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from finetune_trainer import exits, layout
+from finetune_trainer import exits, layout, partial
 from finetune_trainer.addresses import shown_in
 from finetune_trainer.config import ModelConfig, RunConfig
-from finetune_trainer.exits import Infrastructure, JsonObject, UserError
+from finetune_trainer.exits import Infrastructure, Interrupted, JsonObject, UserError
 from finetune_trainer.progress import Progress, serving
-from finetune_trainer.transfer import download
+from finetune_trainer.transfer import DOWNLOAD_FAILED, download
 
 KEPT = (".safetensors", ".json", ".jinja", ".txt", ".model", ".md", ".tiktoken")
 KEPT_NAMES = ("LICENSE", "LICENCE", "NOTICE")
@@ -27,6 +28,7 @@ SETTINGS = ("config.json", "tokenizer_config.json")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 AGAIN = "Write or upload the model's files again (a git clone needs git lfs)."
 WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # how transformers calls what AutoModelForCausalLM takes
+DOWNLOAD = ".download"  # ends the name of the folder beside a model's into which that is downloaded
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".msgpack", ".h5")
 
 
@@ -82,8 +84,7 @@ def summary(folder: Path, manifest: dict[str, object]) -> JsonObject:
 
 @contextmanager
 def opened(model: ModelConfig) -> Iterator[Path]:
-    """A folder with the source's files, for as long as the block runs. The model folder is locked: what a download that
-    was killed has left is removed."""
+    """A folder with the source's files, for as long as the block runs. The model folder is locked."""
     scheme, rest = split_source(model.source)
     if scheme in ("image", "pvc"):
         yield local_folder(model, rest)
@@ -94,19 +95,28 @@ def opened(model: ModelConfig) -> Iterator[Path]:
             f"model.source {model.name}: {scheme}:// is not supported yet",
             "Use image://, pvc://, hf:// or https://.",
         )
-    with scratch_folder(model.path.parent / f".{model.path.name}.download") as scratch:
+    with scratch_folder(model.path) as scratch:
         yield download_hub(rest.strip("/"), model, scratch) if scheme == "hf" else download_archive(model, scratch)
 
 
 @contextmanager
-def scratch_folder(folder: Path) -> Iterator[Path]:
-    """`folder`, empty, for as long as the block runs."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+def scratch_folder(final: Path) -> Iterator[Path]:
+    """Where the model of the locked folder `final` is downloaded to, with what an earlier try has left of it. It stays where this one is
+    stopped, or the network fails: the next goes on from it. What was left of another model, which nobody fetches any more, is removed."""
+    folder = final.parent / f".{final.name}{DOWNLOAD}"
+    for other in final.parent.glob(f".*{DOWNLOAD}"):
+        if other != folder and not layout.is_locked(other.with_name(other.name.removesuffix(DOWNLOAD)[1:])):
+            shutil.rmtree(other, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    except Interrupted:
+        raise
+    except BaseException as error:
+        if not (isinstance(error, Infrastructure) and error.reason == DOWNLOAD_FAILED):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def split_source(source: str) -> tuple[str, str]:
@@ -132,14 +142,24 @@ def download_hub(name: str, model: ModelConfig, scratch: Path) -> Path:
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     patterns = [f"*{suffix}" for suffix in (*KEPT, *((".py",) if model.allow_remote_code else ()))]
+    if kept := partial.keep_whole(scratch):
+        print(f"{model.name}: {kept:,} bytes were downloaded before; going on", flush=True)
     try:
-        return Path(snapshot_download(name, revision=model.revision or None, local_dir=scratch, allow_patterns=[*patterns, *KEPT_NAMES]))
+        snapshot_download(
+            name,
+            revision=model.revision or None,
+            local_dir=scratch,
+            allow_patterns=[*patterns, *KEPT_NAMES],
+            endpoint=os.environ.get("HF_ENDPOINT") or None,
+        )
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise UserError(
             "SourceMissing", f"model.source {model.name}: {shown_in(str(error))}", "Check name, revision and secretName."
         ) from error
     except (LocalEntryNotFoundError, HubError, ConnectionError, TimeoutError) as error:  # the first where the hub does not answer
-        raise Infrastructure("DownloadFailed", f"model.source {model.name}: {shown_in(str(error))}") from error
+        raise Infrastructure(DOWNLOAD_FAILED, f"model.source {model.name}: {shown_in(str(error))}") from error
+    partial.drop_others(scratch)
+    return scratch
 
 
 def download_archive(model: ModelConfig, scratch: Path) -> Path:
@@ -148,11 +168,13 @@ def download_archive(model: ModelConfig, scratch: Path) -> Path:
     if len(expected) != 64:
         raise UserError("RevisionMissing", f"{model.name} needs model.revision: the archive's sha256", "Set model.revision.")
     archive = scratch / "archive"
-    download(model.source, archive)
+    if not archive.exists():
+        download(model.source, archive)
     found = layout.sha256_file(archive)
     if found != expected.lower():
         raise UserError("DigestMismatch", f"{model.name} has sha256 {found}, not {expected}", "Correct model.revision.")
     target = scratch / "files"
+    shutil.rmtree(target, ignore_errors=True)
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(target, filter="data")

@@ -88,6 +88,18 @@ def locked(final: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def is_locked(final: Path) -> bool:
+    """Whether somebody holds the lock of `final`, or may: a volume without locks does not tell."""
+    try:
+        with (final.parent / f".{final.name}.lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 @contextmanager
 def transaction(final: Path, manifest: str = MANIFEST, *, has_lock: bool = False) -> Iterator[Transaction]:
     """Yield a temporary folder beside `final`; on success it becomes `final` with manifest and COMMIT, on failure it

@@ -26,6 +26,7 @@ from finetune_trainer import addresses, layout
 from finetune_trainer.exits import Infrastructure, UserError, about
 
 TRIES = 5
+DOWNLOAD_FAILED = "DownloadFailed"
 BLOCK = 1 << 20
 FLUSH_BYTES = 64 << 20
 USERS_CODES = (400, 401, 403, 404, 410)
@@ -80,7 +81,7 @@ def _transfer(name: str, ask: Open, target: Path, tries: int, wait: Callable[[fl
         moved = part.exists() and part.stat().st_size > before
         failures = 1 if moved else failures + 1
         if failures >= tries:
-            raise Infrastructure("DownloadFailed", f"{name}: {reason}")
+            raise Infrastructure(DOWNLOAD_FAILED, f"{name}: {reason}")
         print(f"{name}: {reason}; going on", flush=True)
         wait(2.0**failures / 2)
     part.rename(target)
@@ -194,7 +195,7 @@ def _origin(request: Request) -> tuple[str, str]:
 def _refusal(address: str, code: int) -> Exception:
     host = urlsplit(address).hostname
     if code in USERS_CODES:
-        return UserError("DownloadFailed", f"{addresses.shown(address)}: HTTP {code} from {host}", "Check the address and its access.")
+        return UserError(DOWNLOAD_FAILED, f"{addresses.shown(address)}: HTTP {code} from {host}", "Check the address and its access.")
     return Broken(f"HTTP {code} from {host}")
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from finetune_operator.api.blocks.budget import Budget
 from finetune_operator.api.blocks.compute import Compute
 from finetune_operator.api.blocks.data import Data
+from finetune_operator.api.blocks.deadlines import Deadlines
 from finetune_operator.api.blocks.economics import Economics
 from finetune_operator.api.blocks.evaluation import Evaluation
 from finetune_operator.api.blocks.method import Method
@@ -41,6 +42,7 @@ class Spec(SpecModel):
     compute: Compute = Compute()
     storage: Storage = Storage()
     retries: Retries = Retries()
+    deadlines: Deadlines = Deadlines()
     evaluation: Evaluation | None = None
     serving: Serving | None = None
     rollout: Rollout = Rollout()

@@ -186,12 +186,24 @@ class Estimate(StatusModel):
     longest: int = Field(ge=1, description="Tokens of the longest training row: no pass is smaller.")
 
 
+class Meter(StatusModel):
+    """A Job that scores with accelerators, by what its time costs."""
+
+    number: Count
+    since: Time | None = Field(default=None, description="Since when its time is not yet in `cost`; absent: it is.")
+    gpus: Count
+    gpu_hour: Decimal | None = None
+
+
 class Revision(StatusModel):
     """What is known of one revision: the fields themselves are in its ControllerRevision."""
 
     name: Short
     created: Time
     tries: dict[str, int] = Field(default_factory=dict, description="Number of the Job in force, by stage.", max_length=8)
+    meters: dict[str, Meter] = Field(
+        default_factory=dict, description="The last Job whose accelerators are paid for, by stage.", max_length=4
+    )
     model_digest: Short | None = None
     data_digest: Short | None = None
     rows: Rows | None = None
@@ -247,13 +259,32 @@ class Attempt(StatusModel):
     folder: Short | None = Field(default=None, description="Its folder on the work volume, once rank 0 is known.")
 
 
+class ScoringCost(StatusModel):
+    """What all scoring with accelerators has cost, of Jobs that have ended: the time in which their pods had them."""
+
+    hours: Decimal = "0"
+    gpu_hours: Decimal = "0"
+    amount: Decimal | None = None
+
+
+class ServingCost(StatusModel):
+    """What serves now, by the hour: nothing of it is in `total`."""
+
+    pods: Count = Field(description="That the arms are to have, two of them while users are moved.")
+    gpus: Count = 0
+    per_hour: Decimal | None = Field(default=None, description="By economics.podHourlyPrice, or the profile's hourlyPrice.")
+
+
 class Cost(StatusModel):
-    """What all training has cost until its last mark: the time in which all pods of an attempt ran."""
+    """What all training has cost until its last mark: the time in which all pods of an attempt ran; and scoring and serving beside it."""
 
     hours: Decimal = "0"
     gpu_hours: Decimal = "0"
     amount: Decimal | None = Field(default=None, description="By the hourly prices of the operator's profiles.")
     currency: Short | None = None
+    scoring: ScoringCost | None = None
+    total: Decimal | None = Field(default=None, description="Training and scoring: what counts towards budget.maxCost.")
+    serving: ServingCost | None = None
 
 
 class Economics(StatusModel):

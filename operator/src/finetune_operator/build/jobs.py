@@ -7,6 +7,7 @@ configuration are one object, made once and never changed (docs/adr/0001).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,8 +22,7 @@ from finetune_operator.build.pods import NO_DEVICES, Devices, Images, Manifest, 
 CONTAINER = "trainer"
 ONLINE = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # who fetches the model, or data of a hub, may ask it
 SHORTEST_KEEP_SECONDS = 3600  # a finished Job stays for its logs, and for the operator that was away when it ended
-LONGEST_KEEP_SECONDS = 2**31 - 1  # what a Job can hold
-SCORING_DEADLINE_SECONDS = 6 * 3600  # a sidecar that never starts does not fail a Job by itself
+LONGEST_SECONDS = 2**31 - 1  # what a Job can hold
 TRAIN_GRACE_SECONDS = 120  # the gang agrees to stop and saves a checkpoint within this time
 CLEANING_DEADLINE_SECONDS = 3600  # one that gets no pod is not waited for: it is tried again
 MEMORY = {"clean": "128Mi", "fetch": "256Mi", "prepare": "512Mi", "baseline": "256Mi", "evaluate": "256Mi", "train": "1Gi"}
@@ -57,7 +57,7 @@ def stage_job(
     labels = {names.REVISION: stage.revision, names.STAGE: stage.name}
     if training:
         labels[names.ATTEMPT] = str(stage.number)
-    queue = spec.compute.queue_name if training else None
+    queue = _queue(spec) if training else {}
     job_spec: Manifest = {
         "completions": nodes,
         "parallelism": nodes,
@@ -65,22 +65,20 @@ def stage_job(
         "backoffLimit": 0,
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": _failure_policy(training=training, probes=_probes(config)),
-        "ttlSecondsAfterFinished": min(LONGEST_KEEP_SECONDS, max(SHORTEST_KEEP_SECONDS, int(seconds(spec.retention.jobs)))),
+        "ttlSecondsAfterFinished": min(LONGEST_SECONDS, max(SHORTEST_KEEP_SECONDS, int(seconds(spec.retention.jobs)))),
         "template": _template(owner, spec, stage, config, images, served, devices, labels),
     }
     if avoid:
         spec_of_pod = job_spec["template"]["spec"]
         spec_of_pod["affinity"] = _avoiding(spec_of_pod.get("affinity") or {}, avoid)
-    if stage.name in ("baseline", "evaluate"):
-        job_spec["activeDeadlineSeconds"] = SCORING_DEADLINE_SECONDS
-    if stage.name == names.CLEAN:
-        job_spec["activeDeadlineSeconds"] = CLEANING_DEADLINE_SECONDS
+    if not training:
+        job_spec["activeDeadlineSeconds"] = _deadline(spec, stage.name)
     if queue:
         job_spec["suspend"] = True  # until it is admitted; from then on the field is the queue's
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": owner.metadata(job_name(owner.name, stage), "stage", {**labels, **({names.QUEUE: queue} if queue else {})}),
+        "metadata": owner.metadata(job_name(owner.name, stage), "stage", {**labels, **queue}),
         "spec": job_spec,
     }
 
@@ -108,6 +106,22 @@ def gang_service(owner: Owner, stage: Stage) -> Manifest:
             "ports": [{"name": "rendezvous", "port": names.MASTER_PORT}],
         },
     }
+
+
+def _queue(spec: Spec) -> dict[str, str]:
+    """The labels by which Kueue knows a Job, and its place among the others; empty where no queue is named."""
+    asked = {names.QUEUE: spec.compute.queue_name, names.QUEUE_PRIORITY: spec.compute.queue_priority_class}
+    return {label: value for label, value in asked.items() if value} if spec.compute.queue_name else {}
+
+
+def _deadline(spec: Spec, stage: str) -> int:
+    """Seconds after which the Job ends by itself, whatever keeps it from ending: for an operator that is away, which else is stricter
+    (decide.patience)."""
+    deadlines = spec.deadlines
+    if stage == names.CLEAN:
+        return CLEANING_DEADLINE_SECONDS
+    own: str = getattr(deadlines, stage if stage in ("fetch", "prepare") else "scoring")
+    return min(LONGEST_SECONDS, math.ceil(seconds(deadlines.schedule) + seconds(deadlines.start) + seconds(own)))
 
 
 def _avoiding(affinity: Manifest, nodes: Sequence[str]) -> Manifest:

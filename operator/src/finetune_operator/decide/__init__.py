@@ -6,6 +6,7 @@ from finetune_operator.decide import (
     arms,
     budget,
     control,
+    costs,
     exposure,
     extras,
     gate,
@@ -21,8 +22,9 @@ from finetune_operator.decide import (
 from finetune_operator.decide.draft import Draft, Rule
 from finetune_operator.observed import Observed
 
-# The newest revision's way, in order; the first rule that must wait blocks the ones behind it. `heard`, `rollout`, `exposed`, `remembered`,
-# `obsolete` and `clean` always run: what serves goes on serving, and what rolls out goes on, whatever the newest revision waits for.
+# The newest revision's way, in order; the first rule that must wait blocks the ones behind it. `metered`, `heard`, `rollout`, `exposed`,
+# `remembered`, `obsolete` and `clean` always run: what serves goes on serving, and what rolls out goes on, whatever the newest revision
+# waits for.
 RULES: tuple[Rule, ...] = (
     revision.current,
     retention.recalled,
@@ -38,6 +40,7 @@ RULES: tuple[Rule, ...] = (
     budget.expected,
     stages.baseline,
     stages.not_needed,
+    costs.metered,
     budget.within,
     train.train,
     budget.uncounted,

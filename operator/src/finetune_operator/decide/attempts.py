@@ -133,12 +133,19 @@ def spent(o: Observed, d: Draft, attempt: Attempt | None) -> Cost:
     hours = max(0, int((until - began).total_seconds())) / 3600
     gpu_hours = hours * (attempt.gpus or 0)
     cost, hourly = d.status.cost, attempt.gpu_hour
-    return Cost(
-        hours=_sum(cost.hours, hours),
-        gpu_hours=_sum(cost.gpu_hours, gpu_hours),
-        amount=_sum(cost.amount or "0", gpu_hours * float(hourly)) if hourly else cost.amount,
-        currency=(o.spec.budget.currency if o.spec.budget else None) or cost.currency,
-    )
+    news = {
+        "hours": added(cost.hours, hours),
+        "gpu_hours": added(cost.gpu_hours, gpu_hours),
+        "amount": added(cost.amount or "0", gpu_hours * float(hourly)) if hourly else cost.amount,
+        "currency": (o.spec.budget.currency if o.spec.budget else None) or cost.currency,
+    }
+    return cost.model_copy(update=news)
+
+
+def paid(cost: Cost) -> float | None:
+    """What training and scoring have cost; None where neither has a price."""
+    known = [float(amount) for amount in (cost.amount, cost.scoring.amount if cost.scoring else None) if amount is not None]
+    return sum(known) if known else None
 
 
 def settled(o: Observed, d: Draft, attempt: Attempt, *, goes_on: bool = False) -> tuple[Draft, Attempt]:
@@ -149,5 +156,6 @@ def settled(o: Observed, d: Draft, attempt: Attempt, *, goes_on: bool = False) -
     return change(d, attempt, began=stamp(o.now) if goes_on else None)
 
 
-def _sum(before: str, more: float) -> str:
+def added(before: str, more: float) -> str:
+    """A decimal of the status with so much more."""
     return f"{float(before) + more:.4f}"

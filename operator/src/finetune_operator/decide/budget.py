@@ -8,7 +8,7 @@ from finetune_operator import conditions
 from finetune_operator.api.blocks.budget import Budget
 from finetune_operator.api.quantities import seconds
 from finetune_operator.api.status import Cost
-from finetune_operator.decide.attempts import ended, gpus, halted, price, running, spent
+from finetune_operator.decide.attempts import ended, gpus, halted, paid, price, running, spent
 from finetune_operator.decide.draft import Draft
 from finetune_operator.observed import Observed
 
@@ -23,7 +23,8 @@ def expected(o: Observed, d: Draft) -> Draft:
 
 
 def within(o: Observed, d: Draft) -> Draft:
-    """May training go on, as far as the budget is concerned? Of all attempts of the FineTune, whatever their revisions."""
+    """May training go on, as far as the budget is concerned? Of all attempts of the FineTune, whatever their revisions, and for money of
+    what scored them."""
     budget = o.spec.budget
     if budget is None or d.blocked or d.revision.artifact:
         return d
@@ -56,10 +57,12 @@ def _over(budget: Budget, cost: Cost) -> str | None:
     fix = "Raise it: training goes on from the last checkpoint."
     if budget.max_duration and float(cost.hours) * 3600 >= seconds(budget.max_duration):
         return f"budget.maxDuration {budget.max_duration} is spent: training has taken {float(cost.hours):.2f} hours. {fix}"
-    if budget.max_cost and cost.amount and float(cost.amount) >= float(budget.max_cost):
+    amount = paid(cost)
+    if budget.max_cost and amount and amount >= float(budget.max_cost):
         unit = f" {budget.currency}" if budget.currency else ""
-        taken = f"{float(cost.amount):.2f}{unit} for {float(cost.gpu_hours):.2f} GPU hours"
-        return f"budget.maxCost {budget.max_cost} is spent: training has cost {taken}. {fix}"
+        gpu_hours = float(cost.gpu_hours) + (float(cost.scoring.gpu_hours) if cost.scoring else 0.0)
+        who = "training and scoring have" if cost.scoring else "training has"
+        return f"budget.maxCost {budget.max_cost} is spent: {who} cost {amount:.2f}{unit} for {gpu_hours:.2f} GPU hours. {fix}"
     return None
 
 

@@ -18,7 +18,7 @@ from finetune_operator.api.quantities import decimal
 from finetune_operator.api.status import Answering, Cost, Economics
 from finetune_operator.build.arm import ServedBy, accelerators, served_by
 from finetune_operator.build.pods import ANY_GPU, Accelerator
-from finetune_operator.decide.attempts import price
+from finetune_operator.decide.attempts import paid, price
 from finetune_operator.decide.draft import Draft
 from finetune_operator.observed import Observed
 
@@ -71,7 +71,7 @@ class Figures:
 def terms(o: Observed, serving: Serving, cost: Cost) -> Terms:
     """The terms of today."""
     asked = o.spec.economics or Asked()
-    hour, trained, extra = _pod_hour(o, asked), _decimal(cost.amount), _decimal(asked.one_time_cost)
+    hour, trained, extra = pod_hour(o), paid(cost), _decimal(asked.one_time_cost)
     scaling = serving.autoscaling
     return Terms(
         pods=scaling.min_replicas if scaling else serving.replicas,
@@ -168,10 +168,10 @@ def _profile(o: Observed) -> Accelerator:
     return o.profiles.get(o.spec.compute.accelerator or "", ANY_GPU)
 
 
-def _pod_hour(o: Observed, asked: Asked) -> float | None:
+def pod_hour(o: Observed) -> float | None:
     """What one model server costs an hour: as stated, or its accelerators by their profile. One without any runs on CPUs, which have no
     price."""
-    each, count = price(o), accelerators(o.spec, _profile(o))
+    asked, each, count = o.spec.economics or Asked(), price(o), accelerators(o.spec, _profile(o))
     if asked.pod_hourly_price is not None or each is None or not count:
         return _decimal(asked.pod_hourly_price)
     return each * count

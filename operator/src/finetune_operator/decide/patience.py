@@ -1,4 +1,5 @@
-"""How long is waited for an attempt? One that makes no progress, and a gang of which only a part has its machines, are ended."""
+"""How long is waited for a Job? One whose pods do not start, that makes no progress or does not end, and a gang of which only a part has
+its machines, are ended."""
 
 from __future__ import annotations
 
@@ -6,14 +7,29 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from finetune_operator.decide.draft import finite, stamp
+from finetune_operator import conditions
+from finetune_operator.api.blocks.deadlines import WAITS
+from finetune_operator.api.quantities import seconds
+from finetune_operator.decide.draft import finite, soonest, stamp
+from finetune_operator.names import JOB_NAME, PROBE
 from finetune_operator.observed import Observed
-from finetune_operator.workloads.run import GANG_SECONDS, Failure, Run
+from finetune_operator.workloads.run import GANG_SECONDS, Failure, FailureClass, Run
 
 # The ranks' own watchdog (runconfig.STALL_SECONDS) comes first; this is for the case that it hangs as well.
 QUIET_SECONDS: Final = 900.0  # between two steps
 QUIET_STEPS: Final = 20  # or so many of the measured steps, if that is longer
 QUIET_ELSE_SECONDS: Final = 7200.0  # while it loads, scores the validation rows or exports
+BY_NAME: Final = ("fetch", "prepare")  # stages with a deadline of their own name; the others score
+OF_THE_USER: Final = (conditions.SECRET_MISSING, conditions.SOURCE_MISSING)  # what is waited for until the user makes it
+NO_SUCH_IMAGE: Final = ("not found", "unknown", "denied", "unauthorized", "invalid")
+FIXES: Final[Mapping[str, str]] = {
+    conditions.UNSCHEDULABLE: "Ask for less, free or add a machine, or raise deadlines.schedule.",
+    conditions.REFUSED: "Make room for it, ask for less, or raise deadlines.schedule.",
+    conditions.IMAGE_UNAVAILABLE: "Correct the image's name or pods.imagePullSecrets, or raise deadlines.start.",
+    conditions.MOUNT_FAILED: "Mend the volume, or raise deadlines.start.",
+    conditions.SECRET_MISSING: "Make it.",
+    conditions.SOURCE_MISSING: "Make it.",
+}
 
 
 def stalled(progress: Mapping[str, Any], now: datetime) -> Failure | None:
@@ -34,6 +50,57 @@ def held(o: Observed, run: Run) -> Failure | None:
         return None
     text = f"its other pods held their machines for {GANG_SECONDS / 60:.0f} minutes in vain: {run.waiting.message}"
     return Failure("disruption", run.waiting.reason, text, waited=True)
+
+
+def overdue(o: Observed, run: Run) -> Failure | None:
+    """Have its pods been waited for longer than `spec.deadlines` bears?"""
+    for wait, left in _left(o, run).items():
+        if left <= 0:
+            return _given_up(o, run, wait)
+    return None
+
+
+def until_overdue(o: Observed, run: Run) -> float | None:
+    """Seconds until they will have been, while nothing else happens."""
+    return soonest(*(left for wait, left in _left(o, run).items() if getattr(run.waited, wait)))
+
+
+def late(o: Observed, run: Run, stage: str) -> Failure | None:
+    """Has a stage taken longer than it may, since its pod came to its machine?"""
+    name = stage if stage in BY_NAME else "scoring"
+    borne: str = getattr(o.spec.deadlines, name)
+    if run.since is None or (o.now - run.since).total_seconds() <= seconds(borne):
+        return None
+    percent = finite((o.progress.get(run.name) or {}).get("percent"))
+    far = "" if percent is None else f", and was at {percent:.0f} %"
+    text = f"Job {run.name} has not ended within {borne}{far}. Raise deadlines.{name} if it only needs longer."
+    return Failure("stalled", conditions.DEADLINE_EXCEEDED, text, container=PROBE if run.probing else "")
+
+
+def _left(o: Observed, run: Run) -> dict[str, float]:
+    """Seconds that are left of each wait that is bounded."""
+    bounds = {wait: getattr(o.spec.deadlines, wait) for wait in WAITS}
+    return {wait: seconds(bound) - getattr(run.waited, wait) for wait, bound in bounds.items() if bound is not None}
+
+
+def _given_up(o: Observed, run: Run, wait: str) -> Failure:
+    bound = getattr(o.spec.deadlines, wait)
+    if wait == "admission":
+        text = f"its queue has not admitted Job {run.name} within {bound}. Ask for less, or raise deadlines.admission."
+        return Failure("user", conditions.NOT_ADMITTED, text, waited=True)
+    reason = run.waiting.reason if run.waiting else conditions.NOT_STARTED
+    said = run.waiting.message if run.waiting else f"nothing says why (`kubectl describe pods -l {JOB_NAME}={run.name}`)"
+    fix = FIXES.get(reason, f"Mend that, or raise deadlines.{wait}.")
+    what = "have no machine" if wait == "schedule" else "do not start on their machines"
+    text = f"pods of Job {run.name} {what} after {bound}: {said.rstrip('. ')}. {fix}"
+    return Failure(_whose(o, reason, said) if wait == "start" else "infrastructure", reason, text, waited=True)
+
+
+def _whose(o: Observed, reason: str, said: str) -> FailureClass:
+    """No retry mends what the spec names and nobody has: a Secret, a ConfigMap, the server's image."""
+    image = o.spec.serving.image if o.spec.serving else ""
+    wrong = bool(image) and f"image {image} " in said and any(word in said.lower() for word in NO_SUCH_IMAGE)
+    return "user" if reason in OF_THE_USER or (reason == conditions.IMAGE_UNAVAILABLE and wrong) else "infrastructure"
 
 
 def _number(value: Any) -> float:

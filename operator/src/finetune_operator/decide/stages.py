@@ -10,7 +10,8 @@ from finetune_operator.api.fields import digest
 from finetune_operator.api.status import Answering, Difference, Estimate, Fidelity, Forgetting, Rows, Score, Scored, Trouble
 from finetune_operator.build import arm
 from finetune_operator.decide import advice
-from finetune_operator.decide.draft import Draft, finite
+from finetune_operator.decide.draft import Draft, finite, soonest
+from finetune_operator.decide.patience import late, overdue, until_overdue
 from finetune_operator.decide.retry import after_failure, again, of_probe, trouble, wait, without_probe
 from finetune_operator.observed import Observed
 from finetune_operator.workloads.run import Failure, Run
@@ -124,6 +125,8 @@ def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> 
     run = o.run(names.stage_job(o.name, d.revision.name, stage, number)) if number else o.run("")
     if run.state == "Absent" and (missing := o.missing.get(stage)):
         return d.block(conditions.PENDING, missing.message, reason=missing.reason, requeue=POLL_SECONDS)
+    if run.state == "Absent" and _still_ends(o, d, stage, number):
+        return d.block(STAGE_PHASES[stage], f"{WORDS[stage]}: the pod of the last try is ending", requeue=POLL_SECONDS)
     if number == 0 or run.state == "Absent":
         number = number or 1
         d = d.update(tries={**d.revision.tries, stage: number}).want(stage, number)
@@ -135,7 +138,15 @@ def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> 
         return advice.heard(d.update(**found, trouble=None).end(stage, o.now), stage, run.result.get("advice"))
     if run.state == "Failed":
         return _failed(o, d, stage, number, run.failure or Failure("error", "Failed", "its Job failed"))
+    if run.state != "Ending" and (given_up := overdue(o, run) or late(o, run, stage)):
+        return _failed(o, d, stage, number, given_up)
     return _in_progress(o, d, stage, run)
+
+
+def _still_ends(o: Observed, d: Draft, stage: str, number: int) -> bool:
+    """Does the pod of the try before this one still end? One that was given up may write yet."""
+    before = names.stage_job(o.name, d.revision.name, stage, number - 1) if number > 1 else ""
+    return o.run(before).state in ("Waiting", "Running", "Ending")
 
 
 def _outcome(finish: Finish, run: Run) -> dict[str, Any] | Failure:
@@ -169,9 +180,9 @@ def _pausing(d: Draft, stage: str, seconds: float) -> Draft:
 
 def _in_progress(o: Observed, d: Draft, stage: str, run: Run) -> Draft:
     if run.suspended:  # by a queue of the namespace's own: the spec's is for training
-        return d.block(conditions.QUEUED, f"{WORDS[stage]}: its Job waits for admission to its queue")
+        return d.block(conditions.QUEUED, f"{WORDS[stage]}: its Job waits for admission to its queue", requeue=until_overdue(o, run))
     if run.state == "Waiting":
-        poll = POLL_SECONDS if run.unheard else None
+        poll = soonest(until_overdue(o, run), POLL_SECONDS if run.unheard else None)
         message, reason = (run.waiting.message, run.waiting.reason) if run.waiting else (WORDS[stage], "")
         return d.block(STAGE_PHASES[stage], message, reason=reason, requeue=poll)
     if run.state == "Ending":

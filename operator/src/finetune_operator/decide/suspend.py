@@ -29,13 +29,16 @@ def suspended(o: Observed, d: Draft) -> Draft:
 
 
 def obsolete(o: Observed, d: Draft) -> Draft:
-    """Which Jobs must go? Those of attempts that were ended in the status, and stages of revisions that nobody asks for any more.
+    """Which Jobs must go? Those of attempts that were ended in the status, tries of stages that were given up, and stages of revisions
+    that nobody asks for any more.
 
     Asked in every cycle, for a kill may come between.
     """
     jobs = [names.attempt_job(o.name, a.revision, a.number) for a in d.status.attempts if a.outcome != "Running"]
     others = [r for r in d.status.revisions if r.name != d.status.revision]
     jobs += [names.stage_job(o.name, r.name, stage, number) for r in others for stage, number in r.tries.items()]
+    again = [(r.name, stage, number) for r in d.status.revisions for stage, number in r.tries.items() if number > 1]
+    jobs += [names.stage_job(o.name, name, stage, number - 1) for name, stage, number in again]
     return replace(d, obsolete=tuple(j for j in jobs if o.run(j).state in ("Waiting", "Running") or o.run(j).stopped))
 
 

@@ -21,9 +21,9 @@ from finetune_operator.decide.attempts import (
     running,
     settled,
 )
-from finetune_operator.decide.draft import Draft, finite, stamp
+from finetune_operator.decide.draft import Draft, finite, soonest, stamp
 from finetune_operator.decide.layout import next_choice
-from finetune_operator.decide.patience import held, stalled
+from finetune_operator.decide.patience import held, overdue, stalled, until_overdue
 from finetune_operator.decide.retry import BUDGETS, after_failure, place, trouble, wait
 from finetune_operator.observed import Observed
 from finetune_operator.workloads.run import Failure, Run
@@ -144,13 +144,14 @@ def _end(a: Attempt) -> str:
 
 def _waiting(o: Observed, d: Draft, attempt: Attempt, run: Run) -> Draft:
     d, attempt = settled(o, d, attempt)
-    if failure := held(o, run):
+    if failure := held(o, run) or overdue(o, run):
         return _ended(o, d, attempt, failure)
+    bound = until_overdue(o, run)
     if run.suspended:
         queue = f"queue {o.spec.compute.queue_name}" if o.spec.compute.queue_name else "its queue"
         begun = ", which stopped it: it goes on from its last checkpoint" if attempt.folder else ""
-        return d.block(conditions.QUEUED, f"attempt {attempt.number} waits for admission to {queue}{begun}")
-    poll = POLL_SECONDS if run.unheard or run.held else None
+        return d.block(conditions.QUEUED, f"attempt {attempt.number} waits for admission to {queue}{begun}", requeue=bound)
+    poll = soonest(bound, POLL_SECONDS if run.unheard or run.held else None)
     if run.waiting:
         return d.block(conditions.TRAINING, run.waiting.message, reason=run.waiting.reason, requeue=poll)
     return d.block(conditions.TRAINING, f"the pods of attempt {attempt.number} are starting", requeue=poll)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from finetune_operator import names
+from finetune_operator import conditions, names
 from finetune_operator.workloads.endings import EXIT_CLASSES, KILLED, Ending, pod_ending
 from finetune_operator.workloads.run import Failure, FailureClass
 
@@ -24,9 +24,9 @@ _JOB_MESSAGE = re.compile(r"Container (?P<container>\S+) for pod \S+/(?P<pod>\S+
 def root_cause(pods: Iterable[Mapping[str, Any]], failed: Mapping[str, Any]) -> Failure:
     """The failure that brought the Job down: by class precedence, then by the time it began."""
     message = str(failed.get("message", ""))
-    if failed.get("reason") == "DeadlineExceeded":
-        began = names.PROBE if any(_probes(p) for p in pods) else ""
-        return Failure("stalled", "DeadlineExceeded", f"it did not end within its deadline: {message}", container=began)
+    if failed.get("reason") == conditions.DEADLINE_EXCEEDED:
+        began = names.PROBE if any(probes(p) for p in pods) else ""
+        return Failure("stalled", conditions.DEADLINE_EXCEEDED, f"it did not end within its deadline: {message}", container=began)
     ended = [e for e in (pod_ending(p) for p in pods) if e]
     if vanished := _vanished(failed, ended):
         ended.append(vanished)
@@ -44,7 +44,7 @@ def _precedence(ending: Ending, first: str) -> int:
     return ECHO + 1 if ending.deleted and first and ending.since > first else PRECEDENCE[failure.failure_class]
 
 
-def _probes(pod: Mapping[str, Any]) -> bool:
+def probes(pod: Mapping[str, Any]) -> bool:
     """Has the pod's probe begun, and not ended well?"""
     states = (c.get("state", {}) for c in pod.get("status", {}).get("initContainerStatuses") or () if c["name"] == names.PROBE)
     return any("running" in state or state.get("terminated", {}).get("exitCode", 0) != 0 for state in states)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
 from finetune_operator import names
-from finetune_operator.workloads.causes import root_cause
+from finetune_operator.workloads.causes import probes, root_cause
 from finetune_operator.workloads.endings import parse_result, pod_ending
 from finetune_operator.workloads.objects import condition, time
 from finetune_operator.workloads.pods import belongs, lives, over, phase, rank_of
-from finetune_operator.workloads.run import ABSENT, Run
-from finetune_operator.workloads.waiting import waiting
+from finetune_operator.workloads.run import ABSENT, Run, Waited
+from finetune_operator.workloads.waiting import idle, waiting
 
 TOLD_SECONDS: Final = 600.0  # so long after a Job's end its pods are asked for, if the watch has not told theirs
 STOPPED_SECONDS: Final = 5.0  # so long after a rank has stopped it is clear that no suspension is behind it
@@ -26,24 +26,31 @@ def read_run(job: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]], n
     mine = sorted((p for p in pods if belongs(p, job)), key=rank_of)
     leader = next((p for p in mine if rank_of(p) == 0), None)
     uid = leader["metadata"]["uid"] if leader else None
+    since = min((at for p in mine if (at := time(p.get("status", {}).get("startTime")))), default=None)
     if complete := condition(job, "Complete"):
-        return Run(name, "Succeeded", result=_leader_result(mine), leader_uid=uid, ended=time(complete.get("lastTransitionTime")))
+        end = time(complete.get("lastTransitionTime"))
+        return Run(name, "Succeeded", result=_leader_result(mine), leader_uid=uid, ended=end, since=since)
     if failed := condition(job, "Failed"):
-        return Run(name, "Failed", failure=root_cause(mine, failed), leader_uid=uid, ended=time(failed.get("lastTransitionTime")))
+        end = time(failed.get("lastTransitionTime"))
+        return Run(name, "Failed", failure=root_cause(mine, failed), leader_uid=uid, ended=end, since=since)
     failing = condition(job, "FailureTarget")
     if failing and not any(lives(p, now) for p in mine):
-        return Run(name, "Failed", failure=root_cause(mine, failing), leader_uid=uid)
+        return Run(name, "Failed", failure=root_cause(mine, failing), leader_uid=uid, since=since)
     suspended = bool(job.get("spec", {}).get("suspend"))
     if "deletionTimestamp" in job["metadata"] or failing or (not suspended and any(phase(p) == "Failed" for p in mine)):
         known = any(pod_ending(p) for p in mine) or failing
         stopped = not failing and "deletionTimestamp" not in job["metadata"] and any(_stopped(p, now) for p in mine)
-        return Run(name, "Ending", failure=root_cause(mine, failing or {}) if known else None, leader_uid=uid, stopped=stopped)
+        cause = root_cause(mine, failing or {}) if known else None
+        return Run(name, "Ending", failure=cause, leader_uid=uid, stopped=stopped, since=since)
     waits, lacks = next((w for w in (waiting(p, now) for p in mine) if w), None), lacking(job, mine)
     if not lacks and waits is None and all(phase(p) in ("Running", "Succeeded") for p in mine):
         ip = leader.get("status", {}).get("podIP") if leader and phase(leader) == "Running" else None
-        return Run(name, "Running", leader_ip=ip, leader_uid=uid)
+        return Run(name, "Running", leader_ip=ip, leader_uid=uid, since=since)
     unheard = bool(lacks and not suspended) or any(phase(p) == "Pending" and p.get("spec", {}).get("nodeName") for p in mine)
-    return Run(name, "Waiting", waiting=waits, leader_uid=uid, suspended=suspended, unheard=unheard, held=_held(job, mine, now))
+    return Run(
+        name, "Waiting", waiting=waits, leader_uid=uid, suspended=suspended, unheard=unheard, held=held(job, mine, now),
+        waited=_waited(job, mine, now), since=since, probing=any(probes(p) for p in mine),
+    )  # fmt: skip
 
 
 def _stopped(pod: Mapping[str, Any], now: datetime) -> bool:
@@ -58,8 +65,27 @@ def lacking(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> int:
     return max(0, int(job.get("spec", {}).get("completions") or 1) - len({rank_of(p) for p in pods}))
 
 
-def _held(job: Mapping[str, Any], pods: list[Mapping[str, Any]], now: datetime) -> float:
-    late = [time(p["metadata"].get("creationTimestamp")) for p in pods if waiting(p, now)]
+def _waited(job: Mapping[str, Any], pods: list[Mapping[str, Any]], now: datetime) -> Waited:
+    made, begun = job["metadata"].get("creationTimestamp"), job.get("status", {}).get("startTime")
+    if job.get("spec", {}).get("suspend"):
+        return Waited(admission=_ago((condition(job, "Suspended") or {}).get("lastTransitionTime") or made, now))
+    pending = [p for p in pods if phase(p) == "Pending"]
+    homeless = [p["metadata"].get("creationTimestamp") for p in pending if not p.get("spec", {}).get("nodeName")]
+    absent = [begun or made] if lacking(job, pods) else []
+    return Waited(
+        schedule=max((_ago(at, now) for at in (*homeless, *absent)), default=0.0),
+        start=max((idle(p, now) for p in pending if p.get("spec", {}).get("nodeName")), default=0.0),
+    )
+
+
+def _ago(text: str | None, now: datetime) -> float:
+    moment = time(text)
+    return max(0.0, (now - moment).total_seconds()) if moment else 0.0
+
+
+def held(job: Mapping[str, Any], pods: Collection[Mapping[str, Any]], now: datetime, stuck: Collection[str] = ()) -> float:
+    """Seconds that some of a Job's pods have held machines while others wait: by what these say, or by their names in `stuck`."""
+    late = [time(p["metadata"].get("creationTimestamp")) for p in pods if waiting(p, now) or p["metadata"]["name"] in stuck]
     if len(late) == len(pods):
         return 0.0
     if lacking(job, pods):

@@ -35,6 +35,16 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Waited:
+    """Seconds that a Job's pods have been waited for: for a queue to admit it, for the last of them to have a machine (or to be made at
+    all), and for one that has a machine to begin. The names are those of `spec.deadlines`."""
+
+    admission: float = 0.0
+    schedule: float = 0.0
+    start: float = 0.0
+
+
+@dataclass(frozen=True)
 class Run:
     """A Job and its pods, read."""
 
@@ -50,6 +60,9 @@ class Run:
     stopped: bool = False  # ranks stopped on request, and neither a queue nor anybody else has said why
     unheard: bool = False  # what it waits for may be told by Events alone, which nobody watches
     held: float = 0.0  # seconds that some pods of the gang have held machines while others wait for theirs
+    waited: Waited = Waited()
+    since: datetime | None = None  # when the first of its pods came to its machine
+    probing: bool = False  # its probe has begun, and has not ended well
 
 
 ABSENT: Final = Run(name="", state="Absent")

@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune_operator import conditions
 from finetune_operator.workloads.endings import explain, parse_result
-from finetune_operator.workloads.objects import time
+from finetune_operator.workloads.objects import condition, time
 from finetune_operator.workloads.pods import containers
 from finetune_operator.workloads.run import Waiting
 
@@ -30,12 +30,26 @@ def waiting(pod: Mapping[str, Any], now: datetime) -> Waiting | None:
 
 
 def stuck_since(pod: Mapping[str, Any], now: datetime) -> float:
-    """Seconds that a scheduled pod has been without any running container; 0 if it has one."""
+    """Seconds that a scheduled pod has been without any running container, and says nothing of why; 0 if it has one."""
+    return 0.0 if waiting(pod, now) else idle(pod, now)
+
+
+def idle(pod: Mapping[str, Any], now: datetime) -> float:
+    """Seconds that a pod that has a machine has been without any running container: since it came there, or since the last of its
+    containers that ran (a probe, a server that crashes) ended; 0 if one runs."""
     status = pod.get("status", {})
-    if status.get("phase") != "Pending" or waiting(pod, now) or any("running" in c.get("state", {}) for c in containers(status)):
+    states = containers(status)
+    if status.get("phase") != "Pending" or any("running" in c.get("state", {}) for c in states):
         return 0.0
-    started = time(status.get("startTime"))
-    return (now - started).total_seconds() if started else 0.0
+    ended = [((c.get(key) or {}).get("terminated") or {}).get("finishedAt") for c in states for key in ("state", "lastState")]
+    since = max((moment for text in (_came(pod), *ended) if (moment := time(text))), default=None)
+    return (now - since).total_seconds() if since else 0.0
+
+
+def _came(pod: Mapping[str, Any]) -> str | None:
+    """When the pod came to its machine: by its kubelet, or by the scheduler where the kubelet has not said so."""
+    scheduled = condition(pod, "PodScheduled") or {}
+    return pod["status"].get("startTime") or scheduled.get("lastTransitionTime")
 
 
 def _container_waits(pod: str, container: Mapping[str, Any], state: Mapping[str, Any]) -> Waiting | None:

@@ -14,7 +14,11 @@ from finetune_operator.api.types import Decimal, Duration, SpecModel, Word
 class Budget(SpecModel):
     """What training may cost, all attempts of all revisions together. What is spent stops it with a checkpoint; a larger one resumes."""
 
-    max_cost: Annotated[Decimal | None, LIVE] = Field(default=None, description="By the hourly price of the accelerator's profile.")
+    max_cost: Annotated[Decimal | None, LIVE] = Field(
+        default=None,
+        description="By the hourly price of the accelerator's profile, scoring counted, serving not: `status.cost.total`. Scoring itself "
+        "is not stopped.",
+    )
     currency: Annotated[Word | None, LIVE] = Field(default=None, description="Of the profiles' prices; shown, not converted.")
     max_duration: Annotated[Duration | None, LIVE] = Field(default=None, description="Time in which gangs ran.")
 

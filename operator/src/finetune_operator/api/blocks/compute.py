@@ -33,6 +33,9 @@ class Compute(SpecModel):
     queue_name: Annotated[LabelName | None, LIVE] = Field(
         default=None, description="Kueue's LocalQueue, which admits the gangs that train from then on."
     )
+    queue_priority_class: Annotated[LabelName | None, LIVE] = Field(
+        default=None, description="Kueue's WorkloadPriorityClass: which gangs the queue admits first, and which it stops for others."
+    )
     cpu: Annotated[Quantity | None, LIVE] = Field(default=None, description="CPU request of each pod.")
     memory: Annotated[Quantity | None, LIVE] = Field(default=None, description="Memory request and limit of each pod.")
     threads: Annotated[int | None, LIVE] = Field(default=None, ge=1, le=256, description="Threads of each rank on CPU; default 1.")
@@ -59,6 +62,12 @@ def _offload_fits(compute: Node) -> bool:
 
 
 RULES: Final = (
+    Rule(
+        "spec.compute", "queuePriorityClass",
+        "!has(self.queuePriorityClass) || has(self.queueName)",
+        "belongs to queueName; name the queue, or remove it",
+        lambda compute: "queueName" in compute or "queuePriorityClass" not in compute,
+    ),
     Rule(
         "spec.compute", "offload",
         "!has(self.offload) || self.offload in ['Auto', 'None'] || self.sharding in ['Auto', 'ZeRO3'] || "  # a default is judged bare

@@ -1,0 +1,90 @@
+"""What scoring and serving cost beside training. What scored counts towards `budget.maxCost`, from when its pod came to its machine until
+its Job had ended; what serves is told by the hour. On CPUs neither has a price, and neither is counted."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from finetune_operator import names
+from finetune_operator.api.status import Cost, Meter, Revision, ScoringCost, ServingCost
+from finetune_operator.build.arm import accelerators
+from finetune_operator.build.pods import ANY_GPU
+from finetune_operator.decide.attempts import added, paid, price
+from finetune_operator.decide.draft import Draft, stamp
+from finetune_operator.decide.economics import pod_hour
+from finetune_operator.observed import Observed
+from finetune_operator.workloads.objects import time
+from finetune_operator.workloads.run import Run
+
+SCORING: Final = ("baseline", "evaluate")
+ALIVE: Final = ("Waiting", "Running", "Ending")
+
+
+def metered(o: Observed, d: Draft) -> Draft:
+    """Adds what a scoring Job took once it has ended, of every revision, whatever the newest one waits for."""
+    for revision in d.status.revisions:
+        for stage in SCORING:
+            d = _metered(o, d, revision.name, stage)
+    return d
+
+
+def summary(o: Observed, d: Draft) -> Cost:
+    """The status's cost with its sums: by today's price of what serves."""
+    cost = d.status.cost
+    total = paid(cost)
+    return cost.model_copy(update={"total": None if total is None else f"{total:.4f}", "serving": _serving(o, d)})
+
+
+def _metered(o: Observed, d: Draft, name: str, stage: str) -> Draft:
+    revision = next(r for r in d.status.revisions if r.name == name)
+    meter, number = revision.meters.get(stage), revision.tries.get(stage, 0)
+    if meter and meter.since:
+        return _settled(o, d, revision, stage, meter)
+    run = _run(o, name, stage, number)
+    if run.since is None or (meter and meter.number >= number) or not (count := _accelerators(o)):
+        return d
+    hourly = price(o)
+    meter = Meter(number=number, since=stamp(run.since), gpus=count, gpu_hour=None if hourly is None else f"{hourly:.4f}")
+    return _settled(o, d, revision, stage, meter)
+
+
+def _settled(o: Observed, d: Draft, revision: Revision, stage: str, meter: Meter) -> Draft:
+    """With the meter in the status, or with what it says in the cost where its Job has ended."""
+    run, since = _run(o, revision.name, stage, meter.number), time(meter.since)
+    if run.state not in ALIVE and since is not None:
+        hours = max(0.0, ((run.ended or o.now) - since).total_seconds()) / 3600
+        d = d.set(cost=d.status.cost.model_copy(update={"scoring": _more(d.status.cost.scoring or ScoringCost(), meter, hours)}))
+        meter = meter.model_copy(update={"since": None})
+    meters = {**revision.meters, stage: meter}
+    return d if meters == revision.meters else d.with_revision(revision.model_copy(update={"meters": meters}))
+
+
+def _more(before: ScoringCost, meter: Meter, hours: float) -> ScoringCost:
+    gpu_hours, hourly = hours * meter.gpus, meter.gpu_hour
+    return ScoringCost(
+        hours=added(before.hours, hours),
+        gpu_hours=added(before.gpu_hours, gpu_hours),
+        amount=added(before.amount or "0", gpu_hours * float(hourly)) if hourly else before.amount,
+    )
+
+
+def _run(o: Observed, revision: str, stage: str, number: int) -> Run:
+    return o.run(names.stage_job(o.name, revision, stage, number))
+
+
+def _accelerators(o: Observed) -> int:
+    """Of the pod that scores: its server's, or the one with which the loss is computed."""
+    if o.spec.evaluation and o.spec.evaluation.metrics:
+        return accelerators(o.spec, o.profiles.get(o.spec.compute.accelerator or "", ANY_GPU))
+    return min(1, o.spec.compute.gpus_each)
+
+
+def _serving(o: Observed, d: Draft) -> ServingCost | None:
+    """Of the pods that all arms are to have; nothing of servers without accelerators, unless the spec has a price for them."""
+    serving, each = o.spec.serving, pod_hour(o)
+    count = accelerators(o.spec, o.profiles.get(o.spec.compute.accelerator or "", ANY_GPU))
+    if serving is None or not d.arms or not (count or each):
+        return None
+    usual = serving.autoscaling.min_replicas if serving.autoscaling else serving.replicas
+    pods = sum(o.arms[arm.name].wanted if arm.name in o.arms else usual for arm in d.arms)
+    return ServingCost(pods=pods, gpus=pods * count, per_hour=None if each is None else f"{pods * each:.4f}")

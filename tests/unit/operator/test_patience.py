@@ -1,0 +1,166 @@
+"""How long a Job's pods are waited for, and how long a stage may take: what is told when that is over, and who pays."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from finetune_operator import conditions as c
+from finetune_operator.api.status import Attempt
+from finetune_operator.build.jobs import Stage, stage_job
+from finetune_operator.build.pods import Images, Owner
+from finetune_operator.decide import decide
+from finetune_operator.decide.draft import Draft, JobWanted
+from finetune_operator.decide.stages import evaluate, fetch
+from finetune_operator.decide.suspend import obsolete
+from finetune_operator.decide.train import train
+from finetune_operator.observed import Observed
+from finetune_operator.workloads.run import Run, Waited, Waiting
+
+from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision
+
+FETCH, A1 = "bot-r1-fetch", "bot-r1-a1"
+HOUR = 3600.0
+NO_ROOM = Waiting(c.UNSCHEDULABLE, "pod bot-r1-a1-0 cannot be scheduled: 0/300 nodes are available")
+QUOTA = Waiting(c.REFUSED, "the pods of Job bot-r1-a1 are refused: exceeded quota")
+NO_IMAGE = Waiting(c.IMAGE_UNAVAILABLE, "pod bot-r1-a1-0: image trainer:9 cannot be pulled: trainer:9: not found")
+OWN_IMAGE = Waiting(c.IMAGE_UNAVAILABLE, "pod bot-r1-a1-0: image mine:2 cannot be pulled: mine:2: not found")
+AWAY = Waiting(c.IMAGE_UNAVAILABLE, "pod bot-r1-a1-0: image mine:2 cannot be pulled: dial tcp: i/o timeout")
+NO_VOLUME = Waiting(c.MOUNT_FAILED, "pod bot-r1-a1-1: timed out waiting for the condition")
+NO_SECRET = Waiting(c.SECRET_MISSING, 'pod bot-r1-a1-0: secret "hf" not found')
+# waited for, why, deadlines and the server's image → is it over? class, reason, words of the message
+WAITS: dict[str, tuple[Waited, Waiting | None, dict[str, Any], tuple[str, str, str] | None]] = {
+    "no machine for 6 hours": (Waited(schedule=6 * HOUR), NO_ROOM, {}, (
+        "infrastructure", c.UNSCHEDULABLE,
+        "pods of Job bot-r1-a1 have no machine after 6h: pod bot-r1-a1-0 cannot be scheduled: 0/300 nodes are available. Ask for less",
+    )),
+    "not quite yet": (Waited(schedule=6 * HOUR - 1), NO_ROOM, {}, None),
+    "not yet, for the user is patient": (Waited(schedule=6 * HOUR), NO_ROOM, {"schedule": "3d"}, None),
+    "a quota lets none of it be made": (Waited(schedule=7 * HOUR), QUOTA, {}, ("infrastructure", c.REFUSED, "Make room for it")),
+    "the operator's image is not there": (Waited(start=2 * HOUR), NO_IMAGE, {}, (
+        "infrastructure", c.IMAGE_UNAVAILABLE, "do not start on their machines after 2h: pod bot-r1-a1-0: image trainer:9",
+    )),
+    "the user's image is not there": (Waited(start=2 * HOUR), OWN_IMAGE, {}, ("user", c.IMAGE_UNAVAILABLE, "Correct the image's name")),
+    "its registry is away": (Waited(start=2 * HOUR), AWAY, {}, ("infrastructure", c.IMAGE_UNAVAILABLE, "raise deadlines.start")),
+    "its volume is not there": (Waited(start=2 * HOUR), NO_VOLUME, {}, ("infrastructure", c.MOUNT_FAILED, "Mend the volume")),
+    "nobody has made its Secret": (Waited(start=2 * HOUR), NO_SECRET, {}, ("user", c.SECRET_MISSING, "Make it.")),
+    "nobody has made it, but there is no machine either": (
+        Waited(schedule=6 * HOUR), NO_SECRET, {}, ("infrastructure", c.SECRET_MISSING, "have no machine after 6h"),
+    ),
+    "nothing says why": (Waited(start=601), None, {"start": "10m"}, (
+        "infrastructure", c.NOT_STARTED, "nothing says why (`kubectl describe pods -l batch.kubernetes.io/job-name=bot-r1-a1`)",
+    )),
+    "a queue may take for ever": (Waited(admission=900 * HOUR), None, {}, None),
+    "unless it may not": (Waited(admission=25 * HOUR), None, {"admission": "1d"}, (
+        "user", c.NOT_ADMITTED, "its queue has not admitted Job bot-r1-a1 within 1d. Ask for less, or raise deadlines.admission",
+    )),
+}  # fmt: skip
+
+
+def seen(run: Run, *, deadlines: dict[str, Any] | None = None, compute: dict[str, Any] | None = None, **more: Any) -> Observed:
+    changes = {"deadlines": deadlines or {}, "serving": {"image": "mine:2"}, "compute": {"nodes": 2, **(compute or {})}}
+    trains = run.name == A1
+    known = make_revision(attempts=1) if trains else make_revision(tries={"fetch": 1})
+    attempts = [Attempt(revision="r1", number=1, started=STAMP)] if trains else []
+    return make_observed(known, changes=changes, status={"attempts": attempts}, runs={run.name: run}, **more)
+
+
+def trained(run: Run, **how: Any) -> Draft:
+    o = seen(run, **how)
+    return obsolete(o, train(o, draft(o)))
+
+
+@pytest.mark.parametrize("case", WAITS)
+def test_a_gang_that_does_not_start_is_ended_with_its_reason(case: str) -> None:
+    waited, why, deadlines, ends = WAITS[case]
+    found = trained(Run(A1, "Waiting", waiting=why, waited=waited, suspended=waited.admission > 0), deadlines=deadlines)
+    attempt = found.status.attempts[0]
+    assert (attempt.outcome, found.obsolete) == (("Failed", (A1,)) if ends else ("Running", ()))
+    if ends is None:
+        assert not why or found.message == why.message, "what it waits for is said all the while"
+        return
+    kind, reason, words = ends
+    assert (attempt.failure_class, found.reason) == (kind, reason)
+    assert words in (attempt.message or "")
+    assert words in found.message
+    charged = found.revision.charges
+    assert (charged.infrastructure, charged.error, charged.disruption) == ((1, 0, 0) if kind == "infrastructure" else (0, 0, 0))
+    assert (found.revision.stopped is not None) == (kind == "user"), "no retry mends what the user has to"
+
+
+def test_what_is_waited_for_is_looked_at_when_its_time_is_over() -> None:
+    def requeue(**run: Any) -> float | None:
+        return trained(Run(A1, "Waiting", **run), deadlines={"admission": "1h"}).requeue
+
+    assert requeue(waited=Waited(schedule=6 * HOUR - 70), waiting=NO_ROOM) == 70
+    assert requeue(waited=Waited(admission=HOUR - 9), suspended=True) == 9
+    assert requeue(waited=Waited(start=2 * HOUR - 70), unheard=True) == 3
+    assert requeue() is None
+
+
+def test_a_queue_that_has_admitted_a_gang_does_not_see_to_its_pods() -> None:
+    run = Run(A1, "Waiting", waiting=NO_ROOM, waited=Waited(schedule=6 * HOUR), held=700)
+    assert trained(run, compute={"queueName": "team"}).status.attempts[0].failure_class == "infrastructure"
+
+
+def test_a_stage_that_does_not_start_is_tried_again_once_its_pod_is_gone() -> None:
+    words = Waiting(c.UNSCHEDULABLE, "pod bot-r1-fetch-0 cannot be scheduled: 0/3 nodes")
+    o = seen(Run(FETCH, "Waiting", waiting=words, waited=Waited(schedule=6 * HOUR)))
+    given_up = obsolete(o, fetch(o, draft(o)))
+    assert (given_up.reason, given_up.revision.tries, given_up.obsolete) == (c.UNSCHEDULABLE, {"fetch": 2}, (FETCH,))
+    assert given_up.revision.charges.infrastructure == 1
+    assert "failed: pods of Job bot-r1-fetch have no machine after 6h: pod bot-r1-fetch-0 cannot be scheduled" in given_up.message
+
+    def later(*runs: Run) -> Draft:
+        then = make_observed(given_up.revision, now=NOW + timedelta(minutes=1), runs={run.name: run for run in runs})
+        return fetch(then, draft(then))
+
+    assert (later(Run(FETCH, "Ending")).jobs, later(Run(FETCH, "Ending")).requeue) == ((), 5.0)
+    assert later().jobs == (JobWanted("fetch", "r1", 2),)
+
+
+@pytest.mark.parametrize("past", [False, True])
+@pytest.mark.parametrize(
+    ("stage", "borne", "field"),
+    [("fetch", 24, "fetch"), ("prepare", 24, "prepare"), ("baseline", 6, "scoring"), ("evaluate", 6, "scoring")],
+)
+def test_a_stage_that_hangs_is_ended_and_tried_again(stage: str, borne: int, field: str, past: bool) -> None:
+    name, known = f"bot-r1-{stage}", {"model_digest": "m", "data_digest": "d"}
+    before: dict[str, Any] = {"fetch": {}, "prepare": {"model_digest": "m"}, "baseline": known, "evaluate": {**known, "artifact": "/a"}}[
+        stage
+    ]
+    run = Run(name, "Running", since=NOW - timedelta(hours=borne, seconds=past))
+    o = make_observed(make_revision(**before, tries={stage: 1}), runs={name: run}, progress={name: {"percent": 41.2}})
+    found = obsolete(o, evaluate(o, draft(o))) if stage == "evaluate" else decide(o)
+    assert (found.revision.tries[stage], found.revision.charges.error, found.obsolete) == ((2, 1, (name,)) if past else (1, 0, ()))
+    if past:
+        assert found.reason == c.DEADLINE_EXCEEDED
+        assert (
+            f"Job {name} has not ended within {borne}h, and was at 41 %. Raise deadlines.{field} if it only needs longer" in found.message
+        )
+
+
+def test_a_longer_deadline_holds_for_a_job_that_runs_already() -> None:
+    o = seen(Run(FETCH, "Running", since=NOW - timedelta(hours=30)), deadlines={"fetch": "2d"})
+    assert fetch(o, draft(o)).revision.tries == {"fetch": 1}
+
+
+def test_an_evaluation_whose_probe_hangs_goes_on_without_it_uncharged() -> None:
+    run = Run("bot-r1-evaluate", "Waiting", probing=True, since=NOW - timedelta(hours=7))
+    o = make_observed(make_revision(model_digest="m", data_digest="d", artifact="/a", tries={"evaluate": 1}), runs={run.name: run})
+    found = evaluate(o, draft(o)).revision
+    assert (found.tries, found.charges.error) == ({"evaluate": 2}, 0)
+    assert "the probe failed: Job bot-r1-evaluate has not ended within 6h" in (found.unprobed or "")
+
+
+def test_a_job_ends_by_itself_where_the_operator_is_away() -> None:
+    def deadline(stage: str, **deadlines: str) -> int | None:
+        spec = make_observed(changes={"deadlines": deadlines}).spec
+        made: dict[str, Any] = stage_job(Owner("ml", "bot", "u"), spec, Stage(stage, "r1", 1), {}, Images("t:1", "r:1"))["spec"]
+        return made.get("activeDeadlineSeconds")
+
+    found = {stage: deadline(stage) for stage in ("fetch", "prepare", "baseline", "evaluate", "train")}
+    assert found == {"fetch": 32 * 3600, "prepare": 32 * 3600, "baseline": 14 * 3600, "evaluate": 14 * 3600, "train": None}
+    assert deadline("fetch", schedule="1m", start="1ms", fetch="9d") == 60 + 9 * 86400 + 1
+    assert deadline("evaluate", scoring="9999d9999d9999d9999d9999d") == 2**31 - 1
