@@ -133,15 +133,21 @@ def contains(actual: Any, wanted: Any) -> bool:
 
     Lists of objects are compared in order and length, and so are `WHOLE` mappings; an empty wanted mapping or list matches an absent one.
     """
+    if actual == wanted:  # most parts are just as they were asked for, which costs a tenth of looking into them
+        return True
     if isinstance(wanted, Mapping):
         given = actual if isinstance(actual, Mapping) else {}
-        return all(contains(given.get(k), v) and (k not in WHOLE or contains(v, given.get(k) or {})) for k, v in wanted.items())
+        return all(_holds(k, given.get(k), v) for k, v in wanted.items())
     if isinstance(wanted, list):
         given_list = actual if isinstance(actual, list) else []
         return len(given_list) == len(wanted) and all(contains(a, w) for a, w in zip(given_list, wanted, strict=True))
     if actual is None and wanted in ("", None):
         return True
-    return bool(actual == wanted) or _same_quantity(actual, wanted)
+    return _same_quantity(actual, wanted)
+
+
+def _holds(key: str, actual: Any, wanted: Any) -> bool:
+    return contains(actual, wanted) and (key not in WHOLE or contains(wanted, actual or {}))
 
 
 def completed(wanted: Any, actual: Any) -> Any:

@@ -71,7 +71,7 @@ class Observer:
         key = (meta["namespace"], meta["name"])
         annotations = meta.get("annotations") or {}
         status = Status.model_validate(finetune.get("status") or {})
-        jobs, pods = self.cache.children(kinds.JOB, key), self.cache.children(kinds.POD, key)
+        jobs, pods = dict(self.cache.children(kinds.JOB, key)), dict(self.cache.children(kinds.POD, key))
         runs = {name: await self._run(job, pods.values(), now) for name, job in jobs.items()}
         runs = {name: await self._with_events(run, jobs[name], pods, now) for name, run in runs.items()}
         runs |= leftovers(jobs, pods.values(), now)
@@ -79,7 +79,8 @@ class Observer:
         router_pods = [p for p in pods.values() if _component(p) == "router"]
         retrain = extract(finetune["spec"], Spec, RETRAIN)
         revisions, templates = self._kept(key)
-        asked = self._traffic(finetune, pods.values(), router_pods, spec, status, now) if status.rollout else None
+        moves = router_moves(status) or (status.rollout is not None and status.rollout.state in ACTIVE)
+        asked = self._traffic(finetune, pods.values(), router_pods, spec, status, now) if moves else None
         routers, servers, answers = await asked if asked else ((), (), ())
         lacking = {kind: await self.extras.missing(kind, key[0]) for kind in looked_for(spec, status.extra_kinds)}
         return Observed(
@@ -153,7 +154,7 @@ class Observer:
     async def _traffic(
         self, finetune: Object, pods: Iterable[Object], routers: list[Object], spec: Spec, status: Status, now: datetime
     ) -> tuple[tuple[RouterState, ...], tuple[ServerState, ...], tuple[Answer, ...]]:
-        """What routers, servers and the user's own queries say, where there is a rollout."""
+        """What routers, servers and the user's own queries say while a rollout moves."""
         meta = finetune["metadata"]
         return await asyncio.gather(
             self._routers(routers if router_moves(status) else [], meta["uid"], now),

@@ -1,6 +1,7 @@
 """What the operator reads of objects, kind by kind. The rest, most of what an API server sends, is skipped as the bytes are read.
 
-Of 1,000 Jobs and as many pods, 13 MB, that is a tenth of the time and of the memory.
+Of 1,000 Jobs and as many pods, 13 MB, that is a tenth of the time and of the memory. Of what the operator writes again (by `apply`) all
+stays that was written, and what others may have added to it.
 """
 
 from __future__ import annotations
@@ -12,18 +13,24 @@ from typing import Any, Final, TypedDict, cast
 import msgspec
 
 from finetune_operator import names
-from finetune_operator.kinds import CHILDREN, EXTRAS, FINETUNE, JOB, LEASE, POD, Kind
+from finetune_operator.kinds import CHILDREN, CONTROLLER_REVISION, EXTRAS, FINETUNE, JOB, LEASE, POD, Kind
 
 Object = dict[str, Any]
 METADATA: Final = (
     "name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds",
-    "labels", "ownerReferences", "finalizers",
+    "labels", "annotations", "ownerReferences", "finalizers",
 )  # fmt: skip
-CONTENT: Final = ("spec", "status", "data", "binaryData", "immutable", "revision")
+CONTENT: Final = ("spec", "data", "binaryData", "immutable", "revision")
 ANNOTATIONS: Final = (names.RETRY, names.CONTROL, names.NUDGE, names.JOB_INDEX)
+LABELS: Final = (names.MANAGED_BY, names.NAME, names.REVISION, names.STAGE, names.ARM, names.COMPONENT, names.JOB_NAME)
+OWNER: Final = ("kind", "uid", "controller")
+CONDITION: Final = ("type", "status", "reason", "message", "lastTransitionTime")
 JOB_SPEC: Final = ("suspend", "completions", "parallelism")
 POD_SPEC: Final = ("nodeName",)
-POD_STATUS: Final = ("phase", "reason", "message", "conditions", "podIP", "startTime", "containerStatuses", "initContainerStatuses")
+POD_STATUS: Final = ("phase", "reason", "message", "podIP", "startTime")
+CONTAINER: Final = ("name", "image", "restartCount")
+STATE: Final = ("waiting", "running")
+TERMINATED: Final = ("exitCode", "reason", "message", "finishedAt")
 
 
 def _of(keys: Iterable[str], **typed: Any) -> Any:
@@ -31,16 +38,30 @@ def _of(keys: Iterable[str], **typed: Any) -> Any:
     return TypedDict("_Kept", {**dict.fromkeys(keys, Any), **typed}, total=False)  # type: ignore[operator]
 
 
-def _object(annotations: Any = Any, **typed: Any) -> Any:
-    return _of(CONTENT, metadata=_of(METADATA, annotations=annotations), **typed)
+def _object(**typed: Any) -> Any:
+    return _of(CONTENT, **{"metadata": _of(METADATA), **typed})
 
 
-_READ: Final = _of(ANNOTATIONS)
+def _some(keys: Iterable[str], **typed: Any) -> Any:
+    return list[_of(keys, **typed)] | None  # type: ignore[misc]
+
+
+_READ: Final = _of(ANNOTATIONS) | None
+_NEVER_APPLIED: Final = _of(METADATA, annotations=_READ, labels=_of(LABELS) | None, ownerReferences=_some(OWNER))
+_STATE: Final = _of(STATE, terminated=_of(TERMINATED) | None) | None
+_CONTAINERS: Final = _some(CONTAINER, state=_STATE, lastState=_STATE)
+_CONDITIONS: Final = _some(CONDITION)
 _TYPES: Final[Mapping[Kind, Any]] = {
-    **dict.fromkeys((*CHILDREN, *EXTRAS, LEASE), _object()),
-    FINETUNE: _object(_READ),
-    JOB: _object(_READ, spec=_of(JOB_SPEC)),
-    POD: _object(_READ, spec=_of(POD_SPEC), status=_of(POD_STATUS)),
+    **dict.fromkeys((*CHILDREN, LEASE), _object()),
+    **dict.fromkeys(EXTRAS, _object(status=Any)),
+    FINETUNE: _object(metadata=_of(METADATA, annotations=_READ), status=Any),
+    CONTROLLER_REVISION: _object(metadata=_NEVER_APPLIED),
+    JOB: _object(metadata=_NEVER_APPLIED, spec=_of(JOB_SPEC), status=_of(("startTime",), conditions=_CONDITIONS)),
+    POD: _object(
+        metadata=_NEVER_APPLIED,
+        spec=_of(POD_SPEC),
+        status=_of(POD_STATUS, conditions=_CONDITIONS, containerStatuses=_CONTAINERS, initContainerStatuses=_CONTAINERS),
+    ),
 }
 
 

@@ -110,11 +110,13 @@ class Reconciler:
         decision = decide(observed)
         context, children = self._context(observed, decision), Children(self.cluster, self.cache, key, observed.uid)
         before = self.problems.get(key, NONE)
-        finetune, volume, fields = await _all(
-            self._commit(finetune, status.compute(observed, decision, before.child, before.exposure)),
-            _bring(children.ensure, plan.volume(context)),
-            _bring(children.make, plan.fields(context)),
-        )
+        new = _news(finetune, status.compute(observed, decision, before.child, before.exposure))
+        beside = partial(_bring, children.ensure, plan.volume(context)), partial(_bring, children.make, plan.fields(context))
+        if new is not None:
+            finetune, volume, fields = await _all(self._write(finetune, new), *(bring() for bring in beside))
+        else:  # nothing to wait for, nearly always: three tasks of asyncio would cost as much as all that
+            self.metrics.observe_finetune(finetune)
+            volume, fields = [await bring() for bring in beside]
         for note in decision.notes:
             await self.events.emit(finetune, note.type, note.reason, note.message)
         problem = await self._act(context, children, volume or fields, before)
@@ -133,11 +135,13 @@ class Reconciler:
 
     async def _commit(self, finetune: Object, wanted: Status) -> Object:
         """Write the status if it differs, and go on with what the API server made of it."""
-        new, old = wanted.to_dict(), finetune.get("status") or {}
-        if new == old:
-            self.metrics.observe_finetune(finetune)
-            return finetune
-        meta = finetune["metadata"]
+        if (new := _news(finetune, wanted)) is not None:
+            return await self._write(finetune, new)
+        self.metrics.observe_finetune(finetune)
+        return finetune
+
+    async def _write(self, finetune: Object, new: Object) -> Object:
+        meta, old = finetune["metadata"], finetune.get("status") or {}
         body = {
             "apiVersion": names.API_VERSION,
             "kind": names.KIND,
@@ -258,6 +262,12 @@ async def _try(verb: Callable[[Kind, T], Awaitable[None]], kind: Kind, child: T)
             raise
         return Waiting(conditions.REFUSED, f"the API server refused a child: {error}")
     return None
+
+
+def _news(finetune: Object, wanted: Status) -> Object | None:
+    """The status that is to be written, if it differs."""
+    new = wanted.to_dict()
+    return new if new != (finetune.get("status") or {}) else None
 
 
 def _status(finetune: Object) -> Status:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -119,17 +118,6 @@ def test_what_is_told_is_news_once() -> None:
     assert [cache.tell(JOB, job(v)) for v in (3, 3, 2, 4)] == [KEY, None, None, KEY]
     cache.drop(JOB, job(5))
     assert cache.tell(JOB, job(6)) is None
-
-
-def test_what_is_told_one_by_one_shares_its_strings() -> None:
-    """Each comes from a JSON text of its own, with keys and reasons of its own."""
-    cache = Cache()
-    for name in ("a", "b"):
-        cache.tell(JOB, json.loads(json.dumps({**job(1, name, name), "status": {"conditions": [{"type": "FailureTarget"}]}})))
-    (one,), (other,) = ([next(iter(c)) for c in [j["status"]["conditions"]]] for j in cache.children(JOB, KEY).values())
-    assert one["type"] == "FailureTarget"
-    assert one["type"] is other["type"]
-    assert next(iter(one)) is next(iter(other))
 
 
 def test_a_finetune_whose_child_was_deleted_is_to_be_asked_for_once() -> None:

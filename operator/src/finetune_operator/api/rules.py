@@ -208,20 +208,20 @@ def _steps(paths: Iterable[str]) -> Iterator[_Step]:
 
 
 RULES: Final = (*ALWAYS, *storage.CHANGES, *NOT_YET)
-_HELD: Final = tuple((rule.holds, rule) for rule in RULES if rule.holds)
-_STEPS: Final = tuple(_steps(rule.path for _, rule in _HELD))
+_HELD: Final = tuple((rule.path, rule.holds, rule.text) for rule in RULES if rule.holds)
+_STEPS: Final = tuple(_steps(path for path, _, _ in _HELD))
 
 
 def broken(finetune: Mapping[str, Any]) -> list[str]:
     """Texts of the rules that an object (with its defaults) breaks."""
     there = _nodes(finetune)
-    return [rule.text for holds, rule in _HELD if not all(map(holds, there[rule.path]))]
+    return [text for path, holds, text in _HELD if (nodes := there[path]) and not all(map(holds, nodes))]
 
 
 def _nodes(obj: Node) -> Mapping[str, list[Node]]:
     """The nodes that rules stand on, by path; none where a block above is absent."""
     found = {"": [obj]}
-    for step in _STEPS:
-        children = [child for node in found[step.above] if (child := node.get(step.key)) is not None]
-        found[step.path] = [item for child in children for item in child] if step.each else children
+    for path, above, key, each in _STEPS:
+        children = [child for node in nodes if (child := node.get(key)) is not None] if (nodes := found[above]) else nodes
+        found[path] = [item for child in children for item in child] if each and children else children
     return found
