@@ -205,3 +205,5 @@ def test_the_fewest_ranks_are_those_that_hold_what_is_whole_and_their_part() -> 
     assert estimate.ranks_needed(told, 15, method) == 100, "stage 3 divides parameters too, and gathers some"
     assert estimate.ranks_needed(told, 14, method) is None
     assert estimate.ranks_needed({**told, "sharded": {}}, 103, method) is None
+    gathers = {**told, "sharded": {**told["sharded"], "gathered": 90}}
+    assert estimate.ranks_needed(gathers, 90, method) == 2, "stage 1 gathers nothing"
