@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.api.status import Attempt, Cost, ScoringCost
+from finetune_operator.api.status import Advice, Attempt, Cost, ScoringCost
 from finetune_operator.build.jobs import Stage, stage_job
 from finetune_operator.build.pods import Accelerator, Images, Owner
 from finetune_operator.decide import attempts, budget
@@ -202,3 +203,39 @@ def test_a_gang_waits_ten_minutes_for_its_last_pod_then_lets_go_of_the_others_un
     assert (taken.status.attempts[0].outcome, taken.obsolete, taken.reason) == ("Disrupted", (A1,), c.UNSCHEDULABLE)
     assert "held their machines for 10 minutes in vain: pod bot-r1-a1-1 cannot be scheduled" in taken.message
     assert (taken.revision.charges.disruption, (taken.requeue or 0) > 3) == (1, True)
+
+
+TAKES = {"memoryBytes": 1, "seconds": 5400, "cost": "60.00", "passTokens": 1, "longest": 1}
+# limits, what was spent, what is known of the revision → words of the advice (empty: none)
+FORESEEN: dict[str, tuple[dict[str, str] | None, Cost, dict[str, Any], str]] = {
+    "there is no budget": (None, HALF, {}, ""),
+    "it is enough": ({"maxCost": "60", "maxDuration": "90m"}, Cost(), {}, ""),
+    "the money is not": ({"maxCost": "59.99", "currency": "USD"}, Cost(), {}, "costs 60.00 USD, and of budget.maxCost 59.99 USD is left"),
+    "what was spent counts": ({"maxCost": "99"}, HALF, {}, "costs 60.00, and of budget.maxCost 59.00 is left"),
+    "the time is not": ({"maxCost": "100", "maxDuration": "2h"}, HALF, {}, "takes 1.5 hours, and of budget.maxDuration 1.0 are left"),
+    "nothing is estimated": ({"maxDuration": "1m"}, Cost(), {"estimate": None}, ""),
+}
+
+
+@pytest.mark.parametrize(("limits", "cost", "known", "words"), FORESEEN.values(), ids=FORESEEN)
+def test_a_training_beyond_the_budget_is_foreseen_and_may_begin(
+    limits: dict[str, str] | None, cost: Cost, known: dict[str, Any], words: str
+) -> None:
+    spec = {"budget": limits} if limits else {}
+    early, late = (Advice(stage=stage, code=stage, message="m", fix="f") for stage in ("prepare", "baseline"))
+    o = make_observed(make_revision(**{"estimate": TAKES, **known}), changes=spec, status={"cost": cost, "advice": [early, late]})
+    then = budget.foreseen(o, draft(o))
+    said = [item for item in then.status.advice or [] if item.code == "OverBudget"]
+    assert (then.status.advice or [])[:1] + (then.status.advice or [])[-1:] == [early, late]
+    assert [words in item.message for item in said] == ([True] if words else [])
+    assert (len(then.notes), then.blocked) == (len(said), False)
+    assert budget.foreseen(o, replace(then, notes=())).notes == (), "it is told once"
+
+
+def test_a_larger_budget_takes_the_advice_back_until_it_trains() -> None:
+    item = Advice(stage="prepare", code="OverBudget", message="m", fix="f")
+    known = {"changes": {"budget": {"maxDuration": "2h"}}, "status": {"advice": [item]}}
+    o = make_observed(make_revision(estimate=TAKES), **known)
+    assert budget.foreseen(o, draft(o)).status.advice is None
+    o = make_observed(make_revision(estimate=TAKES, attempts=1), **known)
+    assert budget.foreseen(o, draft(o)).status.advice == [item]

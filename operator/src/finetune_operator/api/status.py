@@ -458,7 +458,7 @@ class Status(StatusModel):
     training: Training | None = None
     evaluation: Evaluation | None = None
     advice: list[Advice] | None = Field(
-        default=None, max_length=12, description="What the stages of the newest revision advise, in their order; the pages have all of it."
+        default=None, max_length=16, description="What the stages of the newest revision advise, in their order; the pages have all of it."
     )
     rollout: Rollout | None = None
     control: Control | None = None

@@ -38,6 +38,7 @@ RULES: tuple[Rule, ...] = (
     stages.prepare,
     layout.memory,
     budget.expected,
+    budget.foreseen,
     stages.baseline,
     stages.not_needed,
     costs.metered,

@@ -27,6 +27,19 @@ def heard(d: Draft, stage: str, said: Any) -> Draft:
     return d.set(advice=[*(item for item in before if item.stage in earlier and item.code not in codes), *new] or None)
 
 
+def found(d: Draft, code: str, item: Advice | None) -> Draft:
+    """The same draft with what the operator itself advises under a code, or without it: behind what the same stage said."""
+    before = d.status.advice or []
+    if item in before or (item is None and code not in {known.code for known in before}):
+        return d
+    kept = [known for known in before if known.code != code]
+    if item is None:
+        return d.set(advice=kept or None)
+    place = sum(STAGES.index(known.stage) <= STAGES.index(item.stage) for known in kept)
+    d = d.note("Normal", conditions.ADVICE, f"{code}: {item.message} {item.fix}")
+    return d.set(advice=[*kept[:place], item, *kept[place:]])
+
+
 def _read(stage: str, said: Any) -> Iterator[Advice]:
     """What is in the form that was agreed; an image may say anything."""
     for item in said if isinstance(said, list) else ():

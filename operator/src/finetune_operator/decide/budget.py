@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from finetune_operator import conditions
 from finetune_operator.api.blocks.budget import Budget
 from finetune_operator.api.quantities import seconds
-from finetune_operator.api.status import Cost
+from finetune_operator.api.status import Advice, Cost, Estimate
+from finetune_operator.decide import advice
 from finetune_operator.decide.attempts import ended, gpus, halted, paid, price, running, spent
 from finetune_operator.decide.draft import Draft
 from finetune_operator.observed import Observed
+
+OVER_BUDGET: Final = "OverBudget"
+_CHEAPER: Final = (
+    "It would stop with a checkpoint: raise the budget, take fewer epochs, or a method that the page of the data (kubectl finetune report "
+    "--data) shows to take less."
+)
 
 
 def expected(o: Observed, d: Draft) -> Draft:
@@ -20,6 +28,30 @@ def expected(o: Observed, d: Draft) -> Draft:
         return d
     cost = f"{estimate.seconds / 3600 * gpus(o.spec) * each:.2f}"
     return d.update(estimate=estimate.model_copy(update={"cost": cost}))
+
+
+def foreseen(o: Observed, d: Draft) -> Draft:
+    """Does the training take more than is left, by prepare's estimate? Then that is said before it begins; it may begin all the same."""
+    if d.revision.attempts or d.revision.artifact or d.revision.estimate is None:
+        return d
+    over = _beyond(o.spec.budget, d.revision.estimate, d.status.cost)
+    item = Advice(stage="prepare", code=OVER_BUDGET, message=over, fix=_CHEAPER) if over else None
+    return advice.found(d, OVER_BUDGET, item)
+
+
+def _beyond(budget: Budget | None, estimate: Estimate, cost: Cost) -> str | None:
+    """Which part of the budget the estimate is beyond."""
+    if budget is None:
+        return None
+    hours, spent_hours = estimate.seconds / 3600, float(cost.hours)
+    if budget.max_cost and estimate.cost:
+        amount, left = float(estimate.cost), float(budget.max_cost) - float(cost.amount or 0)
+        unit = f" {budget.currency}" if budget.currency else ""
+        if amount > left:
+            return f"By prepare's estimate this training costs {amount:.2f}{unit}, and of budget.maxCost {left:.2f}{unit} is left."
+    if budget.max_duration and hours > (left_hours := seconds(budget.max_duration) / 3600 - spent_hours):
+        return f"By prepare's estimate this training takes {hours:.1f} hours, and of budget.maxDuration {left_hours:.1f} are left."
+    return None
 
 
 def within(o: Observed, d: Draft) -> Draft:
