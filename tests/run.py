@@ -30,7 +30,7 @@ class Tier:
 
 
 TIERS = (
-    Tier("unit", "dev", ("tests/unit", "tests/contract"), 4),
+    Tier("unit", "dev", ("tests/unit", "tests/contract"), 3, arguments=("-n2",)),
     Tier("trainer", "trainer", ("tests/trainer",), 12, setup=("tests.trainer.s3server",)),
     Tier("numerics", "oracle", ("tests/numerics",), 3),
     Tier(
