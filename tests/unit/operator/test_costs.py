@@ -64,6 +64,14 @@ METERED: dict[str, tuple[Run | None, dict[str, Any], dict[str, Any], Meter | Non
         ended("Succeeded"), {}, {"serving": {"resources": {"limits": {"nvidia.com/gpu": "2"}}}}, COUNTED.model_copy(update={"gpus": 2}),
         ScoringCost(hours="1.0000", gpu_hours="2.0000", amount="5.0000"),
     ),
+    "no price is known": (
+        ended("Succeeded"), {}, {"compute": {"accelerator": "l40s"}}, COUNTED.model_copy(update={"gpus": 1, "gpu_hour": None}),
+        ScoringCost(hours="1.0000", gpu_hours="1.0000"),
+    ),
+    "a clock went back": (
+        Run(BASELINE, "Succeeded", since=BEGAN, ended=BEGAN - timedelta(hours=1)), {}, {}, COUNTED,
+        ScoringCost(hours="0.0000", gpu_hours="0.0000", amount="0.0000"),
+    ),
     "CPUs have no price": (ended("Succeeded"), {}, {"compute": {"nodes": 2}}, None, None),
 }  # fmt: skip
 
@@ -102,6 +110,10 @@ SERVING: dict[str, tuple[dict[str, Any], tuple[ArmWanted, ...], dict[str, ArmHea
     "an autoscaler has taken it to 4": (
         {"serving": {"autoscaling": {"minReplicas": 1, "maxReplicas": 4}}}, ARMS[:1], {"new": ArmHealth(wanted=4)},
         ServingCost(pods=4, gpus=32, per_hour="80.0000"),
+    ),
+    "one that an autoscaler will have": (
+        {"serving": {"autoscaling": {"minReplicas": 3, "maxReplicas": 4}}}, ARMS[:1], {},
+        ServingCost(pods=3, gpus=24, per_hour="60.0000"),
     ),
     "no price is known": (
         {"compute": {"accelerator": "l40s"}}, ARMS[:1], {}, ServingCost(pods=2, gpus=2),

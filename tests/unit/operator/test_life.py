@@ -350,6 +350,44 @@ async def hanging_attempt_is_ended_and_the_next_one_resumes(kill: str) -> World:
     return world
 
 
+async def hanging_fetch_is_ended_and_the_next_one_goes_on(kill: str) -> World:
+    world = await begin(kill, deadlines={"fetch": "1h"})
+    good = world.outcomes["fetch"]
+    world.outcomes["fetch"] = [Outcome(never=True)]
+    begun = world.clock.seconds
+    await run(world, lambda s: bool(s.get("revisions") and s["revisions"][0].get("tries", {}).get("fetch") == 2), kill=kill)
+    assert 3600 < world.clock.seconds - begun < 3700
+    assert "has not ended within 1h. Raise deadlines.fetch" in condition(status_of(world), "Ready")["message"]
+    await run(world, lambda s: (kinds.JOB, "ml", f"bot-{s['revision']}-fetch") not in world.api.store, kill=kill)
+    world.outcomes["fetch"] = good
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    status = status_of(world)
+    assert status["revisions"][0]["charges"] == {"error": 1, "outOfMemory": 0, "infrastructure": 0, "disruption": 0}
+    assert (kinds.JOB, "ml", f"bot-{status['revision']}-fetch") not in world.api.store
+    return world
+
+
+async def gang_that_does_not_start_is_ended_and_the_next_one_trains(kill: str) -> World:
+    world = await begin(kill, deadlines={"start": "30m"})
+    good = world.outcomes["train"]
+    await run(world, phase("ScoringBaseline"), kill=kill)
+    world.outcomes["train"] = [Outcome(never=True)]
+    world.broken.add("trainer:1")
+    await run(world, lambda s: s.get("reason") == "ImageUnavailable" and s["phase"] == "Training", kill=kill)
+    await run(world, lambda s: s["attempts"][0]["outcome"] == "Failed", kill=kill)
+    await run(world, lambda s: (kinds.JOB, "ml", f"bot-{s['revision']}-a1") not in world.api.store, kill=kill)
+    world.broken.clear()
+    world.outcomes["train"] = good
+    await run(world, phase("Live"), kill=kill)
+    await run(world, kill=kill)
+    status = status_of(world)
+    assert [(a["outcome"], a.get("failureClass")) for a in status["attempts"]] == [("Failed", "infrastructure"), ("Succeeded", None)]
+    assert "do not start on their machines after 30m: pod bot-" in status["attempts"][0]["message"]
+    assert status["revisions"][0]["charges"]["infrastructure"] == 1
+    return world
+
+
 async def bad_data_stops_and_says_which_rows(kill: str) -> World:
     world = await begin(kill)
     error = {"class": "user", "reason": "DataInvalid", "message": "12 of 100 rows are bad: row 3 has no answer", "fix": "Mend them."}
@@ -756,7 +794,8 @@ LIVES: dict[str, Life] = {
         rejected_arm_is_tried_again_on_request, server_image_goes_through_the_canary, image_that_never_gets_ready_has_no_user,
         suspended_training_goes_on_from_its_checkpoints, failed_attempts_are_tried_again_within_their_budget,
         out_of_memory_is_tried_again_with_smaller_micro_batches, spent_budget_stops_training_and_a_larger_one_resumes,
-        hanging_attempt_is_ended_and_the_next_one_resumes, bad_data_stops_and_says_which_rows,
+        hanging_attempt_is_ended_and_the_next_one_resumes, hanging_fetch_is_ended_and_the_next_one_goes_on,
+        gang_that_does_not_start_is_ended_and_the_next_one_trains, bad_data_stops_and_says_which_rows,
         superseded_rollout_is_taken_back_first, without_serving_the_artifact_is_the_end,
         removed_serving_takes_arms_and_routers_away, good_baseline_needs_no_training_and_serves, more_replicas_change_in_place,
         deleted_job_of_a_user_is_made_up_for, edit_that_is_taken_back_in_training_goes_on_from_the_checkpoints,

@@ -89,6 +89,28 @@ def test_a_gang_that_does_not_start_is_ended_with_its_reason(case: str) -> None:
     assert (found.revision.stopped is not None) == (kind == "user"), "no retry mends what the user has to"
 
 
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("mine:2: not found", "user"), ("manifest unknown", "user"), ("pull access denied", "user"), ("401 Unauthorized", "user"),
+        ("invalid reference format", "user"), ("503 from the registry", "infrastructure"),
+    ],
+)  # fmt: skip
+def test_an_image_that_there_is_none_of_is_for_the_user_to_correct(said: str, kind: str) -> None:
+    def after(image: str) -> str | None:
+        why = Waiting(c.IMAGE_UNAVAILABLE, f"pod bot-r1-a1-0: image {image} cannot be pulled: {said}")
+        return trained(Run(A1, "Waiting", waiting=why, waited=Waited(start=2 * HOUR))).status.attempts[0].failure_class
+
+    assert (after("mine:2"), after("mine:22")) == (kind, "infrastructure")
+
+
+def test_without_serving_every_image_is_the_operators() -> None:
+    run = Run(A1, "Waiting", waiting=NO_IMAGE, waited=Waited(start=2 * HOUR))
+    attempts = [Attempt(revision="r1", number=1, started=STAMP)]
+    o = make_observed(make_revision(attempts=1), changes={"serving": None}, status={"attempts": attempts}, runs={A1: run})
+    assert train(o, draft(o)).status.attempts[0].failure_class == "infrastructure"
+
+
 def test_what_is_waited_for_is_looked_at_when_its_time_is_over() -> None:
     def requeue(**run: Any) -> float | None:
         return trained(Run(A1, "Waiting", **run), deadlines={"admission": "1h"}).requeue

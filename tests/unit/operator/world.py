@@ -403,7 +403,8 @@ class World:
         status: Object = {"phase": "Running", "podIP": name, "startTime": self.clock.stamp(), "containerStatuses": []}
         if image in self.broken:
             waits = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
-            status = {"phase": "Pending", "containerStatuses": [{"name": "server", "image": image, "state": waits}]}
+            states = [{"name": "server", "image": image, "state": waits}]
+            status = {"phase": "Pending", "startTime": self.clock.stamp(), "containerStatuses": states}
         else:
             status["conditions"] = [{"type": "Ready", "status": "True"}]
         meta = {

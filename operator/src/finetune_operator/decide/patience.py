@@ -87,13 +87,13 @@ def _given_up(o: Observed, run: Run, wait: str) -> Failure:
     bound = getattr(o.spec.deadlines, wait)
     if wait == "admission":
         text = f"its queue has not admitted Job {run.name} within {bound}. Ask for less, or raise deadlines.admission."
-        return Failure("user", conditions.NOT_ADMITTED, text, waited=True)
+        return Failure("user", conditions.NOT_ADMITTED, text)
     reason = run.waiting.reason if run.waiting else conditions.NOT_STARTED
     said = run.waiting.message if run.waiting else f"nothing says why (`kubectl describe pods -l {JOB_NAME}={run.name}`)"
     fix = FIXES.get(reason, f"Mend that, or raise deadlines.{wait}.")
     what = "have no machine" if wait == "schedule" else "do not start on their machines"
     text = f"pods of Job {run.name} {what} after {bound}: {said.rstrip('. ')}. {fix}"
-    return Failure(_whose(o, reason, said) if wait == "start" else "infrastructure", reason, text, waited=True)
+    return Failure(_whose(o, reason, said) if wait == "start" else "infrastructure", reason, text)
 
 
 def _whose(o: Observed, reason: str, said: str) -> FailureClass:
