@@ -1,4 +1,4 @@
-"""Last seen objects by owner, as `projection` reads them, packed (docs/adr/0023). Filled by lists before watching, then by events; own
+"""Last seen objects by owner, as `projection` reads them, packed (docs/adr/0024). Filled by lists before watching, then by events; own
 writes are put in at once.
 
 Invariant: an object is never replaced by an older one of its name (resourceVersions are ordered), and what is gone stays gone.
@@ -31,7 +31,7 @@ class Cache:
     def owner(self, key: Key) -> Object | None:
         """The FineTune, or None when it is gone."""
         found = self._owners.get(key)
-        return found and self._packer.unpack(found)
+        return self._packer.unpack(found) if found else None
 
     def owners(self) -> list[Key]:
         """Keys of all FineTunes."""

@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
 from finetune_operator import errors, logs, names
-from finetune_operator.cache import Cache, Key, Object
+from finetune_operator.cache import Cache, Key
 from finetune_operator.cluster import Cluster
 from finetune_operator.kinds import FINETUNE, Kind
+from finetune_operator.packed import Object
 from finetune_operator.queue import Queue
 
 log = logging.getLogger(__name__)

@@ -21,11 +21,14 @@ OPERATOR: Final = "operator"
 GRACE_SECONDS: Final = 30.0
 NAMESPACES: Final = "/api/v1/namespaces"
 # Where the control plane differs from a usual one. The Job controller's own limit (20 requests a second) would be what is measured.
-# There is no scheduler, so a claim waits for its first consumer for ever, and would be told so in an Event every 15 s.
+# There is no scheduler, so a claim waits for its first consumer for ever, and would be told so in an Event every 15 s. No kubelet says
+# that the node of `machine` lives.
 FLAGS: Final = {
     "kube-apiserver": ("--audit-log-maxsize=100000",),
-    "controller-manager": ("--kube-api-qps=1000", "--kube-api-burst=2000", "--pvclaimbinder-sync-period=1h"),
-}
+    "controller-manager": (
+        "--kube-api-qps=1000", "--kube-api-burst=2000", "--pvclaimbinder-sync-period=1h", "--node-monitor-grace-period=1h",
+    ),
+}  # fmt: skip
 
 
 def control_plane() -> ControlPlane:

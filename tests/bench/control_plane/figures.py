@@ -23,10 +23,42 @@ def figures(floor: Result, run: Result) -> Figures:
         "restart_stop_s": run["gap"]["stop_seconds"],
         "restart_cpu_s": run["restart"]["cpu"][OPERATOR],
         "restart_steady_s": run["restart"]["steady_seconds"],
+        "beside_all_jobs_s": run["beside"]["Job"]["wall"],
+        "beside_cpu_ms_per_object": 1000 * run["beside"]["cpu"][OPERATOR] / run["beside"]["objects"],
     }
     own = {**_singles(run), **_common(run), **_operators(run), **_idle(run), **restart, "delete_s": run["delete"]["gone_seconds"]["Pod"]}
     below = {**_singles(floor), **_common(floor), "cpu_ms_per_object": _all_cpu(floor), "delete_s": floor["delete"]["gone_seconds"]["Pod"]}
     return _rounded({"objects": run["objects"], **own, **{f"floor_{key}": value for key, value in below.items()}})
+
+
+def life_figures(run: Result) -> Figures:
+    """Of FineTunes that serve, and that train. What a restart costs for each is what it takes more than one without them."""
+    life, few, live, training, count = run["life"], run["few"], run["live"], run["training"], run["objects"]
+    writes = _calls(life, "writes", _is_operator)
+    return _rounded({
+        "live_objects": count,
+        "life_writes": writes,
+        "life_phases": len(life["phases"]),
+        "writes_per_transition": writes / len(life["phases"]),
+        "life_cpu_ms": 1000 * life["cpu"][OPERATOR],
+        "live_kib_per_object": run["live_cache_kib"],
+        "training_kib_per_object": run["training_cache_kib"],
+        **_state("live", live, few, count),
+        **_state("training", training, live, count),
+    })  # fmt: skip
+
+
+def _state(name: str, with_them: Result, without: Result, count: int) -> Figures:
+    restart, before, idle = with_them["restart"], without["restart"], with_them["idle"]
+    return {
+        f"{name}_peak_rss_mib": restart["peak_mib"][OPERATOR],
+        f"{name}_restart_writes": _calls(restart, "writes", _is_operator),
+        f"{name}_restart_cpu_s": restart["cpu"][OPERATOR],
+        f"{name}_restart_cpu_ms_per_object": 1000 * (restart["cpu"][OPERATOR] - before["cpu"][OPERATOR]) / count,
+        f"{name}_idle_writes": _calls(idle, "writes", _is_operator),
+        f"{name}_idle_reads": _calls(idle, "reads", _is_operator),
+        f"{name}_idle_cpu_percent": 100 * idle["cpu"][OPERATOR] / idle["seconds"],
+    }
 
 
 def idle_figures(run: Result) -> Figures:
@@ -150,6 +182,23 @@ ROWS: Final = (
     Row("restart: until it rests (s)", "restart_steady_s"),
     Row("restart: SIGTERM to a new object's Job (s)", "restart_gap_s", _always(3)),
     Row("- of it until the old process ended (s)", "restart_stop_s"),
+    Row("a burst of 100 beside them: until all Jobs exist (s)", "beside_all_jobs_s"),
+    Row("- operator's CPU per object (ms)", "beside_cpu_ms_per_object"),
+    Row("one life, from creation to Live: writes", "life_writes"),
+    Row("- per change of phase", "writes_per_transition", _always(8)),
+    Row("- operator's CPU (ms)", "life_cpu_ms"),
+    Row("live ones: each in the caches (KiB)", "live_kib_per_object", _always(60)),
+    Row("- operator's peak RSS (MiB)", "live_peak_rss_mib"),
+    Row("- restart: operator's writes", "live_restart_writes", _always(0)),
+    Row("- restart: operator's CPU for each (ms)", "live_restart_cpu_ms_per_object"),
+    Row("- idle: operator's writes", "live_idle_writes", _always(0)),
+    Row("- idle: operator's CPU (% of a core)", "live_idle_cpu_percent", _always(1)),
+    Row("as many that train: each in the caches (KiB)", "training_kib_per_object", _always(60)),
+    Row("- operator's peak RSS, with the live ones (MiB)", "training_peak_rss_mib"),
+    Row("- restart: operator's writes", "training_restart_writes", _always(0)),
+    Row("- restart: operator's CPU for each (ms)", "training_restart_cpu_ms_per_object"),
+    Row("- idle: operator's writes", "training_idle_writes", _always(0)),
+    Row("- idle: operator's CPU (% of a core)", "training_idle_cpu_percent"),
     Row("delete: until all pods are gone (s)", "delete_s", _per_1000(15), floor="floor_delete_s"),
 )
 
@@ -159,7 +208,7 @@ def met(row: Row, found: Figures) -> bool | None:
     if row.goal is None:
         return None
     floor = found.get(row.floor, 0.0)
-    return found[row.key] <= row.goal(int(found["objects"])) or found[row.key] <= row.times_floor * floor
+    return found[row.key] <= row.goal(int(found.get("objects", 0))) or found[row.key] <= row.times_floor * floor
 
 
 def missed(found: Figures) -> list[str]:
@@ -176,7 +225,7 @@ def table(found: Figures) -> str:
 
 def _line(row: Row, found: Figures) -> tuple[str, ...]:
     value, floor = found[row.key], found.get(row.floor)
-    goal = f"<= {_shown(row.goal(int(found['objects'])))}" if row.goal else ""
+    goal = f"<= {_shown(row.goal(int(found.get('objects', 0))))}" if row.goal else ""
     goal += f" or {row.times_floor:g} x floor" if row.times_floor and floor else ""
     verdict = {True: "met", False: "MISSED", None: ""}[met(row, found)]
     return row.title, _shown(value), "" if floor is None else _shown(floor), f"{value / floor:.1f}" if floor else "", goal, verdict

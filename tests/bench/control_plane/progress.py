@@ -28,8 +28,14 @@ def floor_steps(objects: int) -> list[Step]:
 def finetune_steps(objects: int, idle_seconds: float, restart_seconds: float) -> list[Step]:
     """Of a run with FineTunes."""
     seconds = {"set-up": 10.0, "singles": 68.0, "burst": 6 + objects / 20}
-    rest = {"idle": idle_seconds, "restart": restart_seconds + 5, "gap": 7.0, "delete": 11 + objects / 40}
+    rest = {"idle": idle_seconds, "restart": restart_seconds + 5, "gap": 7.0, "beside": 15.0, "delete": 11 + objects / 40}
     return [Step(f"FineTunes: {name}", expected) for name, expected in {**seconds, **rest}.items()]
+
+
+def life_steps(live: int) -> list[Step]:
+    """Of a run with FineTunes that train and serve."""
+    seconds = {"set-up": 8.0, "one life": 35.0, "live": 30 + live / 8, "training": 30 + live / 10}
+    return [Step(f"lives: {name}", expected) for name, expected in seconds.items()]
 
 
 def idle_steps(objects: int, idle_seconds: float) -> list[Step]:

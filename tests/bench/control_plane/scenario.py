@@ -1,4 +1,4 @@
-"""One measured run on a fresh control plane: one by one, burst, idle, restart, a new object after a restart, delete."""
+"""One measured run on a fresh control plane: one by one, burst, idle, restart, a new object after a restart, a small burst, delete."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class Sizes:
     """How many, and for how long."""
 
     objects: int
+    beside: int = 100  # a second, smaller burst while all of them are there
+    live: int = 50  # that serve, and as many that train
     singles: int = 20
     single_seconds: float = 0.5  # between two of them
     idle_seconds: float = 20.0
@@ -70,6 +72,7 @@ class Scenario:
             self.result["idle"] = await self._idle()
             self.result["restart"] = await self._restart(self.operator)
             self.result["gap"] = await self._gap(self.operator)
+            self.result["beside"] = await self._beside()
         self.result["delete"] = await self._delete()
         self.result["surplus"] = {name: kind.surplus for name, kind in self.recorder.children.items()}
         await self.recorder.stop()
@@ -163,6 +166,18 @@ class Scenario:
         await self._all_complete([name])
         came = {kind: seen.came[name] - begin for kind, seen in self.recorder.children.items()}
         return {"stop_seconds": stopped, **came}
+
+    async def _beside(self) -> Result:
+        """A burst beside all that are there and settled; removed again."""
+        self._step("beside")
+        await self._settle(self.audit.position())
+        there, cpu, names = self.recorder.left(), self._cpu(), [f"x{number:05d}" for number in range(self.sizes.beside)]
+        await pooled(names, self._create)
+        await self._all_complete(names)
+        result = {"objects": len(names), **self._latencies(names), "cpu": self._cpu_since(cpu)}
+        await pooled(names, self._remove_one)
+        await self._until(lambda: there - self.recorder.left(), 0)
+        return result
 
     async def _delete(self) -> Result:
         self._step("delete")

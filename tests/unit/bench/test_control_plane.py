@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_operator import kinds
 
 from devcluster import nodebinary
 from tests.bench.control_plane import __main__ as bench
-from tests.bench.control_plane import audit, figures, processes, progress
+from tests.bench.control_plane import audit, copies, figures, memory, processes, progress
 from tests.bench.control_plane.adapters import FINETUNES, JOBS, Adapter
 from tests.bench.control_plane.audit import AuditLog
 from tests.bench.control_plane.figures import Row
@@ -168,6 +169,7 @@ def run(*, with_operator: bool) -> dict[str, Any]:
             "cpu": {"operator": 1.25}, "steady_seconds": 2.5, "calls": {OPERATOR: calls(1, reads=18)}, "peak_mib": {"operator": 85.0},
         }  # fmt: skip
         whole["gap"] = {"stop_seconds": 0.4, "Job": 1.4, "Pod": 1.5}
+        whole["beside"] = {"objects": 5, "Job": {**took, "wall": 0.9}, "cpu": {"operator": 0.03}}
         whole["burst"]["peak_mib"], whole["delete"]["peak_mib"] = {"operator": 100.5}, {"operator": 90.0}
     return whole
 
@@ -186,7 +188,7 @@ def test_the_figures_of_both_runs() -> None:
     assert figures.figures(run(with_operator=False), run(with_operator=True)) == {
         **OWN, "first_child_p50_ms": 5, "first_child_p99_ms": 20, "delete_s": 2, "restart_writes": 1,
         "restart_gap_s": 1.4, "restart_stop_s": 0.4,
-        "restart_cpu_s": 1.25, "restart_steady_s": 2.5,
+        "restart_cpu_s": 1.25, "restart_steady_s": 2.5, "beside_all_jobs_s": 0.9, "beside_cpu_ms_per_object": 6,
         **{f"floor_{key}": value for key, value in SHARED.items()},
         "floor_first_child_p50_ms": 5, "floor_first_child_p99_ms": 20, "floor_all_writes_per_object": 3, "floor_cpu_ms_per_object": 40,
         "floor_delete_s": 2,
@@ -200,8 +202,63 @@ def test_the_figures_of_idling_alone_have_the_sweeps_in_them() -> None:
     assert figures.idle_figures(whole) == {**OWN, "sweep_cpu_s": 1.5, "idle_cpu_percent": 1.0}
 
 
+def lives() -> dict[str, Any]:
+    """The raw result of eight that live, and eight that train beside them."""
+
+    def restart(cpu: float, mib: float) -> dict[str, Any]:
+        return {"cpu": {"operator": cpu}, "calls": {OPERATOR: calls(0, reads=18)}, "peak_mib": {"operator": mib}}
+
+    idle = {"seconds": 10.0, "cpu": {"operator": 0.02}, "calls": {OPERATOR: calls(1, reads=2), JOB_CONTROLLER: calls(9)}}
+    return {
+        "objects": 8, "live_cache_kib": 44.5, "training_cache_kib": 20.25,
+        "life": {
+            "phases": ["Fetching", "Training", "Live"], "cpu": {"operator": 0.3}, "calls": {OPERATOR: calls(12), JOB_CONTROLLER: calls(9)},
+        },
+        "few": {"restart": restart(0.6, 70.0)},
+        "live": {"restart": restart(0.66, 70.75), "idle": idle},
+        "training": {"restart": restart(0.68, 70.875), "idle": idle},
+    }  # fmt: skip
+
+
+def test_what_one_costs_that_serves_or_trains_is_what_is_more_where_there_are_more() -> None:
+    idle = {"idle_writes": 1, "idle_reads": 2, "idle_cpu_percent": 0.2, "restart_writes": 0}
+    live = {"kib_per_object": 44.5, "peak_rss_mib": 70.75, "restart_cpu_s": 0.66, "restart_cpu_ms_per_object": 7.5, **idle}
+    training = {"kib_per_object": 20.25, "peak_rss_mib": 70.875, "restart_cpu_s": 0.68, "restart_cpu_ms_per_object": 2.5, **idle}
+    assert figures.life_figures(lives()) == {
+        "live_objects": 8, "life_writes": 12, "life_phases": 3, "writes_per_transition": 4, "life_cpu_ms": 300,
+        **{f"live_{key}": value for key, value in live.items()}, **{f"training_{key}": value for key, value in training.items()},
+    }  # fmt: skip
+
+
+def test_a_copy_is_as_large_as_its_model_and_can_be_made() -> None:
+    server = {"uid": "u1", "resourceVersion": "5", "managedFields": [1]}
+    meta = {"name": "live00000-a1", "namespace": "bench", "labels": {"a": "live00000"}, **server}
+    labels = {"kept": "x", "controller-uid": "u1", "job-name": "live00000-a1"}
+    spec = {"selector": {"matchLabels": {}}, "completions": 1, "template": {"metadata": {"labels": labels}, "spec": {"a": "live00000"}}}
+    copied = copies.renamed({"metadata": meta, "spec": spec, "status": {"succeeded": 1}}, {"live00000": "live00007", "u1": "u2"})
+    assert copied["metadata"]["uid"] == "u2"
+    assert copies.postable(kinds.JOB, copied) == {
+        "apiVersion": "batch/v1", "kind": "Job",
+        "metadata": {"name": "live00007-a1", "namespace": "bench", "labels": {"a": "live00007"}},
+        "spec": {"completions": 1, "template": {"metadata": {"labels": {"kept": "x"}}, "spec": {"a": "live00007"}}},
+    }  # fmt: skip
+    headless, addressed = ({"metadata": meta, "spec": {"clusterIP": ip, "clusterIPs": [ip]}} for ip in ("None", "10.0.0.1"))
+    assert "clusterIP" in copies.postable(kinds.SERVICE, headless)["spec"]
+    assert copies.postable(kinds.SERVICE, addressed)["spec"] == {}
+    pod = {"metadata": meta, "spec": {"nodeName": "n", "topologySpreadConstraints": [1]}}
+    assert copies.postable(kinds.POD, pod)["spec"] == {"nodeName": "n"}
+    assert copies.numbered("live", 2, first=9) == ["live00009", "live00010"]
+
+
+def test_what_a_cache_takes_is_counted_for_each() -> None:
+    meta = {"name": "live00000", "namespace": "bench", "uid": "u1", "resourceVersion": "5"}
+    words = [f"{number:06d}-{number * 7919:08x}" for number in range(1000)]
+    small, large = (memory.cache_kib({kinds.FINETUNE: [{"metadata": meta, "spec": {"words": words[:n]}}]}, "live00000") for n in (1, 200))
+    assert 2.5 < large - small < 4, "of 3 KiB"
+
+
 def test_every_row_has_its_figure_and_its_floor() -> None:
-    found = figures.figures(run(with_operator=False), run(with_operator=True))
+    found = {**figures.figures(run(with_operator=False), run(with_operator=True)), **figures.life_figures(lives())}
     assert [row.key for row in figures.ROWS if row.key not in found] == ["sweep_cpu_s"]  # of --idle-only
     assert [row.floor for row in figures.ROWS if row.floor and row.floor not in found] == []
 

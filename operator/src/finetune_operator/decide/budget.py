@@ -45,7 +45,7 @@ def _beyond(budget: Budget | None, estimate: Estimate, cost: Cost) -> str | None
         return None
     hours, spent_hours = estimate.seconds / 3600, float(cost.hours)
     if budget.max_cost and estimate.cost:
-        amount, left = float(estimate.cost), float(budget.max_cost) - float(cost.amount or 0)
+        amount, left = float(estimate.cost), float(budget.max_cost) - (paid(cost) or 0)
         unit = f" {budget.currency}" if budget.currency else ""
         if amount > left:
             return f"By prepare's estimate this training costs {amount:.2f}{unit}, and of budget.maxCost {left:.2f}{unit} is left."
