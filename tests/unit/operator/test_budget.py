@@ -212,6 +212,12 @@ FORESEEN: dict[str, tuple[dict[str, str] | None, Cost, dict[str, Any], str]] = {
     "it is enough": ({"maxCost": "60", "maxDuration": "90m"}, Cost(), {}, ""),
     "the money is not": ({"maxCost": "59.99", "currency": "USD"}, Cost(), {}, "costs 60.00 USD, and of budget.maxCost 59.99 USD is left"),
     "what was spent counts": ({"maxCost": "99"}, HALF, {}, "costs 60.00, and of budget.maxCost 59.00 is left"),
+    "scoring counts as well": (
+        {"maxCost": "99"},
+        HALF.model_copy(update={"scoring": ScoringCost(amount="9")}),
+        {},
+        "and of budget.maxCost 50.00 is left",
+    ),
     "the time is not": ({"maxCost": "100", "maxDuration": "2h"}, HALF, {}, "takes 1.5 hours, and of budget.maxDuration 1.0 are left"),
     "nothing is estimated": ({"maxDuration": "1m"}, Cost(), {"estimate": None}, ""),
 }
