@@ -83,3 +83,20 @@ def test_mfu_counts_no_gradients_of_what_is_frozen() -> None:
 )
 def test_the_peak_of_a_gpu_is_known_by_its_name_or_not_at_all(name: str, flops: float | None) -> None:
     assert hardware.peak_flops(name) == flops
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx512_bf16 sse", True),
+        ("vendor_id\t: GenuineIntel\nflags\t\t: fpu avx512_bf16 sse", False),
+        ("vendor_id\t: GenuineIntel\nflags\t\t: fpu avx512_bf16 amx_bf16", True),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx512f", False),
+        ("Features\t: fp asimd", False),
+        (None, False),
+    ],
+)
+def test_auto_means_bf16_on_cpus_whose_products_are_faster_in_it(cpuinfo: str | None, expected: bool, tmp_path: Path) -> None:
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{cpuinfo}\n\nprocessor\t: 1\n{cpuinfo}\n")
+    assert hardware.cpu_prefers_bf16(tmp_path / "cpuinfo") is expected

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_trainer import fetch
+from finetune_trainer import fetch, hardware
 from finetune_trainer.config import RunConfig
 from finetune_trainer.data import prepare
 
@@ -55,7 +55,7 @@ def cases(options: argparse.Namespace, folder: Path) -> list[Case]:
             for index, shape in enumerate(shapes.SHAPES)
         ]
     model = tool(folder / "model", options.model)
-    wanted = [kind == "bf16" for kind in options.precision]
+    wanted = [kind == "bf16" or (kind == "auto" and hardware.cpu_prefers_bf16()) for kind in options.precision]
     name = {"smollm2": "SmolLM2-135M", "tiny_model": "the tiny model"}[options.model]
     longest = options.words if options.model == "smollm2" else 60  # its tokens are bytes
     return [
@@ -136,7 +136,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=48, help="training rows of each case")
     parser.add_argument("--words", type=int, default=rows.LONGEST, help="of the longest answer")
     parser.add_argument("--model", default="smollm2", choices=("smollm2", "tiny_model"), help="the model of the CPU's cases")
-    parser.add_argument("--precision", nargs="+", default=["bf16", "fp32"], choices=("bf16", "fp32"), help="of the CPU's cases")
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        default=["auto"],
+        choices=("auto", "bf16", "fp32"),
+        help="of the CPU's cases; auto: as the trainer chooses, on both sides",
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each process in the CPU's cases")
     parser.add_argument("--gpu", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(), help="the large shapes")
     options = parser.parse_args()

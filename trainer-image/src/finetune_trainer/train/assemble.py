@@ -19,7 +19,7 @@ from finetune_trainer.data import arrays, origins, preference
 from finetune_trainer.data.arrays import TokenArrays
 from finetune_trainer.exits import Infrastructure, JsonObject, UserError
 from finetune_trainer.progress import Progress
-from finetune_trainer.train import adapters, artifact, checkpoint, dpo, head, model, objective, outline, packing, plan
+from finetune_trainer.train import adapters, artifact, checkpoint, dpo, fused, head, lora, model, objective, outline, packing, plan
 from finetune_trainer.train.checkpoint import Checkpoint
 from finetune_trainer.train.distributed import Ranks
 from finetune_trainer.train.engine import Engine, Replicated
@@ -108,6 +108,7 @@ def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progres
     device = torch.device("cpu") if compute.resolved_sharding == "ZeRO3" else ranks.device
     size = layout.size([config.model.path])
     base = ranks.all_do(lambda: model.load_base(config.model, bf16 and wide, device, method.quantized_as), beat, size)
+    fused.fuse(base)
     packs, output = shortcuts(base, method, rows, bf16, ranks)
     reference = resume.reference if resume else {}
     if preferences and not reference:
@@ -115,6 +116,7 @@ def build(config: RunConfig, ranks: Ranks, inputs: Inputs, folder: Path, progres
         reader = objective.reader(base, base, padding(base), output, packs)
         reference = {split: dpo.refer(base, pairs, reader, ranks, pass_tokens, bf16, beat) for split, pairs in rows.items()}
     wrapped = adapters.wrap(base, method, config.model.path, training.seed, training.gradient_checkpointing)
+    lora.fuse(wrapped)
     reader = objective.reader(wrapped, base, padding(base), output, packs)
     aim: objective.Objective = objective.Sft(reader)
     if preferences:

@@ -64,16 +64,16 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, learns: bool) -> torch.Tensor:
         """Losses, and with a frozen head each one's gradient by its hidden state, if something `learns`."""
-        dtype, trains = _dtype(weight), weight.requires_grad
+        dtype, trains = product_dtype(weight), weight.requires_grad
         matrix = weight.to(dtype)
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden, dtype=dtype) if learns and not trains else None
         for part in _chunks(len(hidden), len(weight)):
-            logits = functional.linear(hidden[part].to(dtype), matrix).float()
-            total = logits.logsumexp(-1)
-            losses[part] = total - logits.gather(1, targets[part, None])[:, 0]
+            logs = functional.linear(hidden[part].to(dtype), matrix).float().log_softmax(-1)
+            losses[part] = -logs.gather(1, targets[part, None])[:, 0]
             if gradient is not None:
-                gradient[part] = _minus_target(logits, total, targets[part]).to(dtype) @ matrix
+                gradient[part] = _minus_target(logs, targets[part]).to(dtype) @ matrix
+            del logs  # before the next chunk's are made
         ctx.dtype, ctx.trains = dtype, trains
         ctx.save_for_backward(*((hidden, weight, targets) if trains else (hidden[:0], gradient)))
         return losses
@@ -89,8 +89,11 @@ class _Losses(torch.autograd.Function):
         by_hidden, by_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         for part in _chunks(len(hidden), len(weight)):
             states = hidden[part].to(ctx.dtype)
-            logits = functional.linear(states, matrix).float()
-            wrong = _minus_target(logits, logits.logsumexp(-1), targets[part]).mul_(scale[part, None]).to(ctx.dtype)
+            wrong = (
+                _minus_target(functional.linear(states, matrix).float().log_softmax(-1), targets[part])
+                .mul_(scale[part, None])
+                .to(ctx.dtype)
+            )
             by_hidden[part] = (wrong @ matrix).to(hidden.dtype)
             by_weight += wrong.t() @ states
         return by_hidden, by_weight, None, None
@@ -101,14 +104,14 @@ def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
     return (slice(first, min(first + size, tokens)) for first in range(0, tokens, size))
 
 
-def _minus_target(logits: torch.Tensor, total: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """softmax(logits) − one-hot(targets), in place of the logits."""
-    chance = logits.sub_(total[:, None]).exp_()
+def _minus_target(logs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """softmax − one-hot(targets), in place of the softmax's logarithms."""
+    chance = logs.exp_()
     chance[torch.arange(len(targets), device=targets.device), targets] -= 1
     return chance
 
 
-def _dtype(weight: torch.Tensor) -> torch.dtype:
+def product_dtype(weight: torch.Tensor) -> torch.dtype:
     """What products are computed in."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
