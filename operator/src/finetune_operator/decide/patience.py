@@ -62,7 +62,7 @@ def overdue(o: Observed, run: Run) -> Failure | None:
 
 def until_overdue(o: Observed, run: Run) -> float | None:
     """Seconds until they will have been, while nothing else happens."""
-    return soonest(*(left for wait, left in _left(o, run).items() if getattr(run.waited, wait)))
+    return soonest(*_left(o, run).values())
 
 
 def late(o: Observed, run: Run, stage: str) -> Failure | None:
@@ -78,9 +78,9 @@ def late(o: Observed, run: Run, stage: str) -> Failure | None:
 
 
 def _left(o: Observed, run: Run) -> dict[str, float]:
-    """Seconds that are left of each wait that is bounded."""
-    bounds = {wait: getattr(o.spec.deadlines, wait) for wait in WAITS}
-    return {wait: seconds(bound) - getattr(run.waited, wait) for wait, bound in bounds.items() if bound is not None}
+    """Seconds that are left of each wait that there is and that is bounded."""
+    waits = {wait: (getattr(o.spec.deadlines, wait), getattr(run.waited, wait)) for wait in WAITS}
+    return {wait: seconds(bound) - waited for wait, (bound, waited) in waits.items() if bound is not None and waited is not None}
 
 
 def _given_up(o: Observed, run: Run, wait: str) -> Failure:
