@@ -156,7 +156,7 @@ def test_vllm_is_ready_once_it_has_answered_as_this_very_model(status: int, body
 
 def test_vllm_is_asked_through_no_proxy() -> None:
     """The user's `pods.env` may name one, for what is fetched."""
-    proxies = {name: "http://127.0.0.1:1" for name in ("http_proxy", "HTTP_PROXY", "all_proxy")}
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), "http://127.0.0.1:1")
     with answering(200, {"choices": [{"text": "2"}]}) as (port, came):
         done = subprocess.run(
             probe("bot", port), capture_output=True, text=True, timeout=60, check=False, env={"PATH": os.environ["PATH"], **proxies}

@@ -102,10 +102,9 @@ def test_what_failed_while_nobody_looked_is_counted_before_it_is_tried_again() -
 
 
 def test_a_job_that_went_while_nobody_looked_has_not_scored_for_longer_than_it_may() -> None:
-    late = make_observed(
-        make_revision(**TRIED, meters={"baseline": METER}), changes={"compute": GPU, "deadlines": {"schedule": "10m", "start": "20m", "scoring": "30m"}}, profiles=PRICED,
-        now=NOW + timedelta(days=3),
-    )  # fmt: skip
+    spec = {"compute": GPU, "deadlines": {"schedule": "10m", "start": "20m", "scoring": "30m"}}
+    known = make_revision(**TRIED, meters={"baseline": METER})
+    late = make_observed(known, changes=spec, profiles=PRICED, now=NOW + timedelta(days=3))
     assert costs.metered(late, draft(late)).status.cost.scoring == EIGHT
 
 

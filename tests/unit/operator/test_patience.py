@@ -176,11 +176,10 @@ def test_a_stage_that_hangs_is_ended_and_tried_again(stage: str, borne: int, fie
 
 
 def test_a_stage_that_hangs_says_what_it_was_seen_to_wait_for() -> None:
-    why = Waiting("CrashLoopBackOff", "pod bot-r1-fetch-0, container server: it ends again and again: exit code 1: no such option.")
+    why = Waiting("CrashLoopBackOff", "pod bot-r1-fetch-0: it ends again and again: exit code 1: no such option.")
     o = seen(Run(FETCH, "Waiting", waiting=why, since=NOW - timedelta(hours=25)))
-    assert "has not ended within 24h: pod bot-r1-fetch-0, container server: it ends again and again: exit code 1: no such option. Raise" in (
-        fetch(o, draft(o)).message
-    )
+    words = "has not ended within 24h: pod bot-r1-fetch-0: it ends again and again: exit code 1: no such option. Raise deadlines.fetch"
+    assert words in fetch(o, draft(o)).message
 
 
 def test_a_job_that_ended_itself_says_what_to_raise() -> None:
