@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -151,6 +152,16 @@ def test_vllm_is_ready_once_it_has_answered_as_this_very_model(status: int, body
         done = subprocess.run(probe(name, port), capture_output=True, text=True, timeout=60, check=False)
     assert came == [("/v1/completions", {"model": name, "prompt": "1", "max_tokens": 1})]
     assert (done.returncode != 0, fails in done.stderr) == (bool(fails), True), done.stderr
+
+
+def test_vllm_is_asked_through_no_proxy() -> None:
+    """The user's `pods.env` may name one, for what is fetched."""
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), "http://127.0.0.1:1")
+    with answering(200, {"choices": [{"text": "2"}]}) as (port, came):
+        done = subprocess.run(
+            probe("bot", port), capture_output=True, text=True, timeout=60, check=False, env={"PATH": os.environ["PATH"], **proxies}
+        )
+    assert (done.returncode, len(came)) == (0, 1), done.stderr
 
 
 def test_vllm_that_does_not_listen_yet_is_not_ready() -> None:

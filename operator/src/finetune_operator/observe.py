@@ -33,7 +33,7 @@ from finetune_operator.prometheus import Prometheus
 from finetune_operator.tokens import sign
 from finetune_operator.traffic import RouterState, ServerState
 from finetune_operator.workloads.endings import fall
-from finetune_operator.workloads.jobs import held, lacking, leftovers, read_run, untold
+from finetune_operator.workloads.jobs import begun, held, lacking, leftovers, read_run, untold
 from finetune_operator.workloads.objects import condition, time
 from finetune_operator.workloads.pods import ready, restarts
 from finetune_operator.workloads.run import GANG_SECONDS, Run, Waiting
@@ -206,9 +206,9 @@ class Observer:
         stuck = [p["metadata"]["name"] for p in mine if stuck_since(p, now) > MOUNT_PATIENCE]
         if stuck:
             return await self._unmounted(run, job, mine, stuck, now)
-        if lacking(job, mine) and _age(job, now) > PODS_PATIENCE:
-            found = await self._last_event(job, run.name, "FailedCreate")
-            return replace(run, waiting=Waiting(conditions.REFUSED, f"the pods of Job {run.name} are refused: {found}") if found else None)
+        if lacking(job, mine) and _age(job, now) > PODS_PATIENCE and (found := await self._last_event(job, run.name, "FailedCreate")):
+            refused = Waiting(conditions.REFUSED, f"the pods of Job {run.name} are refused: {found}")
+            return replace(run, waiting=refused, waited=replace(run.waited, schedule=begun(job, now)))
         return run
 
     async def _unmounted(self, run: Run, job: Object, pods: list[Object], stuck: list[str], now: datetime) -> Run:

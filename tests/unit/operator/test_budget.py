@@ -238,6 +238,14 @@ def test_a_training_beyond_the_budget_is_foreseen_and_may_begin(
     assert budget.foreseen(o, replace(then, notes=())).notes == (), "it is told once"
 
 
+def test_what_is_left_of_the_budget_is_told_in_one_event_though_scoring_takes_more_of_it() -> None:
+    item = Advice(stage="prepare", code="OverBudget", message="By prepare's estimate … 2.00 hours are left", fix="f")
+    o = make_observed(make_revision(estimate=TAKES), changes={"budget": {"maxDuration": "1h"}}, status={"advice": [item]})
+    then = budget.foreseen(o, draft(o))
+    assert then.status.advice != [item]
+    assert then.notes == ()
+
+
 def test_a_larger_budget_takes_the_advice_back_until_it_trains() -> None:
     item = Advice(stage="prepare", code="OverBudget", message="m", fix="f")
     known = {"changes": {"budget": {"maxDuration": "2h"}}, "status": {"advice": [item]}}

@@ -10,10 +10,10 @@ import pytest
 from finetune_operator import status
 from finetune_operator.api.status import Cost, Meter, ScoringCost, ServingCost
 from finetune_operator.build.pods import Accelerator
-from finetune_operator.decide import costs
+from finetune_operator.decide import costs, decide
 from finetune_operator.decide.draft import ArmWanted, Draft
 from finetune_operator.observed import ArmHealth, Observed
-from finetune_operator.workloads.run import Run
+from finetune_operator.workloads.run import Failure, Run
 
 from tests.unit.operator.helpers import NOW, draft, make_observed, make_revision
 
@@ -91,6 +91,21 @@ def test_what_scored_a_revision_that_nobody_asks_for_any_more_is_counted_too() -
     old = make_revision("r0", tries={"evaluate": 1}, meters={"evaluate": METER})
     o = make_observed(make_revision(), old, changes={"compute": GPU}, profiles=PRICED, now=AN_HOUR)
     assert costs.metered(o, draft(o)).status.cost.scoring == EIGHT
+
+
+def test_what_failed_while_nobody_looked_is_counted_before_it_is_tried_again() -> None:
+    known = make_revision(model_digest="m", data_digest="d", **TRIED)
+    run = replace(ended("Failed"), failure=Failure("infrastructure", "Killed", "killed"))
+    o = make_observed(known, changes={"compute": {**GPU, "nodes": 1}}, profiles=PRICED, now=AN_HOUR, runs={BASELINE: run})
+    found = decide(o)
+    assert (found.revision.tries, found.status.cost.scoring) == ({"baseline": 2}, EIGHT)
+
+
+def test_a_job_that_went_while_nobody_looked_has_not_scored_for_longer_than_it_may() -> None:
+    spec = {"compute": GPU, "deadlines": {"schedule": "10m", "start": "20m", "scoring": "30m"}}
+    known = make_revision(**TRIED, meters={"baseline": METER})
+    late = make_observed(known, changes=spec, profiles=PRICED, now=NOW + timedelta(days=3))
+    assert costs.metered(late, draft(late)).status.cost.scoring == EIGHT
 
 
 def test_scoring_adds_up_and_leaves_what_training_cost() -> None:

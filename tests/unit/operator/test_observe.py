@@ -15,7 +15,7 @@ from finetune_operator.observe import Observer
 from finetune_operator.pods import PodClient
 from finetune_operator.preflight import StorageClasses
 from finetune_operator.prometheus import Prometheus
-from finetune_operator.workloads.run import Run, Waiting
+from finetune_operator.workloads.run import Run, Waited, Waiting
 
 from tests.unit.operator.helpers import NOW
 
@@ -84,7 +84,15 @@ async def test_a_gang_of_which_a_part_is_refused_says_why(made: str, reason: str
     events = Events("exceeded quota: pods")
     found = await observer(events)._with_events(Run("bot-r1-a1", "Waiting", unheard=True), job, {"bot-r1-a1-0": rank}, NOW)
     refused = Waiting(c.REFUSED, "the pods of Job bot-r1-a1 are refused: exceeded quota: pods")
-    assert found.waiting == (refused if reason else None)
+    assert (found.waiting, found.waited) == ((refused, Waited(schedule=11)) if reason else (None, Waited()))
+
+
+async def test_pods_that_are_refused_are_waited_for_since_the_job_began() -> None:
+    """A queue may have kept it before, and a pod that is only gone for a moment is not waited for since then."""
+    job = {**GANG, "status": {"startTime": "2026-01-01T11:58:00Z"}}
+    run = Run("bot-r1-a1", "Waiting", unheard=True)
+    assert (await observer(Events("exceeded quota: pods"))._with_events(run, job, {}, NOW)).waited == Waited(schedule=120)
+    assert await observer(Events())._with_events(run, job, {}, NOW) == run
 
 
 GANG = {"metadata": {"name": "bot-r1-a1", "namespace": "ml", "creationTimestamp": "2026-01-01T11:00:00Z"}, "spec": {"completions": 2}}

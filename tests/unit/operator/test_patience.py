@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +17,7 @@ from finetune_operator.decide.stages import evaluate, fetch
 from finetune_operator.decide.suspend import obsolete
 from finetune_operator.decide.train import train
 from finetune_operator.observed import Observed
-from finetune_operator.workloads.run import Run, Waited, Waiting
+from finetune_operator.workloads.run import Failure, Run, Waited, Waiting
 
 from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision
 
@@ -74,7 +75,7 @@ def trained(run: Run, **how: Any) -> Draft:
 @pytest.mark.parametrize("case", WAITS)
 def test_a_gang_that_does_not_start_is_ended_with_its_reason(case: str) -> None:
     waited, why, deadlines, ends = WAITS[case]
-    found = trained(Run(A1, "Waiting", waiting=why, waited=waited, suspended=waited.admission > 0), deadlines=deadlines)
+    found = trained(Run(A1, "Waiting", waiting=why, waited=waited, suspended=waited.admission is not None), deadlines=deadlines)
     attempt = found.status.attempts[0]
     assert (attempt.outcome, found.obsolete) == (("Failed", (A1,)) if ends else ("Running", ()))
     if ends is None:
@@ -94,6 +95,7 @@ def test_a_gang_that_does_not_start_is_ended_with_its_reason(case: str) -> None:
     [
         ("mine:2: not found", "user"), ("manifest unknown", "user"), ("pull access denied", "user"), ("401 Unauthorized", "user"),
         ("invalid reference format", "user"), ("503 from the registry", "infrastructure"),
+        ("x509: certificate signed by unknown authority", "infrastructure"),
     ],
 )  # fmt: skip
 def test_an_image_that_there_is_none_of_is_for_the_user_to_correct(said: str, kind: str) -> None:
@@ -102,6 +104,15 @@ def test_an_image_that_there_is_none_of_is_for_the_user_to_correct(said: str, ki
         return trained(Run(A1, "Waiting", waiting=why, waited=Waited(start=2 * HOUR))).status.attempts[0].failure_class
 
     assert (after("mine:2"), after("mine:22")) == (kind, "infrastructure")
+
+
+def test_what_it_is_called_does_not_say_that_there_is_none_of_an_image() -> None:
+    image = "reg.example.com/unknown/invalid-not-found:2"
+    for said, kind in ((f'failed to pull "{image}": i/o timeout', "infrastructure"), (f"{image}: not found", "user")):
+        why = Waiting(c.IMAGE_UNAVAILABLE, f"pod denied-r1-a1-0: image {image} cannot be pulled: {said}")
+        run = Run(A1, "Waiting", waiting=why, waited=Waited(start=2 * HOUR))
+        o = replace(seen(run), spec=make_observed(changes={"serving": {"image": image}}).spec)
+        assert train(o, draft(o)).status.attempts[0].failure_class == kind, said
 
 
 def test_without_serving_every_image_is_the_operators() -> None:
@@ -118,6 +129,7 @@ def test_what_is_waited_for_is_looked_at_when_its_time_is_over() -> None:
     assert requeue(waited=Waited(schedule=6 * HOUR - 70), waiting=NO_ROOM) == 70
     assert requeue(waited=Waited(admission=HOUR - 9), suspended=True) == 9
     assert requeue(waited=Waited(start=2 * HOUR - 70), unheard=True) == 3
+    assert requeue(waited=Waited(schedule=0)) == 6 * HOUR, "the API server's clock may be ahead"
     assert requeue() is None
 
 
@@ -161,6 +173,19 @@ def test_a_stage_that_hangs_is_ended_and_tried_again(stage: str, borne: int, fie
         assert (
             f"Job {name} has not ended within {borne}h, and was at 41 %. Raise deadlines.{field} if it only needs longer" in found.message
         )
+
+
+def test_a_stage_that_hangs_says_what_it_was_seen_to_wait_for() -> None:
+    why = Waiting("CrashLoopBackOff", "pod bot-r1-fetch-0: it ends again and again: exit code 1: no such option.")
+    o = seen(Run(FETCH, "Waiting", waiting=why, since=NOW - timedelta(hours=25)))
+    words = "has not ended within 24h: pod bot-r1-fetch-0: it ends again and again: exit code 1: no such option. Raise deadlines.fetch"
+    assert words in fetch(o, draft(o)).message
+
+
+def test_a_job_that_ended_itself_says_what_to_raise() -> None:
+    itself = Failure("stalled", c.DEADLINE_EXCEEDED, "it did not end within its deadline: Job was active longer than specified deadline")
+    o = seen(Run(FETCH, "Failed", failure=itself))
+    assert "longer than specified deadline. Raise deadlines.fetch if it only needs longer" in fetch(o, draft(o)).message
 
 
 def test_a_longer_deadline_holds_for_a_job_that_runs_already() -> None:

@@ -271,11 +271,11 @@ STATES: dict[str, tuple[Object | None, list[Object], Run]] = {
         [{**pod(1), "metadata": {**pod(1)["metadata"], "ownerReferences": []}}],
         Run("job", "Waiting", unheard=True),
     ),
-    "a queue holds it": ({**JOB, "spec": {"suspend": True}}, [], Run("job", "Waiting", suspended=True)),
+    "a queue holds it": ({**JOB, "spec": {"suspend": True}}, [], Run("job", "Waiting", suspended=True, waited=Waited(admission=0))),
     "a queue stops it, and a rank has ended": (
         {**JOB, "spec": {"suspend": True}},
         [gone(0, ended(25))],
-        Run("job", "Waiting", leader_uid="pod-0", suspended=True),
+        Run("job", "Waiting", leader_uid="pod-0", suspended=True, waited=Waited(admission=0)),
     ),
     "it ended well": (
         job("Complete"),
@@ -385,8 +385,7 @@ def test_a_gang_is_held_for_as_long_as_a_part_of_it_waits() -> None:
 def test_a_gang_of_which_a_rank_has_no_pod_does_not_run() -> None:
     """A quota has room for a part of it: the pod that is there waits for the other, and holds its machine."""
     two = {**JOB, "spec": {"completions": 2}, "status": {"startTime": "2026-01-01T11:50:00Z"}}
-    waited = Waited(schedule=600)
-    assert read_run(two, [pod(0)], NOW) == Run("job", "Waiting", leader_uid="pod-0", unheard=True, held=600, waited=waited)
+    assert read_run(two, [pod(0)], NOW) == Run("job", "Waiting", leader_uid="pod-0", unheard=True, held=600)
     assert read_run(two, [pod(0), pod(1)], NOW).state == "Running"
     assert read_run(two, [], NOW).held == 0, "nothing is held"
     suspended = {**two, "spec": {"completions": 2, "suspend": True}}
@@ -400,6 +399,7 @@ def made_at(one: Object, at: str, **spec: Any) -> Object:
 
 ON = {"nodeName": "node"}
 SUSPENDED = {"type": "Suspended", "status": "True", "lastTransitionTime": "2026-01-01T11:30:00Z"}
+RESUMED = {"type": "Suspended", "status": "False", "lastTransitionTime": "2026-01-01T11:50:00Z"}
 CAME = {"startTime": "2026-01-01T11:58:00Z"}
 SCHEDULED_AT = {"conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T11:57:00Z"}]}
 PROBED = {"name": "probe", "state": {"terminated": {"exitCode": 0, "finishedAt": "2026-01-01T11:59:00Z"}}}
@@ -412,9 +412,16 @@ WAITED: dict[str, tuple[Object, list[Object], Waited]] = {
     "its queue took it back": (
         {**made_at(JOB, "11:00:00", suspend=True), "status": {"conditions": [SUSPENDED]}}, [], Waited(admission=1800),
     ),
-    "no pod could be made since it began": (
-        {**made_at(JOB, "11:00:00"), "status": {"startTime": "2026-01-01T11:50:00Z"}}, [], Waited(schedule=600),
+    "its queue takes it back, and the Job controller has not yet": (
+        {**made_at(JOB, "11:00:00", suspend=True), "status": {"conditions": [RESUMED], "startTime": "2026-01-01T11:50:00Z"}}, [], Waited(),
     ),
+    "its queue admits it, and the Job controller has not yet": (
+        {**made_at(JOB, "11:00:00", suspend=False), "status": {"conditions": [SUSPENDED]}}, [], Waited(),
+    ),
+    "its pod is gone, and the next one is not made yet": (
+        {**made_at(JOB, "11:00:00"), "status": {"startTime": "2026-01-01T11:50:00Z"}}, [], Waited(),
+    ),
+    "a pod was made by a clock that is ahead": (JOB, [made_at(pod(0, "Pending", **UNSCHEDULABLE), "12:00:05")], Waited(schedule=0)),
     "a pod has no machine": (JOB, [made_at(pod(0, "Pending", **UNSCHEDULABLE), "11:55:00")], Waited(schedule=300)),
     "the one that has waited longest counts": (
         {**JOB, "spec": {"completions": 2}},

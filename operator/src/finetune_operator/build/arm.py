@@ -25,12 +25,14 @@ READY_SECONDS = 900  # a model server may load for this long before it is restar
 IMAGE_CHARACTERS: Final = 253  # of its end, which tells versions apart
 VLLM_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # --max-lora-rank takes no other (tools/vllm_options.py)
 
-# Arguments: the model's name, the server's port. It fails by an exception, whose last line is the probe's event.
+# Arguments: the model's name, the server's port. It fails by an exception, whose last line is the probe's event. It goes through no proxy
+# that `spec.pods.env` names.
 COMPLETES: Final = """
 import json, sys, urllib.request
 asked = json.dumps({"model": sys.argv[1], "prompt": "1", "max_tokens": 1}).encode()
 request = urllib.request.Request(f"http://127.0.0.1:{sys.argv[2]}/v1/completions", asked, {"Content-Type": "application/json"})
-assert json.load(urllib.request.urlopen(request, timeout=55))["choices"]
+direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+assert json.load(direct.open(request, timeout=55))["choices"]
 """
 
 

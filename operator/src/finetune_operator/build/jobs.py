@@ -72,7 +72,7 @@ def stage_job(
         spec_of_pod = job_spec["template"]["spec"]
         spec_of_pod["affinity"] = _avoiding(spec_of_pod.get("affinity") or {}, avoid)
     if not training:
-        job_spec["activeDeadlineSeconds"] = _deadline(spec, stage.name)
+        job_spec["activeDeadlineSeconds"] = deadline(spec, stage.name)
     if queue:
         job_spec["suspend"] = True  # until it is admitted; from then on the field is the queue's
     return {
@@ -114,7 +114,7 @@ def _queue(spec: Spec) -> dict[str, str]:
     return {label: value for label, value in asked.items() if value} if spec.compute.queue_name else {}
 
 
-def _deadline(spec: Spec, stage: str) -> int:
+def deadline(spec: Spec, stage: str) -> int:
     """Seconds after which the Job ends by itself, whatever keeps it from ending: for an operator that is away, which else is stricter
     (decide.patience)."""
     deadlines = spec.deadlines

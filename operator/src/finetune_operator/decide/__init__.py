@@ -27,6 +27,7 @@ from finetune_operator.observed import Observed
 # waits for.
 RULES: tuple[Rule, ...] = (
     revision.current,
+    costs.metered,  # of a Job that failed before another takes its place
     retention.recalled,
     retry.reopen,
     suspend.suspended,
@@ -41,7 +42,6 @@ RULES: tuple[Rule, ...] = (
     budget.foreseen,
     stages.baseline,
     stages.not_needed,
-    costs.metered,
     budget.within,
     train.train,
     budget.uncounted,

@@ -28,15 +28,17 @@ def heard(d: Draft, stage: str, said: Any) -> Draft:
 
 
 def found(d: Draft, code: str, item: Advice | None) -> Draft:
-    """The same draft with what the operator itself advises under a code, or without it: behind what the same stage said."""
+    """The same draft with what the operator itself advises under a code, or without it: behind what the same stage said. An Event tells
+    it once, whatever becomes of its figures."""
     before = d.status.advice or []
-    if item in before or (item is None and code not in {known.code for known in before}):
+    told = code in {known.code for known in before}
+    if item in before or (item is None and not told):
         return d
     kept = [known for known in before if known.code != code]
     if item is None:
         return d.set(advice=kept or None)
     place = sum(STAGES.index(known.stage) <= STAGES.index(item.stage) for known in kept)
-    d = d.note("Normal", conditions.ADVICE, f"{code}: {item.message} {item.fix}")
+    d = d if told else d.note("Normal", conditions.ADVICE, f"{code}: {item.message} {item.fix}")
     return d.set(advice=[*kept[:place], item, *kept[place:]])
 
 

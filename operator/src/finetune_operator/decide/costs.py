@@ -8,6 +8,7 @@ from typing import Final
 from finetune_operator import names
 from finetune_operator.api.status import Cost, Meter, Revision, ScoringCost, ServingCost
 from finetune_operator.build.arm import accelerators
+from finetune_operator.build.jobs import deadline
 from finetune_operator.build.pods import ANY_GPU
 from finetune_operator.decide.attempts import added, paid, price
 from finetune_operator.decide.draft import Draft, stamp
@@ -52,7 +53,8 @@ def _settled(o: Observed, d: Draft, revision: Revision, stage: str, meter: Meter
     """With the meter in the status, or with what it says in the cost where its Job has ended."""
     run, since = _run(o, revision.name, stage, meter.number), time(meter.since)
     if run.state not in ALIVE and since is not None:
-        hours = max(0.0, ((run.ended or o.now) - since).total_seconds()) / 3600
+        longest = deadline(o.spec, stage)  # one that went while nobody looked had ended itself by then
+        hours = min(longest, max(0.0, ((run.ended or o.now) - since).total_seconds())) / 3600
         d = d.set(cost=d.status.cost.model_copy(update={"scoring": _more(d.status.cost.scoring or ScoringCost(), meter, hours)}))
         meter = meter.model_copy(update={"since": None})
     meters = {**revision.meters, stage: meter}

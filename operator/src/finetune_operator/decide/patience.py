@@ -4,6 +4,7 @@ its machines, are ended."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ QUIET_STEPS: Final = 20  # or so many of the measured steps, if that is longer
 QUIET_ELSE_SECONDS: Final = 7200.0  # while it loads, scores the validation rows or exports
 BY_NAME: Final = ("fetch", "prepare")  # stages with a deadline of their own name; the others score
 OF_THE_USER: Final = (conditions.SECRET_MISSING, conditions.SOURCE_MISSING)  # what is waited for until the user makes it
-NO_SUCH_IMAGE: Final = ("not found", "unknown", "denied", "unauthorized", "invalid")
+NO_SUCH_IMAGE: Final = ("not found", "manifest unknown", "name unknown", "denied", "unauthorized", "invalid")
 FIXES: Final[Mapping[str, str]] = {
     conditions.UNSCHEDULABLE: "Ask for less, free or add a machine, or raise deadlines.schedule.",
     conditions.REFUSED: "Make room for it, ask for less, or raise deadlines.schedule.",
@@ -62,25 +63,36 @@ def overdue(o: Observed, run: Run) -> Failure | None:
 
 def until_overdue(o: Observed, run: Run) -> float | None:
     """Seconds until they will have been, while nothing else happens."""
-    return soonest(*(left for wait, left in _left(o, run).items() if getattr(run.waited, wait)))
+    return soonest(*_left(o, run).values())
 
 
 def late(o: Observed, run: Run, stage: str) -> Failure | None:
     """Has a stage taken longer than it may, since its pod came to its machine?"""
-    name = stage if stage in BY_NAME else "scoring"
-    borne: str = getattr(o.spec.deadlines, name)
+    borne: str = getattr(o.spec.deadlines, _field(stage))
     if run.since is None or (o.now - run.since).total_seconds() <= seconds(borne):
         return None
     percent = finite((o.progress.get(run.name) or {}).get("percent"))
     far = "" if percent is None else f", and was at {percent:.0f} %"
-    text = f"Job {run.name} has not ended within {borne}{far}. Raise deadlines.{name} if it only needs longer."
-    return Failure("stalled", conditions.DEADLINE_EXCEEDED, text, container=PROBE if run.probing else "")
+    why = f": {run.waiting.message}" if run.waiting else ""
+    text = f"Job {run.name} has not ended within {borne}{far}{why}"
+    return named(Failure("stalled", conditions.DEADLINE_EXCEEDED, text, container=PROBE if run.probing else ""), stage)
+
+
+def named(failure: Failure, stage: str) -> Failure:
+    """The same failure of a stage; one that came too late says which field bounds it."""
+    if failure.reason != conditions.DEADLINE_EXCEEDED:
+        return failure
+    return replace(failure, message=f"{failure.message.rstrip('. ')}. Raise deadlines.{_field(stage)} if it only needs longer.")
+
+
+def _field(stage: str) -> str:
+    return stage if stage in BY_NAME else "scoring"
 
 
 def _left(o: Observed, run: Run) -> dict[str, float]:
-    """Seconds that are left of each wait that is bounded."""
-    bounds = {wait: getattr(o.spec.deadlines, wait) for wait in WAITS}
-    return {wait: seconds(bound) - getattr(run.waited, wait) for wait, bound in bounds.items() if bound is not None}
+    """Seconds that are left of each wait that there is and that is bounded."""
+    waits = {wait: (getattr(o.spec.deadlines, wait), getattr(run.waited, wait)) for wait in WAITS}
+    return {wait: seconds(bound) - waited for wait, (bound, waited) in waits.items() if bound is not None and waited is not None}
 
 
 def _given_up(o: Observed, run: Run, wait: str) -> Failure:
@@ -99,7 +111,8 @@ def _given_up(o: Observed, run: Run, wait: str) -> Failure:
 def _whose(o: Observed, reason: str, said: str) -> FailureClass:
     """No retry mends what the spec names and nobody has: a Secret, a ConfigMap, the server's image."""
     image = o.spec.serving.image if o.spec.serving else ""
-    wrong = bool(image) and f"image {image} " in said and any(word in said.lower() for word in NO_SUCH_IMAGE)
+    words = said.partition(f"image {image} ")[2].replace(image, "").lower() if image else ""  # what it is called says nothing of it
+    wrong = any(word in words for word in NO_SUCH_IMAGE)
     return "user" if reason in OF_THE_USER or (reason == conditions.IMAGE_UNAVAILABLE and wrong) else "infrastructure"
 
 

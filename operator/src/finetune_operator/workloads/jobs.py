@@ -66,16 +66,28 @@ def lacking(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _waited(job: Mapping[str, Any], pods: list[Mapping[str, Any]], now: datetime) -> Waited:
-    made, begun = job["metadata"].get("creationTimestamp"), job.get("status", {}).get("startTime")
     if job.get("spec", {}).get("suspend"):
-        return Waited(admission=_ago((condition(job, "Suspended") or {}).get("lastTransitionTime") or made, now))
+        return Waited(admission=_kept(job, now))
     pending = [p for p in pods if phase(p) == "Pending"]
     homeless = [p["metadata"].get("creationTimestamp") for p in pending if not p.get("spec", {}).get("nodeName")]
-    absent = [begun or made] if lacking(job, pods) else []
     return Waited(
-        schedule=max((_ago(at, now) for at in (*homeless, *absent)), default=0.0),
-        start=max((idle(p, now) for p in pending if p.get("spec", {}).get("nodeName")), default=0.0),
+        schedule=max((_ago(at, now) for at in homeless), default=None),
+        start=max((idle(p, now) for p in pending if p.get("spec", {}).get("nodeName")), default=0.0) or None,
     )
+
+
+def _kept(job: Mapping[str, Any], now: datetime) -> float | None:
+    """Seconds that a queue has kept a Job since it was made or taken back; None while the Job controller has not followed yet."""
+    conditions = job.get("status", {}).get("conditions") or ()
+    told = next((entry for entry in conditions if entry.get("type") == "Suspended"), None)
+    if told and told.get("status") != "True":
+        return None
+    return _ago((told or {}).get("lastTransitionTime") or job["metadata"].get("creationTimestamp"), now)
+
+
+def begun(job: Mapping[str, Any], now: datetime) -> float:
+    """Seconds since a Job could have pods: since it was made, or its queue admitted it."""
+    return _ago(job.get("status", {}).get("startTime") or job["metadata"].get("creationTimestamp"), now)
 
 
 def _ago(text: str | None, now: datetime) -> float:

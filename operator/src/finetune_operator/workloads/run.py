@@ -36,12 +36,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class Waited:
-    """Seconds that a Job's pods have been waited for: for a queue to admit it, for the last of them to have a machine (or to be made at
-    all), and for one that has a machine to begin. The names are those of `spec.deadlines`."""
+    """Seconds that a Job's pods have been waited for: for a queue to admit it, for the last of them to have a machine (or to be let be
+    made), and for one that has a machine to begin; None: not at all. The names are those of `spec.deadlines`."""
 
-    admission: float = 0.0
-    schedule: float = 0.0
-    start: float = 0.0
+    admission: float | None = None
+    schedule: float | None = None
+    start: float | None = None
 
 
 @dataclass(frozen=True)
