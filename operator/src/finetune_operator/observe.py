@@ -220,6 +220,8 @@ class Observer:
             fresh = [event for event in events if _since(event.get("lastTimestamp"), now) < MOUNT_SAID_SECONDS]
             if said := (fresh or events)[:1]:
                 waits = _not_mounted(name, str(said[0]["message"]))
+                if not fresh and waits.reason != conditions.MOUNT_FAILED:
+                    continue  # a kubelet goes on saying so: it is there by now
                 return replace(run, waiting=waits, held=held(job, pods, now, stuck) if fresh else run.held)
         return run
 

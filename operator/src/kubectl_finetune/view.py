@@ -259,7 +259,8 @@ def _costs(seen: Seen, cost: Object) -> Iterator[str]:
         yield f"{hours} of scoring   {float(scoring['gpuHours']):.2f} GPU hours{_money(scoring.get('amount'), seen)}"
     if serving:
         gpus = f"   {serving['gpus']} GPUs" if serving.get("gpus") else ""
-        yield f"{serving['pods']} model servers{gpus}{_money(serving.get('perHour'), seen)} an hour"
+        hourly = f"{money} an hour" if (money := _money(serving.get("perHour"), seen)) else ""
+        yield f"{serving['pods']} model server{'s' if serving['pods'] != 1 else ''}{gpus}{hourly}"
 
 
 def _money(amount: Any, seen: Seen) -> str:

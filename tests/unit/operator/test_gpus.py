@@ -107,6 +107,14 @@ def policy(stage: Stage) -> list[dict[str, Any]]:
     return list(job_of(stage)["spec"]["podFailurePolicy"]["rules"])
 
 
+@pytest.mark.parametrize(("deadline", "borne"), [("5s", 900), ("2h", 7200), ("9999d", 86400)])
+@pytest.mark.parametrize("runtime", ["vLLM", "Transformers"])
+def test_a_server_of_a_huge_model_may_load_for_as_long_as_its_rollout_waits(runtime: str, deadline: str, borne: int) -> None:
+    changes = {"compute": {"accelerator": "h100"}, "serving": {"runtime": runtime}, "rollout": {"progressDeadline": deadline}}
+    probe = arm.server(load_spec(make_finetune(**changes)), arm.Served("/m", None, "r1", "bot"), IMAGES, Devices(1, H100))["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == borne
+
+
 @pytest.mark.parametrize(("limits", "expected"), [({}, "8"), ({"nvidia.com/gpu": "2"}, "2"), ({"memory": "90Gi"}, "8")])
 def test_vllm_divides_the_model_over_as_many_as_the_server_has(limits: dict[str, str], expected: str) -> None:
     changes = {"compute": {"accelerator": "h100", "gpusPerNode": 8}, "serving": {"resources": {"limits": limits}}}

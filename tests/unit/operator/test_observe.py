@@ -133,6 +133,9 @@ UNMOUNTED: dict[str, tuple[list[dict[str, Any]], Events, Waiting | None, float]]
         [rank(0, "Pending"), rank(1, "Pending")], Events('secret "hf" not found', at="2026-01-01T11:59:00Z", of="bot-r1-a1-1"),
         Waiting(c.SECRET_MISSING, 'pod bot-r1-a1-1: secret "hf" not found; it starts by itself once that is there'), 0.0,
     ),
+    "a Secret was not there at first, and now a large image is pulled": (
+        [rank(0, "Running"), rank(1, "Pending")], Events('secret "hf" not found', at="2026-01-01T11:46:00Z", of="bot-r1-a1-1"), None, 0.0,
+    ),
     "a ConfigMap is not there": (
         [rank(0, "Running"), rank(1, "Pending")], Events('configmap "rows" not found', at="2026-01-01T11:59:00Z", of="bot-r1-a1-1"),
         Waiting(c.SOURCE_MISSING, 'pod bot-r1-a1-1: configmap "rows" not found; it starts by itself once that is there'), 900.0,

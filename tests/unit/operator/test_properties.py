@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 
 from finetune_operator import conditions as c
+from finetune_operator.api.blocks.deadlines import WAITS
+from finetune_operator.api.quantities import seconds
 from finetune_operator.api.status import Attempt, Cleaning, Control, Revision, Rollout, Status
 from finetune_operator.decide import control, decide
 from finetune_operator.decide.draft import Draft
 from finetune_operator.decide.retry import BUDGETS
 from finetune_operator.decide.rollout import states
 from finetune_operator.observed import Observed
+from finetune_operator.workloads.run import Run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -214,8 +218,21 @@ def _failed_stage(o: Observed, was: Revision, new: Revision) -> str | None:
         if new.tries.get(stage) == number + 1 and (again or given_up):
             if run.state == "Failed":
                 return run.failure.failure_class if run.failure else "error"
+            if run.state in ("Waiting", "Running"):
+                return _given_up(o, run)
             return "error" if run.result else "infrastructure"
     return None
+
+
+def _given_up(o: Observed, run: Run) -> str:
+    """The class of what has waited for too long, or else taken too long; a probe's is none."""
+    bounds = {wait: getattr(o.spec.deadlines, wait) for wait in WAITS}
+    over = [wait for wait, bound in bounds.items() if bound and (getattr(run.waited, wait) or 0.0) >= seconds(bound)]
+    if over:
+        return "user" if over[0] == "admission" else "infrastructure"
+    assert run.since
+    assert o.now - run.since > timedelta(0)
+    return "nobody's" if run.probing else "stalled"
 
 
 def _weights_move_by_the_plan(o: Observed, before: Rollout | None, after: Rollout | None) -> None:

@@ -27,7 +27,7 @@ from finetune_operator.decide.draft import Draft
 from finetune_operator.errors import SpecError
 from finetune_operator.observed import ArmHealth, Observed
 from finetune_operator.traffic import ArmTotals, RouterState
-from finetune_operator.workloads.run import ABSENT, Failure, FailureClass, Run, Waiting
+from finetune_operator.workloads.run import ABSENT, Failure, FailureClass, Run, Waited, Waiting
 from hypothesis import HealthCheck, Phase, settings
 
 from tests.unit.operator.helpers import NOW, good_outcomes, make_spec, scores
@@ -68,6 +68,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "more machines than the volume": {"compute": {"accelerator": "h100", "gpusPerNode": 8, "nodes": 4}},
     "short": {"budget": {"maxDuration": "30s"}},
     "cheap": {"compute": {"accelerator": "h100"}, "budget": {"maxCost": "0.5"}},
+    "impatient": {"compute": {"accelerator": "h100"}, "deadlines": {"admission": "4h", "schedule": "1h", "start": "5m", "scoring": "10s"}},
     "cheap without a price": {"budget": {"maxCost": "0.5"}},
 }
 PROFILES = {"h100": Accelerator("h100", "nvidia.com/gpu", hourly_price=2.0, memory_bytes=80 * 10**9)}
@@ -205,11 +206,16 @@ class _Seen:
                 failure = Failure(kind, "Reason", "words " * self.luck.choice((1, 1, 900)), f"{name}-0", "node-1", {"step": 7})
                 return {name: Run(name, "Failed", failure=failure if self.well() else None, leader_uid=uid)}
             case "Waiting":
-                return {
-                    name: Run(name, "Waiting", waiting=self.waiting(), suspended=self.well(0.3), leader_uid=uid if self.well() else None)
-                }
+                run = Run(name, "Waiting", waiting=self.waiting(), suspended=self.well(0.3), leader_uid=uid if self.well() else None)
+                return {name: replace(run, waited=self.waited(), since=self.since(), probing=self.well(0.1))}
             case _:
-                return {name: Run(name, state, leader_uid=uid, leader_ip="10.0.0.1")}  # type: ignore[arg-type]
+                return {name: Run(name, state, leader_uid=uid, leader_ip="10.0.0.1", since=self.since())}  # type: ignore[arg-type]
+
+    def waited(self) -> Waited:
+        return Waited(*(None if self.well() else 3600.0 * self.luck.randrange(12) for _ in range(3)) if self.luck else ())
+
+    def since(self) -> datetime | None:
+        return None if self.luck is None or self.well(0.2) else self.walk.now - timedelta(hours=self.luck.randrange(-1, 30))
 
     def waiting(self) -> Waiting | None:
         return None if self.well() else Waiting("Odd reason!", "the node has no room " * 80)

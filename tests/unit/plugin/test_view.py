@@ -199,6 +199,11 @@ def test_what_scoring_cost_and_serving_costs_stand_beside_training() -> None:
     assert "           2 model servers   8 GPUs   20.00 USD an hour\n" in shown
 
 
+def test_servers_without_a_price_cost_nothing_by_the_hour() -> None:
+    shown = text(recorded("Live", cost={"hours": "0", "gpuHours": "0", "serving": {"pods": 1, "gpus": 4}}))
+    assert "Cost       1 model server   4 GPUs\n" in shown
+
+
 def test_what_serving_is_worth_is_said_beside_what_training_cost() -> None:
     finetune = rolling()
     assert "Economics" not in text(finetune)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
 from finetune_operator import kinds, names
 from finetune_operator.api.blocks.method import PROMPTS
 from finetune_operator.api.blocks.serving import Autoscaling
-from finetune_operator.api.quantities import quantity
+from finetune_operator.api.quantities import quantity, seconds
 from finetune_operator.api.spec import Spec
 from finetune_operator.build import pods
 from finetune_operator.build.envoy import REQUEST_SECONDS
@@ -21,7 +22,8 @@ PRESTOP_SECONDS: Final = 8  # longer than the routers' DNS refresh and health ch
 VLLM_PRESTOP_SECONDS: Final = 35
 MARGIN_SECONDS: Final = 20  # to stop, once the longest answer is given
 TARGET_CPU: Final = 80  # percent of the request
-READY_SECONDS = 900  # a model server may load for this long before it is restarted
+READY_SECONDS = 900  # a model server may load for this long before it is restarted, or for rollout.progressDeadline if that is longer
+LONGEST_READY_SECONDS: Final = 86400  # a probe counts its failures in 32 bits
 IMAGE_CHARACTERS: Final = 253  # of its end, which tells versions apart
 VLLM_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # --max-lora-rank takes no other (tools/vllm_options.py)
 
@@ -82,6 +84,7 @@ def server(spec: Spec, served: Served, images: Images, devices: Devices) -> Mani
         raise SpecError(no_vllm(spec))
     health = "/health" if vllm else "/healthz"
     ready = "/health" if vllm else "/readyz"
+    loads = min(LONGEST_READY_SECONDS, max(READY_SECONDS, math.ceil(seconds(spec.rollout.progress_deadline))))
     container: Manifest = {
         "name": "server",
         "image": (serving.image if serving and serving.image else None) or (images.vllm if vllm else images.trainer),
@@ -90,7 +93,7 @@ def server(spec: Spec, served: Served, images: Images, devices: Devices) -> Mani
         "ports": [{"name": "http", "containerPort": names.MODEL_PORT}],
         "resources": _resources(spec, devices),
         "securityContext": pods.RESTRICTED_CONTAINER,
-        "startupProbe": _completes(served.name) if vllm else _probe(ready, period=2, failures=READY_SECONDS // 2),
+        "startupProbe": _completes(served.name, loads) if vllm else _probe(ready, period=2, failures=loads // 2),
         "readinessProbe": _probe(ready, period=2, failures=2),
         "livenessProbe": _probe(health, period=10, failures=6),
         "volumeMounts": [
@@ -272,12 +275,12 @@ def _probe(path: str, *, period: int, failures: int) -> Manifest:
     }  # fmt: skip
 
 
-def _completes(name: str) -> Manifest:
+def _completes(name: str, loads: int) -> Manifest:
     """vLLM's `/health` says that its engine runs: only an answer of this very model shows that it serves. (`finetune-trainer serve` sees to
     that itself.)"""
     return {
         "exec": {"command": ["python3", "-c", COMPLETES, name, str(names.MODEL_PORT)]},
-        "periodSeconds": 5, "timeoutSeconds": 60, "failureThreshold": READY_SECONDS // 5,
+        "periodSeconds": 5, "timeoutSeconds": 60, "failureThreshold": loads // 5,
     }  # fmt: skip
 
 

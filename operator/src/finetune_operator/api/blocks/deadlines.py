@@ -28,7 +28,8 @@ class Deadlines(SpecModel):
     )
     fetch: Annotated[Duration, LIVE] = Field(
         default="24h",
-        description="To fetch the model, by Jobs made from now on, besides `schedule` and `start`; the next try goes on from it.",
+        description="To fetch the model, since its pod came to its machine; the next try goes on from it. A Job that runs already ends itself "
+        "at the latest after `schedule`, `start` and this as they were when it was made.",
     )
     prepare: Annotated[Duration, LIVE] = Field(default="24h", description="To prepare the data, likewise.")
     scoring: Annotated[Duration, LIVE] = Field(default="6h", description="To score a model on the test split, likewise.")

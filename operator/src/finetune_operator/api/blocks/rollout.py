@@ -62,7 +62,9 @@ class Rollout(SpecModel):
     guards: Guards = Guards()
     bake: Annotated[Duration, LIVE] = Field(default="1h", description="The old arm is kept warm for this time after the last step.")
     progress_deadline: Annotated[Duration, LIVE] = Field(
-        default="20m", description="A canary that is not ready so long after the present arm is, is rolled back."
+        default="20m",
+        description="A canary that is not ready so long after the present arm is, is rolled back. A longer one than 15m is also how long "
+        "a server that is made from now on may load before it is restarted, at most a day.",
     )
 
 
