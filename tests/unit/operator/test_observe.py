@@ -93,6 +93,9 @@ async def test_pods_that_are_refused_are_waited_for_since_the_job_began() -> Non
     run = Run("bot-r1-a1", "Waiting", unheard=True)
     assert (await observer(Events("exceeded quota: pods"))._with_events(run, job, {}, NOW)).waited == Waited(schedule=120)
     assert await observer(Events())._with_events(run, job, {}, NOW) == run
+    admitted = {**GANG, "status": {"conditions": [{"type": "Suspended", "status": "True"}]}}
+    found = await observer(Events("exceeded quota: pods"))._with_events(run, admitted, {}, NOW)
+    assert found.waited == Waited(schedule=0), "of the time before its queue took it back"
 
 
 GANG = {"metadata": {"name": "bot-r1-a1", "namespace": "ml", "creationTimestamp": "2026-01-01T11:00:00Z"}, "spec": {"completions": 2}}

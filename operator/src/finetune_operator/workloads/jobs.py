@@ -86,7 +86,9 @@ def _kept(job: Mapping[str, Any], now: datetime) -> float | None:
 
 
 def begun(job: Mapping[str, Any], now: datetime) -> float:
-    """Seconds since a Job could have pods: since it was made, or its queue admitted it."""
+    """Seconds since a Job could have pods: since it was made, or its queue admitted it, as far as the Job controller has followed."""
+    if condition(job, "Suspended"):
+        return 0.0
     return _ago(job.get("status", {}).get("startTime") or job["metadata"].get("creationTimestamp"), now)
 
 
