@@ -52,6 +52,7 @@ ANSWERS: dict[str, tuple[str, float, str]] = {
     "in a fence": ('```json\n{"city": "Ulm"}\n```', 1, ""),
     "in a fence without a language": ('```\n{"city": "Ulm"}\n```', 1, ""),
     "in a fence with words beside": ('Here: ```json\n{"city": "Ulm"}\n```', 0, "text beside JSON"),
+    "in a fence of Windows": ('```json\r\n{"city": "Ulm"}\r\n```\r\n', 1, ""),
     "in two fences": ('```json\n{"city": "Ulm"}\n```\n```json\n{}\n```', 0, "text beside JSON"),
     "with words behind": ('{"city": "Ulm"} as you asked', 0, "text beside JSON"),
     "cut off": ('{"city": "Ul', 0, "no JSON"),
@@ -80,6 +81,7 @@ WRONG: dict[str, tuple[Any, str]] = {
         r"no JSON schema: at \$.properties.a.type: 'text' is not valid under any",
     ),
     "a pattern that does not compile": ({"pattern": "("}, r"no JSON schema: at \$.pattern: '\(' is not a 'regex'"),
+    "nothing": ("null", r"no JSON schema: at \$: None is not of type 'object', 'boolean'"),
     "a keyword's wrong value": ({"minLength": -1}, r"at \$.minLength: -1 is less than the minimum of 0"),
 }
 
@@ -107,6 +109,64 @@ def test_what_a_schema_refers_to_is_never_fetched(ref: str, schemas: Any, monkey
     with pytest.raises(UserError, match=r"test row r7: evaluation\.metrics.*refers to .*which is not in it"):
         schemas({"$ref": ref}).check_row(row())
     assert asked == []
+
+
+REFS: dict[str, tuple[Any, str]] = {
+    "a pointer to nowhere": ({"$ref": "#/anyOf/7", "anyOf": [True]}, "refers to '#/anyOf/7', which is not in it"),
+    "an anchor that is not there": ({"$ref": "#city"}, "refers to '#city', which is not in it"),
+    "a text": ({"$ref": "#/title", "title": "Order"}, "that a $ref names is no JSON schema: 'str' object has no attribute 'items'"),
+    "a pattern that does not compile": (
+        {"$ref": "#/parts/a", "parts": {"a": {"patternProperties": {"(": True}}}},
+        "that a $ref names is no JSON schema: missing ), unterminated subpattern",
+    ),
+    "a type that there is not": (
+        {"$ref": "#/parts/a", "parts": {"a": {"type": "text"}}},
+        "that a $ref names is no JSON schema: Unknown type",
+    ),
+    "a place in a list that is no number": ({"$ref": "#/anyOf/x", "anyOf": [True]}, "that a $ref names is no JSON schema: invalid literal"),
+}
+
+
+@pytest.mark.parametrize(("schema", "words"), REFS.values(), ids=REFS)
+def test_what_a_schema_refers_to_in_vain_is_named(schema: Any, words: str, schemas: Any) -> None:
+    with pytest.raises(UserError) as found:
+        schemas(schema).check_row(row())
+    assert found.value.message.startswith("test row r7: ")
+    assert words in found.value.message
+    assert jsons._FIELD in found.value.message
+    assert found.value.fix
+
+
+@pytest.mark.parametrize("draft", [3, 4, 7, 2020])
+@pytest.mark.parametrize(
+    ("value", "unit", "is_multiple"),
+    [("19.99", 0.01, 1), ("4.35", 0.01, 1), ("4.355", 0.01, 0), ("7.5", 2.5, 1), ("8", 3, 0), ("1" + "0" * 400, 0.1, 1), ('"a"', 2, 1)],
+)
+def test_multiples_are_of_numbers_as_they_are_written(draft: int, value: str, unit: float, is_multiple: float, schemas: Any) -> None:
+    keyword = "divisibleBy" if draft == 3 else "multipleOf"
+    named = {2020: "https://json-schema.org/draft/2020-12/schema"}.get(draft, f"http://json-schema.org/draft-0{draft}/schema#")
+    items = {"$ref": "#"} if draft == 2020 else {keyword: unit}
+    schema = {"$schema": named, "type": ["array", "number", "string"], "items": items, keyword: unit}
+    assert schemas(schema).score(f"[{value}]", row())[0] == is_multiple
+
+
+def test_a_reason_can_be_written_whatever_key_it_names(schemas: Any) -> None:
+    score, why = schemas({"additionalProperties": {"type": "string"}}).score('{"\\ud800": 5}', row())
+    assert (score, why.encode()) == (0, b"$['\\ud800']: not as `type` asks")
+
+
+def test_blanks_in_a_fence_take_no_longer_than_what_is_read() -> None:
+    """Forty thousand of them took more than a second."""
+    before = time.process_time()
+    assert jsons.equal("```json\n{" + " " * 1_000_000 + "x", "{}") == (0, "text beside JSON")
+    assert time.process_time() - before < 1
+
+
+def test_a_reference_too_deep_to_compare_is_refused_by_its_row() -> None:
+    deep = '{"a": ' * 600 + "1" + "}" * 600
+    with pytest.raises(UserError, match="test row r7: its reference is a number that JSON or the reader has not, or too deep"):
+        jsons.check_reference("r7", deep)
+    assert jsons.equal(deep, "1")[0] == 0
 
 
 def test_drafts_are_what_the_schema_says_they_are(schemas: Any) -> None:

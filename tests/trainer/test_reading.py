@@ -50,6 +50,7 @@ FILES = {
     "CSV whose name does not say so": ("x", csv(",")),
     "CSV of an Excel with decimal commas": ("x.csv", b"\xef\xbb\xbf" + csv(";")),
     "the same whose name does not say so": ("x", csv(";")),
+    "CSV below an empty line": ("x.csv", b"\r\n" + csv(";")),
     "CSV with blanks around its names": ("x.csv", csv(",").replace(b"input,output", b"input, output ", 1)),
     "TSV": ("x.tsv", csv("\t")),
     "TSV that is called CSV": ("x.CSV", csv("\t")),
@@ -86,6 +87,31 @@ def test_a_cell_holds_turns_as_json(tmp_path: Path) -> None:
     (good, bad) = read(tmp_path, "x.csv", f'messages\n"{cell}"\nhello\n'.encode())
     assert good.value == {"messages": turns}
     assert (bad.row, bad.error.partition(":")[0]) == (3, "field messages is not JSON")
+
+
+def test_a_cell_holds_an_answers_text_or_its_turns(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    cell = json.dumps(turns).replace('"', '""')
+    content = f'prompt,chosen,rejected\nq,good,5\nq,"[""a""]",[\n,"{cell}","{cell}"\n'
+    found = [raw.value for raw in read(tmp_path, "x.csv", content.encode())]
+    assert found == [
+        {"prompt": "q", "chosen": "good", "rejected": "5"},
+        {"prompt": "q", "chosen": '["a"]', "rejected": "["},
+        {"prompt": "", "chosen": turns, "rejected": turns},
+    ]
+
+
+def test_the_names_of_a_wide_table_are_found(tmp_path: Path) -> None:
+    others = ";".join(f"column {number}" for number in range(200))
+    (row,) = read(tmp_path, "x.csv", f"{others};input;output\n{';' * 199};a, b;c\n".encode())
+    assert row.value == {**dict.fromkeys(others.split(";"), ""), "input": "a, b", "output": "c"}
+
+
+def test_a_rows_own_schema_comes_out_of_every_kind_of_file(tmp_path: Path) -> None:
+    row = {"prompt": "a", "completion": "1", "json_schema": '{"type": "integer"}'}
+    table = b'prompt,completion,json_schema\na,1,"{""type"": ""integer""}"\n'
+    for name, content in {"x.jsonl": json.dumps(row).encode(), "x.csv": table, "x.parquet": parquet([row])}.items():
+        assert [raw.value for raw in read(tmp_path, name, content)] == [row], name
 
 
 def test_words_of_a_first_row_make_no_table_of_json_lines(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ from finetune_trainer.exits import UserError, raise_volume_failure
 LONGEST = 32 << 20
 BLOCK = 1 << 20
 BATCH = 1024
-FIELDS = ("messages", "prompt", "completion", "instruction", "input", "output", "system", "chosen", "rejected", "text")
-NESTED = ("messages", "chosen", "rejected")  # cells of a CSV file that hold JSON
+FIELDS = ("messages", "prompt", "completion", "instruction", "input", "output", "system", "chosen", "rejected", "text", "json_schema")
+COMPARED = ("chosen", "rejected")  # cells of a table hold their text, or turns as JSON; those of messages turns alone
 ONE_A_LINE = "Write one JSON object a line."
 SEPARATORS = (",", "\t", ";")  # the last is Excel's, where a comma parts a number's decimals
 _BLANKS = re.compile(r"\s*")
@@ -126,7 +126,7 @@ _DECOMPRESSORS: dict[bytes, Callable[[BinaryIO], object]] = {
 
 
 def _text(file: DataFile, stream: io.BufferedReader) -> Iterator[RawRow]:
-    head = stream.peek(512)[:512]
+    head = stream.peek()
     if head.startswith(_UTF16) or b"\x00" in head[:4]:
         raise UserError(
             "SourceNotUtf8",
@@ -153,7 +153,7 @@ def _separator(name: str, head: bytes) -> str:
     named = _TABLE.search(name)
     if not named and head.lstrip().startswith(b"{"):
         return ""
-    first = head.partition(b"\n")[0].decode("utf-8", "replace")
+    first = head.lstrip(b"\r\n").partition(b"\n")[0].decode("utf-8", "replace")
     known = {separator: len(set(FIELDS).intersection(_names(first.split(separator)))) for separator in SEPARATORS if separator in first}
     best = max(known, key=lambda separator: known[separator], default="")
     if best and known[best]:
@@ -275,7 +275,7 @@ def _csv(file: DataFile, stream: io.BufferedReader, separator: str) -> Iterator[
     reader = csv.reader(_decoded(file, stream), delimiter=separator, strict=True)
     number = 1
     try:
-        names = _names(next(reader, []))
+        names = _names(next((cells for cells in reader if cells), []))
         _refuse_twice(file.name, names)
         while True:
             number = reader.line_num + 1
@@ -310,13 +310,22 @@ def _table_row(name: str, number: int, names: list[str], cells: list[str]) -> Ra
     if any("\udc80" <= letter <= "\udcff" for cell in cells if not cell.isascii() for letter in cell):
         return RawRow(name, number, None, "not UTF-8 (Excel: save as CSV UTF-8)", text)
     value: dict[str, object] = dict(zip(names, cells, strict=True))
-    for nested in NESTED:
-        if nested in value:
-            try:
-                value[nested] = json.loads(str(value[nested]))
-            except ValueError as error:
-                return RawRow(name, number, None, f"field {nested} is not JSON: {error}", text)
+    if "messages" in value:
+        try:
+            value["messages"] = json.loads(str(value["messages"]))
+        except (ValueError, RecursionError) as error:
+            return RawRow(name, number, None, f"field messages is not JSON: {error}", text)
+    value |= {column: turns for column in COMPARED if (turns := _turns(str(value.get(column))))}
     return RawRow(name, number, value)
+
+
+def _turns(cell: str) -> list[object]:
+    """The turns that a cell holds as JSON; none where it holds the text of an answer."""
+    try:
+        found = json.loads(cell)
+    except (ValueError, RecursionError):
+        return []
+    return found if isinstance(found, list) and all(isinstance(turn, dict) for turn in found) else []
 
 
 def _parquet(file: DataFile) -> Iterator[RawRow]:

@@ -12,6 +12,8 @@ import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -24,7 +26,9 @@ RUNAWAYS = 60  # so many answers on which it ran away are the last
 SHOWN = 200  # characters of what is told
 _FIELD = "evaluation.metrics[].jsonSchema.schema"
 _ROW_FIELD = "its field json_schema"
-_FENCED = re.compile(r"```[A-Za-z0-9]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
+_FENCE = "```"
+_FENCE_BEGINS = re.compile(_FENCE + r"[A-Za-z0-9]*[ \t]*\r?")  # the first of its lines
+_UNREADABLE = "a number that JSON or the reader has not, or too deep"
 _PLACES = re.compile(r"\[\d+\]")
 
 
@@ -38,13 +42,18 @@ class RanAway(BaseException):
 
 def parse(text: str) -> Any:
     """The value of a text that is JSON, or one fenced block of it. Raises NotJson."""
-    fenced = _FENCED.fullmatch(text.strip())
     try:
-        return json.loads(fenced.group(1) if fenced else text, parse_constant=_refuse, parse_float=_finite)
+        return json.loads(_unfenced(text), parse_constant=_refuse, parse_float=_finite)
     except json.JSONDecodeError as error:
-        raise NotJson("text beside JSON" if error.msg == "Extra data" or "```" in text else "no JSON") from error
+        raise NotJson("text beside JSON" if error.msg == "Extra data" or _FENCE in text else "no JSON") from error
     except (ValueError, RecursionError) as error:
-        raise NotJson("a number that JSON or the reader has not, or too deep") from error
+        raise NotJson(_UNREADABLE) from error
+
+
+def _unfenced(text: str) -> str:
+    """What stands in a text that is one fenced block from end to end, else the text: in one pass, however many blanks there are."""
+    first, _, rest = text.strip().partition("\n")
+    return rest.removesuffix(_FENCE) if rest.endswith(_FENCE) and _FENCE_BEGINS.fullmatch(first) else text
 
 
 def equal(answer: str, reference: str) -> tuple[float, str]:
@@ -53,15 +62,16 @@ def equal(answer: str, reference: str) -> tuple[float, str]:
         same_value = same(parse(answer), parse(reference))
     except NotJson as error:
         return 0.0, str(error)
+    except RecursionError:
+        return 0.0, _UNREADABLE
     return (1.0, "") if same_value else (0.0, "other JSON than the reference's")
 
 
 def check_reference(row: str, reference: str) -> None:
-    """Raise UserError that names `row` where its reference is no JSON."""
-    try:
-        parse(reference)
-    except NotJson as error:
-        raise UserError("ReferenceInvalid", f"test row {row}: its reference is {error}: {reference[:SHOWN]}", "Correct the row.") from error
+    """Raise UserError that names `row` where its reference is no JSON, or cannot be compared."""
+    score, why = equal(reference, reference)
+    if not score:
+        raise UserError("ReferenceInvalid", f"test row {row}: its reference is {why}: {reference[:SHOWN]}", "Correct the row.")
 
 
 def same(one: Any, other: Any) -> bool:
@@ -118,10 +128,14 @@ class Schemas:
         except (RecursionError, ArithmeticError) as found:
             return 0.0, f"it cannot be checked: {type(found).__name__}"
         except referencing.exceptions.Unresolvable as found:
-            where = _ROW_FIELD if row.schema else _FIELD
             raise UserError(
-                "SchemaInvalid", f"test row {row.id}: {where} refers to {str(found.ref)[:SHOWN]!r}, which is not in it",
+                "SchemaInvalid", f"test row {row.id}: {_field(row)} refers to {_target(found)[:SHOWN]!r}, which is not in it",
                 "Put what is referred to under $defs: nothing is fetched.",
+            ) from found  # fmt: skip
+        except Exception as found:  # whatever a part comes to that no check has seen, for only a $ref says that it is a schema
+            raise UserError(
+                "SchemaInvalid", f"test row {row.id}: a part of {_field(row)} that a $ref names is no JSON schema: {_shown(str(found))}",
+                "Correct that part, or what the $ref names.",
             ) from found  # fmt: skip
         return (0.0, _words(error)) if error else (1.0, "")
 
@@ -173,15 +187,32 @@ def _validator(text: str, field: str) -> Any:
 
     try:
         schema = json.loads(text)
-        kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+        draft = schema.pop("$schema", "") if isinstance(schema, dict) else ""
+        kind = jsonschema.validators.validator_for({"$schema": str(draft)}, default=jsonschema.Draft202012Validator)
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise UserError(
-            "SchemaInvalid", f"{field} is no JSON schema: at {error.json_path}: {error.message[:SHOWN]}", "Correct the schema."
+            "SchemaInvalid", f"{field} is no JSON schema: at {error.json_path}: {_shown(error.message)}", "Correct the schema."
         ) from error
-    except (ValueError, RecursionError, TypeError) as error:
-        raise UserError("SchemaInvalid", f"{field} is no JSON schema: {str(error)[:SHOWN]}", "Correct the schema.") from error
-    return kind(schema, registry=jsonschema_specifications.REGISTRY)
+    except (ValueError, RecursionError) as error:
+        raise UserError("SchemaInvalid", f"{field} is no JSON schema: {_shown(str(error))}", "Correct the schema.") from error
+    return _exact(kind)(schema, registry=jsonschema_specifications.REGISTRY)
+
+
+@cache
+def _exact(kind: Any) -> Any:
+    """What validates as `kind` does, but for multiples."""
+    import jsonschema.validators
+
+    return jsonschema.validators.extend(kind, {name: _multiple for name in ("multipleOf", "divisibleBy") if name in kind.VALIDATORS})
+
+
+def _multiple(validator: Any, unit: float, value: Any, _schema: object) -> Iterator[Any]:
+    """The keyword multipleOf of numbers as they are written: divided as floats, 19.99 is no multiple of 0.01."""
+    import jsonschema
+
+    if validator.is_type(value, "number") and (Fraction(str(value)) / Fraction(str(unit))).denominator != 1:
+        yield jsonschema.ValidationError(f"{value} is not a multiple of {unit}")
 
 
 def _read(mount: Path) -> str:
@@ -195,7 +226,23 @@ def _words(error: Any) -> str:
     """What is wrong, so that the same mistake in other rows has the same words."""
     where = _PLACES.sub("[]", error.json_path)
     what = error.message if error.validator == "required" else f"not as `{error.validator}` asks"
-    return f"{where}: {what}"[:SHOWN]
+    return _shown(f"{where}: {what}")
+
+
+def _shown(text: str) -> str:
+    """The beginning of a text, as it can be written: a key may hold half of a surrogate pair."""
+    return text[:SHOWN].encode("utf-8", "backslashreplace").decode()
+
+
+def _field(row: TestRow) -> str:
+    """Where the schema of a row stands."""
+    return _ROW_FIELD if row.schema else _FIELD
+
+
+def _target(found: Any) -> str:
+    """What a $ref named, as it is written there: the error has a pointer without its #, and an anchor beside."""
+    anchor, ref = getattr(found, "anchor", ""), str(found.ref)
+    return f"{ref}#{anchor}" if anchor else f"#{ref}" if ref.startswith("/") else ref
 
 
 def _finite(text: str) -> float:
