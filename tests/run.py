@@ -31,7 +31,7 @@ class Tier:
 
 TIERS = (
     Tier("unit", "dev", ("tests/unit", "tests/contract"), 3, arguments=("-n2",)),
-    Tier("trainer", "trainer", ("tests/trainer",), 12, setup=("tests.trainer.s3server",)),
+    Tier("trainer", "trainer", ("tests/trainer",), 9, setup=("tests.trainer.s3server",), arguments=("-n2",)),
     Tier("numerics", "oracle", ("tests/numerics",), 3),
     Tier(
         "integration", "dev", ("tests/integration", "tests/devcluster", "tests/router", "tests/gitops"), 18, setup=("devcluster", "binary")
