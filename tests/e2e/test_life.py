@@ -241,11 +241,13 @@ async def test_an_image_that_answers_errors_is_taken_back_from_every_user(bot: F
 async def test_while_prometheus_is_down_nobody_is_moved(bot: FineTune, watching: Watching) -> None:
     changed = bot.get()["spec"]
     changed["serving"]["resources"]["requests"]["memory"] = "260Mi"
-    changed["rollout"] |= {"steps": [{"weight": HELD, "hold": "2s"}, {"weight": 100}], "progressDeadline": "15s"}
+    changed["rollout"]["steps"] = [{"weight": HELD, "hold": "2s"}, {"weight": 100}]
     changed["rollout"]["guards"] |= {"minRequests": 50, "queries": [{"name": "refusals", "query": "sum(refused)", "max": "1"}]}
     live = bot.status()["liveArm"]
     bot.apply(changed)
     await bot.until("why it waits", lambda s: "refusals" in condition(s, "Ready").get("message", ""), seconds=120)
+    changed["rollout"]["progressDeadline"] = "15s"  # of which none of this waiting counts
+    bot.apply(changed)
     await asyncio.sleep(20)
     status = bot.status()
     assert (status["liveArm"], status["rollout"]["weight"], status["phase"]) == (live, 0, "Paused"), bot.describe()
