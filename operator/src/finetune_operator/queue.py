@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import random
 from collections.abc import Callable, Hashable
@@ -50,10 +51,9 @@ class Queue(Generic[K]):
                 self._busy.add(key)
                 return key
             self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), wait)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):  # before Python 3.12 `wait_for` loses a cancellation that comes with what it waits for
+                    await self._changed.wait()
 
     def done(self, key: K, requeue_after: float | None = None) -> None:
         """The key was dealt with; what came in meanwhile, or `requeue_after`, makes it due again."""

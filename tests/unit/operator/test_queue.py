@@ -101,3 +101,23 @@ def test_what_never_succeeds_is_tried_for_ever() -> None:
     delays = [queue.failed("key") for _ in range(2000)]
     assert max(delays) <= 1.2 * LONGEST_DELAY
     assert min(delays[-100:]) >= 0.8 * LONGEST_DELAY
+
+
+@pytest.mark.parametrize("rounds", range(6))
+async def test_a_worker_that_is_asked_to_end_as_work_comes_ends(rounds: int) -> None:
+    """Whatever round of the loop it is: a worker that goes on holds up the end of the process, and with it the Lease."""
+    queue: Queue[str] = Queue(lambda: 0.0)
+
+    async def work() -> None:
+        while True:
+            queue.done(await queue.take())
+
+    queue.add("later", 3600.0)
+    worker = asyncio.create_task(work())
+    await asyncio.sleep(0.01)
+    queue.add("a")
+    for _ in range(rounds):
+        await asyncio.sleep(0)
+    worker.cancel()
+    await asyncio.wait({worker}, timeout=1.0)
+    assert worker.cancelled()
