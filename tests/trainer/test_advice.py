@@ -60,7 +60,10 @@ OF_DATA: dict[str, tuple[of_data.Facts, str, str]] = {
         facts(options=asked(FULL, LORA)), "SmallerMethodFits",
         "Full takes 16 h100 at least and about 106.7 hours of them; LoRA fits on 1, with about 80.0.",
     ),
-    "all weights fit on none": (facts(options=asked(replace(FULL, ranks=None), LORA)), "SmallerMethodFits", "fits on no number of h100"),
+    "all weights fit on none": (
+        facts(options=asked(replace(FULL, ranks=None), LORA)), "SmallerMethodFits",
+        "Full fits on no number of h100 that is worth naming, and takes about 106.7 hours of them; LoRA fits on 1, with about 80.0.",
+    ),
     "nothing is known of the accelerator": (facts(options=asked(replace(FULL, ranks=None), replace(LORA, ranks=None))), "", ""),
     "all weights on few rows": (facts(rows=counts(train=1999), options=asked(FULL)), "FullForFewRows", "trains all 70,553,706,496 weights on 1,999 rows"),
     "a prompt for many rows": (facts(options=asked(replace(LORA, method="PTuning"))), "PromptForManyRows", "so many rows can teach more"),

@@ -71,10 +71,10 @@ def _smaller_method(f: Facts) -> Iterator[Advice]:
         return
     best = min(fewer, key=lambda option: (option.ranks or 0, f.options.index(option)))
     unit = f.accelerator or "accelerators"
-    takes = f"takes {asked.ranks} {unit}" if asked.ranks else f"fits on no number of {unit} that is worth naming"
+    takes = f"takes {asked.ranks} {unit} at least and" if asked.ranks else f"fits on no number of {unit} that is worth naming, and takes"
     yield Advice(
         "SmallerMethodFits",
-        f"{asked.method} {takes} at least and about {asked.rank_hours:,.1f} hours of them; {best.method} fits on {best.ranks}, with about "
+        f"{asked.method} {takes} about {asked.rank_hours:,.1f} hours of them; {best.method} fits on {best.ranks}, with about "
         f"{best.rank_hours:,.1f}.",
         f"Try method.type {best.method} first: a comparison on the test rows tells whether it falls behind.",
     )
