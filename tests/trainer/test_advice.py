@@ -55,6 +55,7 @@ OF_DATA: dict[str, tuple[of_data.Facts, str, str]] = {
     "many rows were left out": (facts(rows=counts(invalid=1, nearDuplicate=700)), "ManyLeftOut", "701 of 3,000 rows were left out: 1 invalid, 700 near-dup"),
     "a fifth of the rows was left out": (facts(rows=counts(duplicate=600)), "", ""),
     "nearly all have one answer": (facts(task="labels", labels={"yes": 2000, "no": 400}), "OneLabel", "83 % of the training rows have the answer ‘yes’"),
+    "all have one answer": (facts(task="labels", labels={"yes": 2400}), "OneLabel", "100 % of the training rows have the answer ‘yes’"),
     "a label is rare": (facts(task="labels", labels={"a": 1400, "b": 991, "c": 9}), "RareLabels", "1 of 3 labels have fewer than 10 training rows: ‘c’ 9"),
     "all weights take more accelerators": (
         facts(options=asked(FULL, LORA)), "SmallerMethodFits",

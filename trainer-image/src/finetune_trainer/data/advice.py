@@ -82,7 +82,7 @@ def _smaller_method(f: Facts) -> Iterator[Advice]:
 
 def _one_label(f: Facts) -> Iterator[Advice]:
     label, count = next(iter(f.labels.items()), ("", 0))
-    if len(f.labels) > 1 and count >= ONE_LABEL * f.rows["train"]:
+    if f.labels and count >= ONE_LABEL * f.rows["train"]:
         yield Advice(
             "OneLabel",
             f"{100 * count / f.rows['train']:.0f} % of the training rows have the answer {_short(label)}: a model that always says so "
