@@ -55,12 +55,16 @@ OF_DATA: dict[str, tuple[of_data.Facts, str, str]] = {
     "many rows were left out": (facts(rows=counts(invalid=1, nearDuplicate=700)), "ManyLeftOut", "701 of 3,000 rows were left out: 1 invalid, 700 near-dup"),
     "a fifth of the rows was left out": (facts(rows=counts(duplicate=600)), "", ""),
     "nearly all have one answer": (facts(task="labels", labels={"yes": 2000, "no": 400}), "OneLabel", "83 % of the training rows have the answer ‘yes’"),
+    "all have one answer": (facts(task="labels", labels={"yes": 2400}), "OneLabel", "100 % of the training rows have the answer ‘yes’"),
     "a label is rare": (facts(task="labels", labels={"a": 1400, "b": 991, "c": 9}), "RareLabels", "1 of 3 labels have fewer than 10 training rows: ‘c’ 9"),
     "all weights take more accelerators": (
         facts(options=asked(FULL, LORA)), "SmallerMethodFits",
         "Full takes 16 h100 at least and about 106.7 hours of them; LoRA fits on 1, with about 80.0.",
     ),
-    "all weights fit on none": (facts(options=asked(replace(FULL, ranks=None), LORA)), "SmallerMethodFits", "fits on no number of h100"),
+    "all weights fit on none": (
+        facts(options=asked(replace(FULL, ranks=None), LORA)), "SmallerMethodFits",
+        "Full fits on no number of h100 that is worth naming, and takes about 106.7 hours of them; LoRA fits on 1, with about 80.0.",
+    ),
     "nothing is known of the accelerator": (facts(options=asked(replace(FULL, ranks=None), replace(LORA, ranks=None))), "", ""),
     "all weights on few rows": (facts(rows=counts(train=1999), options=asked(FULL)), "FullForFewRows", "trains all 70,553,706,496 weights on 1,999 rows"),
     "a prompt for many rows": (facts(options=asked(replace(LORA, method="PTuning"))), "PromptForManyRows", "so many rows can teach more"),

@@ -233,6 +233,19 @@ def test_an_archive_that_came_whole_is_not_downloaded_again(tmp_path: Path, copy
         assert not (scratch / "files" / "half").exists()
 
 
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_an_archive_that_was_packed_in_part_is_refused_by_its_name(kind: Any, tmp_path: Path, copy: Path) -> None:
+    """Its sha256 is what the FineTune says."""
+    archive = tmp_path / "archive"
+    with tarfile.open(archive, f"w:{kind}") as tar:
+        tar.add(copy, "model")
+    archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"https://h\.example/x\.tar is not a safe and whole tar archive: "):
+        fetch.download_archive(
+            ModelConfig(source="https://h.example/x.tar", path=tmp_path / "x", revision=layout.sha256_file(archive)), tmp_path
+        )
+
+
 BODIES = {
     "ends early": b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf",
     "ends within a chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\nhalf",
@@ -325,6 +338,9 @@ REFUSED = {
     "sorts": (lambda source: spoil_config(source, architectures=["LlamaForSequenceClassification"]), "does not write text"),
     "was quantised": (
         lambda source: spoil_config(source, quantization_config={"quant_method": "fp8"}), r"quantised already \(fp8; quantization_config",
+    ),
+    "was quantised where it writes": (
+        lambda source: spoil_config(source, text_config={"quantization_config": {"quant_method": "awq"}}), r"quantised already \(awq",
     ),
     "is cut off": (lambda source: (source / "config.json").write_text('{"model_type":'), "config.json is not JSON"),
     "is something else": (lambda source: (source / "config.json").write_text("[]"), "config.json is no JSON object"),

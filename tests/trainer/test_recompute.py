@@ -25,6 +25,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
+    OPTConfig,
     PreTrainedConfig,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -170,6 +171,13 @@ def test_what_a_head_does_is_told_without_weights(name: str) -> None:
     base = AutoModelForCausalLM.from_config(config).eval()
     found = outlines.reads_hidden(outline)
     assert found == (head.usable(base, torch.arange(8)[None]) is not None) == (name != "logits that are capped")
+
+
+def test_a_decoder_that_is_called_past_its_own_forward_is_taken_to_need_all_logits() -> None:
+    """Of OPT's there is nothing to compare without weights: more memory is told, and nothing fails."""
+    with torch.device("meta"):
+        outline = AutoModelForCausalLM.from_config(OPTConfig(**SHAPE, ffn_dim=64, word_embed_proj_dim=HIDDEN))
+    assert not outlines.reads_hidden(outline)
 
 
 @pytest.mark.parametrize("name", ["LoRA", "DoRA", "Full", "QLoRA NF4", "QLoRA Int8"])

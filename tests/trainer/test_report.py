@@ -87,7 +87,7 @@ SHOWN = {
     "where a rendered row is from": "word row 7",
     "the time of the run": "1.5 h",
     "its memory": "3.0 GiB",
-    "what another method would take": "LoRA101.0 GiBmore than 51260 s0.10",
+    "what another method would take": "LoRA101.0 GiBnone up to 51260 s0.10",
 }
 
 

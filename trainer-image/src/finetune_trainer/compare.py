@@ -22,7 +22,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Option:
-    """A method: `memory` is of one rank that holds all of it, in bytes; `ranks` the fewest that hold it (None: not known, or too many);
+    """A method: `memory` is of one rank that holds all of it, in bytes; `ranks` the fewest that hold it (None: not known, or none does);
     `seconds` are of the gang that is asked for, `rank_hours` of all its ranks."""
 
     method: str
@@ -103,7 +103,7 @@ def table(found: Sequence[Option], estimated: Mapping[str, Any], accelerator: st
 
 
 def _row(option: Option, *, known: bool) -> str:
-    ranks = [str(option.ranks) if option.ranks else f"more than {estimate.MOST_RANKS}"] if known else []
+    ranks = [str(option.ranks) if option.ranks else f"none up to {estimate.MOST_RANKS}"] if known else []
     cells = [f"{option.trained:,}", f"{option.memory / GIB:,.1f} GiB", *ranks, hours(option.seconds), f"{option.rank_hours:,.2f}"]
     name = f"<b>{escape(option.method)}</b>" if option.asked else escape(option.method)
     return f"<tr><td>{name}</td>{''.join(_cell(cell) for cell in cells)}</tr>"

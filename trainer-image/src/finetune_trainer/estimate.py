@@ -105,7 +105,7 @@ def estimate(
 def ranks_needed(told: JsonObject, room: int, method: MethodConfig) -> int | None:
     """The fewest ranks that hold a run of which `estimate` told this (with its `longest` row), in accelerators of `room` bytes each: whole
     in each, or divided by the stages of ZeRO that go with the method; activations are computed again where they can be, and passes are as
-    small as rows allow. None: more than `MOST_RANKS`."""
+    small as rows allow. None: no number up to `MOST_RANKS`, as of a method too large for one that ZeRO does not divide."""
     if sum(_smallest(told, "memory").values()) <= room:
         return 1
     found = []

@@ -7,10 +7,13 @@ when complete (see `layout`).
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 import os
 import shutil
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -178,8 +181,10 @@ def download_archive(model: ModelConfig, scratch: Path) -> Path:
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(target, filter="data")
-    except tarfile.TarError as error:
-        raise UserError("SourceInvalid", f"{model.name} is not a safe tar archive: {error}", "Pack the folder with tar.") from error
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:  # the others of one that is cut off
+        raise UserError(
+            "SourceInvalid", f"{model.name} is not a safe and whole tar archive: {error}", "Pack the folder with tar."
+        ) from error
     found_configs = sorted(target.rglob("config.json"), key=lambda path: len(path.parts))
     return found_configs[0].parent if found_configs else target
 
@@ -232,7 +237,8 @@ def check_kind(source: Path) -> None:
             f"{source} is a {', '.join(names)} (architectures in config.json): that does not write text from left to right",
             "Take a model whose architecture ends with ForCausalLM.",
         )
-    if quantised := settings.get("quantization_config"):
+    parts = (settings, settings.get("text_config"))  # of what also sees or hears, the second is what writes
+    if quantised := next((found for part in parts if isinstance(part, dict) and (found := part.get("quantization_config"))), None):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise UserError(
             "WeightsQuantised",

@@ -151,7 +151,7 @@ def _side_by_side(options: Sequence[compare.Option], compute: ComputeConfig) -> 
     known = compute.accelerator_memory is not None and compute.gpus_per_node > 0
     lines = ["", f"{'method':<16}{'trains':>16}{'GiB a rank':>12}{'hours':>9}{'rank hours':>12}{'needs' if known else '':>8}".rstrip()]
     for option in options:
-        needs = str(option.ranks or f">{estimate.MOST_RANKS}") if known else ""
+        needs = str(option.ranks or "none") if known else ""
         figures = f"{option.trained:>16,}{option.memory / 2**30:>12.1f}{option.seconds / 3600:>9.1f}{option.rank_hours:>12.1f}"
         lines.append(f"{option.method:<16}{figures}{needs:>8}".rstrip())
     return lines

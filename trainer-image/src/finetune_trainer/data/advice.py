@@ -71,10 +71,10 @@ def _smaller_method(f: Facts) -> Iterator[Advice]:
         return
     best = min(fewer, key=lambda option: (option.ranks or 0, f.options.index(option)))
     unit = f.accelerator or "accelerators"
-    takes = f"takes {asked.ranks} {unit}" if asked.ranks else f"fits on no number of {unit} that is worth naming"
+    takes = f"takes {asked.ranks} {unit} at least and" if asked.ranks else f"fits on no number of {unit} that is worth naming, and takes"
     yield Advice(
         "SmallerMethodFits",
-        f"{asked.method} {takes} at least and about {asked.rank_hours:,.1f} hours of them; {best.method} fits on {best.ranks}, with about "
+        f"{asked.method} {takes} about {asked.rank_hours:,.1f} hours of them; {best.method} fits on {best.ranks}, with about "
         f"{best.rank_hours:,.1f}.",
         f"Try method.type {best.method} first: a comparison on the test rows tells whether it falls behind.",
     )
@@ -82,7 +82,7 @@ def _smaller_method(f: Facts) -> Iterator[Advice]:
 
 def _one_label(f: Facts) -> Iterator[Advice]:
     label, count = next(iter(f.labels.items()), ("", 0))
-    if len(f.labels) > 1 and count >= ONE_LABEL * f.rows["train"]:
+    if f.labels and count >= ONE_LABEL * f.rows["train"]:
         yield Advice(
             "OneLabel",
             f"{100 * count / f.rows['train']:.0f} % of the training rows have the answer {_short(label)}: a model that always says so "
