@@ -335,6 +335,10 @@ REFUSED = {
     "wants to run its own code": (spoil_remote, r"brings its own Python code \(config.json of"),
     "has a tokenizer that wants to": (spoil_tokenizer, r"brings its own Python code \(tokenizer_config.json of"),
     "fills gaps": (lambda source: spoil_config(source, architectures=["BertForMaskedLM"]), "is a BertForMaskedLM .* does not write"),
+    "translates": (
+        lambda source: spoil_config(source, architectures=["T5ForConditionalGeneration"], is_encoder_decoder=True),
+        "is a T5ForConditionalGeneration .* does not write",
+    ),
     "sorts": (lambda source: spoil_config(source, architectures=["LlamaForSequenceClassification"]), "does not write text"),
     "was quantised": (
         lambda source: spoil_config(source, quantization_config={"quant_method": "fp8"}), r"quantised already \(fp8; quantization_config",

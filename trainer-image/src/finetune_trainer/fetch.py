@@ -231,10 +231,11 @@ def check_kind(source: Path) -> None:
     settings = _settings(source / "config.json")
     architectures = settings.get("architectures")
     names = [str(name) for name in architectures] if isinstance(architectures, list) else []
-    if names and "auto_map" not in settings and not any(name.endswith(WRITERS) for name in names):
+    other = names and "auto_map" not in settings and not any(name.endswith(WRITERS) for name in names)
+    if other or settings.get("is_encoder_decoder") is True:  # as T5 and Whisper are, whose architectures end as those of models that see do
         raise UserError(
             "NotALanguageModel",
-            f"{source} is a {', '.join(names)} (architectures in config.json): that does not write text from left to right",
+            f"{source} is a {', '.join(names) or 'model in two halves'} (config.json): that does not write text from left to right",
             "Take a model whose architecture ends with ForCausalLM.",
         )
     parts = (settings, settings.get("text_config"))  # of what also sees or hears, the second is what writes
