@@ -17,7 +17,6 @@ from finetune_trainer.pages import hours, section
 
 COMPARED = ("LoRA", "QLoRA", "Full", "PromptTuning")
 LOW_RANK = ("LoRA", "QLoRA")
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def table(found: Sequence[Option], estimated: Mapping[str, Any], accelerator: st
 
 def _row(option: Option, *, known: bool) -> str:
     ranks = [str(option.ranks) if option.ranks else f"none up to {estimate.MOST_RANKS}"] if known else []
-    cells = [f"{option.trained:,}", f"{option.memory / GIB:,.1f} GiB", *ranks, hours(option.seconds), f"{option.rank_hours:,.2f}"]
+    cells = [f"{option.trained:,}", f"{option.memory / 2**30:,.1f} GiB", *ranks, hours(option.seconds), f"{option.rank_hours:,.2f}"]
     name = f"<b>{escape(option.method)}</b>" if option.asked else escape(option.method)
     return f"<tr><td>{name}</td>{''.join(_cell(cell) for cell in cells)}</tr>"
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune_operator import names
+from finetune_operator.api.blocks.deadlines import of_stage
 from finetune_operator.api.quantities import seconds
 from finetune_operator.api.spec import Spec
 from finetune_operator.build import pods, sources
@@ -120,7 +121,7 @@ def deadline(spec: Spec, stage: str) -> int:
     deadlines = spec.deadlines
     if stage == names.CLEAN:
         return CLEANING_DEADLINE_SECONDS
-    own: str = getattr(deadlines, stage if stage in ("fetch", "prepare") else "scoring")
+    own: str = getattr(deadlines, of_stage(stage))
     return min(LONGEST_SECONDS, math.ceil(seconds(deadlines.schedule) + seconds(deadlines.start) + seconds(own)))
 
 

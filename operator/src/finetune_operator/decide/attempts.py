@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from finetune_operator import names
 from finetune_operator.api.spec import Spec
-from finetune_operator.api.status import Attempt, Cost
+from finetune_operator.api.status import Attempt, Cost, ScoringCost
 from finetune_operator.decide.draft import Draft, stamp
 from finetune_operator.observed import Observed
 from finetune_operator.workloads.objects import time
@@ -17,6 +17,7 @@ MAX_ATTEMPTS: Final = 20
 SMALLEST_DIVISOR: Final = 64  # a micro-batch is not cut further: by then it is one row
 NODE_FAILURES: Final = 2  # so many failed attempts let the next one avoid the node
 OF_THE_NODE: Final = ("infrastructure", "stalled", "error")
+Spent = TypeVar("Spent", Cost, ScoringCost)
 
 
 def running(d: Draft) -> Attempt | None:
@@ -131,13 +132,17 @@ def spent(o: Observed, d: Draft, attempt: Attempt | None) -> Cost:
         return d.status.cost
     until = job(o, attempt).ended or o.now
     hours = max(0, int((until - began).total_seconds())) / 3600
-    gpu_hours = hours * (attempt.gpus or 0)
-    cost, hourly = d.status.cost, attempt.gpu_hour
+    cost = grown(d.status.cost, hours, attempt.gpus or 0, attempt.gpu_hour)
+    return cost.model_copy(update={"currency": (o.spec.budget.currency if o.spec.budget else None) or cost.currency})
+
+
+def grown(cost: Spent, hours: float, gpus: int, hourly: str | None) -> Spent:
+    """The same cost with so many hours more of so many GPUs, at the price of one for an hour (None: it has none)."""
+    gpu_hours = hours * gpus
     news = {
-        "hours": added(cost.hours, hours),
-        "gpu_hours": added(cost.gpu_hours, gpu_hours),
-        "amount": added(cost.amount or "0", gpu_hours * float(hourly)) if hourly else cost.amount,
-        "currency": (o.spec.budget.currency if o.spec.budget else None) or cost.currency,
+        "hours": _added(cost.hours, hours),
+        "gpu_hours": _added(cost.gpu_hours, gpu_hours),
+        "amount": _added(cost.amount or "0", gpu_hours * float(hourly)) if hourly else cost.amount,
     }
     return cost.model_copy(update=news)
 
@@ -156,6 +161,6 @@ def settled(o: Observed, d: Draft, attempt: Attempt, *, goes_on: bool = False) -
     return change(d, attempt, began=stamp(o.now) if goes_on else None)
 
 
-def added(before: str, more: float) -> str:
+def _added(before: str, more: float) -> str:
     """A decimal of the status with so much more."""
     return f"{float(before) + more:.4f}"

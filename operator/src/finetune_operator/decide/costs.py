@@ -9,10 +9,9 @@ from finetune_operator import names
 from finetune_operator.api.status import Cost, Meter, Revision, ScoringCost, ServingCost
 from finetune_operator.build.arm import accelerators
 from finetune_operator.build.jobs import deadline
-from finetune_operator.build.pods import ANY_GPU
-from finetune_operator.decide.attempts import added, paid, price
+from finetune_operator.decide.attempts import grown, paid, price
 from finetune_operator.decide.draft import Draft, stamp
-from finetune_operator.decide.economics import pod_hour
+from finetune_operator.decide.economics import pod_hour, profile
 from finetune_operator.observed import Observed
 from finetune_operator.workloads.objects import time
 from finetune_operator.workloads.run import Run
@@ -55,19 +54,11 @@ def _settled(o: Observed, d: Draft, revision: Revision, stage: str, meter: Meter
     if run.state not in ALIVE and since is not None:
         longest = deadline(o.spec, stage)  # one that went while nobody looked had ended itself by then
         hours = min(longest, max(0.0, ((run.ended or o.now) - since).total_seconds())) / 3600
-        d = d.set(cost=d.status.cost.model_copy(update={"scoring": _more(d.status.cost.scoring or ScoringCost(), meter, hours)}))
+        scored = grown(d.status.cost.scoring or ScoringCost(), hours, meter.gpus, meter.gpu_hour)
+        d = d.set(cost=d.status.cost.model_copy(update={"scoring": scored}))
         meter = meter.model_copy(update={"since": None})
     meters = {**revision.meters, stage: meter}
     return d if meters == revision.meters else d.with_revision(revision.model_copy(update={"meters": meters}))
-
-
-def _more(before: ScoringCost, meter: Meter, hours: float) -> ScoringCost:
-    gpu_hours, hourly = hours * meter.gpus, meter.gpu_hour
-    return ScoringCost(
-        hours=added(before.hours, hours),
-        gpu_hours=added(before.gpu_hours, gpu_hours),
-        amount=added(before.amount or "0", gpu_hours * float(hourly)) if hourly else before.amount,
-    )
 
 
 def _run(o: Observed, revision: str, stage: str, number: int) -> Run:
@@ -77,14 +68,14 @@ def _run(o: Observed, revision: str, stage: str, number: int) -> Run:
 def _accelerators(o: Observed) -> int:
     """Of the pod that scores: its server's, or the one with which the loss is computed."""
     if o.spec.evaluation and o.spec.evaluation.metrics:
-        return accelerators(o.spec, o.profiles.get(o.spec.compute.accelerator or "", ANY_GPU))
+        return accelerators(o.spec, profile(o))
     return min(1, o.spec.compute.gpus_each)
 
 
 def _serving(o: Observed, d: Draft) -> ServingCost | None:
     """Of the pods that all arms are to have; nothing of servers without accelerators, unless the spec has a price for them."""
     serving, each = o.spec.serving, pod_hour(o)
-    count = accelerators(o.spec, o.profiles.get(o.spec.compute.accelerator or "", ANY_GPU))
+    count = accelerators(o.spec, profile(o))
     if serving is None or not d.arms or not (count or each):
         return None
     usual = serving.autoscaling.min_replicas if serving.autoscaling else serving.replicas

@@ -113,7 +113,7 @@ def summary(o: Observed, d: Draft) -> Economics | None:
         return None
     if o.spec.serving is None:
         return Economics(message=NOTHING_SERVES)
-    t, now, found = terms(o, o.spec.serving, d.status.cost), served_by(o.spec, _profile(o)), _answered(d)
+    t, now, found = terms(o, o.spec.serving, d.status.cost), served_by(o.spec, profile(o)), _answered(d)
     measured = next((a for a in found if _server(a) == now), None)
     unmeasured = [] if measured else [_elsewhere(found[0], now) if found else NOT_MEASURED]
     f = compute(t, measured)
@@ -164,14 +164,15 @@ def _elsewhere(a: Answering, now: ServedBy) -> str:
     return f"what a server does is not measured of {now}, only of {_server(a) or 'a server that was not recorded'}: {MEASURES}"
 
 
-def _profile(o: Observed) -> Accelerator:
+def profile(o: Observed) -> Accelerator:
+    """Of the accelerators that the spec asks for; of any, where it names none that is known."""
     return o.profiles.get(o.spec.compute.accelerator or "", ANY_GPU)
 
 
 def pod_hour(o: Observed) -> float | None:
     """What one model server costs an hour: as stated, or its accelerators by their profile. One without any runs on CPUs, which have no
     price."""
-    asked, each, count = o.spec.economics or Asked(), price(o), accelerators(o.spec, _profile(o))
+    asked, each, count = o.spec.economics or Asked(), price(o), accelerators(o.spec, profile(o))
     if asked.pod_hourly_price is not None or each is None or not count:
         return _decimal(asked.pod_hourly_price)
     return each * count
@@ -191,7 +192,7 @@ def _missing(o: Observed, asked: Asked, *, priced: bool, trained: bool) -> list[
 def _unpriced(o: Observed) -> str:
     """Why a server has no price, as far as there is something to say, and what would give it one."""
     name = o.spec.compute.accelerator
-    if name and not accelerators(o.spec, _profile(o)):
+    if name and not accelerators(o.spec, profile(o)):
         return ", for serving.resources gives it no accelerator: set "
     return f": set hourlyPrice of the operator's profile {name} (the chart's value profiles), or " if name else ": set "
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from finetune_operator import conditions
-from finetune_operator.api.blocks.deadlines import WAITS
+from finetune_operator.api.blocks.deadlines import WAITS, of_stage
 from finetune_operator.api.quantities import seconds
 from finetune_operator.decide.draft import finite, soonest, stamp
 from finetune_operator.names import JOB_NAME, PROBE
@@ -20,7 +20,6 @@ from finetune_operator.workloads.run import GANG_SECONDS, Failure, FailureClass,
 QUIET_SECONDS: Final = 900.0  # between two steps
 QUIET_STEPS: Final = 20  # or so many of the measured steps, if that is longer
 QUIET_ELSE_SECONDS: Final = 7200.0  # while it loads, scores the validation rows or exports
-BY_NAME: Final = ("fetch", "prepare")  # stages with a deadline of their own name; the others score
 OF_THE_USER: Final = (conditions.SECRET_MISSING, conditions.SOURCE_MISSING)  # what is waited for until the user makes it
 NO_SUCH_IMAGE: Final = ("not found", "manifest unknown", "name unknown", "denied", "unauthorized", "invalid")
 FIXES: Final[Mapping[str, str]] = {
@@ -68,7 +67,7 @@ def until_overdue(o: Observed, run: Run) -> float | None:
 
 def late(o: Observed, run: Run, stage: str) -> Failure | None:
     """Has a stage taken longer than it may, since its pod came to its machine?"""
-    borne: str = getattr(o.spec.deadlines, _field(stage))
+    borne: str = getattr(o.spec.deadlines, of_stage(stage))
     if run.since is None or (o.now - run.since).total_seconds() <= seconds(borne):
         return None
     percent = finite((o.progress.get(run.name) or {}).get("percent"))
@@ -82,11 +81,7 @@ def named(failure: Failure, stage: str) -> Failure:
     """The same failure of a stage; one that came too late says which field bounds it."""
     if failure.reason != conditions.DEADLINE_EXCEEDED:
         return failure
-    return replace(failure, message=f"{failure.message.rstrip('. ')}. Raise deadlines.{_field(stage)} if it only needs longer.")
-
-
-def _field(stage: str) -> str:
-    return stage if stage in BY_NAME else "scoring"
+    return replace(failure, message=f"{failure.message.rstrip('. ')}. Raise deadlines.{of_stage(stage)} if it only needs longer.")
 
 
 def _left(o: Observed, run: Run) -> dict[str, float]:

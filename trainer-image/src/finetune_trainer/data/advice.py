@@ -39,6 +39,11 @@ class Facts:
     options: Sequence[Option]
     accelerator: str = ""
 
+    @property
+    def asked(self) -> Option | None:
+        """The method that is asked for; None where it could not be compared."""
+        return next((option for option in self.options if option.asked), None)
+
 
 def advise(facts: Facts) -> list[Advice]:
     """Everything that applies, what weighs most first."""
@@ -65,7 +70,7 @@ def _few_rows(f: Facts) -> Iterator[Advice]:
 
 
 def _smaller_method(f: Facts) -> Iterator[Advice]:
-    asked = next((option for option in f.options if option.asked), None)
+    asked = f.asked
     fewer = [option for option in f.options if option.ranks and asked and (asked.ranks is None or option.ranks < asked.ranks)]
     if asked is None or not fewer:
         return
@@ -120,7 +125,7 @@ def _few_test_rows(f: Facts) -> Iterator[Advice]:
 
 
 def _method_for_rows(f: Facts) -> Iterator[Advice]:
-    asked, train = next((option for option in f.options if option.asked), None), f.rows["train"]
+    asked, train = f.asked, f.rows["train"]
     if asked is None:
         return
     if asked.method == "Full" and train < FULL_ROWS:

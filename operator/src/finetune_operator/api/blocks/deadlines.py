@@ -36,4 +36,10 @@ class Deadlines(SpecModel):
 
 
 WAITS: Final = ("admission", "schedule", "start")
-RULES: Final = tuple(some_time("spec.deadlines", name) for name in (*WAITS, "fetch", "prepare", "scoring"))
+STAGES: Final = ("fetch", "prepare", "scoring")
+RULES: Final = tuple(some_time("spec.deadlines", name) for name in (*WAITS, *STAGES))
+
+
+def of_stage(stage: str) -> str:
+    """The field that bounds a stage: its own, or `scoring`."""
+    return stage if stage in STAGES else "scoring"
