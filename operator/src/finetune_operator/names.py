@@ -63,6 +63,7 @@ STOPPED: Final = 25  # the exit code of a rank that was asked to stop and has sa
 STAGES: Final = ("fetch", "prepare", "baseline", "train", "evaluate")
 PROBE: Final = "probe"  # the container before an evaluation, and the trainer's command in it
 CLEAN: Final = "clean"  # of no revision: it removes what retention no longer keeps
+SCORING: Final = ("baseline", "evaluate")  # stages
 
 
 def labels(finetune: str, component: str, **extra: str) -> dict[str, str]:

@@ -252,7 +252,7 @@ def _served(c: Context, name: str) -> Served:
 
 def _job(c: Context, job: JobWanted, stage: Stage) -> Manifest:
     o, d, devices = c.observed, c.draft, c.devices()
-    scoring = _scoring(c, job.stage) if job.stage in ("baseline", "evaluate") else None
+    scoring = _scoring(c, job.stage) if job.stage in names.SCORING else None
     attempt = numbered(d.status.attempts, job.revision, job.number) if job.stage == "train" else None
     choice = layout.begun(o, d.revision.estimate, attempt.layout) if attempt else None
     config = runconfig.build(

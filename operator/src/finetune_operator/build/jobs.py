@@ -197,7 +197,7 @@ def _probe(spec: Spec, stage: Stage, images: Images, devices: Devices) -> Manife
 
 def _computes(stage: Stage, served: Served | None) -> bool:
     """Does the trainer's own container run the model? Scoring leaves that to the sidecar, but for the loss."""
-    return stage.name == "train" or (stage.name in ("baseline", "evaluate") and served is None)
+    return stage.name == "train" or (stage.name in names.SCORING and served is None)
 
 
 def _own_devices(spec: Spec, stage: Stage, served: Served | None, devices: Devices) -> Devices:

@@ -73,7 +73,7 @@ def of_stage(spec: Spec, stage: str) -> list[Source]:
         return [of_model(spec)]
     if stage == "prepare":
         return list(of_data(spec))
-    if stage in ("baseline", "evaluate"):
+    if stage in names.SCORING:
         return list(of_metrics(spec))
     return []
 

@@ -16,14 +16,13 @@ from finetune_operator.observed import Observed
 from finetune_operator.workloads.objects import time
 from finetune_operator.workloads.run import Run
 
-SCORING: Final = ("baseline", "evaluate")
 ALIVE: Final = ("Waiting", "Running", "Ending")
 
 
 def metered(o: Observed, d: Draft) -> Draft:
     """Adds what a scoring Job took once it has ended, of every revision, whatever the newest one waits for."""
     for revision in d.status.revisions:
-        for stage in SCORING:
+        for stage in names.SCORING:
             d = _metered(o, d, revision.name, stage)
     return d
 
