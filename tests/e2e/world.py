@@ -115,6 +115,17 @@ class FineTune:
         manifest = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTune", "metadata": metadata, "spec": spec}
         self.space.world.apply(manifest)
 
+    @asynccontextmanager
+    async def edited(self, spec: Object) -> AsyncIterator[None]:
+        """With that spec while the block lasts, and as before behind it, whatever failed in it: the next test goes on from there."""
+        good = self.get()["spec"]
+        self.apply(spec)
+        try:
+            yield
+        finally:
+            self.apply(good)
+        await self.phase("Live", seconds=60)
+
     def get(self) -> Object:
         """The object; DemoError when there is none."""
         found = self.kubectl.get("-n", self.space.name, "finetune", self.name)
