@@ -322,7 +322,7 @@ def test_a_card_has_what_was_forgotten() -> None:
     scored = made.report()
     text = card.render(made.made(), card.Results("base", scored.compared, 95, made.forgetting()))
     assert "## General text against the base model" in text
-    line = "| all texts | 40 | 2\u202f280 | 24.83 | 26.37 | 0.0612 | 0.1668 | 91.3 % | +6.2 % [+4.7, +8.0] |"
+    line = "| all texts | 40 | 2,280 | 24.83 | 26.37 | 0.0612 | 0.1668 | 91.3 % | +6.2 % [+4.7, +8.0] |"
     assert line in text
     assert front(text)["library_name"] == "peft"
     for nothing in (None, {"unmeasured": "no room"}):

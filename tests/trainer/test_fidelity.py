@@ -332,7 +332,7 @@ FOUND = {
 
 def test_a_divergence_that_matters_is_told_as_such_with_its_figures() -> None:
     text = report.render(evaluations.report(fidelity=FOUND))
-    for words in ("is not quite what was trained", "1.50 %", "0.0260", "0.0400", "1.2500", "1\u202f369", "merged &lt;b&gt;"):
+    for words in ("is not quite what was trained", "1.50 %", "0.0260", "0.0400", "1.2500", "1,369", "merged &lt;b&gt;"):
         assert words in text, words
     assert "The gate asks that the mean" not in text
     small = faithful.section({**FOUND, "kl": 3e-7, "differs": 0}, GateConfig.model_validate({"maxServingDivergence": 0.01}))

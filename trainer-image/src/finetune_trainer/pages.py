@@ -69,8 +69,8 @@ def section(title: str, body: str) -> str:
 
 
 def number(value: int) -> str:
-    """A whole number with thin spaces between thousands."""
-    return f"{value:,}".replace(",", "\u202f")
+    """A whole number with commas between thousands, as in every text beside it."""
+    return f"{value:,}"
 
 
 def percent(part: float, whole: float) -> str:

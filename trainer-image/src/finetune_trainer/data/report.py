@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune_trainer import compare, pages
 from finetune_trainer.advice import listed, read
-from finetune_trainer.pages import number, percent, section
+from finetune_trainer.pages import hours, number, percent, section
 
 Report = Mapping[str, Any]
 SPLITS = ("train", "validation", "test")
@@ -188,7 +188,7 @@ def _run(report: Report) -> str:
         "longest row": f"{number(estimate['longest'])} tokens",
         "shortest answer kept": f"{number(report['minResponseCharacters'])} characters",
         "memory of a rank, estimated": f"{estimate['memoryBytes'] / 2**30:.1f} GiB",
-        "time, estimated": f"{estimate['seconds'] / 3600:.1f} h",
+        "time, estimated": hours(estimate["seconds"]),
     }
     body = "".join(f'<tr><td>{escape(name)}</td><td class="number">{escape(value)}</td></tr>' for name, value in shown.items())
     return f"<section><h2>What training will do</h2><table><tbody>{body}</tbody></table></section>"

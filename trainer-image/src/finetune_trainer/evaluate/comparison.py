@@ -27,7 +27,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "SqlExecution": "the share of queries that give the reference's rows",
     "JsonSchema": "the share of answers that are JSON and valid against the schema",
     "JsonEqual": "the share of answers that are the same JSON as the reference",
-    LOSS: "minus bits per byte of the reference",
+    LOSS: "bits per byte of the reference as the model finds it; a limit on it is given as minus that",
 }
 SHOWN = 10  # rows of a kind that are shown side by side
 GROUPS = 8  # reasons of wrong answers that are told apart
