@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -235,6 +236,26 @@ async def test_a_machine_on_which_two_attempts_failed_is_left_for_a_fuller_one(f
     assert [a.get("node") for a in status["attempts"]][:2] == [bad, bad]
     assert places(await gang(life, 3)) == [good]
     assert charged(status) == {"infrastructure": 2}
+
+
+async def test_a_gang_of_which_a_part_alone_has_room_is_tried_on_another_machine_soon(fleet: Fleet) -> None:
+    life = await Space.new(fleet.admin, "crowded")
+    small, large = "nvidia-h100-pcie-0", "nvidia-h100-80gb-hbm3-0"
+    for name, cordoned in ((small, False), (large, True)):
+        await fleet.admin.patch(NODE, None, name, {"metadata": {"labels": {"pool": "crowd"}}, "spec": {"unschedulable": cordoned}})
+    tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists"}]  # not of what is cordoned
+    await make(life, "h100", nodes=2, gpus=4, pods={"nodeSelector": {"pool": "crowd"}, "tolerations": tolerations})
+    await life.wait(lambda s: (s.get("attempts") or [{}])[0].get("folder") and s.get("reason") == "Unschedulable")
+    await fleet.admin.patch(NODE, None, large, {"spec": {"unschedulable": False}})
+    since = time.monotonic()
+    status = await life.wait(lambda s: s["attempts"][0]["outcome"] != "Running")
+    assert time.monotonic() - since < 60, "not ten minutes"
+    ended = status["attempts"][0]
+    assert (ended["outcome"], ended["node"]) == ("Disrupted", small)
+    assert "didn't match pod affinity rules" in ended["message"]
+    status = await life.phase("Trained")
+    assert places(await gang(life, 2)) == [large, large]
+    assert (len(status["attempts"]), charged(status)) == (2, {"disruption": 1})
 
 
 async def test_a_queue_admits_suspends_and_resumes_one_attempt(fleet: Fleet) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from finetune_operator import autoscalers, conditions, exposures, kinds, names, preflight
@@ -45,6 +45,7 @@ MOUNT_SAID_SECONDS = 300.0  # a kubelet that cannot mount a volume says so every
 _LACKS = re.compile(r'\b(secret|configmap) "[^"]*" not found', re.IGNORECASE)
 SCALE_UPS = ("TriggeredScaleUp", "Nominated")  # what the Cluster Autoscaler and Karpenter say of a pod that they make room for
 SERVERS_ASKED = 8  # of an arm: their counters are kept in the status while a step lasts
+REFUSED_AGAIN_SECONDS = 900.0  # a Job controller that is refused a pod goes on saying so, every five minutes at least
 PODS_PATIENCE = 10.0  # seconds that a Job may be without a pod of its own before its Events are read
 
 Object = Mapping[str, Any]
@@ -206,9 +207,12 @@ class Observer:
         stuck = [p["metadata"]["name"] for p in mine if stuck_since(p, now) > MOUNT_PATIENCE]
         if stuck:
             return await self._unmounted(run, job, mine, stuck, now)
-        if lacking(job, mine) and _age(job, now) > PODS_PATIENCE and (found := await self._last_event(job, run.name, "FailedCreate")):
-            refused = Waiting(conditions.REFUSED, f"the pods of Job {run.name} are refused: {found}")
-            return replace(run, waiting=refused, waited=replace(run.waited, schedule=begun(job, now)))
+        if lacking(job, mine) and _age(job, now) > PODS_PATIENCE and (said := await self._events(job, run.name, "FailedCreate")):
+            refused = Waiting(conditions.REFUSED, f"the pods of Job {run.name} are refused: {said[-1]['message']}")
+            began = now - timedelta(seconds=begun(job, now))
+            since = max(began, _said_since(said) or began)  # a pod that is to take the place of another one is not late from the start
+            waited = replace(run.waited, schedule=(now - since).total_seconds())
+            return replace(run, waiting=refused, waited=waited, held=held(mine, now, refused=since))
         return run
 
     async def _unmounted(self, run: Run, job: Object, pods: list[Object], stuck: list[str], now: datetime) -> Run:
@@ -222,7 +226,7 @@ class Observer:
                 waits = _not_mounted(name, str(said[0]["message"]))
                 if not fresh and waits.reason != conditions.MOUNT_FAILED:
                     continue  # a kubelet goes on saying so: it is there by now
-                return replace(run, waiting=waits, held=held(job, pods, now, stuck) if fresh else run.held)
+                return replace(run, waiting=waits, held=held(pods, now, stuck) if fresh else run.held)
         return run
 
     async def _router_waiting(self, pods: list[Object], now: datetime) -> Waiting | None:
@@ -248,9 +252,13 @@ class Observer:
         return str(event["message"]) if event else ""
 
     async def _last_of(self, beside: Object, name: str, reason: str) -> Object | None:
+        return next(reversed(await self._events(beside, name, reason)), None)
+
+    async def _events(self, beside: Object, name: str, reason: str) -> list[Object]:
+        """Of that object, the last one last."""
         selector = f"involvedObject.name={name},reason={reason}"
         events = await self.cluster.list(kinds.EVENT, beside["metadata"]["namespace"], field_selector=selector)
-        return max(events, key=lambda e: str(e.get("lastTimestamp") or ""), default=None)
+        return sorted(events, key=lambda e: str(e.get("lastTimestamp") or ""))
 
 
 def _not_mounted(pod: str, said: str) -> Waiting:
@@ -259,6 +267,17 @@ def _not_mounted(pod: str, said: str) -> Waiting:
     missing = {"secret": conditions.SECRET_MISSING, "configmap": conditions.SOURCE_MISSING}
     reason = missing[lacks[1].lower()] if lacks else conditions.MOUNT_FAILED
     return Waiting(reason, f"pod {pod}: {said}; it starts by itself once that is there")
+
+
+def _said_since(events: list[Object]) -> datetime | None:
+    """Since when these have gone on saying so, the last one last: what was said long before the next one is over."""
+    since: datetime | None = None
+    for event in reversed(events):
+        first, last = time(event.get("firstTimestamp")), time(event.get("lastTimestamp"))
+        if since and last and (since - last).total_seconds() > REFUSED_AGAIN_SECONDS:
+            break
+        since = min((at for at in (since, first or last) if at), default=None)
+    return since
 
 
 def _since(text: str | None, now: datetime) -> float:

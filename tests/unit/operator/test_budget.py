@@ -182,7 +182,7 @@ def test_jobs_that_ended_are_kept_as_long_as_wanted_and_never_too_short_to_be_re
 def test_a_node_that_failed_two_attempts_is_avoided_and_one_that_was_drained_is_not() -> None:
     def ended(node: str, outcome: str = "Failed", kind: str = "infrastructure") -> Attempt:
         return Attempt.model_validate(
-            {"revision": "r1", "number": 1, "started": STAMP, "node": node, "outcome": outcome, "failure_class": kind}
+            {"revision": "r1", "number": 1, "started": STAMP, "pod": "p", "node": node, "outcome": outcome, "failure_class": kind}
         )
 
     history = [ended("a"), ended("b"), ended("a"), *[ended("c", "Disrupted", "disruption")] * 3, *[ended("d", kind="outOfMemory")] * 2]
@@ -203,6 +203,57 @@ def test_a_gang_waits_ten_minutes_for_its_last_pod_then_lets_go_of_the_others_un
     assert (taken.status.attempts[0].outcome, taken.obsolete, taken.reason) == ("Disrupted", (A1,), c.UNSCHEDULABLE)
     assert "held their machines for 10 minutes in vain: pod bot-r1-a1-1 cannot be scheduled" in taken.message
     assert (taken.revision.charges.disruption, (taken.requeue or 0) > 3) == (1, True)
+    assert (taken.status.attempts[0].node, "ReadWriteMany" in taken.message) == (None, False), "nothing says that a node is too small"
+
+
+BOTH = {"nodes": 2, "accelerator": "h100", "gpusPerNode": 4}
+
+
+def test_a_gang_whose_node_has_no_room_for_all_of_it_tries_another_one_soon_and_uncharged() -> None:
+    words = Waiting(c.UNSCHEDULABLE, "pod bot-r1-a1-1 cannot be scheduled: 1 Insufficient, 9 didn't match pod affinity rules")
+    attempt = Attempt(revision="r1", number=1, started=STAMP)
+
+    def after(seconds: float, mode: str = "ReadWriteOnce", **compute: Any) -> Draft:
+        run = Run(A1, "Waiting", waiting=words, held=seconds, crowded="small")
+        changes = {"compute": {**BOTH, **compute}, "storage": {"accessMode": mode}}
+        o = make_observed(make_revision(attempts=1), changes=changes, status={"attempts": [attempt]}, runs={A1: run})
+        return obsolete(o, train(o, draft(o)))
+
+    assert after(30).status.attempts[0].outcome == "Running"
+    assert after(31, queueName="team").status.attempts[0].outcome == "Running", "a queue sees to that itself"
+    assert after(31, "ReadWriteMany").status.attempts[0].outcome == "Running", "it is the user's own affinity"
+    taken = after(31)
+    (ended,) = taken.status.attempts
+    assert (ended.outcome, ended.node, taken.obsolete, taken.reason) == ("Disrupted", "small", (A1,), c.UNSCHEDULABLE)
+    assert "node small has no room for all 2 pods, and the next attempt avoids it: pod bot-r1-a1-1 cannot be" in taken.message
+    charges = taken.revision.charges
+    assert (charges.disruption, charges.infrastructure, charges.error) == (1, 0, 0)
+    assert attempts.avoided(taken.status.attempts) == ["small"]
+
+
+def test_a_gang_that_meets_a_node_again_that_was_too_small_says_what_else_would_do() -> None:
+    """No other has room for any of it: what it has it keeps for as long as any gang does, so that nothing is tried in a circle."""
+    words = Waiting(c.UNSCHEDULABLE, "pod bot-r1-a3-1 cannot be scheduled: 0/2 nodes.")
+    past = [{"revision": "r1", "number": n, "started": STAMP, "outcome": "Disrupted", "node": f"small-{n}"} for n in (1, 2)]
+    now = {"revision": "r1", "number": 3, "started": STAMP}
+
+    def after(seconds: float) -> Draft:
+        run = Run("bot-r1-a3", "Waiting", waiting=words, held=seconds, crowded="small-1")
+        changes = {"compute": BOTH}
+        listed = [Attempt.model_validate(one) for one in (*past, now)]
+        o = make_observed(make_revision(attempts=3), changes=changes, status={"attempts": listed}, runs={"bot-r1-a3": run})
+        return train(o, draft(o))
+
+    waits = after(600)
+    assert waits.status.attempts[2].outcome == "Running"
+    assert waits.message == (
+        "pod bot-r1-a3-1 cannot be scheduled: 0/2 nodes. No node that was tried (small-1, small-2) had room for all 2 pods. Make the "
+        "FineTune anew with storage.accessMode ReadWriteMany (on a storageClassName that has it), or ask for fewer compute.nodes"
+    )
+    taken = after(601)
+    assert (taken.status.attempts[2].outcome, taken.status.attempts[2].node) == ("Disrupted", None)
+    assert "held their machines for 10 minutes in vain" in taken.message
+    assert "ReadWriteMany" in taken.message
 
 
 TAKES = {"memoryBytes": 1, "seconds": 5400, "cost": "60.00", "passTokens": 1, "longest": 1}

@@ -27,7 +27,7 @@ class Events:
     """An API server that has these Events of each pod, and remembers what was asked for."""
 
     def __init__(self, *messages: str, at: str | None = None, of: str = "", attach: str = "", attach_at: str = "") -> None:
-        times = ((at or str(n)) for n in range(len(messages)))
+        times = ((at or f"2026-01-01T10:00:0{n}Z") for n in range(len(messages)))
         self.events = [{"message": m, "lastTimestamp": t, "involvedObject": {"name": of}} for m, t in zip(messages, times, strict=True)]
         self.attach = [{"message": attach, "lastTimestamp": attach_at}] if attach else []
         self.asked: list[str] = []
@@ -83,7 +83,7 @@ async def test_a_gang_of_which_a_part_is_refused_says_why(made: str, reason: str
     rank = {"metadata": {"name": "bot-r1-a1-0", "labels": {names.JOB_NAME: "bot-r1-a1"}, "annotations": {}}}
     events = Events("exceeded quota: pods")
     found = await observer(events)._with_events(Run("bot-r1-a1", "Waiting", unheard=True), job, {"bot-r1-a1-0": rank}, NOW)
-    refused = Waiting(c.REFUSED, "the pods of Job bot-r1-a1 are refused: exceeded quota: pods")
+    refused = Waiting(c.REFUSED, "the pods of Job bot-r1-a1 are refused: exceeded quota: pods")  # first before it began, says a clock
     assert (found.waiting, found.waited) == ((refused, Waited(schedule=11)) if reason else (None, Waited()))
 
 
@@ -96,6 +96,31 @@ async def test_pods_that_are_refused_are_waited_for_since_the_job_began() -> Non
     admitted = {**GANG, "status": {"conditions": [{"type": "Suspended", "status": "True"}]}}
     found = await observer(Events("exceeded quota: pods"))._with_events(run, admitted, {}, NOW)
     assert found.waited == Waited(schedule=0), "of the time before its queue took it back"
+
+
+def said(first: str, last: str) -> dict[str, Any]:
+    times = {"firstTimestamp": f"2026-01-01T{first}Z", "lastTimestamp": f"2026-01-01T{last}Z"}
+    return {"message": f"exceeded quota at {last}", **times, "involvedObject": {"name": ""}}
+
+
+# what was said of pods that are refused → for how long the other rank, there since 11:45, has held its machine in vain
+REFUSALS: dict[str, tuple[list[dict[str, Any]], float]] = {
+    "from the start": ([said("11:40:00", "11:59:50")], 900),
+    "of one that is to take the place of another": ([said("11:59:00", "11:59:50")], 60),
+    "of several, each for a while": ([said("11:50:00", "11:56:00"), said("11:56:30", "11:59:50"), said("11:51:00", "11:52:00")], 600),
+    "at first, and then of one that is to take the place": ([said("11:30:00", "11:44:00"), said("11:59:30", "11:59:50")], 30),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+async def test_a_gang_holds_its_machines_in_vain_since_a_pod_of_it_is_refused(case: str) -> None:
+    told, seconds = REFUSALS[case]
+    events = Events()
+    events.events = told
+    job = {**GANG, "status": {"startTime": "2026-01-01T11:00:00Z"}}
+    found = await observer(events)._with_events(Run("bot-r1-a1", "Waiting", unheard=True), job, {"bot-r1-a1-0": rank(0, "Running")}, NOW)
+    assert (found.waiting and found.waiting.message) == "the pods of Job bot-r1-a1 are refused: exceeded quota at 11:59:50"
+    assert found.held == seconds
 
 
 GANG = {"metadata": {"name": "bot-r1-a1", "namespace": "ml", "creationTimestamp": "2026-01-01T11:00:00Z"}, "spec": {"completions": 2}}

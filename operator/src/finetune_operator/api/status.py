@@ -242,7 +242,7 @@ class Attempt(StatusModel):
     message: Text | None = None
     pod: Short | None = Field(default=None, description="The pod that was the cause of its end.")
     rank: Count | None = Field(default=None, description="That pod's place in the gang.")
-    node: Short | None = None
+    node: Short | None = Field(default=None, description="That pod's node; without a pod, one that had no room for all of the gang.")
     step: Count | None = None
     checkpoint: Count | None = Field(default=None, description="Step of the newest checkpoint that is known to be in its folder.")
     resumed_from_step: Count | None = None

@@ -105,9 +105,14 @@ def divisor(attempts: list[Attempt], revision: str, number: int) -> int:
 
 
 def avoided(attempts: list[Attempt]) -> list[str]:
-    """Nodes that failed attempts more than once: the next one had better not meet them."""
+    """Nodes that failed attempts more than once, or had no room for all of a gang: the next one had better not meet them."""
     found = Counter(a.node for a in attempts if a.node and a.outcome == "Failed" and a.failure_class in OF_THE_NODE)
-    return sorted(node for node, number in found.items() if number >= NODE_FAILURES)
+    return sorted({node for node, number in found.items() if number >= NODE_FAILURES} | {*crowded(attempts)})
+
+
+def crowded(attempts: list[Attempt]) -> list[str]:
+    """Nodes that had no room for all pods of an attempt: no pod of it was the cause of its end."""
+    return sorted({a.node for a in attempts if a.node and a.pod is None and a.outcome == "Disrupted"})
 
 
 # ---- cost

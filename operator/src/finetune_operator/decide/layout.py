@@ -73,6 +73,7 @@ MOST_NODES: Final = 64  # pods: no larger gang is named
 SPARE_GIB: Final = 8  # of a pod's memory, for the program itself
 SHORTEST: Final = 64  # tokens: no shorter maxSequenceLength is worth naming
 GIB: Final = 2**30
+ANOTHER_VOLUME: Final = "Make the FineTune anew with storage.accessMode ReadWriteMany (on a storageClassName that has it)"
 
 
 def one_slice(o: Observed, d: Draft) -> Draft:
@@ -106,8 +107,7 @@ def one_machine(o: Observed, d: Draft) -> Draft:
         return d.block(conditions.FAILED, message, reason=conditions.DOES_NOT_FIT)
     message = (
         f"compute asks for {compute.nodes} pods of {each} accelerators, {wanted} in all, and a machine has {most}; a volume that is "
-        f"ReadWriteOnce holds all pods on one machine. Make the FineTune anew with storage.accessMode ReadWriteMany (on a "
-        f"storageClassName that has it), or ask for at most {most}"
+        f"ReadWriteOnce holds all pods on one machine. {ANOTHER_VOLUME}, or ask for at most {most}"
     )
     return d.block(conditions.FAILED, message, reason=conditions.NEEDS_SHARED_VOLUME)
 

@@ -11,10 +11,12 @@ from typing import Any, Final
 from finetune_operator import conditions
 from finetune_operator.api.blocks.deadlines import WAITS, of_stage
 from finetune_operator.api.quantities import seconds
+from finetune_operator.decide.attempts import crowded
 from finetune_operator.decide.draft import finite, soonest, stamp
+from finetune_operator.decide.layout import ANOTHER_VOLUME
 from finetune_operator.names import JOB_NAME, PROBE
 from finetune_operator.observed import Observed
-from finetune_operator.workloads.run import GANG_SECONDS, Failure, FailureClass, Run
+from finetune_operator.workloads.run import CROWDED_SECONDS, GANG_SECONDS, Failure, FailureClass, Run, Waiting
 
 # The ranks' own watchdog (runconfig.STALL_SECONDS) comes first; this is for the case that it hangs as well.
 QUIET_SECONDS: Final = 900.0  # between two steps
@@ -46,10 +48,29 @@ def stalled(progress: Mapping[str, Any], now: datetime) -> Failure | None:
 
 def held(o: Observed, run: Run) -> Failure | None:
     """Do some pods of the gang hold machines while others have waited too long for theirs? A queue sees to that itself."""
-    if run.waiting is None or run.held <= GANG_SECONDS or o.spec.compute.queue_name:
+    if run.waiting is None or o.spec.compute.queue_name:
         return None
-    text = f"its other pods held their machines for {GANG_SECONDS / 60:.0f} minutes in vain: {run.waiting.message}"
+    if run.held > CROWDED_SECONDS and _kept_together(o, run) and run.crowded not in crowded(o.status.attempts):
+        text = f"node {run.crowded} has no room for all {o.spec.compute.nodes} pods, and the next attempt avoids it: {run.waiting.message}"
+        return Failure("disruption", run.waiting.reason, text, node=run.crowded, waited=True)
+    if run.held <= GANG_SECONDS:
+        return None
+    text = f"its other pods held their machines for {GANG_SECONDS / 60:.0f} minutes in vain: {waits_for(o, run, run.waiting)}"
     return Failure("disruption", run.waiting.reason, text, waited=True)
+
+
+def waits_for(o: Observed, run: Run, waiting: Waiting) -> str:
+    """What its pods wait for, in words: with what else would do, where a node is met again that had no room for all of them."""
+    tried = crowded(o.status.attempts)
+    if not _kept_together(o, run) or run.crowded not in tried:
+        return waiting.message
+    text = f"{waiting.message.rstrip('. ')}. No node that was tried ({', '.join(tried)}) had room for all {o.spec.compute.nodes} pods"
+    return f"{text}. {ANOTHER_VOLUME}, or ask for fewer compute.nodes"
+
+
+def _kept_together(o: Observed, run: Run) -> bool:
+    """Is it the volume that keeps its other pods from the nodes that have room?"""
+    return bool(run.crowded) and o.spec.storage.access_mode == "ReadWriteOnce"
 
 
 def overdue(o: Observed, run: Run) -> Failure | None:

@@ -23,7 +23,7 @@ from finetune_operator.decide.attempts import (
 )
 from finetune_operator.decide.draft import Draft, finite, soonest, stamp
 from finetune_operator.decide.layout import next_choice
-from finetune_operator.decide.patience import held, overdue, stalled, until_overdue
+from finetune_operator.decide.patience import held, overdue, stalled, until_overdue, waits_for
 from finetune_operator.decide.retry import BUDGETS, after_failure, place, trouble, wait
 from finetune_operator.observed import Observed
 from finetune_operator.workloads.run import Failure, Run
@@ -153,7 +153,7 @@ def _waiting(o: Observed, d: Draft, attempt: Attempt, run: Run) -> Draft:
         return d.block(conditions.QUEUED, f"attempt {attempt.number} waits for admission to {queue}{begun}", requeue=bound)
     poll = soonest(bound, POLL_SECONDS if run.unheard or run.held else None)
     if run.waiting:
-        return d.block(conditions.TRAINING, run.waiting.message, reason=run.waiting.reason, requeue=poll)
+        return d.block(conditions.TRAINING, waits_for(o, run, run.waiting), reason=run.waiting.reason, requeue=poll)
     return d.block(conditions.TRAINING, f"the pods of attempt {attempt.number} are starting", requeue=poll)
 
 

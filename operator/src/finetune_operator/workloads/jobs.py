@@ -12,7 +12,7 @@ from finetune_operator.workloads.endings import parse_result, pod_ending
 from finetune_operator.workloads.objects import condition, time
 from finetune_operator.workloads.pods import belongs, lives, over, phase, rank_of
 from finetune_operator.workloads.run import ABSENT, Run, Waited
-from finetune_operator.workloads.waiting import idle, waiting
+from finetune_operator.workloads.waiting import came, elsewhere, idle, waiting
 
 TOLD_SECONDS: Final = 600.0  # so long after a Job's end its pods are asked for, if the watch has not told theirs
 STOPPED_SECONDS: Final = 5.0  # so long after a rank has stopped it is clear that no suspension is behind it
@@ -48,8 +48,8 @@ def read_run(job: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]], n
         return Run(name, "Running", leader_ip=ip, leader_uid=uid, since=since)
     unheard = bool(lacks and not suspended) or any(phase(p) == "Pending" and p.get("spec", {}).get("nodeName") for p in mine)
     return Run(
-        name, "Waiting", waiting=waits, leader_uid=uid, suspended=suspended, unheard=unheard, held=held(job, mine, now),
-        waited=_waited(job, mine, now), since=since, probing=any(probes(p) for p in mine),
+        name, "Waiting", waiting=waits, leader_uid=uid, suspended=suspended, unheard=unheard, held=held(mine, now),
+        crowded=_crowded(mine), waited=_waited(job, mine, now), since=since, probing=any(probes(p) for p in mine),
     )  # fmt: skip
 
 
@@ -97,14 +97,26 @@ def _ago(text: str | None, now: datetime) -> float:
     return max(0.0, (now - moment).total_seconds()) if moment else 0.0
 
 
-def held(job: Mapping[str, Any], pods: Collection[Mapping[str, Any]], now: datetime, stuck: Collection[str] = ()) -> float:
-    """Seconds that some of a Job's pods have held machines while others wait: by what these say, or by their names in `stuck`."""
-    late = [time(p["metadata"].get("creationTimestamp")) for p in pods if waiting(p, now) or p["metadata"]["name"] in stuck]
-    if len(late) == len(pods):
-        return 0.0
-    if lacking(job, pods):
-        late.append(time(job.get("status", {}).get("startTime")))
-    return max(((now - since).total_seconds() for since in late if since), default=0.0)
+def held(pods: Collection[Mapping[str, Any]], now: datetime, stuck: Collection[str] = (), refused: datetime | None = None) -> float:
+    """Seconds that some of a Job's pods have held machines while others wait, since both have been so: by what these say, by their names in
+    `stuck`, or because they have been refused since then."""
+    late = [p for p in pods if waiting(p, now) or p["metadata"]["name"] in stuck]
+    waits = [_made(p) for p in late] + ([refused] if refused else [])
+    holds = [time(came(p)) or _made(p) for p in pods if p not in late and p.get("spec", {}).get("nodeName")]
+    first, others = (min((at for at in times if at), default=None) for times in (waits, holds))
+    return max(0.0, (now - max(first, others)).total_seconds()) if first and others else 0.0
+
+
+def _made(pod: Mapping[str, Any]) -> datetime | None:
+    return time(pod["metadata"].get("creationTimestamp"))
+
+
+def _crowded(pods: Iterable[Mapping[str, Any]]) -> str:
+    """The node that pods of a gang are on, where all its others could only be elsewhere; empty if there is none such."""
+    nodes = [str(p.get("spec", {}).get("nodeName") or "") for p in pods]
+    homeless = [p for p, node in zip(pods, nodes, strict=True) if not node]
+    homes = {*nodes} - {""}
+    return homes.pop() if len(homes) == 1 and homeless and all(elsewhere(p) for p in homeless) else ""
 
 
 def untold(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: datetime) -> bool:

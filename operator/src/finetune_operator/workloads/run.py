@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 FailureClass = Literal["error", "user", "outOfMemory", "stalled", "nonFinite", "infrastructure", "disruption"]
 GANG_SECONDS: Final = 600.0  # so long may a part of a gang hold machines while the others wait
+CROWDED_SECONDS: Final = 30.0  # or one that others had better be tried in place of: a scheduler looks again within 10
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Run:
     stopped: bool = False  # ranks stopped on request, and neither a queue nor anybody else has said why
     unheard: bool = False  # what it waits for may be told by Events alone, which nobody watches
     held: float = 0.0  # seconds that some pods of the gang have held machines while others wait for theirs
+    crowded: str = ""  # the one node that has pods of the gang, where it has no room for the others and some node elsewhere has
     waited: Waited = Waited()
     since: datetime | None = None  # when the first of its pods came to its machine
     probing: bool = False  # its probe has begun, and has not ended well

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from finetune_operator import conditions
 from finetune_operator.workloads.endings import explain, parse_result
@@ -12,6 +12,7 @@ from finetune_operator.workloads.objects import condition, time
 from finetune_operator.workloads.pods import containers
 from finetune_operator.workloads.run import Waiting
 
+_NOT_WITH_THE_OTHERS: Final = "didn't match pod affinity rules"
 _IMAGE_REASONS = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull")
 
 
@@ -42,14 +43,24 @@ def idle(pod: Mapping[str, Any], now: datetime) -> float:
     if status.get("phase") != "Pending" or any("running" in c.get("state", {}) for c in states):
         return 0.0
     ended = [((c.get(key) or {}).get("terminated") or {}).get("finishedAt") for c in states for key in ("state", "lastState")]
-    since = max((moment for text in (_came(pod), *ended) if (moment := time(text))), default=None)
+    since = max((moment for text in (came(pod), *ended) if (moment := time(text))), default=None)
     return (now - since).total_seconds() if since else 0.0
 
 
-def _came(pod: Mapping[str, Any]) -> str | None:
+def came(pod: Mapping[str, Any]) -> str | None:
     """When the pod came to its machine: by its kubelet, or by the scheduler where the kubelet has not said so."""
     scheduled = condition(pod, "PodScheduled") or {}
-    return pod["status"].get("startTime") or scheduled.get("lastTransitionTime")
+    return pod.get("status", {}).get("startTime") or scheduled.get("lastTransitionTime")
+
+
+def elsewhere(pod: Mapping[str, Any]) -> bool:
+    """Has the scheduler found room for the pod, but only on nodes that it may not have, for others that it must be with are on another one?
+
+    By the scheduler's own words: it asks a node for room before it asks who is there. Where it makes room for it, it has named the node.
+    """
+    status = pod.get("status", {})
+    said = (str(c.get("message") or "") for c in status.get("conditions") or () if (c["type"], c["status"]) == ("PodScheduled", "False"))
+    return any(_NOT_WITH_THE_OTHERS in message for message in said) and not status.get("nominatedNodeName")
 
 
 def _container_waits(pod: str, container: Mapping[str, Any], state: Mapping[str, Any]) -> Waiting | None:
