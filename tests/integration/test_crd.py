@@ -56,7 +56,7 @@ def test_defaults_land(plane: ControlPlane) -> None:
         "compute": {"nodes": 1, "sharding": "Auto", "offload": "Auto"},
         "storage": {"size": "50Gi", "accessMode": "ReadWriteOnce", "retain": True},
         "retries": {"error": 2, "outOfMemory": 2, "infrastructure": 10},
-        "deadlines": {"schedule": "6h", "start": "2h", "fetch": "24h", "prepare": "24h", "scoring": "6h"},
+        "deadlines": {"start": "2h", "fetch": "24h", "prepare": "24h", "scoring": "6h"},
         "retention": {"jobs": "24h", "checkpoints": 0, "revisions": 5},
         "serving": {"runtime": "Auto", "replicas": 1, "autoscaling": {**scaling, "minReplicas": 1, "autoscaler": "HPA"}},
         "rollout": {

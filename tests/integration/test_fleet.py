@@ -103,6 +103,9 @@ async def test_what_no_machine_has_is_told_with_the_schedulers_arithmetic(fleet:
     status = await life.wait(lambda s: "didn't match Pod's node affinity/selector" in ready(s).get("message", ""))
     assert ready(status)["reason"] == "Unschedulable"
     assert "0/300 nodes are available" in ready(status)["message"]
+    await life.edit(compute={"accelerator": "h200"})
+    status = await life.phase("Trained")
+    assert (charged(status), status["revisions"][0]["tries"]["baseline"]) == ({}, 2), "what waited for the old one is made anew"
 
 
 async def test_a_gang_wider_than_a_machine_is_refused_before_anything_is_made(fleet: Fleet) -> None:

@@ -22,6 +22,7 @@ STAGE: Final = f"{GROUP}/stage"  # fetch, prepare, baseline, train, evaluate, cl
 ATTEMPT: Final = f"{GROUP}/attempt"  # number of the training attempt
 ARM: Final = f"{GROUP}/arm"  # name of the arm that a pod serves
 COMPONENT: Final = f"{GROUP}/component"  # stage, arm, router, volume, revision
+ASKED: Final = f"{GROUP}/asked"  # of a stage's Job: digest of what decides where its pods may go
 VOLUME: Final = f"{GROUP}/volume"  # name of the work volume's claim: pods that mount it are kept together
 
 # Kubernetes' own.

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.api.status import Attempt
-from finetune_operator.build.jobs import Stage, stage_job
-from finetune_operator.build.pods import Images, Owner
+from finetune_operator.api.status import Attempt, Charges
+from finetune_operator.build.jobs import Stage, asked, stage_job
+from finetune_operator.build.pods import ANY_GPU, Accelerator, Images, Owner
 from finetune_operator.decide import decide
 from finetune_operator.decide.draft import Draft, JobWanted
 from finetune_operator.decide.stages import evaluate, fetch
@@ -30,15 +30,18 @@ OWN_IMAGE = Waiting(c.IMAGE_UNAVAILABLE, "pod bot-r1-a1-0: image mine:2 cannot b
 AWAY = Waiting(c.IMAGE_UNAVAILABLE, "pod bot-r1-a1-0: image mine:2 cannot be pulled: dial tcp: i/o timeout")
 NO_VOLUME = Waiting(c.MOUNT_FAILED, "pod bot-r1-a1-1: timed out waiting for the condition")
 NO_SECRET = Waiting(c.SECRET_MISSING, 'pod bot-r1-a1-0: secret "hf" not found')
+SIX = {"schedule": "6h"}
 # waited for, why, deadlines and the server's image → is it over? class, reason, words of the message
 WAITS: dict[str, tuple[Waited, Waiting | None, dict[str, Any], tuple[str, str, str] | None]] = {
-    "no machine for 6 hours": (Waited(schedule=6 * HOUR), NO_ROOM, {}, (
+    "a cluster may be full for ever": (Waited(schedule=900 * HOUR), NO_ROOM, {}, None),
+    "and so may a quota": (Waited(schedule=900 * HOUR), QUOTA, {}, None),
+    "unless it may not: no machine for 6 hours": (Waited(schedule=6 * HOUR), NO_ROOM, SIX, (
         "infrastructure", c.UNSCHEDULABLE,
         "pods of Job bot-r1-a1 have no machine after 6h: pod bot-r1-a1-0 cannot be scheduled: 0/300 nodes are available. Ask for less",
     )),
-    "not quite yet": (Waited(schedule=6 * HOUR - 1), NO_ROOM, {}, None),
+    "not quite yet": (Waited(schedule=6 * HOUR - 1), NO_ROOM, SIX, None),
     "not yet, for the user is patient": (Waited(schedule=6 * HOUR), NO_ROOM, {"schedule": "3d"}, None),
-    "a quota lets none of it be made": (Waited(schedule=7 * HOUR), QUOTA, {}, ("infrastructure", c.REFUSED, "Make room for it")),
+    "a quota lets none of it be made": (Waited(schedule=7 * HOUR), QUOTA, SIX, ("infrastructure", c.REFUSED, "Make room for it")),
     "the operator's image is not there": (Waited(start=2 * HOUR), NO_IMAGE, {}, (
         "infrastructure", c.IMAGE_UNAVAILABLE, "do not start on their machines after 2h: pod bot-r1-a1-0: image trainer:9",
     )),
@@ -47,7 +50,7 @@ WAITS: dict[str, tuple[Waited, Waiting | None, dict[str, Any], tuple[str, str, s
     "its volume is not there": (Waited(start=2 * HOUR), NO_VOLUME, {}, ("infrastructure", c.MOUNT_FAILED, "Mend the volume")),
     "nobody has made its Secret": (Waited(start=2 * HOUR), NO_SECRET, {}, ("user", c.SECRET_MISSING, "Make it.")),
     "nobody has made it, but there is no machine either": (
-        Waited(schedule=6 * HOUR), NO_SECRET, {}, ("infrastructure", c.SECRET_MISSING, "have no machine after 6h"),
+        Waited(schedule=6 * HOUR), NO_SECRET, SIX, ("infrastructure", c.SECRET_MISSING, "have no machine after 6h"),
     ),
     "nothing says why": (Waited(start=601), None, {"start": "10m"}, (
         "infrastructure", c.NOT_STARTED, "nothing says why (`kubectl describe pods -l batch.kubernetes.io/job-name=bot-r1-a1`)",
@@ -124,7 +127,7 @@ def test_without_serving_every_image_is_the_operators() -> None:
 
 def test_what_is_waited_for_is_looked_at_when_its_time_is_over() -> None:
     def requeue(**run: Any) -> float | None:
-        return trained(Run(A1, "Waiting", **run), deadlines={"admission": "1h"}).requeue
+        return trained(Run(A1, "Waiting", **run), deadlines={"admission": "1h", **SIX}).requeue
 
     assert requeue(waited=Waited(schedule=6 * HOUR - 70), waiting=NO_ROOM) == 70
     assert requeue(waited=Waited(admission=HOUR - 9), suspended=True) == 9
@@ -135,12 +138,12 @@ def test_what_is_waited_for_is_looked_at_when_its_time_is_over() -> None:
 
 def test_a_queue_that_has_admitted_a_gang_does_not_see_to_its_pods() -> None:
     run = Run(A1, "Waiting", waiting=NO_ROOM, waited=Waited(schedule=6 * HOUR), held=700)
-    assert trained(run, compute={"queueName": "team"}).status.attempts[0].failure_class == "infrastructure"
+    assert trained(run, compute={"queueName": "team"}, deadlines=SIX).status.attempts[0].failure_class == "infrastructure"
 
 
 def test_a_stage_that_does_not_start_is_tried_again_once_its_pod_is_gone() -> None:
     words = Waiting(c.UNSCHEDULABLE, "pod bot-r1-fetch-0 cannot be scheduled: 0/3 nodes")
-    o = seen(Run(FETCH, "Waiting", waiting=words, waited=Waited(schedule=6 * HOUR)))
+    o = seen(Run(FETCH, "Waiting", waiting=words, waited=Waited(schedule=6 * HOUR)), deadlines=SIX)
     given_up = obsolete(o, fetch(o, draft(o)))
     assert (given_up.reason, given_up.revision.tries, given_up.obsolete) == (c.UNSCHEDULABLE, {"fetch": 2}, (FETCH,))
     assert given_up.revision.charges.infrastructure == 1
@@ -207,7 +210,60 @@ def test_a_job_ends_by_itself_where_the_operator_is_away() -> None:
         made: dict[str, Any] = stage_job(Owner("ml", "bot", "u"), spec, Stage(stage, "r1", 1), {}, Images("t:1", "r:1"))["spec"]
         return made.get("activeDeadlineSeconds")
 
-    found = {stage: deadline(stage) for stage in ("fetch", "prepare", "baseline", "evaluate", "train")}
+    stages = ("fetch", "prepare", "baseline", "evaluate", "train", "clean")
+    found = {stage: deadline(stage) for stage in stages}
+    assert found == {**dict.fromkeys(stages), "clean": 3600}, "waiting for a machine counts, and may take for ever"
+    found = {stage: deadline(stage, **SIX) for stage in stages[:-1]}
     assert found == {"fetch": 32 * 3600, "prepare": 32 * 3600, "baseline": 14 * 3600, "evaluate": 14 * 3600, "train": None}
     assert deadline("fetch", schedule="1m", start="1ms", fetch="9d") == 60 + 9 * 86400 + 1
-    assert deadline("evaluate", scoring="9999d9999d9999d9999d9999d") == 2**31 - 1
+    assert deadline("evaluate", **SIX, scoring="9999d9999d9999d9999d9999d") == 2**31 - 1
+
+
+# the Job's pods, what is edited → is it made anew?
+EDITS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[bool, bool]]] = {
+    "another accelerator": ({}, {"compute": {"nodes": 2, "accelerator": "h200"}}, (True, True)),
+    "another node pool": ({}, {"pods": {"nodeSelector": {"pool": "b"}}}, (True, True)),
+    "what its server asks for": ({}, {"serving": {"image": "mine:2", "resources": {"limits": {"nvidia.com/gpu": "1"}}}}, (False, True)),
+    "an accelerator that the operator does not know": ({}, {"compute": {"nodes": 2, "accelerator": "x100"}}, (False, False)),
+    "how it is retried": ({}, {"retries": {"error": 9}}, (False, False)),
+    "it has a machine": ({"since": NOW}, {"compute": {"nodes": 3}}, (False, False)),
+    "it is of an older operator": ({"asked": ""}, {"compute": {"nodes": 3}}, (False, False)),
+    "it runs": ({"state": "Running"}, {"compute": {"nodes": 3}}, (False, False)),
+}
+
+
+@pytest.mark.parametrize("case", EDITS)
+def test_what_waits_for_a_machine_is_made_anew_when_another_one_is_asked_for(case: str) -> None:
+    """Else nobody would hear of the edit: it may wait for ever."""
+    of_run, edit, (gang_anew, stage_anew) = EDITS[case]
+    before = seen(Run(A1, "Waiting")).spec
+
+    def waits(name: str, stage: str) -> Run:
+        return Run(name, **{"state": "Waiting", "waiting": NO_ROOM, "asked": asked(before, stage, ANY_GPU), **of_run})
+
+    def edited(run: Run) -> Observed:
+        o = seen(run, profiles={"h200": Accelerator("h200", "nvidia.com/gpu")})
+        wanted = make_observed(changes={"serving": {"image": "mine:2"}, "compute": {"nodes": 2}, **edit}).spec
+        return replace(o, spec=wanted)
+
+    o = edited(waits(A1, "train"))
+    gang = obsolete(o, train(o, draft(o)))
+    assert (gang.status.attempts[0].outcome, gang.obsolete) == (("Superseded", (A1,)) if gang_anew else ("Running", ()))
+    o = edited(waits(FETCH, "fetch"))
+    stage = obsolete(o, fetch(o, draft(o)))
+    assert (stage.revision.tries, stage.obsolete) == (({"fetch": 2}, (FETCH,)) if stage_anew else ({"fetch": 1}, ()))
+    for found in (gang, stage):
+        assert (found.revision.charges, found.revision.stopped) == (Charges(), None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "anew"),
+    [({"node_labels": {"nvidia.com/gpu.product": ["NVIDIA-H100-NVL"]}}, True), ({"tolerations": ()}, True), ({"hourly_price": 3.5}, False)],
+)
+def test_what_waits_for_a_machine_is_made_anew_when_its_accelerators_profile_is_corrected(changes: dict[str, Any], anew: bool) -> None:
+    before = Accelerator("h100", "nvidia.com/gpu", {"nvidia.com/gpu.product": ["NVIDIA-H100"]})
+    on = {"nodes": 2, "accelerator": "h100"}
+    spec = seen(Run(A1, "Waiting"), compute=on).spec
+    run = Run(A1, "Waiting", waiting=NO_ROOM, asked=asked(spec, "train", before))
+    assert trained(run, compute=on, profiles={"h100": before}).obsolete == ()
+    assert trained(run, compute=on, profiles={"h100": replace(before, **changes)}).obsolete == ((A1,) if anew else ())

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 from finetune_operator import conditions as c
 from finetune_operator import kinds
+from finetune_operator.build.jobs import Stage, asked, stage_job
+from finetune_operator.build.pods import ANY_GPU, Images, Owner
 from finetune_operator.projection import projected
 from finetune_operator.workloads.endings import fall
 from finetune_operator.workloads.jobs import leftovers, read_run, untold
 from finetune_operator.workloads.run import ABSENT, Failure, Run, Waited, Waiting
 from finetune_operator.workloads.waiting import stuck_since, waiting
+
+from tests.unit.operator.helpers import make_observed
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 JOB: dict[str, Any] = {"metadata": {"name": "job", "uid": "u"}, "spec": {}}
@@ -486,6 +490,13 @@ WAITED: dict[str, tuple[Object, list[Object], Waited]] = {
         Waited(),
     ),
 }  # fmt: skip
+
+
+def test_what_a_job_that_waits_was_made_for_is_read_as_it_was_written() -> None:
+    spec = make_observed().spec
+    made = stage_job(Owner("ml", "bot", "u"), spec, Stage("fetch", "r1", 1), {}, Images("t:1", "r:1"))
+    seen = projected(kinds.JOB, {**made, "metadata": {**made["metadata"], "uid": "u"}})
+    assert read_run(seen, [], NOW).asked == asked(spec, "fetch", ANY_GPU) != ""
 
 
 @pytest.mark.parametrize("case", WAITED)

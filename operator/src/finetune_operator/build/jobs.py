@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from finetune_operator import names
 from finetune_operator.api.blocks.deadlines import of_stage
+from finetune_operator.api.fields import digest
 from finetune_operator.api.quantities import seconds
 from finetune_operator.api.spec import Spec
 from finetune_operator.build import pods, sources
 from finetune_operator.build.arm import Served, server, shared_memory
-from finetune_operator.build.pods import NO_DEVICES, Devices, Images, Manifest, Owner
+from finetune_operator.build.pods import NO_DEVICES, Accelerator, Devices, Images, Manifest, Owner
 
 CONTAINER = "trainer"
 ONLINE = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # who fetches the model, or data of a hub, may ask it
@@ -26,6 +27,7 @@ SHORTEST_KEEP_SECONDS = 3600  # a finished Job stays for its logs, and for the o
 LONGEST_SECONDS = 2**31 - 1  # what a Job can hold
 TRAIN_GRACE_SECONDS = 120  # the gang agrees to stop and saves a checkpoint within this time
 CLEANING_DEADLINE_SECONDS = 3600  # one that gets no pod is not waited for: it is tried again
+PLACES = ("resource", "node_labels", "tolerations", "extra_resources", "priority_class")  # of a profile: where its pods may go
 MEMORY = {"clean": "128Mi", "fetch": "256Mi", "prepare": "512Mi", "baseline": "256Mi", "evaluate": "256Mi", "train": "1Gi"}
 
 
@@ -72,16 +74,27 @@ def stage_job(
     if avoid:
         spec_of_pod = job_spec["template"]["spec"]
         spec_of_pod["affinity"] = _avoiding(spec_of_pod.get("affinity") or {}, avoid)
-    if not training:
+    if stage.name == names.CLEAN or (not training and spec.deadlines.schedule):  # waiting for a machine counts: it may take for ever
         job_spec["activeDeadlineSeconds"] = deadline(spec, stage.name)
     if queue:
         job_spec["suspend"] = True  # until it is admitted; from then on the field is the queue's
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": owner.metadata(job_name(owner.name, stage), "stage", {**labels, **queue}),
+        "metadata": owner.metadata(
+            job_name(owner.name, stage), "stage", {**labels, **queue, names.ASKED: asked(spec, stage.name, devices.profile)}
+        ),
         "spec": job_spec,
     }
+
+
+def asked(spec: Spec, stage: str, profile: Accelerator) -> str:
+    """Digest of what decides where a stage's pods may go, by the spec and its accelerator's profile: when it changes, a Job without a
+    machine is made anew."""
+    server = spec.serving.resources if spec.serving and stage != "train" else None
+    blocks = {"compute": spec.compute, "pods": spec.pods, "server": server}
+    written = {name: block.model_dump(exclude_defaults=True) for name, block in blocks.items() if block}
+    return digest({**written, "profile": {name: value for name, value in asdict(profile).items() if name in PLACES}})
 
 
 def job_name(finetune: str, stage: Stage) -> str:
@@ -117,12 +130,12 @@ def _queue(spec: Spec) -> dict[str, str]:
 
 def deadline(spec: Spec, stage: str) -> int:
     """Seconds after which the Job ends by itself, whatever keeps it from ending: for an operator that is away, which else is stricter
-    (decide.patience)."""
+    (decide.patience). Where its pods may wait for a machine for ever, it is what it may take from then on, and does not end it."""
     deadlines = spec.deadlines
     if stage == names.CLEAN:
         return CLEANING_DEADLINE_SECONDS
     own: str = getattr(deadlines, of_stage(stage))
-    return min(LONGEST_SECONDS, math.ceil(seconds(deadlines.schedule) + seconds(deadlines.start) + seconds(own)))
+    return min(LONGEST_SECONDS, math.ceil(seconds(deadlines.schedule or "0s") + seconds(deadlines.start) + seconds(own)))
 
 
 def _avoiding(affinity: Manifest, nodes: Sequence[str]) -> Manifest:

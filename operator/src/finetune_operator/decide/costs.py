@@ -51,7 +51,7 @@ def _settled(o: Observed, d: Draft, revision: Revision, stage: str, meter: Meter
     """With the meter in the status, or with what it says in the cost where its Job has ended."""
     run, since = _run(o, revision.name, stage, meter.number), time(meter.since)
     if run.state not in ALIVE and since is not None:
-        longest = deadline(o.spec, stage)  # one that went while nobody looked had ended itself by then
+        longest = deadline(o.spec, stage)  # one that went while nobody looked is taken to have ended by then
         hours = min(longest, max(0.0, ((run.ended or o.now) - since).total_seconds())) / 3600
         scored = grown(d.status.cost.scoring or ScoringCost(), hours, meter.gpus, meter.gpu_hour)
         d = d.set(cost=d.status.cost.model_copy(update={"scoring": scored}))

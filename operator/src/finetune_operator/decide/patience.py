@@ -11,6 +11,8 @@ from typing import Any, Final
 from finetune_operator import conditions
 from finetune_operator.api.blocks.deadlines import WAITS, of_stage
 from finetune_operator.api.quantities import seconds
+from finetune_operator.build.jobs import asked
+from finetune_operator.build.pods import ANY_GPU
 from finetune_operator.decide.attempts import crowded
 from finetune_operator.decide.draft import finite, soonest, stamp
 from finetune_operator.decide.layout import ANOTHER_VOLUME
@@ -71,6 +73,14 @@ def waits_for(o: Observed, run: Run, waiting: Waiting) -> str:
 def _kept_together(o: Observed, run: Run) -> bool:
     """Is it the volume that keeps its other pods from the nodes that have room?"""
     return bool(run.crowded) and o.spec.storage.access_mode == "ReadWriteOnce"
+
+
+def outdated(o: Observed, run: Run, stage: str) -> bool:
+    """Does the spec, or its accelerator's profile, ask for other machines by now than a Job does whose pods have none yet?"""
+    accelerator = o.spec.compute.accelerator
+    profile = o.profiles.get(accelerator) if accelerator else ANY_GPU
+    homeless = run.state == "Waiting" and run.since is None and run.asked != ""
+    return homeless and profile is not None and run.asked != asked(o.spec, stage, profile)
 
 
 def overdue(o: Observed, run: Run) -> Failure | None:

@@ -11,7 +11,7 @@ from finetune_operator.api.status import Answering, Difference, Estimate, Fideli
 from finetune_operator.build import arm
 from finetune_operator.decide import advice
 from finetune_operator.decide.draft import Draft, finite, soonest
-from finetune_operator.decide.patience import late, named, overdue, until_overdue
+from finetune_operator.decide.patience import late, named, outdated, overdue, until_overdue
 from finetune_operator.decide.retry import after_failure, again, of_probe, trouble, wait, without_probe
 from finetune_operator.observed import Observed
 from finetune_operator.workloads.run import Failure, Run
@@ -138,6 +138,9 @@ def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> 
         return advice.heard(d.update(**found, trouble=None).end(stage, o.now), stage, run.result.get("advice"))
     if run.state == "Failed":
         return _failed(o, d, stage, number, named(run.failure, stage) if run.failure else Failure("error", "Failed", "its Job failed"))
+    if outdated(o, run, stage):
+        text = f"{WORDS[stage]}: its pod had no machine when the spec came to ask for another one, and is made anew"
+        return again(d, stage).block(STAGE_PHASES[stage], text, requeue=POLL_SECONDS)
     if run.state != "Ending" and (given_up := overdue(o, run) or late(o, run, stage)):
         return _failed(o, d, stage, number, given_up)
     return _in_progress(o, d, stage, run)

@@ -14,6 +14,7 @@ from finetune_operator.decide.attempts import (
     folder,
     fruitless,
     gpus,
+    halted,
     job,
     last,
     next_divisor,
@@ -23,7 +24,7 @@ from finetune_operator.decide.attempts import (
 )
 from finetune_operator.decide.draft import Draft, finite, soonest, stamp
 from finetune_operator.decide.layout import next_choice
-from finetune_operator.decide.patience import held, overdue, stalled, until_overdue, waits_for
+from finetune_operator.decide.patience import held, outdated, overdue, stalled, until_overdue, waits_for
 from finetune_operator.decide.retry import BUDGETS, after_failure, place, trouble, wait
 from finetune_operator.observed import Observed
 from finetune_operator.workloads.run import Failure, Run
@@ -144,6 +145,9 @@ def _end(a: Attempt) -> str:
 
 def _waiting(o: Observed, d: Draft, attempt: Attempt, run: Run) -> Draft:
     d, attempt = settled(o, d, attempt)
+    if outdated(o, run, "train"):
+        text = f"attempt {attempt.number} had no machine when the spec came to ask for another one: the next attempt does"
+        return halted(o, d, attempt, "Superseded").block(conditions.TRAINING, text, requeue=POLL_SECONDS)
     if failure := held(o, run) or overdue(o, run):
         return _ended(o, d, attempt, failure)
     bound = until_overdue(o, run)

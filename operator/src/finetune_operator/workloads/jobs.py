@@ -50,6 +50,7 @@ def read_run(job: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]], n
     return Run(
         name, "Waiting", waiting=waits, leader_uid=uid, suspended=suspended, unheard=unheard, held=held(mine, now),
         crowded=_crowded(mine), waited=_waited(job, mine, now), since=since, probing=any(probes(p) for p in mine),
+        asked=(job["metadata"].get("labels") or {}).get(names.ASKED, ""),
     )  # fmt: skip
 
 

@@ -64,6 +64,7 @@ class Run:
     crowded: str = ""  # the one node that has pods of the gang, where it has no room for the others and some node elsewhere has
     waited: Waited = Waited()
     since: datetime | None = None  # when the first of its pods came to its machine
+    asked: str = ""  # of one that waits: digest of what decides where its pods may go
     probing: bool = False  # its probe has begun, and has not ended well
 
 

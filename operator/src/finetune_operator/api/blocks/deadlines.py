@@ -18,8 +18,10 @@ class Deadlines(SpecModel):
     admission: Annotated[Duration | None, LIVE] = Field(
         default=None, description="Until a queue admits a Job; then the FineTune stops. Default: for ever, as queues may take days."
     )
-    schedule: Annotated[Duration, LIVE] = Field(
-        default="6h", description="Until a pod has a machine, or the API server lets it be made; then an infrastructure failure."
+    schedule: Annotated[Duration | None, LIVE] = Field(
+        default=None,
+        description="Until a pod has a machine, or the API server lets it be made; then an infrastructure failure. Default: for ever, as a "
+        "cluster may be full for days: `Ready` says what is lacking, and what has no machine costs none.",
     )
     start: Annotated[Duration, LIVE] = Field(
         default="2h",  # more than a clock makes of nothing that is an hour off for a while
@@ -28,8 +30,8 @@ class Deadlines(SpecModel):
     )
     fetch: Annotated[Duration, LIVE] = Field(
         default="24h",
-        description="To fetch the model, since its pod came to its machine; the next try goes on from it. A Job that runs already ends itself "
-        "at the latest after `schedule`, `start` and this as they were when it was made.",
+        description="To fetch the model, since its pod came to its machine; the next try goes on from it. Where `schedule` is set, a Job "
+        "that runs already ends itself at the latest after `schedule`, `start` and this as they were when it was made.",
     )
     prepare: Annotated[Duration, LIVE] = Field(default="24h", description="To prepare the data, likewise.")
     scoring: Annotated[Duration, LIVE] = Field(default="6h", description="To score a model on the test split, likewise.")
