@@ -593,3 +593,20 @@ def test_an_attempt_that_has_just_ended_well_is_not_taken_for_suspended() -> Non
     o = make_observed(make_revision(**READY, attempts=1), changes={"suspend": True}, status={"attempts": [running]}, runs=ran(ended))
     decided = decide(o)
     assert (decided.phase, decided.status.attempts[0].outcome, decided.revision.artifact) == (c.SUSPENDED, "Succeeded", "/a")
+
+
+def test_what_is_not_there_before_a_pod_is_made_is_waited_for_for_ever_and_looked_for_less_often() -> None:
+    lacks = Waiting(c.SOURCE_MISSING, "ConfigMap rows does not exist")
+
+    def after(**lasted: float) -> Draft:
+        known = {"reason": c.SOURCE_MISSING, "phase_since": STAMP}
+        o = make_observed(make_revision(), status=known, missing={"fetch": lacks}, now=NOW + timedelta(**lasted))
+        return fetch(o, draft(o))
+
+    assert [after(seconds=s).requeue for s in (0, 600, 601)] == [5.0, 5.0, 60.0]
+    late = after(days=400)
+    assert (late.reason, late.message, late.jobs, late.revision.charges) == (lacks.reason, lacks.message, (), Charges())
+    o = make_observed(
+        make_revision(), status={"reason": "Other", "phase_since": STAMP}, missing={"fetch": lacks}, now=NOW + timedelta(days=1)
+    )
+    assert fetch(o, draft(o)).requeue == 5.0, "it only begins to lack"

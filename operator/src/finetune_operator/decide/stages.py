@@ -14,6 +14,7 @@ from finetune_operator.decide.draft import Draft, finite, soonest
 from finetune_operator.decide.patience import late, named, outdated, overdue, until_overdue
 from finetune_operator.decide.retry import after_failure, again, of_probe, trouble, wait, without_probe
 from finetune_operator.observed import Observed
+from finetune_operator.workloads.objects import time
 from finetune_operator.workloads.run import Failure, Run
 
 Finish = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -30,6 +31,8 @@ WORDS = {
     "evaluate": "scoring the tuned model on the sealed test split",
 }
 POLL_SECONDS = 5.0
+OFTEN_SECONDS = 600.0  # so long what lacks before a pod is made is looked for as often as that; from then on
+RARE_POLL_SECONDS = 60.0
 UNMEASURED_CHARACTERS = 400
 DIVERGENCE_DIGITS = 8  # what rounding to 16 bits does is seen in the seventh
 BASE = "base"  # the untouched model, where a revision is named
@@ -124,7 +127,7 @@ def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> 
     number = d.revision.tries.get(stage, 0)
     run = o.run(names.stage_job(o.name, d.revision.name, stage, number)) if number else o.run("")
     if run.state == "Absent" and (missing := o.missing.get(stage)):
-        return d.block(conditions.PENDING, missing.message, reason=missing.reason, requeue=POLL_SECONDS)
+        return d.block(conditions.PENDING, missing.message, reason=missing.reason, requeue=_until_asked_again(o, missing.reason))
     if run.state == "Absent" and _still_ends(o, d, stage, number):
         return d.block(STAGE_PHASES[stage], f"{WORDS[stage]}: the pod of the last try is ending", requeue=POLL_SECONDS)
     if number == 0 or run.state == "Absent":
@@ -144,6 +147,12 @@ def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> 
     if run.state != "Ending" and (given_up := overdue(o, run) or late(o, run, stage)):
         return _failed(o, d, stage, number, given_up)
     return _in_progress(o, d, stage, run)
+
+
+def _until_asked_again(o: Observed, reason: str) -> float:
+    """Seconds until it is looked whether what lacks is there by now. It is waited for for ever: no pod holds a machine (ADR 25)."""
+    since = time(o.status.phase_since) if o.status.reason == reason else None
+    return RARE_POLL_SECONDS if since and (o.now - since).total_seconds() > OFTEN_SECONDS else POLL_SECONDS
 
 
 def _still_ends(o: Observed, d: Draft, stage: str, number: int) -> bool:

@@ -13,7 +13,8 @@ from finetune_operator.api.types import Duration, SpecModel
 
 class Deadlines(SpecModel):
     """How long is waited for a Job's pods, and how long a stage may take. What is later ends with its reason, and is tried again within
-    `retries` unless no retry mends it; what it had done by then is gone on from."""
+    `retries` unless no retry mends it; what it had done by then is gone on from. A ConfigMap, a claim or a StorageClass that is not there yet
+    is waited for for ever, for no pod is made before."""
 
     admission: Annotated[Duration | None, LIVE] = Field(
         default=None, description="Until a queue admits a Job; then the FineTune stops. Default: for ever, as queues may take days."
