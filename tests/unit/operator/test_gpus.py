@@ -111,8 +111,11 @@ def policy(stage: Stage) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("runtime", ["vLLM", "Transformers"])
 def test_a_server_of_a_huge_model_may_load_for_as_long_as_its_rollout_waits(runtime: str, deadline: str, borne: int) -> None:
     changes = {"compute": {"accelerator": "h100"}, "serving": {"runtime": runtime}, "rollout": {"progressDeadline": deadline}}
-    probe = arm.server(load_spec(make_finetune(**changes)), arm.Served("/m", None, "r1", "bot"), IMAGES, Devices(1, H100))["startupProbe"]
+    kept = arm.template(OWNER, load_spec(make_finetune(**changes)), arm.Served("/m", None, "r1", "bot"), IMAGES, Devices(1, H100))
+    probe = kept["spec"]["containers"][0]["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] == borne
+    made = arm.deployment(OWNER, "aaa11111", "r1", kept, 2)["spec"]
+    assert made["progressDeadlineSeconds"] == borne, "so long nobody who reads the Deployment is to call it failed"
 
 
 @pytest.mark.parametrize(("limits", "expected"), [({}, "8"), ({"nvidia.com/gpu": "2"}, "2"), ({"memory": "90Gi"}, "8")])

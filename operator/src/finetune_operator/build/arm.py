@@ -191,12 +191,18 @@ def deployment(owner: Owner, arm: str, revision: str, kept: Manifest, replicas: 
         "spec": {
             **({} if replicas is None else {"replicas": replicas}),
             "revisionHistoryLimit": 0,
-            "progressDeadlineSeconds": READY_SECONDS,
+            "progressDeadlineSeconds": _loads(kept),  # kstatus and Argo CD call it failed after that
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "selector": {"matchLabels": _selector(owner, arm)},
             "template": merged,
         },
     }
+
+
+def _loads(kept: Manifest) -> int:
+    """Seconds for which a server of that pod template may load, as it was fixed when the arm was made."""
+    probes = (container.get("startupProbe") for container in kept["spec"].get("containers") or ())
+    return max((probe["periodSeconds"] * probe["failureThreshold"] for probe in probes if probe), default=READY_SECONDS)
 
 
 def service(owner: Owner, arm: str) -> Manifest:
