@@ -36,6 +36,7 @@ from finetune_operator.observed import Observed
 from finetune_operator.pods import PodClient
 from finetune_operator.preflight import StorageClasses
 from finetune_operator.prometheus import Prometheus
+from finetune_operator.room import fitted, has_room
 from finetune_operator.settings import Settings
 from finetune_operator.tokens import jwks, sign
 from finetune_operator.workloads.run import Waiting
@@ -266,8 +267,10 @@ async def _try(verb: Callable[[Kind, T], Awaitable[None]], kind: Kind, child: T)
 
 def _news(finetune: Object, wanted: Status) -> Object | None:
     """The status that is to be written, if it differs."""
-    new = wanted.to_dict()
-    return new if new != (finetune.get("status") or {}) else None
+    old, new = finetune.get("status") or {}, wanted.to_dict()
+    if new != old and not has_room(new):
+        new = fitted(wanted).to_dict()
+    return new if new != old else None
 
 
 def _status(finetune: Object) -> Status:

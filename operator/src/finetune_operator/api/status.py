@@ -1,7 +1,8 @@
 """`FineTune.status`: what the operator remembers and what it tells.
 
 Committed before any child is built from it (status first), so a restart goes on from here. Timestamps are RFC 3339 in
-UTC; scores are 0…1, larger is better; messages are at most 1 KiB, lists are bounded, the whole stays below 64 KiB.
+UTC; scores are 0…1, larger is better; messages are at most 1 KiB, lists are bounded, the whole stays below 64 KiB: what is old
+says less before it would not (`room`).
 """
 
 from __future__ import annotations
