@@ -88,7 +88,10 @@ _DRAWN: Final[dict[str, Strategy]] = {
         st.sampled_from(["ExactMatch", "Contains", "TokenF1", "RougeL", "JsonEqual", "JsonSchema"]).map(lambda name: {"type": name})
         | st.sampled_from([r"\d+", r"(?s).*answer: (\w+)", "[答东]+"]).map(lambda text: {"type": "Regex", "regex": {"pattern": text}})
         | st.sampled_from(_ROWS[:3]).map(lambda source: {"type": "SqlExecution", "sqlExecution": {"schema": source}})
-        | st.sampled_from(_ROWS[:3]).map(lambda source: {"type": "JsonSchema", "jsonSchema": {"schema": source}}),
+        | st.sampled_from(_ROWS[:3]).map(lambda source: {"type": "JsonSchema", "jsonSchema": {"schema": source}})
+        | st.sampled_from([{}, {"args": ["-v"], "resources": {"limits": {"memory": "1Gi"}}}]).map(
+            lambda more: {"type": "Custom", "custom": {"image": "judge:1", **more}}
+        ),
         max_size=6, unique_by=lambda metric: metric["type"],
     ),
     "spec.evaluation.skipTrainingIfBaselineAtLeast": _decimal(0, 1),

@@ -206,6 +206,23 @@ def test_a_job_fails_of_its_probe_too() -> None:
         assert set(of[stage]) <= {c["name"] for c in [*pod["containers"], *pod.get("initContainers", ())]}, "the API server refuses others"
 
 
+def test_an_image_of_the_users_runs_between_who_asks_and_who_scores_and_sees_nothing_else() -> None:
+    own = {"image": "judge:1", "args": ["--strict"], "resources": {"limits": {"memory": "1Gi"}}}
+    pod = scoring("evaluate", evaluation={"metrics": [{"type": "Custom", "custom": own}]}, serving={})
+    asks, judges = pod["initContainers"][-2:]
+    assert [c["name"] for c in pod["initContainers"]] == ["probe", "server", "ask", "metric"]
+    (scores,) = pod["containers"]
+    assert (asks["image"], asks["args"][0], scores["args"][0]) == (scores["image"], names.ASK, "evaluate")
+    assert (judges["image"], judges["args"], "command" in judges) == ("judge:1", ["--strict"], False)
+    assert judges["resources"] == {"requests": {"cpu": "100m"}, "limits": {"memory": "1Gi"}}
+    assert [(m["name"], m["mountPath"], m.get("readOnly", False)) for m in judges["volumeMounts"]] == [
+        ("metric", "/metric/in", True), ("metric", "/metric/out", False), ("metric", "/tmp", False),
+    ]  # fmt: skip
+    assert [v["name"] for v in judges["env"]] == ["HOME"], "no variable of the spec's pods, which may be a secret"
+    assert {m["mountPath"] for m in asks["volumeMounts"]} >= {"/work", "/metric"}
+    assert "metric" not in str(scoring("prepare", evaluation={"metrics": [{"type": "Custom", "custom": own}]}))
+
+
 def test_once_its_probe_failed_an_evaluation_goes_without_and_takes_what_was_found_before() -> None:
     spec = {"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}}
     o = next(o for o in life("bot", spec) if any(job.stage == "evaluate" for job in decide(o).jobs))

@@ -183,7 +183,7 @@ def test_a_misspelt_key_is_refused() -> None:
 
 def test_the_stages_are_the_trainers_commands() -> None:
     commands = {"evaluate" if stage == "baseline" else stage for stage in (*names.STAGES, names.CLEAN)}
-    assert {*commands, names.PROBE} == set(trainer.STAGES)
+    assert {*commands, names.PROBE, names.ASK} == set(trainer.STAGES)
 
 
 @pytest.mark.parametrize("adapter", [None, "/work/artifact"])

@@ -7,9 +7,17 @@ from collections.abc import Iterator
 import pytest
 
 from demo.kube import DemoError
-from tests.e2e.world import Space, World, condition, labelled_rows, spec
+from tests.e2e.world import Object, Space, World, condition, labelled_rows, spec
 from tests.watching import Watching
 
+JUDGE = """
+import json, os
+assert not os.path.exists("/work")
+with open("/metric/in/rows.jsonl") as rows, open("/metric/out/scores.jsonl", "w") as scores:
+    for row in map(json.loads, rows):
+        assert row["prompt"] and row["reference"] and isinstance(row["answer"], str)
+        scores.write(json.dumps({"id": row["id"], "score": 0.25, "note": "so so"}) + chr(10))
+"""
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -52,6 +60,25 @@ async def test_too_many_bad_rows_stop_it_before_training_with_row_numbers(space:
     await watching.told("FineTuneFailed", **bad.labels)
     bad.apply(spec("configmap://bad-rows/train.jsonl", serving=None, suspend=True))
     await watching.resolved("FineTuneFailed", **bad.labels)
+
+
+async def test_an_image_that_scores_answers_is_named_where_it_fails_and_heard_where_it_does_not(space: Space) -> None:
+    space.config_map("judged-rows", {"train.jsonl": labelled_rows(60)})
+    judged = space.finetune("judged")
+
+    def by(script: str) -> Object:
+        custom = {"image": space.world.images["trainer"], "command": ["python3", "-c", script], "timeout": "2m"}
+        evaluation = {"metrics": [{"type": "Custom", "custom": custom}], "maxNewTokens": 4, "skipTrainingIfBaselineAtLeast": "0.2"}
+        return spec("configmap://judged-rows/train.jsonl", serving=None, evaluation=evaluation)
+
+    judged.apply(by("raise SystemExit('there is no code book')"))
+    status = await judged.phase("Failed", seconds=180)
+    assert condition(status, "Ready")["reason"] == "MetricFailed"
+    assert "ended with exit code 1, and said: there is no code book" in condition(status, "Ready")["message"]
+    judged.apply(by(JUDGE))
+    status = await judged.phase("NotNeeded", "Failed", seconds=120)
+    assert status["phase"] == "NotNeeded", judged.describe()
+    assert status["evaluation"]["baseline"]["score"] == "0.25"
 
 
 async def test_a_machine_that_is_too_small_is_named_by_the_scheduler(space: Space) -> None:

@@ -10,7 +10,7 @@ import pytest
 from finetune_trainer.config import EconomicsConfig, EvaluationConfig, ServerConfig
 from finetune_trainer.evaluate import charts, report, worth
 from finetune_trainer.evaluate.answers import Kept
-from finetune_trainer.evaluate.cli import _fingerprint
+from finetune_trainer.evaluate.ask import _fingerprint
 from finetune_trainer.evaluate.client import Reply, _tokens
 from finetune_trainer.evaluate.throughput import Answering, measured, read
 

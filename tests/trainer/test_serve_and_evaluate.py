@@ -40,6 +40,11 @@ class Api:
         assert status == 200, text
         return dict(json.loads(text))
 
+    def answered(self) -> int:
+        """Chats that it has answered since it started."""
+        line = 'finetune_server_requests_total{code="200",path="/v1/chat/completions"} '
+        return int(float(self.get("/metrics")[1].partition(line)[2].partition("\n")[0] or 0))
+
     def ready(self) -> bool:
         try:
             return self.get("/readyz")[0] == 200
@@ -155,6 +160,35 @@ def evaluated(folder: Path, work: Path, tiny_model: Path, **overrides: Any) -> d
     config.write_text(json.dumps(document))
     with running(folder.parent / f"{folder.name}-pod", ["evaluate", "--config", str(config)]) as stage:
         return stage.ends(0).message
+
+
+def test_an_image_of_ones_own_scores_what_was_answered_before_it(api: Api, work: Path, tiny_model: Path, tmp_path: Path) -> None:
+    folder, handed = tmp_path / "tuned", tmp_path / "metric"
+    asked = {
+        "evaluation__metrics": [{"type": "Custom", "custom": {"folder": str(handed)}}, {"type": "TokenF1"}],
+        "evaluation__endpoint": f"http://127.0.0.1:{api.port}/v1",
+    }
+    config = tmp_path / "ask.json"
+    config.write_text(json.dumps(make_config("evaluate", work, tiny_model, evaluation__path=str(folder), **asked)))
+
+    def ask(name: str) -> list[dict[str, Any]]:
+        with running(tmp_path / name, ["ask", "--config", str(config)]) as stage:
+            stage.ends(0)
+        return [json.loads(line) for line in (handed / "in" / "rows.jsonl").read_text().splitlines()]
+
+    given = ask("first")
+    assert len(given) == 8
+    with (handed / "out" / "scores.jsonl").open("w") as stream:
+        for number, row in enumerate(given):
+            stream.write(json.dumps({"id": row["id"], "score": number / 8, "note": "as it came"}) + "\n")
+    answers, before = {row["id"]: row["answer"] for row in given}, api.answered()
+    result = evaluated(folder, work, tiny_model, **asked)
+    assert result["metrics"]["Custom"]["score"] == pytest.approx(sum(range(8)) / 64, abs=1e-6)
+    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    assert {line["id"]: line["answer"] for line in lines} == answers
+    assert [line["notes"]["Custom"] for line in lines] == ["as it came"] * 8
+    assert ask("again") == given, "an evaluation that counts hands out what it has"
+    assert api.answered() == before > 0, "nothing is asked twice"
 
 
 def test_both_models_are_scored_and_paired_by_row(api: Api, artifact: Path, work: Path, tiny_model: Path, tmp_path: Path) -> None:

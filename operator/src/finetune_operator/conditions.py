@@ -84,4 +84,6 @@ GATEWAY_API_MISSING: Final = "GatewayApiMissing"  # the cluster knows no HTTPRou
 ANNOTATION_REFUSED: Final = "AnnotationRefused"  # one that the operator's setting does not let onto an Ingress
 NO_VLLM_IMAGE: Final = "NoVllmImage"  # vLLM is to serve, and the operator's settings name no image of it
 PRICE_UNKNOWN: Final = "PriceUnknown"  # budget.maxCost, and no price to keep it by
+METRIC_FAILED: Final = "MetricFailed"  # the image of a metric of the user's own ended badly
+METRIC_TOO_SLOW: Final = "MetricTooSlow"  # or not within its timeout
 BASELINE_GOOD_ENOUGH: Final = "BaselineGoodEnough"

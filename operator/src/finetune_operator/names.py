@@ -58,11 +58,15 @@ WORK: Final = "/work"
 CONFIG_DIR: Final = "/etc/finetune"
 SOURCES_DIR: Final = "/etc/finetune/sources"
 SECRETS_DIR: Final = "/etc/finetune/secrets"  # of data sources, a folder each
+METRIC_DIR: Final = "/metric"  # in/rows.jsonl and out/scores.jsonl of a metric's own image
 USER_ID: Final = 10001
 STOPPED: Final = 25  # the exit code of a rank that was asked to stop and has saved its checkpoint
 
 STAGES: Final = ("fetch", "prepare", "baseline", "train", "evaluate")
 PROBE: Final = "probe"  # the container before an evaluation, and the trainer's command in it
+ASK: Final = "ask"  # the container that has the rows answered where an image of the user's scores them, and the trainer's command in it
+METRIC: Final = "metric"  # that image's container
+BEFORE: Final = (PROBE, ASK, METRIC)  # containers that end before the trainer's own begins
 CLEAN: Final = "clean"  # of no revision: it removes what retention no longer keeps
 SCORING: Final = ("baseline", "evaluate")  # stages
 

@@ -52,6 +52,10 @@ def full_finetune() -> Manifest:
                 {"type": "ExactMatch"}, {"type": "SqlExecution", "sqlExecution": {"schema": "configmap://shop/schema.sql"}},
                 {"type": "Regex", "regex": {"pattern": r"answer: (\w+)"}}, {"type": "JsonEqual"},
                 {"type": "JsonSchema", "jsonSchema": {"schema": "configmap://shop/answer.json"}},
+                {"type": "Custom", "custom": {
+                    "image": "registry.example.com/icd@sha256:0", "command": ["/score"], "args": ["--strict"], "timeout": "20m",
+                    "resources": {"limits": {"memory": "1Gi"}},
+                }},
             ],
             "skipTrainingIfBaselineAtLeast": "0.95",
             "gate": {"minScore": "0.9", "minImprovement": "0.05", "maxForgettingPercent": 5, "maxServingDivergence": "0.005"},
@@ -135,6 +139,17 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "an empty pattern": (changed(_BASE, "spec.evaluation.metrics", [{"type": "Regex", "regex": {"pattern": ""}}]), "spec.evaluation.metrics[0].regex.pattern"),
     "a pattern of 1,001 characters": (
         changed(_BASE, "spec.evaluation.metrics", [{"type": "Regex", "regex": {"pattern": "a" * 1001}}]), "spec.evaluation.metrics[0].regex.pattern"
+    ),
+    "Custom without an image": (
+        changed(_BASE, "spec.evaluation.metrics", [{"type": "Custom"}]), "spec.evaluation.metrics[].custom: belongs to type Custom"
+    ),
+    "an image for ExactMatch": (
+        changed(_BASE, "spec.evaluation.metrics", [{"type": "ExactMatch", "custom": {"image": "a:1"}}]),
+        "spec.evaluation.metrics[].custom: belongs to type Custom",
+    ),
+    "an image that has no time": (
+        changed(_BASE, "spec.evaluation.metrics", [{"type": "Custom", "custom": {"image": "a:1", "timeout": "0s"}}]),
+        "spec.evaluation.metrics[].custom.timeout: must be above 0",
     ),
     "JsonEqual with a schema": (
         changed(_BASE, "spec.evaluation.metrics", [{"type": "JsonEqual", "jsonSchema": {"schema": "configmap://a/b"}}]),

@@ -49,6 +49,7 @@ def test_metrics_are_scored_anew_when_edited() -> None:
                 {"type": "Regex", "regex": {"pattern": r"answer: (\w+)"}},
                 {"type": "JsonEqual"},
                 {"type": "JsonSchema", "jsonSchema": {"schema": "configmap://shop/answer.json"}},
+                {"type": "Custom", "custom": {"image": "registry.example.com/icd@sha256:0", "command": ["/score"], "args": ["--strict"]}},
             ]
         }
     }

@@ -48,9 +48,13 @@ def made_at(one: Object, at: str, **spec: Any) -> Object:
     return {**one, "metadata": {**one["metadata"], "creationTimestamp": f"2026-01-01T{at}Z"}, "spec": spec}
 
 
-def ended(code: int, message: Any = "", *, at: str = "12:00:00", reason: str = "Error", name: str = "trainer") -> Object:
+def ended(code: int, message: Any = "", *, at: str = "12:00:00", reason: str = "Error", name: str = "trainer", image: str = "") -> Object:
     text = message if isinstance(message, str) else json.dumps(message)
-    return {"name": name, "state": {"terminated": {"exitCode": code, "message": text, "reason": reason, "finishedAt": f"2026-01-01T{at}Z"}}}
+    return {
+        "name": name,
+        "image": image,
+        "state": {"terminated": {"exitCode": code, "message": text, "reason": reason, "finishedAt": f"2026-01-01T{at}Z"}},
+    }
 
 
 def error(kind: str, reason: str, message: str, fix: str = "") -> Object:
@@ -191,6 +195,36 @@ CAUSES: dict[str, tuple[Object, list[Object], tuple[str, str, str, str]]] = {
         job("Failed"),
         [gone(0, INITIALISING, initContainerStatuses=[ended(137, name="probe", reason="OOMKilled")])],
         ("outOfMemory", "OOMKilled", "job-0", "raise compute.memory"),
+    ),
+    "the user's own image ended badly, and the server was ended for it": (
+        job("Failed"),
+        [gone(0, INITIALISING, inits=[SIDECAR, ended(20, "no such code book", name="metric", image="icd:3")])],
+        ("user", "MetricFailed", "job-0", "image icd:3 of metric Custom ended with exit code 20, and said: no such code book"),
+    ),
+    "the user's own image wanted more memory than it may": (
+        job("Failed"),
+        [gone(0, INITIALISING, inits=[SIDECAR, ended(137, name="metric", reason="OOMKilled")])],
+        ("user", "MetricFailed", "job-0", "evaluation.metrics[].custom.resources"),
+    ),
+    "the user's own image was evicted": (
+        job("Failed"),
+        [gone(0, INITIALISING, inits=[SIDECAR, ended(143, name="metric")], **disrupted())],
+        ("disruption", "EvictionByEvictionAPI", "job-0", "evicted"),
+    ),
+    "the user's own image was killed on its node": (
+        job("Failed"),
+        [gone(0, INITIALISING, inits=[ended(137, name="metric")])],
+        ("infrastructure", "Killed", "job-0", "the node may have run out of memory"),
+    ),
+    "the user's own image ended badly, and the pod is gone": (
+        job("Failed", message=BY_RULE.replace("trainer", "metric")),
+        [],
+        ("user", "MetricFailed", "job-1", "exit code 21"),
+    ),
+    "what asks before it failed": (
+        job("Failed"),
+        [gone(0, INITIALISING, inits=[SIDECAR, ended(20, error("user", "EveryRowRefused", "the first"), name="ask")])],
+        ("user", "EveryRowRefused", "job-0", "the first"),
     ),
     "the deadline passed, and the pods were ended for it": (
         job("Failed", reason="DeadlineExceeded", message="too long"),
@@ -451,6 +485,9 @@ SUSPENDED = {"type": "Suspended", "status": "True", "lastTransitionTime": "2026-
 RESUMED = {"type": "Suspended", "status": "False", "lastTransitionTime": "2026-01-01T11:50:00Z"}
 CAME = {"startTime": "2026-01-01T11:58:00Z"}
 PROBED = {"name": "probe", "state": {"terminated": {"exitCode": 0, "finishedAt": "2026-01-01T11:59:00Z"}}}
+SERVES = {"name": "server", "state": {"running": {}}}
+ASKED = {**PROBED, "name": "ask"}
+UNPULLED = waits("ErrImagePull")
 CRASHED = waits(
     "CrashLoopBackOff", "back-off", lastState={"terminated": {"exitCode": 1, "finishedAt": "2026-01-01T11:59:30Z"}}
 )  # fmt: skip
@@ -484,9 +521,14 @@ WAITED: dict[str, tuple[Object, list[Object], Waited]] = {
     "its probe ran until a minute ago": (
         JOB, [made_at(pod(0, "Pending", [INITIALISING], [PROBED], **CAME), "11:00:00", **ON)], Waited(start=60),
     ),
+    "the image of its metric is not there": (
+        JOB,
+        [made_at(pod(0, "Pending", [INITIALISING], [SERVES, ASKED, {**UNPULLED, "name": "metric"}], **CAME), "11:00:00", **ON)],
+        Waited(start=60),
+    ),
     "its server crashes now and then": (JOB, [made_at(pod(0, "Pending", inits=[CRASHED], **CAME), "11:00:00", **ON)], Waited(start=30)),
     "its server loads": (
-        JOB, [made_at(pod(0, "Pending", [INITIALISING], [{"name": "server", "state": {"running": {}}}], **CAME), "11:00:00", **ON)],
+        JOB, [made_at(pod(0, "Pending", [INITIALISING], [SERVES], **CAME), "11:00:00", **ON)],
         Waited(),
     ),
 }  # fmt: skip
@@ -504,6 +546,17 @@ def test_how_long_pods_have_been_waited_for(case: str) -> None:
     made, pods, expected = WAITED[case]
     found = read_run(projected(kinds.JOB, made), [projected(kinds.POD, p) for p in pods], NOW)
     assert (found.state, found.waited) == ("Waiting", expected)
+
+
+def test_rows_are_answered_and_judged_before_the_pods_own_container_begins() -> None:
+    judging = {"name": "metric", "state": {"running": {"startedAt": "2026-01-01T11:59:00Z"}}}
+    for inits, state, since in (
+        ([SERVES], "Waiting", None),
+        ([SERVES, {"name": "ask", "state": {"running": {"startedAt": "2026-01-01T11:58:00Z"}}}], "Running", None),
+        ([SERVES, ASKED, judging], "Running", NOW - timedelta(minutes=1)),
+    ):
+        found = read_run(JOB, [projected(kinds.POD, pod(0, "Pending", [INITIALISING], inits, **CAME))], NOW)
+        assert (found.state, found.judged_since, found.leader_ip) == (state, since, "10.0.0.0" if state == "Running" else None)
 
 
 def test_a_stage_counts_from_when_its_first_pod_came_to_its_machine() -> None:

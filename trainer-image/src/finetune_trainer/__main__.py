@@ -1,4 +1,4 @@
-"""`finetune-trainer fetch|prepare|train|probe|evaluate|clean --config FILE`, `finetune-trainer serve …` and `finetune-trainer estimate …`.
+"""`finetune-trainer fetch|prepare|train|probe|ask|evaluate|clean --config FILE`, `finetune-trainer serve …` and `… estimate …`.
 
 Invariant: every way out of a stage is an exit code of `docs/contracts.md` with its termination message.
 """
@@ -23,10 +23,11 @@ STAGES = {
     "prepare": "finetune_trainer.data.prepare",
     "train": "finetune_trainer.train.launch",
     "probe": "finetune_trainer.evaluate.probe",
+    "ask": "finetune_trainer.evaluate.ask",
     "evaluate": "finetune_trainer.evaluate.cli",
     "clean": "finetune_trainer.clean",
 }
-SCORING = ("probe", "evaluate")  # they may run a model, as a server does
+SCORING = ("probe", "ask", "evaluate")  # parts of an evaluation; they may run a model, as a server does
 StageMain = Callable[[RunConfig | CleanRun], exits.JsonObject | None]
 
 
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         "prepare": "turn raw rows into checked, masked, tokenised splits and estimate the run",
         "train": "train one attempt; all pods of the gang run this",
         "probe": "measure what the tuned model has forgotten and how it is served, with the configuration of evaluate and before it",
+        "ask": "have the rows of evaluate answered, for an image that scores them before it",
         "evaluate": "score a served model on the sealed test split",
         "clean": "remove from the work volume what is no longer kept",
     }
@@ -63,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(stage: str, path: str) -> int:
     try:
         config = load_clean(path) if stage == "clean" else load(path)
-        if config.stage != ("evaluate" if stage == "probe" else stage):
+        if config.stage != ("evaluate" if stage in SCORING else stage):
             raise exits.UserError("ConfigurationInvalid", f"the configuration is for {config.stage}, not for {stage}")
         if stage != "train":
             signal.signal(signal.SIGTERM, _interrupt)

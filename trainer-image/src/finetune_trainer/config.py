@@ -248,13 +248,20 @@ class JsonSchemaConfig(Model):
     schema_mount: Path | None = None
 
 
+class CustomConfig(Model):
+    """Metric of an image of the user's: the folder that is handed to it, with `in/rows.jsonl` and `out/scores.jsonl`."""
+
+    folder: Path
+
+
 class MetricConfig(Model):
     """One metric of the evaluation."""
 
-    type: Literal["ExactMatch", "Contains", "Regex", "TokenF1", "RougeL", "SqlExecution", "JsonSchema", "JsonEqual", "Loss"]
+    type: Literal["ExactMatch", "Contains", "Regex", "TokenF1", "RougeL", "SqlExecution", "JsonSchema", "JsonEqual", "Custom", "Loss"]
     sql_execution: SqlExecutionConfig | None = None
     regex: RegexConfig | None = None
     json_schema: JsonSchemaConfig | None = None
+    custom: CustomConfig | None = None
 
     @model_validator(mode="after")
     def _has_its_block(self) -> Self:
@@ -262,6 +269,8 @@ class MetricConfig(Model):
             raise ValueError("metric SqlExecution needs sqlExecution.schemaMount")
         if self.type == "Regex" and self.regex is None:
             raise ValueError("metric Regex needs regex.pattern")
+        if self.type == "Custom" and self.custom is None:
+            raise ValueError("metric Custom needs custom.folder")
         return self
 
 

@@ -17,7 +17,7 @@ from finetune_operator.api.blocks.compute import Compute
 from finetune_operator.api.blocks.data import Data
 from finetune_operator.api.blocks.deadlines import Deadlines
 from finetune_operator.api.blocks.economics import Economics
-from finetune_operator.api.blocks.evaluation import Evaluation
+from finetune_operator.api.blocks.evaluation import Custom, Evaluation
 from finetune_operator.api.blocks.method import Method
 from finetune_operator.api.blocks.model import Model
 from finetune_operator.api.blocks.pods import Pods
@@ -53,6 +53,12 @@ class Spec(SpecModel):
     provider: Provider | None = None
     retrain: Annotated[Word | None, RETRAIN] = Field(default=None, description="A new value trains again on purpose.")
     suspend: Annotated[bool, LIVE] = Field(default=False, description="Stop training (a checkpoint is kept) and hold the rollout.")
+
+    @property
+    def own_metric(self) -> Custom | None:
+        """The metric that an image of the user's scores; None: there is none."""
+        metrics = (self.evaluation.metrics if self.evaluation else None) or ()
+        return next((metric.custom for metric in metrics if metric.custom), None)
 
     @property
     def gradient_checkpointing(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from finetune_operator import names
 from finetune_operator.api.blocks.deadlines import of_stage
+from finetune_operator.api.blocks.evaluation import CustomResources
 from finetune_operator.api.fields import digest
 from finetune_operator.api.quantities import seconds
 from finetune_operator.api.spec import Spec
@@ -67,7 +68,7 @@ def stage_job(
         "completionMode": "Indexed",
         "backoffLimit": 0,
         "podReplacementPolicy": "Failed",
-        "podFailurePolicy": _failure_policy(training=training, probes=_probes(config)),
+        "podFailurePolicy": _failure_policy(training=training, before=_before(spec, stage, config)),
         "ttlSecondsAfterFinished": min(LONGEST_SECONDS, max(SHORTEST_KEEP_SECONDS, int(seconds(spec.retention.jobs)))),
         "template": _template(owner, spec, stage, config, images, served, devices, labels),
     }
@@ -92,7 +93,8 @@ def asked(spec: Spec, stage: str, profile: Accelerator) -> str:
     """Digest of what decides where a stage's pods may go, by the spec and its accelerator's profile: when it changes, a Job without a
     machine is made anew."""
     server = spec.serving.resources if spec.serving and stage != "train" else None
-    blocks = {"compute": spec.compute, "pods": spec.pods, "server": server}
+    judge = spec.own_metric.resources if spec.own_metric and stage in names.SCORING else None
+    blocks = {"compute": spec.compute, "pods": spec.pods, "server": server, "metric": judge}
     written = {name: block.model_dump(exclude_defaults=True) for name, block in blocks.items() if block}
     return digest({**written, "profile": {name: value for name, value in asdict(profile).items() if name in PLACES}})
 
@@ -143,7 +145,13 @@ def _avoiding(affinity: Manifest, nodes: Sequence[str]) -> Manifest:
     return pods.with_terms(affinity, "nodeAffinity", pods.PREFERRED, [{"weight": 100, "preference": {"matchFields": fields}}])
 
 
-def _failure_policy(*, training: bool, probes: bool) -> Manifest:
+def _before(spec: Spec, stage: Stage, config: Mapping[str, Any]) -> list[str]:
+    """The containers that must end well before the trainer's own begins."""
+    judged = stage.name in names.SCORING and spec.own_metric is not None
+    return [*([names.PROBE] if _probes(config) else ()), *((names.ASK, names.METRIC) if judged else ())]
+
+
+def _failure_policy(*, training: bool, before: Sequence[str]) -> Manifest:
     """One lost pod ends the Job: a gang is started again as a whole, by the operator, from the last checkpoint.
 
     But ranks that stop on request do not, so that a Job which its queue suspends stays suspended and resumes with a fresh gang. Its
@@ -156,7 +164,7 @@ def _failure_policy(*, training: bool, probes: bool) -> Manifest:
             *([stopped] if training else ()),
             *(
                 {"action": "FailJob", "onExitCodes": {"containerName": name, "operator": "NotIn", "values": [0]}}
-                for name in (CONTAINER, *([names.PROBE] if probes else ()))
+                for name in (CONTAINER, *before)
             ),
         ]
     }
@@ -172,12 +180,15 @@ def _template(
     sidecar = server(spec, served, images, devices) if served else None
     first = [_probe(spec, stage, images, devices)] if _probes(config) else []  # to its end, before the server starts
     memory = [pods.shared_memory(own.shared_memory())] if training else shared_memory(spec) if sidecar else []
-    shared: list[Manifest] = [pods.work_volume(owner), pods.tmp_volume(), _config_volume(), *memory, *source_volumes]
+    own_image = [{"name": names.METRIC, "mountPath": names.METRIC_DIR}] if stage.name in names.SCORING and spec.own_metric else []
+    handed = [{"name": mount["name"], "emptyDir": {}} for mount in own_image]
+    shared: list[Manifest] = [pods.work_volume(owner), pods.tmp_volume(), _config_volume(), *memory, *handed, *source_volumes]
+    last = _container(spec, stage, images, own, [*source_mounts, *own_image], computes=_computes(stage, served))
     spec_of_pod = pods.pod_spec(
         owner,
         spec,
-        containers=[_container(spec, stage, images, own, source_mounts, computes=_computes(stage, served))],
-        init_containers=[*first, *([_as_sidecar(sidecar)] if sidecar else [])],
+        containers=[last],
+        init_containers=[*first, *([_as_sidecar(sidecar)] if sidecar else []), *_judged(spec, stage, last)],
         volumes=shared,
         devices=devices if sidecar else own,
         grace_seconds=TRAIN_GRACE_SECONDS if training else 30,
@@ -199,6 +210,34 @@ def _probes(config: Mapping[str, Any]) -> bool:
     """Is it measured, before an evaluation, what the tuned model has forgotten?"""
     asked = (config.get("evaluation") or {}).get("forgetting")
     return bool(asked and not asked["skipped"])
+
+
+def _judged(spec: Spec, stage: Stage, asks: Manifest) -> list[Manifest]:
+    """The containers that run one after the other between server and evaluator where an image of the user's scores: one like the
+    evaluator (`asks`) has the rows answered, the user's finds the answers in its own volume, where the evaluator finds the scores."""
+    judge = spec.own_metric if stage.name in names.SCORING else None
+    if judge is None:
+        return []
+    asking = {**asks, "name": names.ASK, "args": [names.ASK, *asks["args"][1:]]}
+    resources = judge.resources or CustomResources()
+    limits = dict(resources.limits or {})
+    usual = {name: amount for name, amount in {"cpu": "100m", "memory": MEMORY["evaluate"]}.items() if name not in limits}
+    given = {key: value for key, value in (("command", judge.command), ("args", judge.args)) if value}
+    judging = {
+        "name": names.METRIC,
+        "image": judge.image,
+        **given,
+        "env": pods.env({"HOME": "/tmp"}),
+        "resources": {"requests": {**usual, **(resources.requests or {})}, **({"limits": limits} if limits else {})},
+        "securityContext": pods.RESTRICTED_CONTAINER,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": names.METRIC, "mountPath": f"{names.METRIC_DIR}/in", "subPath": "in", "readOnly": True},
+            {"name": names.METRIC, "mountPath": f"{names.METRIC_DIR}/out", "subPath": "out"},
+            {"name": names.METRIC, "mountPath": "/tmp", "subPath": "tmp"},
+        ],
+    }
+    return [asking, judging]
 
 
 def _probe(spec: Spec, stage: Stage, images: Images, devices: Devices) -> Manifest:

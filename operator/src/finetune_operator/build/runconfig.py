@@ -336,6 +336,8 @@ def metrics(spec: Spec) -> list[Config]:
             entry["jsonSchema"] = {"schemaMount": mounts.get(f"schema-{index}")}
         if metric.regex is not None:
             entry["regex"] = {"pattern": metric.regex.pattern}
+        if metric.custom is not None:
+            entry["custom"] = {"folder": names.METRIC_DIR}
         result.append(entry)
     return result or LOSS_ALONE
 

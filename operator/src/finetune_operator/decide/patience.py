@@ -16,7 +16,7 @@ from finetune_operator.build.pods import ANY_GPU
 from finetune_operator.decide.attempts import crowded
 from finetune_operator.decide.draft import finite, soonest, stamp
 from finetune_operator.decide.layout import ANOTHER_VOLUME
-from finetune_operator.names import JOB_NAME, PROBE
+from finetune_operator.names import JOB_NAME, METRIC, PROBE
 from finetune_operator.observed import Observed
 from finetune_operator.workloads.run import CROWDED_SECONDS, GANG_SECONDS, Failure, FailureClass, Run, Waiting
 
@@ -108,6 +108,15 @@ def late(o: Observed, run: Run, stage: str) -> Failure | None:
     return named(Failure("stalled", conditions.DEADLINE_EXCEEDED, text, container=PROBE if run.probing else ""), stage)
 
 
+def judged(o: Observed, run: Run) -> Failure | None:
+    """Does an image of the user's score the answers for longer than its timeout bears? It may hang for ever."""
+    judge = o.spec.own_metric
+    if judge is None or run.judged_since is None or (o.now - run.judged_since).total_seconds() <= seconds(judge.timeout):
+        return None
+    text = f"image {judge.image} of metric Custom has not scored the answers within {judge.timeout}"
+    return Failure("user", conditions.METRIC_TOO_SLOW, f"{text}. Mend it, or raise evaluation.metrics[].custom.timeout.", container=METRIC)
+
+
 def named(failure: Failure, stage: str) -> Failure:
     """The same failure of a stage; one that came too late says which field bounds it."""
     if failure.reason != conditions.DEADLINE_EXCEEDED:
@@ -135,10 +144,11 @@ def _given_up(o: Observed, run: Run, wait: str) -> Failure:
 
 
 def _whose(o: Observed, reason: str, said: str) -> FailureClass:
-    """No retry mends what the spec names and nobody has: a Secret, a ConfigMap, the server's image."""
-    image = o.spec.serving.image if o.spec.serving else ""
-    words = said.partition(f"image {image} ")[2].replace(image, "").lower() if image else ""  # what it is called says nothing of it
-    wrong = any(word in words for word in NO_SUCH_IMAGE)
+    """No retry mends what the spec names and nobody has: a Secret, a ConfigMap, the server's image, a metric's."""
+    judge = o.spec.own_metric
+    images = (o.spec.serving.image if o.spec.serving else "", judge.image if judge else "")
+    words = [said.partition(f"image {image} ")[2].replace(image, "").lower() for image in images if image]  # its name says nothing of it
+    wrong = any(word in text for word in NO_SUCH_IMAGE for text in words)
     return "user" if reason in OF_THE_USER or (reason == conditions.IMAGE_UNAVAILABLE and wrong) else "infrastructure"
 
 

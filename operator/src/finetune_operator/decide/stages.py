@@ -11,7 +11,7 @@ from finetune_operator.api.status import Answering, Difference, Estimate, Fideli
 from finetune_operator.build import arm
 from finetune_operator.decide import advice
 from finetune_operator.decide.draft import Draft, finite, soonest
-from finetune_operator.decide.patience import late, named, outdated, overdue, until_overdue
+from finetune_operator.decide.patience import judged, late, named, outdated, overdue, until_overdue
 from finetune_operator.decide.retry import after_failure, again, of_probe, trouble, wait, without_probe
 from finetune_operator.observed import Observed
 from finetune_operator.workloads.objects import time
@@ -144,7 +144,7 @@ def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> 
     if outdated(o, run, stage):
         text = f"{WORDS[stage]}: its pod had no machine when the spec came to ask for another one, and is made anew"
         return again(d, stage).block(STAGE_PHASES[stage], text, requeue=POLL_SECONDS)
-    if run.state != "Ending" and (given_up := overdue(o, run) or late(o, run, stage)):
+    if run.state != "Ending" and (given_up := overdue(o, run) or late(o, run, stage) or judged(o, run)):
         return _failed(o, d, stage, number, given_up)
     return _in_progress(o, d, stage, run)
 

@@ -59,6 +59,9 @@ def _vanished(failed: Mapping[str, Any], ended: Sequence[Ending]) -> Ending | No
     known = {e.failure.pod for e in ended}
     if (found := _JOB_MESSAGE.search(str(failed.get("message", "")))) and found["pod"] not in known:
         code = int(found["code"])
+        if found["container"] == names.METRIC and code not in KILLED:
+            text = f"the image of metric Custom ended with exit code {code}"
+            return Ending("", Failure("user", conditions.METRIC_FAILED, text, pod=found["pod"], container=names.METRIC))
         kind: FailureClass = "disruption" if code in KILLED else EXIT_CLASSES.get(code, "error")
         return Ending("", Failure(kind, "ExitCode", f"exit code {code}", pod=found["pod"], container=found["container"]))
     if failed.get("reason") == "BackoffLimitExceeded" and known and not any(e.rejected for e in ended):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from finetune_operator import names
+from finetune_operator import conditions, names
 from finetune_operator.workloads.objects import condition, time
 from finetune_operator.workloads.pods import containers, rank_of
 from finetune_operator.workloads.run import Failure, FailureClass
@@ -68,14 +68,15 @@ def _fell(pod: Mapping[str, Any], container: Mapping[str, Any], key: str) -> Fal
 def pod_ending(pod: Mapping[str, Any]) -> Ending | None:
     """How a pod's container failed; a disrupted pod, or one that ended because it was deleted, counts as such whatever its code.
 
-    Sidecars are asked last: they are ended when the container that they serve has ended.
+    Sidecars are asked last: they are ended when the container that they serve has ended, or one that had to end well before it.
     """
     meta, status = pod["metadata"], pod.get("status", {})
     name, node, rank = str(meta["name"]), str(pod.get("spec", {}).get("nodeName", "")), rank_of(pod)
     disrupted = condition(pod, "DisruptionTarget")
     since = str(disrupted.get("lastTransitionTime", "")) if disrupted else ""
     asked = _deleted_at(pod)
-    for container in [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]:
+    first = sorted(status.get("initContainerStatuses") or (), key=lambda c: c.get("name") not in names.BEFORE)
+    for container in [*(status.get("containerStatuses") or ()), *first]:
         ended = container.get("state", {}).get("terminated")
         if not ended or ended.get("exitCode") == 0:
             continue
@@ -83,6 +84,9 @@ def pod_ending(pod: Mapping[str, Any]) -> Ending | None:
         result = parse_result(ended.get("message"))
         kind: FailureClass = EXIT_CLASSES.get(code, "error")
         deleted = not disrupted and bool(asked) and (not at or asked <= at)
+        own = container.get("name") == names.METRIC and (code not in KILLED or ended.get("reason") == OOM_KILLED)
+        if own and not (disrupted or deleted):
+            return Ending(at, Failure("user", conditions.METRIC_FAILED, _judge(container, ended), name, node, container=names.METRIC))
         if ended.get("reason") == OOM_KILLED:
             kind = "outOfMemory"
         elif (disrupted or deleted) and kind not in ("user", "nonFinite", "outOfMemory"):
@@ -97,6 +101,15 @@ def pod_ending(pod: Mapping[str, Any]) -> Ending | None:
         words = str(disrupted.get("message", ""))
         return Ending(since, Failure("disruption", str(disrupted.get("reason")), words, name, node, rank=rank))
     return None if asked else _rejection(status, Failure("infrastructure", str(status.get("reason", "")), "", name, node, rank=rank))
+
+
+def _judge(container: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
+    """How the user's own image ended, whose exit codes are its own: no retry mends what it says, or its limit."""
+    image = f"image {container.get('image', '')} of metric Custom"
+    if ended.get("reason") == OOM_KILLED:
+        return f"{image} used more memory than its limit; raise evaluation.metrics[].custom.resources"
+    tail = str(ended.get("message") or "").strip()[-400:]
+    return f"{image} ended with exit code {ended.get('exitCode')}{f', and said: {tail}' if tail else ''}"
 
 
 def _rejection(status: Mapping[str, Any], failure: Failure) -> Ending | None:

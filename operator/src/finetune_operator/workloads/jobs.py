@@ -10,7 +10,7 @@ from finetune_operator import names
 from finetune_operator.workloads.causes import probes, root_cause
 from finetune_operator.workloads.endings import parse_result, pod_ending
 from finetune_operator.workloads.objects import condition, time
-from finetune_operator.workloads.pods import belongs, lives, over, phase, rank_of
+from finetune_operator.workloads.pods import asks, belongs, judged_since, lives, over, phase, rank_of
 from finetune_operator.workloads.run import ABSENT, Run, Waited
 from finetune_operator.workloads.waiting import came, elsewhere, idle, waiting
 
@@ -43,9 +43,9 @@ def read_run(job: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]], n
         cause = root_cause(mine, failing or {}) if known else None
         return Run(name, "Ending", failure=cause, leader_uid=uid, stopped=stopped, since=since)
     waits, lacks = next((w for w in (waiting(p, now) for p in mine) if w), None), lacking(job, mine)
-    if not lacks and waits is None and all(phase(p) in ("Running", "Succeeded") for p in mine):
-        ip = leader.get("status", {}).get("podIP") if leader and phase(leader) == "Running" else None
-        return Run(name, "Running", leader_ip=ip, leader_uid=uid, since=since)
+    if not lacks and waits is None and all(phase(p) in ("Running", "Succeeded") or asks(p) for p in mine):
+        ip = leader.get("status", {}).get("podIP") if leader and (phase(leader) == "Running" or asks(leader)) else None
+        return Run(name, "Running", leader_ip=ip, leader_uid=uid, since=since, judged_since=judged_since(leader) if leader else None)
     unheard = bool(lacks and not suspended) or any(phase(p) == "Pending" and p.get("spec", {}).get("nodeName") for p in mine)
     return Run(
         name, "Waiting", waiting=waits, leader_uid=uid, suspended=suspended, unheard=unheard, held=held(mine, now),

@@ -40,6 +40,22 @@ def phase(pod: Mapping[str, Any]) -> str:
     return str(pod.get("status", {}).get("phase", ""))
 
 
+def asks(pod: Mapping[str, Any]) -> bool:
+    """Does the pod work before its own container begins: are rows answered, or answers scored by an image of the user's?"""
+    return phase(pod) == "Pending" and any("running" in _state(pod, name) for name in (names.ASK, names.METRIC))
+
+
+def judged_since(pod: Mapping[str, Any]) -> datetime | None:
+    """Since when an image of the user's scores the answers; None: it does not."""
+    return time((_state(pod, names.METRIC).get("running") or {}).get("startedAt"))
+
+
+def _state(pod: Mapping[str, Any], container: str) -> Mapping[str, Any]:
+    """The state of a container that runs before the pod's own; empty while it has none."""
+    states = pod.get("status", {}).get("initContainerStatuses") or ()
+    return next((c.get("state") or {} for c in states if c["name"] == container), {})
+
+
 def over(pod: Mapping[str, Any]) -> bool:
     """Has the pod ended, well or not?"""
     return phase(pod) in ("Succeeded", "Failed")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from finetune_operator import conditions
+from finetune_operator import conditions, names
 from finetune_operator.workloads.endings import explain, parse_result
 from finetune_operator.workloads.objects import condition, time
 from finetune_operator.workloads.pods import containers
@@ -37,14 +37,18 @@ def stuck_since(pod: Mapping[str, Any], now: datetime) -> float:
 
 def idle(pod: Mapping[str, Any], now: datetime) -> float:
     """Seconds that a pod that has a machine has been without any running container: since it came there, or since the last of its
-    containers that ran (a probe, a server that crashes) ended; 0 if one runs."""
+    containers that ran (a probe, a server that crashes) ended; 0 if one runs, but for a server that waits for the image of a metric."""
     status = pod.get("status", {})
     states = containers(status)
-    if status.get("phase") != "Pending" or any("running" in c.get("state", {}) for c in states):
+    if status.get("phase") != "Pending" or (any("running" in c.get("state", {}) for c in states) and not any(map(_lacks_metric, states))):
         return 0.0
     ended = [((c.get(key) or {}).get("terminated") or {}).get("finishedAt") for c in states for key in ("state", "lastState")]
     since = max((moment for text in (came(pod), *ended) if (moment := time(text))), default=None)
     return (now - since).total_seconds() if since else 0.0
+
+
+def _lacks_metric(container: Mapping[str, Any]) -> bool:
+    return container.get("name") == names.METRIC and (container.get("state", {}).get("waiting") or {}).get("reason") in _IMAGE_REASONS
 
 
 def came(pod: Mapping[str, Any]) -> str | None:

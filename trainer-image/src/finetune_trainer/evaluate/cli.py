@@ -5,27 +5,15 @@ Invariant: rows of a folder that counts are never scored again. What the probe h
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import json
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-
-import aiohttp
 
 from finetune_trainer import advice, layout
 from finetune_trainer.config import DataConfig, EvaluationConfig, RunConfig, need
-from finetune_trainer.evaluate import before, client, probe, report, rows, scoring, throughput
-from finetune_trainer.evaluate.answers import Kept
-from finetune_trainer.evaluate.client import Endpoint, Reply
+from finetune_trainer.evaluate import ask, before, probe, report, rows, scoring, throughput
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
-from finetune_trainer.evaluate.running import Meter, interruptible
 from finetune_trainer.evaluate.throughput import Answering
 from finetune_trainer.exits import JsonObject
 from finetune_trainer.progress import Progress, serving
-
-RESULT = "result.json"
 
 
 def main(config: RunConfig) -> JsonObject:
@@ -33,7 +21,7 @@ def main(config: RunConfig) -> JsonObject:
     evaluation, data = need(config.evaluation, "evaluation"), need(config.data, "data")
     with serving(progress := Progress("evaluate")):
         progress.update(folder=str(evaluation.path))
-        known = finished(evaluation)
+        known = rows.finished(evaluation.path)
         if known is None:
             known = _evaluate(config, evaluation, data, progress)
         elif {name: known[name] for name in ("forgetting", "fidelity") if name in known} != _told(*_probed(evaluation)):
@@ -44,26 +32,15 @@ def main(config: RunConfig) -> JsonObject:
         return known
 
 
-def finished(evaluation: EvaluationConfig) -> JsonObject | None:
-    """The result of a folder that counts and is intact, else None."""
-    try:
-        layout.verify(evaluation.path)
-        return dict(json.loads((evaluation.path / RESULT).read_text()))
-    except (layout.Corrupt, OSError, ValueError):
-        return None
-
-
 def _evaluate(config: RunConfig, evaluation: EvaluationConfig, data: DataConfig, progress: Progress) -> JsonObject:
     test, excluded = rows.without_trained_on(rows.test_rows(data.path), evaluation.exclude_trained_on)
     progress.update(state="checking", totalSteps=len(test))
     scorers = scoring.scorers(evaluation.metrics)
     scoring.check(scorers, test)
-    asks = [metric for metric in evaluation.metrics if metric.type != "Loss"]
     scored: list[ScoredRow] = [ScoredRow(row.id, None, {}) for row in test]
     kept = None
-    if asks:
-        kept = Kept(evaluation.path, _fingerprint(evaluation, test))
-        _ask(evaluation, test, kept, progress)
+    if scorers:
+        kept = ask.answered(evaluation, test, progress)
         progress.update(state="scoring")
         scored = scoring.score(scorers, test, kept.replies)
     if any(metric.type == "Loss" for metric in evaluation.metrics):
@@ -95,44 +72,13 @@ def _commit(
         result["advice"] = advice.told(before.advise(alone))
     with layout.transaction(evaluation.path) as work:
         rows.write(work.folder / rows.ROWS, scored)
-        layout.write_json(work.folder / RESULT, result)
+        layout.write_json(work.folder / rows.RESULT, result)
         if told is not None:
             report.write(work.folder, told)
         if alone is not None:
             before.write(work.folder, alone)
         work.facts.update(evaluation=evaluation.name, revision=config.finetune.revision)
     return result
-
-
-def _ask(evaluation: EvaluationConfig, test: Sequence[TestRow], kept: Kept, progress: Progress) -> None:
-    """Fill `kept` with a reply to every row."""
-    open_rows = [row for row in test if row.id not in kept.replies]
-    if not open_rows:
-        return
-    endpoint = Endpoint(evaluation.endpoint.rstrip("/"), evaluation.model, evaluation.concurrency, evaluation.max_new_tokens)
-    meter = Meter(progress, len(test), len(test) - len(open_rows))
-
-    async def run() -> None:
-        async with aiohttp.ClientSession() as session:
-            progress.update(state="waiting", note=f"for the model server at {endpoint.url}")
-            await client.wait_ready(session, endpoint)
-            progress.update(state="answering", note="")
-            meter.start()
-            last = time.monotonic()
-
-            def answered(row: TestRow, reply: Reply) -> None:
-                nonlocal last
-                now = time.monotonic()
-                kept.add(row.id, replace(reply, seconds=now - last))
-                last = now
-                meter.advance()
-
-            await client.ask_all(session, endpoint, open_rows, answered)
-
-    try:
-        asyncio.run(interruptible(run()))
-    finally:
-        kept.close()
 
 
 def _result(evaluation: EvaluationConfig, scored: Sequence[ScoredRow], reference: Sequence[ScoredRow] | None, excluded: int) -> JsonObject:
@@ -164,11 +110,3 @@ def _told(forgetting: JsonObject | None, fidelity: JsonObject | None) -> JsonObj
     if forgetting is not None:
         found["forgetting"] = {name: value for name, value in forgetting.items() if name != "kinds"}
     return found
-
-
-def _fingerprint(evaluation: EvaluationConfig, test: Sequence[TestRow]) -> str:
-    """What the kept answers answer: endpoint, model, length and questions, and by what server: their time is its."""
-    server = evaluation.server.model_dump() if evaluation.server else None
-    asked = [evaluation.name, evaluation.endpoint, evaluation.model, evaluation.max_new_tokens, server]
-    document = json.dumps([asked, [asdict(row) for row in test]], sort_keys=True)
-    return hashlib.sha256(document.encode()).hexdigest()

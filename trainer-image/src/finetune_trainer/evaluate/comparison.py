@@ -15,7 +15,7 @@ from finetune_trainer.evaluate import scoring
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
 
 LOSS = "Loss"
-IN_PART = ("TokenF1", "RougeL")  # metrics that tell how much of an answer is right
+IN_PART = ("TokenF1", "RougeL", "Custom")  # metrics that tell how much of an answer is right
 HALF = 0.5
 # What a score is, for people: a mean over rows.
 MEANINGS: Final[Mapping[str, str]] = {
@@ -27,6 +27,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "SqlExecution": "the share of queries that give the reference's rows",
     "JsonSchema": "the share of answers that are JSON and valid against the schema",
     "JsonEqual": "the share of answers that are the same JSON as the reference",
+    "Custom": "what your own image says of the answers, from 0 to 1",
     LOSS: "bits per byte of the reference as the model finds it; a limit on it is given as minus that",
 }
 SHOWN = 10  # rows of a kind that are shown side by side

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer import layout
-from finetune_trainer.exits import Infrastructure, UserError
+from finetune_trainer.exits import Infrastructure, JsonObject, UserError
 
 TEST = "test.jsonl"
 HASHES = "train-hashes.txt"
 ROWS = "rows.jsonl"
+RESULT = "result.json"
 Message = dict[str, str]
 
 
@@ -96,6 +97,15 @@ def read(folder: Path) -> list[ScoredRow]:
         raise Infrastructure("ReferenceIncomplete", str(error), "Score the reference again.") from error
     documents = [json.loads(line) for line in lines if line.strip()]
     return [ScoredRow(str(d["id"]), d["answer"], {k: float(v) for k, v in d["scores"].items()}, d.get("notes", {})) for d in documents]
+
+
+def finished(folder: Path) -> JsonObject | None:
+    """The result of an evaluation's folder that counts and is intact, else None."""
+    try:
+        layout.verify(folder)
+        return dict(json.loads((folder / RESULT).read_text()))
+    except (layout.Corrupt, OSError, ValueError):
+        return None
 
 
 def _test_row(document: dict[str, Any]) -> TestRow:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from finetune_trainer.config import EvaluationConfig, MetricConfig, RunConfig
-from finetune_trainer.evaluate import contains, jsons, overlap, sql
+from finetune_trainer.evaluate import contains, custom, jsons, overlap, sql
 from finetune_trainer.evaluate.client import Reply
 from finetune_trainer.evaluate.exact import exact_match
 from finetune_trainer.evaluate.pattern import Pattern
@@ -104,6 +104,8 @@ def _scorer(metric: MetricConfig) -> Scorer:
     if metric.type == "JsonSchema":
         schemas = jsons.Schemas(metric.json_schema.schema_mount if metric.json_schema else None)
         return Scorer(metric.type, schemas.score, schemas.check_row)
+    if metric.type == "Custom" and metric.custom is not None:
+        return Scorer(metric.type, custom.Scores(metric.custom.folder).score, lambda row: None)
     score, check = _of_texts(metric)
     return Scorer(metric.type, lambda answer, row: score(answer, row.reference), lambda row: check(row.id, row.reference))
 

@@ -11,8 +11,8 @@ from pydantic import AfterValidator, Field
 
 from finetune_operator.api.blocks.data import DataSource
 from finetune_operator.api.fields import LIVE, REEVALUATE
-from finetune_operator.api.rule import Node, Rule
-from finetune_operator.api.types import Decimal, SpecModel
+from finetune_operator.api.rule import Node, Rule, some_time
+from finetune_operator.api.types import Decimal, Duration, Quantity, SpecModel, Word
 
 
 class SqlExecution(SpecModel):
@@ -64,19 +64,49 @@ class Regex(SpecModel):
     )
 
 
+class CustomResources(SpecModel):
+    """Requests and limits of the metric's container."""
+
+    requests: Annotated[dict[Word, Quantity] | None, LIVE] = Field(
+        default=None, max_length=16, description="What is reserved, by resource; default, where there is no limit: cpu 100m, memory 256Mi."
+    )
+    limits: Annotated[dict[Word, Quantity] | None, LIVE] = Field(default=None, max_length=16, description="What may be used, by resource.")
+
+
+Argument = Annotated[str, Field(max_length=4096)]
+
+
+class Custom(SpecModel):
+    """Answers are scored by an image of your own, which finds them in /metric/in/rows.jsonl and leaves /metric/out/scores.jsonl."""
+
+    image: Annotated[str, REEVALUATE] = Field(
+        min_length=1, max_length=512, description="Best by its digest: both models must be judged by the same one."
+    )
+    command: Annotated[list[Argument] | None, REEVALUATE] = Field(
+        default=None, max_length=64, description="Default: the image's entrypoint."
+    )
+    args: Annotated[list[Argument] | None, REEVALUATE] = Field(default=None, max_length=64, description="Default: the image's.")
+    timeout: Annotated[Duration, LIVE] = Field(
+        default="10m", description="Of the scoring of all answers of one model; deadlines.scoring bounds the whole evaluation."
+    )
+    resources: CustomResources | None = None
+
+
 class Metric(SpecModel):
     """One way to score an answer, 0…1."""
 
     type: Annotated[
-        Literal["ExactMatch", "Contains", "Regex", "TokenF1", "RougeL", "SqlExecution", "JsonSchema", "JsonEqual"], REEVALUATE
+        Literal["ExactMatch", "Contains", "Regex", "TokenF1", "RougeL", "SqlExecution", "JsonSchema", "JsonEqual", "Custom"], REEVALUATE
     ] = Field(
         description="ExactMatch: the answer is the reference. Contains: the reference stands in it. Regex: a pattern finds the same in both. "
         "TokenF1: words in common, in any order. RougeL: words in common, in their order. SqlExecution: both are SQL that gives the same rows. "
-        "JsonSchema: it is JSON and valid against a schema. JsonEqual: both are the same JSON."
+        "JsonSchema: it is JSON and valid against a schema. JsonEqual: both are the same JSON. "
+        "Custom: an image of your own says so."
     )
     sql_execution: SqlExecution | None = None
     regex: Regex | None = None
     json_schema: JsonSchema | None = None
+    custom: Custom | None = None
 
 
 class Gate(SpecModel):
@@ -153,4 +183,11 @@ RULES: Final = (
         "belongs to type JsonSchema; set that type, or leave it out",
         lambda metric: metric["type"] == "JsonSchema" or "jsonSchema" not in metric,
     ),
+    Rule(
+        "spec.evaluation.metrics[]", "custom",
+        "(self.type == 'Custom') == has(self.custom)",
+        "belongs to type Custom, which needs it: name the image there",
+        lambda metric: (metric["type"] == "Custom") == ("custom" in metric),
+    ),
+    some_time("spec.evaluation.metrics[].custom", "timeout"),
 )  # fmt: skip
