@@ -78,7 +78,7 @@ async def test_an_image_that_scores_answers_is_named_where_it_fails_and_heard_wh
     judged.apply(by(JUDGE))
     status = await judged.phase("NotNeeded", "Failed", seconds=120)
     assert status["phase"] == "NotNeeded", judged.describe()
-    assert status["evaluation"]["baseline"]["score"] == "0.25"
+    assert "Custom 0.25 [0.25, 0.25], n=" in condition(status, "BaselineScored")["message"]
 
 
 async def test_a_machine_that_is_too_small_is_named_by_the_scheduler(space: Space) -> None:
