@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.api.status import Attempt, Charges, Revision
+from finetune_operator.api.status import Attempt, Charges
 from finetune_operator.build.jobs import Stage, asked, stage_job
 from finetune_operator.build.pods import ANY_GPU, Accelerator, Images, Owner
 from finetune_operator.decide import decide
@@ -207,16 +207,17 @@ def test_an_evaluation_whose_probe_hangs_goes_on_without_it_uncharged() -> None:
 def test_an_image_of_the_users_that_does_not_end_is_for_the_user_to_mend() -> None:
     metric = {"type": "Custom", "custom": {"image": "icd:3", "timeout": "90s"}}
 
-    def found(judged: int) -> Revision:
+    def seen(judged: int) -> Draft:
         run = Run("bot-r1-evaluate", "Running", since=NOW, judged_since=NOW - timedelta(seconds=judged))
         known = make_revision(model_digest="m", data_digest="d", artifact="/a", tries={"evaluate": 1})
         o = make_observed(known, runs={run.name: run}, changes={"evaluation": {"metrics": [metric]}})
-        return evaluate(o, draft(o)).revision
+        return evaluate(o, draft(o))
 
-    assert found(90).stopped is None
-    stopped = found(91).stopped
-    assert stopped is not None
-    assert (stopped.reason, found(91).charges.error) == (c.METRIC_TOO_SLOW, 0)
+    assert "image icd:3 scores the answers" in seen(90).message
+    revision = seen(91).revision
+    assert revision.stopped is not None
+    stopped = revision.stopped
+    assert (stopped.reason, revision.charges.error) == (c.METRIC_TOO_SLOW, 0)
     assert "image icd:3 of metric Custom has not scored the answers within 90s. Mend it, or raise" in stopped.message
 
 

@@ -218,7 +218,7 @@ def _judged(spec: Spec, stage: Stage, asks: Manifest) -> list[Manifest]:
     judge = spec.own_metric if stage.name in names.SCORING else None
     if judge is None:
         return []
-    asking = {**asks, "name": names.ASK, "args": [names.ASK, *asks["args"][1:]]}
+    asking = _as(names.ASK, asks)
     resources = judge.resources or CustomResources()
     limits = dict(resources.limits or {})
     usual = {name: amount for name, amount in {"cpu": "100m", "memory": MEMORY["evaluate"]}.items() if name not in limits}
@@ -244,7 +244,13 @@ def _probe(spec: Spec, stage: Stage, images: Images, devices: Devices) -> Manife
     """The trainer's image reading base and tuned model, on an accelerator that the server or the trainer's container has after it: the
     kubelet gives a container the devices of those that ended before it, so the pod asks for no more."""
     made = _container(spec, stage, images, replace(devices, count=min(1, devices.count)), [], computes=True)
-    return {key: value for key, value in {**made, "name": names.PROBE, "args": [names.PROBE, *made["args"][1:]]}.items() if key != "ports"}
+    return _as(names.PROBE, made)
+
+
+def _as(command: str, container: Manifest) -> Manifest:
+    """The same container, of another name, for the trainer's command of that name; a port has its name once in a pod."""
+    changed = {**container, "name": command, "args": [command, *container["args"][1:]]}
+    return {key: value for key, value in changed.items() if key != "ports"}
 
 
 def _computes(stage: Stage, served: Served | None) -> bool:

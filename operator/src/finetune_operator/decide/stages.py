@@ -200,6 +200,9 @@ def _in_progress(o: Observed, d: Draft, stage: str, run: Run) -> Draft:
     if run.state == "Ending":
         cause = f": {run.failure.message}" if run.failure else ""
         return d.block(STAGE_PHASES[stage], f"{WORDS[stage]}: its pod is ending{cause}", requeue=POLL_SECONDS)
+    if run.judged_since and o.spec.own_metric:
+        judges = f"{WORDS[stage]}: image {o.spec.own_metric.image} scores the answers"
+        return d.block(STAGE_PHASES[stage], judges, requeue=POLL_SECONDS)
     percent = finite((o.progress.get(run.name) or {}).get("percent"))
     rounded = "" if percent is None else f" ({int(percent) // 10 * 10} %)"
     return d.block(STAGE_PHASES[stage], f"{WORDS[stage]}{rounded}", requeue=POLL_SECONDS)
