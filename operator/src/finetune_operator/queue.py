@@ -27,6 +27,7 @@ class Queue(Generic[K]):
         self._failures: dict[K, int] = {}
         self._count = 0
         self._changed = asyncio.Event()
+        self._turn = asyncio.Lock()  # one worker waits for what is due next, the others for that one: what comes in wakes one alone
 
     def __len__(self) -> int:
         return len(self._due)
@@ -43,17 +44,18 @@ class Queue(Generic[K]):
 
     async def take(self) -> K:
         """The next due key; it is the caller's until `done` or `failed`."""
-        while True:
-            wait = self._wait()
-            if wait == 0.0:
-                _, _, key = heapq.heappop(self._heap)
-                del self._due[key]
-                self._busy.add(key)
-                return key
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait):  # before Python 3.12 `wait_for` loses a cancellation that comes with what it waits for
-                    await self._changed.wait()
+        async with self._turn:
+            while (wait := self._wait()) != 0.0:
+                self._changed.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(
+                        wait
+                    ):  # before Python 3.12 `wait_for` loses a cancellation that comes with what it waits for
+                        await self._changed.wait()
+            _, _, key = heapq.heappop(self._heap)
+            del self._due[key]
+            self._busy.add(key)
+            return key
 
     def done(self, key: K, requeue_after: float | None = None) -> None:
         """The key was dealt with; what came in meanwhile, or `requeue_after`, makes it due again."""

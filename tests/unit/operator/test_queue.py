@@ -96,6 +96,26 @@ async def test_a_waiting_worker_is_woken_by_what_is_added() -> None:
     assert set(await asyncio.wait_for(asyncio.gather(*workers), 1)) == {"a", "b"}
 
 
+async def test_what_comes_in_wakes_one_worker_however_many_wait() -> None:
+    reads: list[None] = []
+
+    def monotonic() -> float:
+        reads.append(None)
+        return 0.0
+
+    queue: Queue[str] = Queue(monotonic)
+    queue.add("later", 3600.0)
+    workers = [asyncio.create_task(queue.take()) for _ in range(50)]
+    await asyncio.sleep(0.01)
+    reads.clear()
+    queue.add("a")
+    done, waiting = await asyncio.wait(workers, timeout=0.05)
+    assert ([w.result() for w in done], len(reads) < 5) == (["a"], True), f"the clock was asked {len(reads)} times"
+    for worker in waiting:
+        worker.cancel()
+    assert await asyncio.wait(waiting, timeout=1.0) == (waiting, set())
+
+
 def test_what_never_succeeds_is_tried_for_ever() -> None:
     queue: Queue[str] = Queue(lambda: 0.0)
     delays = [queue.failed("key") for _ in range(2000)]
