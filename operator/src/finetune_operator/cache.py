@@ -7,14 +7,14 @@ Invariant: an object is never replaced by an older one of its name (resourceVers
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
-from typing import Final
+from typing import Any, Final
 
 from finetune_operator import names
 from finetune_operator.kinds import FINETUNE, POD, Kind
 from finetune_operator.packed import Object, Packed, Packer, Unpacked, is_of, owners, unpack, version
 
 GRAVES = 10_000  # uids of deleted objects that are remembered
-NOTHING: Final[Mapping[str, Object]] = {}
+NOTHING: Final[Mapping[Any, Any]] = {}
 Key = tuple[str, str]  # namespace, name of the FineTune
 
 
@@ -33,6 +33,10 @@ class Cache:
         found = self._owners.get(key)
         return self._packer.unpack(found) if found else None
 
+    def knows(self, key: Key) -> bool:
+        """Is the FineTune there?"""
+        return key in self._owners
+
     def owners(self) -> list[Key]:
         """Keys of all FineTunes."""
         return list(self._owners)
@@ -40,7 +44,7 @@ class Cache:
     def children(self, kind: Kind, key: Key) -> Mapping[str, Object]:
         """The FineTune's children of that kind, by name; not what has its labels alone, as those of an earlier one of its name have."""
         named = self._named(kind, key)
-        if not named:
+        if not named:  # of most kinds a FineTune has nothing
             return NOTHING
         owner = self._owners.get(key)
         theirs = {name: packed for name, packed in named.items() if owner is None or is_of(kind, packed.owners, owner.uid)}
@@ -137,8 +141,8 @@ class Cache:
             return list(self._owners.items())
         return [(key, packed) for key, kinds in self._children.items() for packed in kinds.get(kind, {}).values()]
 
-    def _named(self, kind: Kind, key: Key) -> dict[str, Packed]:
-        return self._children.get(key, {}).get(kind, {})
+    def _named(self, kind: Kind, key: Key) -> Mapping[str, Packed]:
+        return self._children.get(key, NOTHING).get(kind, NOTHING)
 
     def _known(self, kind: Kind, key: Key, obj: Object) -> Packed | None:
         """What is stored under the object's name."""

@@ -46,7 +46,7 @@ class Informer:
 
         async def take(objects: Sequence[Object]) -> None:
             for key in self._cache.fill(kind, objects):
-                self._queue.add(key)
+                self._due(key)
 
         self._versions[kind, namespace] = await self._list(kind, namespace, take)
 
@@ -99,7 +99,12 @@ class Informer:
         async for type_, obj in self._cluster.watch(kind, namespace, _selector(kind), self._versions[where]):
             self._versions[where] = obj["metadata"]["resourceVersion"]
             if type_ != BOOKMARK and (key := self._cache.event(kind, type_, obj)) is not None:
-                self._queue.add(key, SETTLE_SECONDS)
+                self._due(key, SETTLE_SECONDS)
+
+    def _due(self, key: Key, delay: float = 0.0) -> None:
+        """Let a child's FineTune be due. One that is not known (not yet, or not any more) is so when it comes itself."""
+        if self._cache.knows(key):
+            self._queue.add(key, delay)
 
     async def _drop(self, kind: Kind, missing: Iterable[Object]) -> None:
         """Forget what is not there, for good: not on the word of a list alone, which is stale while a CRD's storage is made anew."""

@@ -29,6 +29,10 @@ def pod(name: str, version: int, size: int = 0) -> dict[str, Any]:
     return {"metadata": meta, "status": {"conditions": [{"type": "Ready", "message": "x" * size}]}}
 
 
+def finetune(name: str) -> dict[str, Any]:
+    return {"metadata": {"name": name, "namespace": "ml", "uid": f"of-{name}", "resourceVersion": "1"}}
+
+
 def line(type_: str, obj: dict[str, Any]) -> bytes:
     return json.dumps({"type": type_, "object": obj}).encode() + b"\n"
 
@@ -114,12 +118,13 @@ async def until(what: str, holds: Callable[[], bool]) -> None:
 
 async def test_a_watch_goes_on_from_its_list_and_takes_in_what_it_tells() -> None:
     async with following() as it:
-        it.server.pods = []
+        it.cache.fill(FINETUNE, [finetune("a"), finetune("b")])
         await until("a watch", lambda: it.server.watched == ["10"])
-        it.server.say(line("ADDED", pod("a", 11)) + line("ADDED", pod("b", 12)))
-        it.server.say(line("DELETED", pod("a", 13)))
-        await until("b alone", lambda: it.has("b"))
+        it.server.say(line("ADDED", pod("a", 11)) + line("ADDED", pod("b", 12)) + line("ADDED", pod("of none", 13)))
+        it.server.say(line("DELETED", pod("a", 14)))
+        await until("all but a", lambda: it.has("b", "of none"))
         assert {await it.queue.take(), await it.queue.take()} == {("ml", "a"), ("ml", "b")}
+        assert len(it.queue) == 0, "whoever is not known, or not any more, is not due for what was its own"
         assert it.server.lists == 1
         assert it.server.selectors == {"app.kubernetes.io/managed-by=finetune-operator"}
 
@@ -156,15 +161,17 @@ async def test_what_a_watch_no_longer_knows_is_listed_also_what_was_deleted(monk
     monkeypatch.setattr(Cluster, "get", none)
     async with following() as it:
         await until("a watch", lambda: bool(it.server.watched))
+        it.cache.fill(FINETUNE, [finetune("a"), finetune("b")])
         it.server.say(line("ADDED", pod("a", 11)))
         await until("a", lambda: it.has("a"))
-        it.server.pods, it.server.version = [pod("b", 15)], 30
+        it.server.pods, it.server.version = [pod("b", 15), pod("of none", 16)], 30
         it.server.say(line("ERROR", GONE))
         it.server.say(None)
         await until("another watch", lambda: "30" in it.server.watched)
-        assert it.has("b")
+        assert it.has("b", "of none")
         assert (it.server.lists, it.restarts) == (2, 1)
         assert {await it.queue.take(), await it.queue.take()} == {("ml", "a"), ("ml", "b")}
+        assert len(it.queue) == 0
 
 
 @pytest.mark.parametrize("status", [410, 429, 500, 401, 403])
