@@ -104,7 +104,7 @@ def _training(status: Mapping[str, Any]) -> dict[tuple[str, tuple[str, ...]], fl
     if training := status.get("training"):
         told |= {"step": training.get("step", 0), "total_steps": training.get("totalSteps", 0), "loss": training.get("loss")}
     if cost := status.get("cost"):
-        told |= {"hours": cost["hours"], "gpu_hours": cost["gpuHours"], "cost": cost.get("amount", 0)}
+        told |= {"hours": cost.get("hours", 0), "gpu_hours": cost.get("gpuHours", 0), "cost": cost.get("amount", 0)}
     attempts = {("finetune_training_attempts", (how,)): float(count) for how, count in (status.get("totals") or {}).items() if count}
     return attempts | {(f"finetune_training_{name}", ()): float(value) for name, value in told.items() if value is not None}
 

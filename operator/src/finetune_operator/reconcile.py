@@ -111,7 +111,7 @@ class Reconciler:
         decision = decide(observed)
         context, children = self._context(observed, decision), Children(self.cluster, self.cache, key, observed.uid)
         before = self.problems.get(key, NONE)
-        new = _news(finetune, status.compute(observed, decision, before.child, before.exposure))
+        new = _news(finetune, observed.status, status.compute(observed, decision, before.child, before.exposure))
         beside = partial(_bring, children.ensure, plan.volume(context)), partial(_bring, children.make, plan.fields(context))
         if new is not None:
             finetune, volume, fields = await _all(self._write(finetune, new), *(bring() for bring in beside))
@@ -136,7 +136,7 @@ class Reconciler:
 
     async def _commit(self, finetune: Object, wanted: Status) -> Object:
         """Write the status if it differs, and go on with what the API server made of it."""
-        if (new := _news(finetune, wanted)) is not None:
+        if (new := _news(finetune, _status(finetune), wanted)) is not None:
             return await self._write(finetune, new)
         self.metrics.observe_finetune(finetune)
         return finetune
@@ -265,8 +265,11 @@ async def _try(verb: Callable[[Kind, T], Awaitable[None]], kind: Kind, child: T)
     return None
 
 
-def _news(finetune: Object, wanted: Status) -> Object | None:
-    """The status that is to be written, if it differs."""
+def _news(finetune: Object, known: Status, wanted: Status) -> Object | None:
+    """The status that is to be written, if it differs. `known` is the object's own, as it is read: nearly always it is wanted as it is, and
+    one that only lacks a default (an older operator wrote it) means the same."""
+    if wanted == known:
+        return None
     old, new = finetune.get("status") or {}, wanted.to_dict()
     if new != old and not has_room(new):
         new = fitted(wanted).to_dict()

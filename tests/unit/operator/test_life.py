@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -922,3 +923,14 @@ async def test_a_finetune_whose_deletion_is_told_after_its_childrens_gets_no_chi
     for _ in range(3):
         await operator.cycle()
     assert births(world) == before
+
+
+async def test_a_status_that_only_lacks_a_default_is_not_written_for_that() -> None:
+    """As an older operator left it: else a new one would write every FineTune's at its start."""
+    world = await to_live("never")
+    revision = world.api.store[FINETUNE, "ml", "bot"]["status"]["revisions"][0]
+    assert set(revision.pop("charges").values()) == {0}
+    known = copy.deepcopy(status_of(world))
+    world.api.writes.clear()
+    await Operator(world).cycle()
+    assert (world.api.writes, status_of(world)) == ([], known)

@@ -91,9 +91,9 @@ def test_a_status_of_which_all_is_as_long_as_may_be_has_room() -> None:
     found = fitted(whole)
     assert size(found) <= LARGEST
     assert in_force(found) == in_force(whole)
-    assert _news({"status": found.to_dict()}, whole) is None, "what was cut once is not written again"
-    assert _news({}, whole) == found.to_dict()
-    assert _news({}, found) == found.to_dict()
+    assert _news({"status": found.to_dict()}, found, whole) is None, "what was cut once is not written again"
+    assert _news({}, Status(), whole) == found.to_dict()
+    assert _news({}, Status(), found) == found.to_dict()
     assert Status.model_validate(found.to_dict()) == found, "it is what the API server holds"
 
 
