@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from finetune_operator import kinds, names, plan, status
-from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, digest, extract
+from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, extract
 from finetune_operator.api.load import load_spec
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Cleaning, Status, Trouble
@@ -64,7 +64,7 @@ def observe(name: str, spec: dict[str, Any], kept: Status, known: Mapping[str, A
         namespace="ml", name=name, uid="0b6c1d2e-0000-4000-8000-000000000000", generation=1, spec=loaded, status=seen,
         profiles=PROFILES, ingress_annotations=("cert-manager.io/*",),
         retrain=extract(written, Spec, RETRAIN), redeploy=extract(written, Spec, REDEPLOY),
-        reevaluate=extract(written, Spec, REEVALUATE), tried=digest({"spec": written, "retry": ""}), now=now, **copy.deepcopy(dict(known)),
+        reevaluate=extract(written, Spec, REEVALUATE), asked={"spec": written, "retry": ""}, now=now, **copy.deepcopy(dict(known)),
     )  # fmt: skip
 
 

@@ -94,7 +94,7 @@ class Observer:
             retrain=retrain,
             redeploy=extract(finetune["spec"], Spec, REDEPLOY),
             reevaluate=extract(finetune["spec"], Spec, REEVALUATE),
-            tried=digest({"spec": _acted_on(finetune["spec"]), "retry": annotations.get(names.RETRY, "")}),
+            asked={"spec": _acted_on(finetune["spec"]), "retry": annotations.get(names.RETRY, "")},
             now=now,
             control=annotations.get(names.CONTROL, ""),
             revisions=revisions,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
+from finetune_operator.api.fields import digest
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Status
 from finetune_operator.build.pods import Accelerator
@@ -75,6 +77,7 @@ class Observed:
     """One FineTune and everything that is its own, at one moment.
 
     `retrain`, `redeploy` and `reevaluate` are the spec's fields of that class as the user wrote them, in canonical form;
+    `asked` is what the user may change to have tried again what was given up;
     `progress` is what the Jobs' leaders say, by Job;
     `control` is what the user asks of a rollout, as annotated;
     `profiles` are the operator's accelerators by name, `ingress_annotations` those that it lets onto an Ingress (`…*`: that begin so);
@@ -93,7 +96,7 @@ class Observed:
     retrain: Mapping[str, Any]
     redeploy: Mapping[str, Any]
     reevaluate: Mapping[str, Any]
-    tried: str
+    asked: Mapping[str, Any]
     now: datetime
     control: str = ""
     revisions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -114,6 +117,11 @@ class Observed:
     ingress_annotations: tuple[str, ...] = ()
     exposures: Mapping[str, Exposure] = field(default_factory=dict)
     autoscaled: bool = False
+
+    @cached_property
+    def tried(self) -> str:
+        """Digest of what is asked: another one is a reason to try again what was given up."""
+        return digest(dict(self.asked))
 
     def run(self, job: str) -> Run:
         """The Job of that name, read; `ABSENT` when there is none."""

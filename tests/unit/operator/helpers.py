@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_operator import names
-from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, extract
+from finetune_operator.api.fields import REDEPLOY, REEVALUATE, RETRAIN, digest, extract
 from finetune_operator.api.spec import Spec
 from finetune_operator.api.status import Revision, Scored, Status
 from finetune_operator.decide.draft import Draft
@@ -122,10 +122,15 @@ def make_scored(score: str, low: str | None = None, high: str | None = None, *, 
     )
 
 
+def tried(retry: str) -> str:
+    """How a snapshot of `make_observed` names what is asked."""
+    return digest({"retry": retry})
+
+
 def make_observed(
     *revisions: Revision,
     now: datetime = NOW,
-    tried: str = "t1",
+    retry: str = "t1",
     changes: Mapping[str, Any] | None = None,
     status: Mapping[str, Any] | None = None,
     **seen: Any,
@@ -137,7 +142,7 @@ def make_observed(
     stored = Status(revision=known[0].name, revisions=list(known)).model_copy(update=dict(status or {}))
     return Observed(
         namespace="ml", name="bot", uid="uid-bot", generation=1, spec=Spec.model_validate(spec), status=stored, retrain=fields,
-        redeploy=extract(spec, Spec, REDEPLOY), reevaluate=extract(spec, Spec, REEVALUATE), tried=tried, now=now,
+        redeploy=extract(spec, Spec, REDEPLOY), reevaluate=extract(spec, Spec, REEVALUATE), asked={"retry": retry}, now=now,
         **{"revisions": {known[0].name: {"fields": fields}}, **seen},
     )  # fmt: skip
 

@@ -176,7 +176,7 @@ SCENES: dict[str, Callable[[], Observed]] = {
     ),
     "an arm that was refused is tried again": lambda: make_observed(
         PROMOTED, status={**LIVE, **SETTLED, "arms": [Arm(name=OTHER, revision="r1", stopped=REJECTED), *LIVE["arms"]]},
-        changes=WITH_OTHER, tried="t2", **HEALTHY,
+        changes=WITH_OTHER, retry="t2", **HEALTHY,
     ),
     "an arm that was promoted before takes all users at once": lambda: in_force(
         make_observed(PASSED, status={**rolls("Connecting"), "arms": [Arm(name=NEW, revision="r1", promoted=True)]}, **seen()), 0

@@ -10,7 +10,7 @@ from finetune_operator.api.status import Evaluation, Revision, Stopped
 from finetune_operator.decide.draft import Note
 from finetune_operator.decide.gate import gate
 
-from tests.unit.operator.helpers import STAMP, draft, make_observed, make_revision, make_scored
+from tests.unit.operator.helpers import STAMP, draft, make_observed, make_revision, make_scored, tried
 
 BASE, GOOD, BAD = make_scored("0.1"), make_scored("0.5", "0.1", "0.6"), make_scored("0.5", "-0.1", "0.6")
 NUMBERS = "ExactMatch: tuned 0.5 [0, 1], the base model 0.1 [0, 1], n=40"
@@ -19,7 +19,7 @@ MISSED = "the lower bound of its improvement, -0.1, is not above 0 (no minImprov
 LOWER = "Lower the gate, or change data, method or training."
 FAILED = f"gate failed: {MISSED} ({NUMBERS}, difference 0 [-0.1, 0.6]). {LOWER}"
 UNPAIRED = f"gate failed: it could not be paired with the reference's rows ({NUMBERS}). {LOWER}"
-STOPPED = Stopped(reason=c.GATE_FAILED, message="as it was told", time="2025-12-31T00:00:00Z", tried="t0")
+STOPPED = Stopped(reason=c.GATE_FAILED, message="as it was told", time="2025-12-31T00:00:00Z", tried=tried("t0"))
 
 UNJUDGED = {
     "the tuned model is not scored": make_revision(baseline=BASE),
@@ -74,7 +74,7 @@ JUDGED: dict[str, tuple[Revision, dict[str, Any] | None, str | None, tuple[str, 
         None,
         (
             "Failed",
-            Stopped(reason=c.GATE_FAILED, message=FAILED, time=STAMP, tried="t1"),
+            Stopped(reason=c.GATE_FAILED, message=FAILED, time=STAMP, tried=tried("t1")),
             told(("Warning", c.GATE_FAILED, FAILED)),
             "Failed",
             FAILED,

@@ -16,7 +16,7 @@ from finetune_operator.decide.revision import current
 from finetune_operator.observed import Observed
 from finetune_operator.workloads.run import Failure, Run
 
-from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision
+from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision, tried
 
 EARLIER = "2026-01-01T11:00:00Z"
 OTHER = {"training": {"learningRate": "1e-3"}}
@@ -168,7 +168,7 @@ def test_jobs_of_ended_attempts_and_of_stages_that_nobody_asks_for_go() -> None:
 
 
 def test_a_revision_that_was_given_up_says_so_unless_its_gate_is_to_be_judged_again() -> None:
-    cause = Stopped(reason="X", message="given up", time=STAMP, tried="t1")
+    cause = Stopped(reason="X", message="given up", time=STAMP, tried=tried("t1"))
 
     def said(**known: Any) -> tuple[bool, str]:
         o = make_observed(make_revision(**known))

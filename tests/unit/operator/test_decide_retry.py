@@ -12,7 +12,7 @@ from finetune_operator.decide.draft import Note, stamp
 from finetune_operator.decide.retry import after_failure, backoff, reopen, stop, trouble, wait
 from finetune_operator.workloads.run import Failure, FailureClass
 
-from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision, make_scored
+from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision, make_scored, tried
 
 FIX = "Change the spec, or annotate finetune.dev/retry with a new value, to try again."
 RETRIES = {"retries": {"error": 2, "outOfMemory": 1, "infrastructure": 3}}
@@ -74,7 +74,7 @@ def test_what_no_retry_mends_is_given_up_uncharged_with_its_own_reason(kind: Fai
     o = make_observed(make_revision(retry_at=STAMP))
     found = after_failure(o, draft(o), "prepare", Failure(kind, reason, "row 3 is bad. ", "pod-0"))
     text = f"prepare: pod pod-0: row 3 is bad. {FIX}"
-    assert found.revision == make_revision(stopped=Stopped(reason=shown, message=text, time=STAMP, tried="t1"))
+    assert found.revision == make_revision(stopped=Stopped(reason=shown, message=text, time=STAMP, tried=tried("t1")))
     assert (found.phase, found.reason, found.message, found.notes) == (c.FAILED, shown, text, (Note("Warning", shown, text),))
 
 
@@ -103,10 +103,10 @@ SPENT = {"charges": Charges(error=3), "retry_at": "2026-01-01T13:00:00Z", "tries
 
 @pytest.mark.parametrize(("gate", "then"), [("Failed", None), ("Passed", "Passed"), (None, None)])
 def test_another_try_forgives_everything_and_judges_a_failed_gate_anew(gate: str | None, then: str | None) -> None:
-    stopped = Stopped(reason="X", message="given up", time=STAMP, tried="t0")
+    stopped = Stopped(reason="X", message="given up", time=STAMP, tried=tried("t0"))
     o = make_observed(make_revision(stopped=stopped, gate=gate, **SPENT))
     assert reopen(o, draft(o)).revision == make_revision(gate=then, tries={"fetch": 4})
-    same = make_observed(make_revision(stopped=stopped, gate=gate, **SPENT), tried="t0")
+    same = make_observed(make_revision(stopped=stopped, gate=gate, **SPENT), retry="t0")
     assert reopen(same, draft(same)) == draft(same)
 
 
@@ -131,13 +131,13 @@ def test_another_try_evaluates_again_where_the_gate_asks_for_figures_and_there_a
     found: dict[str, Any], asked: dict[str, Any], anew: bool
 ) -> None:
     scored = make_scored("0.5", "0.1", "0.2").model_copy(update=found)
-    stopped = Stopped(reason=c.GATE_FAILED, message="not measured", time=STAMP, tried="t0")
+    stopped = Stopped(reason=c.GATE_FAILED, message="not measured", time=STAMP, tried=tried("t0"))
     o = make_observed(
         make_revision(stopped=stopped, gate="Failed", unprobed="it failed", evaluated=scored, tries={"evaluate": 1}), changes=asked
     )
     then = {"tries": {"evaluate": 2}} if anew else {"tries": {"evaluate": 1}, "evaluated": scored}
     assert reopen(o, draft(o)).revision == make_revision(**then)
-    waits = make_observed(o.status.revisions[0], changes=asked, tried="t0")
+    waits = make_observed(o.status.revisions[0], changes=asked, retry="t0")
     assert reopen(waits, draft(waits)) == draft(waits)
 
 

@@ -27,7 +27,7 @@ from finetune_operator.traffic import ArmTotals, Backend, RouterState, ServerSta
 from finetune_operator.workloads.endings import Fall
 from finetune_operator.workloads.run import Waiting
 
-from tests.unit.operator.helpers import BY_HEADER, NOW, STAMP, draft, make_observed, make_revision
+from tests.unit.operator.helpers import BY_HEADER, NOW, STAMP, draft, make_observed, make_revision, tried
 
 STRUCTURE = Structure(Backend("old", "old.ml.svc", "r0"), Backend("new", "new.ml.svc", "r1"), "salt", BY_HEADER)
 PLAN = Plan(((10, 60.0), (50, 60.0), (100, 0.0)), bake=60.0, deadline=600.0, guards=Guards(minRequests=100))
@@ -549,7 +549,7 @@ LIVE = {"live_arm": NEW, "live_revision": "r1", "arms": [Arm(name=NEW, revision=
 SETTLED = {"rollout": Rollout(arm=NEW, revision="r1", stable="base", state=m.PROMOTED, weight=100, steps=3, memory={"settled": True})}
 UNSETTLED = {"rollout": SETTLED["rollout"].model_copy(update={"memory": {}})}
 HEALTHY = {"arms": {NEW: READY}}
-REJECTED = Stopped(reason=c.GUARD_FAILED, message="it failed", time=STAMP, tried="t1")
+REJECTED = Stopped(reason=c.GUARD_FAILED, message="it failed", time=STAMP, tried=tried("t1"))
 WITH_OTHER = {"serving": {"replicas": 2, "image": "other:1"}}
 PROMOTED = PASSED.model_copy(update={"promoted": True})
 
@@ -588,7 +588,11 @@ CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], tuple[s
         (c.REJECTED, c.GUARD_FAILED, [NEW], m.PROMOTED),
     ),
     "it was rejected under another spec": (
-        {**LIVE, **SETTLED, "arms": [*LIVE["arms"], Arm(name=OTHER, revision="r1", stopped=REJECTED.model_copy(update={"tried": "t0"}))]},
+        {
+            **LIVE,
+            **SETTLED,
+            "arms": [*LIVE["arms"], Arm(name=OTHER, revision="r1", stopped=REJECTED.model_copy(update={"tried": tried("t0")}))],
+        },
         HEALTHY,
         WITH_OTHER,
         (c.DEPLOYING, c.DEPLOYING, [NEW, OTHER], m.DEPLOYING),
@@ -663,7 +667,7 @@ def test_a_rejected_arm_says_how_it_is_tried_again() -> None:
     assert (d.phase, d.reason) == (c.REJECTED, c.GUARD_FAILED)
     assert stopped is not None
     assert "finetune.dev/retry" in stopped.message
-    assert stopped.tried == "t1"
+    assert stopped.tried == tried("t1")
 
 
 def test_each_rollout_has_a_structure_of_its_own_and_the_users_keep_their_salt() -> None:

@@ -22,7 +22,7 @@ from finetune_operator.decide.train import train
 from finetune_operator.observed import Observed
 from finetune_operator.workloads.run import Failure, Run, Waiting
 
-from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision, make_scored
+from tests.unit.operator.helpers import NOW, STAMP, draft, make_observed, make_revision, make_scored, tried
 
 FETCH, A1 = "bot-r1-fetch", "bot-r1-a1"
 DONE = Run(FETCH, "Succeeded", result={"digest": "abc"})
@@ -185,12 +185,12 @@ def test_the_next_try_comes_later_each_time_and_the_same_after_a_restart() -> No
     assert 240 <= delays[-1] <= 360
 
 
-STOPPED = Stopped(reason="X", message="given up", time=STAMP, tried="t1")
+STOPPED = Stopped(reason="X", message="given up", time=STAMP, tried=tried("t1"))
 
 
 def test_a_given_up_revision_stays_so_until_spec_or_annotation_changes() -> None:
     spent = make_revision(stopped=STOPPED, charges=Charges(error=3), tries={"fetch": 4})
-    same, changed = decide(make_observed(spent)), decide(make_observed(spent, tried="t2"))
+    same, changed = decide(make_observed(spent)), decide(make_observed(spent, retry="t2"))
     assert (same.phase, same.jobs, same.message) == (c.FAILED, (), "given up")
     assert (changed.phase, changed.jobs) == (c.FETCHING, (JobWanted("fetch", "r1", 4),)), "a number that was never used"
     assert changed.revision.charges == Charges()
@@ -453,7 +453,7 @@ def test_totals_outlive_the_history_and_a_fresh_budget() -> None:
     before = trains(attempt={}, run=Run(A1, "Failed", failure=OOM), status={"totals": Totals(error=4, succeeded=1)})
     assert before.status.totals == Totals(error=4, succeeded=1, out_of_memory=1)
     spent = make_revision(stopped=STOPPED, charges=Charges(error=3))
-    assert decide(make_observed(spent, tried="t2", status={"totals": Totals(error=3)})).status.totals == Totals(error=3)
+    assert decide(make_observed(spent, retry="t2", status={"totals": Totals(error=3)})).status.totals == Totals(error=3)
 
 
 def test_a_revision_that_was_forgotten_goes_on_counting_its_attempts() -> None:
@@ -551,7 +551,7 @@ def test_a_revision_that_one_server_had_rejected_is_measured_with_the_one_that_i
     o = make_observed(make_revision(), changes=changes)
     base, scored = make_scored("0.1", key=with_key(o)), make_scored("0.5", "0.1", "0.2", key=with_key(o))
     far = scored.model_copy(update={"fidelity": Fidelity(kl="0.02", merged=False)})
-    stopped = Stopped(reason=c.GATE_FAILED, message="it is too far", time=STAMP, tried="t0")
+    stopped = Stopped(reason=c.GATE_FAILED, message="it is too far", time=STAMP, tried=tried("t0"))
     judged = {"baseline": base, "evaluated": far, "gate": "Failed", "stopped": stopped}
     known = make_revision(**{**READY, "tries": {"evaluate": 1}, "artifact": "/a", "attempts": 1, **judged})
     decided = decide(make_observed(known, changes=changes))

@@ -155,7 +155,7 @@ class Walk:
         seen = _Seen(self, luck)
         return Observed(
             namespace="ml", name="bot", uid="uid-bot", generation=1 + list(SPECS).index(self.spec), spec=spec, status=self.status,
-            retrain=retrain, redeploy=redeploy, reevaluate=reevaluate, tried=digest({"spec": self.spec, "retry": self.retries}),
+            retrain=retrain, redeploy=redeploy, reevaluate=reevaluate, asked={"spec": self.spec, "retry": self.retries},
             now=self.now, control=self.control, profiles=PROFILES,
             revisions=dict(self.revisions), templates=dict(self.templates), runs=seen.runs(),
             missing=seen.missing(), progress=seen.progress(), arms=seen.arms(), routers=seen.routers(),
