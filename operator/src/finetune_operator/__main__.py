@@ -8,9 +8,6 @@ import gc
 import logging
 import sys
 
-from finetune_operator import errors, logs
-from finetune_operator.settings import SettingsError, from_environment
-
 log = logging.getLogger("finetune_operator")
 
 
@@ -21,13 +18,16 @@ def main() -> int:
         "see charts/finetune-operator/values.yaml and docs/reference.md.",
     )  # fmt: skip
     parser.parse_args()
+    gc.disable()  # a start makes objects that stay, and to look for garbage among them was a tenth of its CPU; `process` begins with it
+    from finetune_operator import errors, logs
+    from finetune_operator.settings import SettingsError, from_environment
+
     try:
         settings = from_environment()
     except SettingsError as error:
         print(f"finetune-operator: {error}", file=sys.stderr)
         return 2
     logs.to_stderr(settings.log_format)
-    gc.disable()  # a start makes objects that stay, and to look for garbage among them was a tenth of its CPU; `process` begins with it
     from finetune_operator import process
 
     code = 0

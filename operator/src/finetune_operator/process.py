@@ -153,6 +153,7 @@ class Operator:
         return self.settings.namespaces or (None,)
 
     async def _work(self, reconcile: Callable[[Key], Awaitable[float | None]]) -> None:
+        ok = self.metrics.reconciles.labels("ok")
         while True:
             key = await self.queue.take()
             self.metrics.depth.set(len(self.queue))
@@ -171,7 +172,7 @@ class Operator:
                 extra = logs.of(namespace=key[0], name=key[1], error=str(error), retry_seconds=round(delay, 1))
                 log.warning("reconcile", extra=extra, exc_info=None if expected else error)
             else:
-                self.metrics.reconciles.labels("ok").inc()
+                ok.inc()
                 self.queue.done(key, requeue)
             self.metrics.seconds.observe(time.monotonic() - started)
 

@@ -34,7 +34,6 @@ def compute(o: Observed, d: Draft, problem: Waiting | None = None, refused: Wait
         message = f"{message[:980]} (since {since})"
     summed = {"economics": economics.summary(o, d), "cost": costs.summary(o, d)}
     columns = {"phase_since": since, **summed, **_columns(o, d, reason), **_scale(o, d)}
-    status = d.status.model_copy(update={"observed_generation": o.generation, "phase": phase, **columns})
     facts = {
         c.READY: _ready(phase, problem, reason, message),
         c.RECONCILING: _reconciling(phase, problem, message),
@@ -43,7 +42,8 @@ def compute(o: Observed, d: Draft, problem: Waiting | None = None, refused: Wait
         c.EXPOSED: _exposed(o, d),
     }
     wanted = {type_: fact for type_, fact in facts.items() if fact is not None}
-    return status.model_copy(update={"conditions": merge(o.status.conditions, wanted, o.generation, o.now)})
+    merged = merge(o.status.conditions, wanted, o.generation, o.now)
+    return d.status.model_copy(update={"observed_generation": o.generation, "phase": phase, **columns, "conditions": merged})
 
 
 def _since(before: Status, phase: str, reason: str, now: datetime) -> str:

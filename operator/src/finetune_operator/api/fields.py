@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from finetune_operator.api.quantities import canonical_decimal, canonical_duration
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is there once
 class FieldClass:
     """The marker on a leaf of the spec."""
 
@@ -65,38 +65,37 @@ def nested_model(annotation: Any) -> type[BaseModel] | None:
 def extract(value: Mapping[str, Any], model: type[BaseModel], wanted: FieldClass) -> dict[str, Any]:
     """The fields of one class as written, in canonical form; what is absent or empty stays absent."""
     result: dict[str, Any] = {}
-    for item in _fields(model):
-        if wanted not in item.within or value.get(item.key) is None:
-            continue
-        part = _part(value[item.key], item, wanted)
-        if part not in (None, {}, [], ""):
+    for item in _fields(model, wanted):
+        given = value.get(item.key)
+        if given is not None and (part := _part(given, item, wanted)) not in (None, {}, [], ""):
             result[item.key] = part
     return result
 
 
 @dataclass(frozen=True)
 class _Field:
-    """What a model says of one of its fields: its name on the wire, its class or its model, and the canonical form of a text.
-
-    `within`: the classes of all leaves below it.
-    """
+    """What a model says of one of its fields: its name on the wire, its class or its model, and the canonical form of a text."""
 
     key: str
     marker: FieldClass | None
     nested: type[BaseModel] | None
     kind: str | None
-    within: frozenset[FieldClass]
 
 
 @lru_cache(maxsize=256)
-def _fields(model: type[BaseModel]) -> tuple[_Field, ...]:
-    return tuple(_field(info.alias or name, info) for name, info in model.model_fields.items())
+def _fields(model: type[BaseModel], wanted: FieldClass) -> tuple[_Field, ...]:
+    """Those of that class, or with leaves of that class below them."""
+    found = (_field(info.alias or name, info) for name, info in model.model_fields.items())
+    return tuple(item for item in found if wanted in _within(item))
 
 
 def _field(key: str, info: FieldInfo) -> _Field:
-    marker, nested = field_class(info), nested_model(info.annotation)
-    found = {marker} if marker else {below for _, below in classes(nested)} if nested else set()
-    return _Field(key, marker, nested, _kind(info), frozenset(m for m in found if m))
+    return _Field(key, field_class(info), nested_model(info.annotation), _kind(info))
+
+
+def _within(item: _Field) -> set[FieldClass | None]:
+    """The classes of all leaves below a field."""
+    return {item.marker} if item.marker or not item.nested else {below for _, below in classes(item.nested)}
 
 
 def _part(value: Any, item: _Field, wanted: FieldClass) -> Any:
@@ -138,7 +137,9 @@ def _extras_of(annotation: Any) -> list[Any]:
     return found
 
 
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def digest(value: Any, length: int = 8) -> str:
     """Hex digest of a value's canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+    return hashlib.sha256(_CANONICAL.encode(value).encode()).hexdigest()[:length]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from functools import lru_cache
 
 # Bounded, so that no value, however written, overflows a date or fills the memory when it is brought to canonical form.
 DURATION_PATTERN = r"^([0-9]{1,4}(\.[0-9]{1,3})?d|[0-9]{1,5}(\.[0-9]{1,3})?h|[0-9]{1,7}(\.[0-9]{1,3})?(ms|s|m)){1,5}$"
@@ -13,6 +14,7 @@ _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
 
 
+@lru_cache(maxsize=1024)  # most are the defaults, read again in each cycle
 def seconds(text: str) -> float:
     """Seconds of a duration; ValueError names the text and the form it must have."""
     if not re.match(DURATION_PATTERN, text):

@@ -73,9 +73,11 @@ def _accelerators(o: Observed) -> int:
 
 def _serving(o: Observed, d: Draft) -> ServingCost | None:
     """Of the pods that all arms are to have; nothing of servers without accelerators, unless the spec has a price for them."""
-    serving, each = o.spec.serving, pod_hour(o)
-    count = accelerators(o.spec, profile(o))
-    if serving is None or not d.arms or not (count or each):
+    serving = o.spec.serving
+    if serving is None or not d.arms:
+        return None
+    count, each = accelerators(o.spec, profile(o)), pod_hour(o)
+    if not (count or each):
         return None
     usual = serving.autoscaling.min_replicas if serving.autoscaling else serving.replicas
     pods = sum(o.arms[arm.name].wanted if arm.name in o.arms else usual for arm in d.arms)

@@ -27,7 +27,8 @@ def remembered(o: Observed, d: Draft) -> Draft:
     to_be |= {HPA.kind} if d.arms and scaled(o.spec) else set()
     there = {name for name, seen in o.exposures.items() if seen.there or _may_be_there(o, name, seen)}
     there |= {HPA.kind} if o.autoscaled else set()
-    d = d.set(extra_kinds=sorted(to_be | there) or None)
+    known = sorted(to_be | there) or None
+    d = d if known == d.status.extra_kinds else d.set(extra_kinds=known)
     return replace(d, requeue=soonest(d.requeue, LOOK_AGAIN_SECONDS)) if there - to_be else d
 
 

@@ -44,7 +44,8 @@ def recalled(o: Observed, d: Draft) -> Draft:
 def clean(o: Observed, d: Draft) -> Draft:
     """What may go? It is in the status before its Job is made; how the Job ends changes nothing for the FineTune."""
     d = _followed(o, d)
-    d = replace(d, obsolete=(*d.obsolete, *_called_off(o, d, ("Waiting", "Running"))))
+    if called_off := tuple(_called_off(o, d, ("Waiting", "Running"))):
+        d = replace(d, obsolete=(*d.obsolete, *called_off))
     if d.phase not in AT_REST or router_moves(d.status) or any(_alive(o, ALIVE)):
         return d
     d = _chosen(o, d)

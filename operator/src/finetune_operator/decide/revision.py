@@ -15,8 +15,7 @@ def current(o: Observed, d: Draft) -> Draft:
     """Name the revision; one that is new gets an entry, and training for any other one is superseded."""
     name = _known(o) or digest(dict(o.retrain))
     if d.status.revision != name:
-        d = _supersede(o, d, name)
-    d = d.set(revision=name)
+        d = _supersede(o, d, name).set(revision=name)
     if any(r.name == name for r in d.status.revisions):
         return d
     used = _used(o, name) if d.status.revisions else {}

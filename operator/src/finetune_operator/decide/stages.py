@@ -53,10 +53,12 @@ def baseline(o: Observed, d: Draft) -> Draft:
 
     Not asked again while an attempt trains: it would compete for the machines, and nothing is compared before it has ended.
     """
-    wanted = evaluation_key(o, d)
     if d.revision.promoted or any(a.outcome == "Running" and a.revision == d.revision.name for a in d.status.attempts):
         return d
     scored = d.revision.baseline
+    if _unasked(d, "baseline", scored):
+        return d
+    wanted = evaluation_key(o, d)
     if scored is not None and scored.key != wanted:
         d = again(d, "baseline", baseline=None, evaluated=None, gate=None)
     d = _asked_otherwise(o, d, "baseline", wanted)
@@ -81,10 +83,12 @@ def not_needed(o: Observed, d: Draft) -> Draft:
 
 def evaluate(o: Observed, d: Draft) -> Draft:
     """Is the tuned model scored on the same rows?"""
-    wanted = evaluation_key(o, d)
     if d.revision.promoted:
         return d
     scored = d.revision.evaluated
+    if _unasked(d, "evaluate", scored):
+        return d
+    wanted = evaluation_key(o, d)
     if scored is not None and (scored.key != wanted or _served_otherwise(o, scored)):
         d = again(d, "evaluate", evaluated=None, gate=None)
     d = _asked_otherwise(o, d, "evaluate", wanted)
@@ -94,6 +98,11 @@ def evaluate(o: Observed, d: Draft) -> Draft:
 def reference(d: Draft) -> str:
     """What the newest revision is compared with: the revision that is live, else `base`."""
     return d.status.live_revision or BASE
+
+
+def _unasked(d: Draft, stage: str, scored: Scored | None) -> bool:
+    """Has nothing been scored yet, nor asked for, and is it not the time to?"""
+    return d.blocked and scored is None and stage not in d.revision.tries
 
 
 def evaluation_key(o: Observed, d: Draft) -> str:

@@ -39,7 +39,8 @@ def obsolete(o: Observed, d: Draft) -> Draft:
     jobs += [names.stage_job(o.name, r.name, stage, number) for r in others for stage, number in r.tries.items()]
     again = [(r.name, stage, number) for r in d.status.revisions for stage, number in r.tries.items() if number > 1]
     jobs += [names.stage_job(o.name, name, stage, number - 1) for name, stage, number in again]
-    return replace(d, obsolete=tuple(j for j in jobs if o.run(j).state in ("Waiting", "Running") or o.run(j).stopped))
+    found = tuple(j for j in jobs if o.run(j).state in ("Waiting", "Running") or o.run(j).stopped)
+    return replace(d, obsolete=found) if found else d
 
 
 def stopped(o: Observed, d: Draft) -> Draft:
