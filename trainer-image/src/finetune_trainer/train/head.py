@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from finetune_trainer.estimate import CHUNK_LOGITS
@@ -79,6 +80,7 @@ class _Losses(torch.autograd.Function):
         return losses
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         """Gradients, `scale` (n) being that of the losses."""
         if not ctx.trains:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from finetune_trainer.train.head import product_dtype
@@ -42,10 +43,13 @@ class LoraLinear(Linear):
 
 
 def _lone(layer: Linear) -> str | None:
-    """The adapter, if it is the only one, plain, with nothing dropped, upon a frozen linear layer of which this rank has everything (stage
-    3 of ZeRO gathers parameters for the modules' own forwards alone)."""
+    """The adapter, if it is the only one, plain, with nothing dropped, upon a frozen linear layer that is nothing more (no hook makes its
+    weight or changes what it gives) and of which this rank has everything (stage 3 of ZeRO gathers parameters for the modules' own
+    forwards alone)."""
     base, names = layer.get_base_layer(), layer.active_adapters
     if type(base) is not torch.nn.Linear or len(names) != 1 or layer.disable_adapters or layer.merged:
+        return None
+    if base._forward_pre_hooks or base._forward_hooks or base._backward_pre_hooks or base._backward_hooks or "forward" in vars(base):
         return None
     name = names[0]
     if name not in layer.lora_A or name in layer.lora_variant or layer.lora_bias[name]:
@@ -74,6 +78,7 @@ class _Product(torch.autograd.Function):
         return found
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None, None, torch.Tensor, torch.Tensor, None, None]:
         """Of x (where something before it learns), A and B."""
         rows, low, weight, down, up = ctx.saved_tensors
