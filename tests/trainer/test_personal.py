@@ -16,6 +16,12 @@ FOUND = {
     "a cloud's key": ("key AKIAIOSFODNN7EXAMPLE in the file", "key [key] in the file"),
     "a code host's token": ("ghp_" + "a1B2" * 9, "[key]"),
     "a private key": ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----\n.", "[key]\n."),
+    "two private keys, and one that is cut off": (
+        "".join(f"-----BEGIN {kind}PRIVATE KEY-----\nMIIE\n-----END {kind}PRIVATE KEY-----\n" for kind in ("", "EC "))
+        + "-----BEGIN PRIVATE KEY-----\nMI",
+        "[key]\n[key]\n[key]\nMI",
+    ),
+    "a web token": ("Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl, please", "Bearer [key], please"),
     "two kinds": ("a@b.org or +1 212 555 0100", "[email] or [phone]"),
 }
 NOT_FOUND = {
@@ -39,6 +45,21 @@ def test_is_blacked_out(text: str, expected: str) -> None:
 @pytest.mark.parametrize("text", NOT_FOUND.values(), ids=NOT_FOUND)
 def test_is_left_alone(text: str) -> None:
     assert list(find(text)) == []
+
+
+# Each is four million characters; begun anew at every place where a key might begin, the search would take days.
+LONG = {
+    "one that begins again and again within itself": ("eyJ-" * 1_000_000, 0),
+    "parts of a web token, each too short": ("eyJabc." * 600_000, 0),
+    "private keys that do not end": ("-----BEGIN PRIVATE KEY-----\n" * 150_000, 150_000),
+    "many that nearly begin": ("-----BEGIN PRIVATE KEY " * 180_000, 0),
+    "ends without a beginning": ("-----END PRIVATE KEY-----" * 160_000, 0),
+}
+
+
+@pytest.mark.parametrize(("text", "found"), LONG.values(), ids=LONG)
+def test_a_long_text_is_searched_once(text: str, found: int) -> None:
+    assert len(list(find(text))) == found
 
 
 def test_the_sum_of_a_card() -> None:

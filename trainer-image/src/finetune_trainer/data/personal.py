@@ -22,18 +22,17 @@ _DIGITS = re.compile(r"(?<![\w.,/=-])\+?\(?\d[\d ().-]{5,22}\d(?![\w/=]|[.,-]\d)
 _KEY = re.compile(
     r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36,}|\bgithub_pat_[A-Za-z0-9_]{22,}|\bglpat-[A-Za-z0-9_-]{20,}"
     r"|\bsk-[A-Za-z0-9_-]{20,}|\bxox[abprs]-[A-Za-z0-9-]{10,}|\bhf_[A-Za-z0-9]{30,}|\bAIza[0-9A-Za-z_-]{35}"
-    r"|\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]+"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:.*?-----END [A-Z ]*PRIVATE KEY-----)?",
-    re.DOTALL,
+    r"|(?<![\w-])eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]+"  # not begun again within what it may hold
 )
-_KEY_MARKS = ("AKIA", "ASIA", "gh", "glpat-", "sk-", "xox", "hf_", "AIza", "eyJ", "PRIVATE KEY")
+_BEGIN, _END = (re.compile(rf"-----{word} [A-Z ]*PRIVATE KEY-----") for word in ("BEGIN", "END"))
+_KEY_MARKS = ("AKIA", "ASIA", "gh", "glpat-", "sk-", "xox", "hf_", "AIza", "eyJ")
 _NO_PHONE = re.compile(r"\d{4}-\d{2}-\d{2}\b|\d{1,2}[.-]\d{1,2}[.-]\d{4}\b|\d{1,3}(?:\.\d{1,3}){3}$")  # dates, and addresses of hosts
 _GROUPS = re.compile(r"\d+")
 CARD_DIGITS, PHONE_DIGITS = range(13, 20), range(8, 16)
 
 
 def find(text: str) -> Iterator[tuple[int, int, str]]:
-    """(start, end, kind) of what looks personal or secret in `text`."""
+    """(start, end, kind) of what looks personal or secret in `text`, in time that grows with its length alone."""
     if "@" in text:
         yield from ((*match.span(), "email") for match in _EMAIL.finditer(text))
     for match in _DIGITS.finditer(text):
@@ -41,6 +40,17 @@ def find(text: str) -> Iterator[tuple[int, int, str]]:
             yield *match.span(), kind
     if any(mark in text for mark in _KEY_MARKS):
         yield from ((*match.span(), "key") for match in _KEY.finditer(text))
+    yield from ((*span, "key") for span in _private_keys(text))
+
+
+def _private_keys(text: str) -> Iterator[tuple[int, int]]:
+    """From where a private key begins to where one ends; of what ends nowhere its first line, so that the end is looked for once."""
+    at, ends = 0, True
+    while begin := _BEGIN.search(text, at):
+        end = _END.search(text, begin.end()) if ends else None
+        ends = end is not None
+        at = (end or begin).end()
+        yield begin.start(), at
 
 
 def _number_kind(text: str) -> str:
