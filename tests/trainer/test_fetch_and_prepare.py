@@ -126,11 +126,12 @@ def git_name(body: bytes) -> str:
 
 
 class ModelHub(BaseHTTPRequestHandler):
-    """A hub with one model, as huggingface_hub asks for it; the connection for the file `broken` is lost."""
+    """A hub with one model, as huggingface_hub asks for it; the connection for the file `broken` is lost, the file `short` ends early."""
 
     commit = "1" * 40
     files: dict[str, bytes]
     broken: str
+    short: str
     sent: list[str]
 
     def do_HEAD(self) -> None:
@@ -142,8 +143,9 @@ class ModelHub(BaseHTTPRequestHandler):
             model = {"id": "owner/name", "sha": self.commit, "siblings": [{"rfilename": n} for n in self.files], "tags": [], "downloads": 0}
             self._answer(json.dumps(entries if "/tree/" in self.path else model).encode())
             return
-        self.sent.append(self.path.rpartition("/")[2])
-        self._answer(self._body())
+        name = self.path.rpartition("/")[2]
+        self.sent.append(name)
+        self._answer(self._body()[: -1 if name == self.short else None])
 
     def _body(self) -> bytes:
         return self.files[self.path.rpartition("/")[2]]
@@ -168,7 +170,7 @@ def model_hub(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[typ
     from huggingface_hub import file_download
 
     files = {path.name: path.read_bytes() for path in tiny_model.iterdir() if path.is_file()}
-    found = type("OneModelHub", (ModelHub,), {"files": files, "broken": "model.safetensors", "sent": []})
+    found = type("OneModelHub", (ModelHub,), {"files": files, "broken": "model.safetensors", "short": "", "sent": []})
     real = file_download.http_get
 
     def get(url: str, *arguments: Any, **options: Any) -> None:
@@ -206,6 +208,17 @@ def test_a_fetch_from_the_hub_goes_on_where_it_stopped(model_hub: type[ModelHub]
     assert {path.name: path.read_bytes() for path in target.iterdir() if path.name in model_hub.files} == model_hub.files
     assert found["files"] == len(model_hub.files)
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["x"]
+
+
+def test_a_file_that_a_proxy_cut_off_costs_no_other(model_hub: type[ModelHub], tmp_path: Path) -> None:
+    """The hub's client says that it failed its consistency check, as an OSError like those of a volume."""
+    model_hub.broken, model_hub.short = "nothing", "model.safetensors"
+    with pytest.raises(Infrastructure, match=r"owner/name: Consistency check failed: .*/model.safetensors") as found:
+        fetch.main(hub_config(tmp_path / "x"))
+    assert found.value.reason == "DownloadFailed"
+    model_hub.short, model_hub.sent[:] = "", []
+    fetch.main(hub_config(tmp_path / "x"))
+    assert model_hub.sent == ["model.safetensors"]
 
 
 def test_what_a_branch_had_when_a_fetch_was_stopped_and_has_no_more_is_not_taken_over(model_hub: type[ModelHub], tmp_path: Path) -> None:
@@ -272,16 +285,21 @@ def test_a_download_is_infrastructure_that(body: bytes, tmp_path: Path) -> None:
 
 def hub_errors() -> dict[str, Exception]:
     import httpx2
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import FileMetadataError, LocalEntryNotFoundError, XetDownloadError
 
     return {
         "does not answer": LocalEntryNotFoundError("an error happened while trying to locate the files on the Hub"),
         "has no name": httpx2.ConnectError("Name or service not known"),
         "ends early": httpx2.RemoteProtocolError("peer closed connection without sending complete message body"),
+        "is refused": ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+        "loses a part": XetDownloadError("reconstruction failed"),
+        "says too little of a file": FileMetadataError("no ETag"),
     }
 
 
-@pytest.mark.parametrize("case", ["does not answer", "has no name", "ends early"])
+@pytest.mark.parametrize(
+    "case", ["does not answer", "has no name", "ends early", "is refused", "loses a part", "says too little of a file"]
+)
 def test_a_hub_is_infrastructure_that(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
         raise hub_errors()[case]
@@ -290,6 +308,15 @@ def test_a_hub_is_infrastructure_that(case: str, tmp_path: Path, monkeypatch: py
     with pytest.raises(Infrastructure) as found:
         fetch.download_hub("a/b", ModelConfig(source="hf://a/b", path=tmp_path / "x"), tmp_path)
     assert found.value.reason == "DownloadFailed"
+
+
+def test_a_full_volume_is_no_failure_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(OSError, match="No space left"):
+        fetch.download_hub("a/b", ModelConfig(source="hf://a/b", path=tmp_path / "x"), tmp_path)
 
 
 def spoil_pickled(source: Path) -> None:

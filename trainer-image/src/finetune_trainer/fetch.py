@@ -142,7 +142,7 @@ def download_hub(name: str, model: ModelConfig, scratch: Path) -> Path:
     """Download a repository of the model hub (HF_TOKEN and HF_ENDPOINT come from the environment)."""
     from httpx2 import HTTPError as HubError
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError, XetDownloadError
 
     patterns = [f"*{suffix}" for suffix in (*KEPT, *((".py",) if model.allow_remote_code else ()))]
     if kept := partial.keep_whole(scratch):
@@ -159,7 +159,9 @@ def download_hub(name: str, model: ModelConfig, scratch: Path) -> Path:
         raise UserError(
             "SourceMissing", f"model.source {model.name}: {shown_in(str(error))}", "Check name, revision and secretName."
         ) from error
-    except (LocalEntryNotFoundError, HubError, ConnectionError, TimeoutError) as error:  # the first where the hub does not answer
+    except (HubError, XetDownloadError, OSError) as error:  # the last where the hub does not answer, or gives a file another size
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
+            raise  # the volume's
         raise Infrastructure(DOWNLOAD_FAILED, f"model.source {model.name}: {shown_in(str(error))}") from error
     partial.drop_others(scratch)
     return scratch
