@@ -17,7 +17,7 @@ from finetune_trainer.data import quality
 from finetune_trainer.evaluate import before, comparison
 from finetune_trainer.evaluate.comparison import Compared
 from finetune_trainer.evaluate.throughput import Answering
-from finetune_trainer.exits import UserError
+from finetune_trainer.exits import Interrupted, UserError
 
 from tests.trainer import evaluations as made
 from tests.trainer.test_report import EVIL, Page
@@ -117,6 +117,25 @@ def test_methods_side_by_side_have_the_one_that_is_asked_for_first_and_what_they
     assert (seen[1].objective, lora and lora.rank, seen[1].quantization) == ("DPO", 3, None)
     assert compare.read(compare.told(found)) == found
     assert compare.table(found[:1], {"passTokens": 8}, "") == "", "one alone is compared with nothing"
+
+
+def test_a_method_at_which_a_model_fails_is_left_out_and_a_stop_is_a_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever its code raises: of a method that nobody asked for nothing may end the stage."""
+    told = {"memoryBytes": 1, "memory": {}, "sharded": {}, "seconds": 7200, "passTokens": 8, "longest": 4, "recomputed": None}
+    errors = {"QLoRA": AssertionError("Padding_idx must be within num_embeddings"), "Full": KeyError("rope_type")}
+
+    def forecast(method: MethodConfig) -> tuple[int, Any]:
+        if method.type in errors:
+            raise errors[method.type]
+        return 7, told
+
+    found = compare.options(MethodConfig(), ComputeConfig(), forecast)
+    assert [option.method for option in found] == ["LoRA", "PromptTuning"]
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["not compared: QLoRA: Padding_idx must be within num_embeddings", "not compared: Full: 'rope_type'"]
+    errors["Full"] = Interrupted("Interrupted", "stopped by SIGTERM")
+    with pytest.raises(Interrupted):
+        compare.options(MethodConfig(), ComputeConfig(), forecast)
 
 
 def test_a_result_holds_as_much_advice_as_there_is_room_for() -> None:

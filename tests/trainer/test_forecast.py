@@ -146,6 +146,11 @@ WRONG: dict[str, tuple[Any, tuple[str, ...], int, str]] = {
     "no language model": ({"model_type": "vit"}, RUN, 20, "describes no model"),
     "code of its own": ({"model_type": "mine", "auto_map": {}}, RUN, 20, "; the model brings code of its own, which is not run."),
     "a config that makes no sense": ({"num_attention_heads": 0}, RUN, 20, "describes no model"),
+    "a padding beyond the vocabulary": ({"pad_token_id": 4000}, RUN, 20, "describes no model: Padding_idx must be within num_embeddings"),
+    "embeddings that a prompt cannot be put before": (
+        {"model_type": "cpmant", "num_hidden_layers": 2}, (*RUN, "--method", "PromptTuning"), 20,
+        "method PromptTuning does not fit this model: 'NoneType' object has no attribute 'num_embeddings'. Use another method.",
+    ),
     "a size that is no number": ({"hidden_size": "wide"}, RUN, 20, "describes no model"),
     "no rows": ({}, ("--tokens-per-row", "5"), 2, "required: --rows"),
     "rows of nothing": ({}, ("--rows", "0", "--tokens-per-row", "5"), 2, "--rows: must be at least 1"),
@@ -155,6 +160,12 @@ WRONG: dict[str, tuple[Any, tuple[str, ...], int, str]] = {
     "a rank of Full": ({}, (*RUN, "--method", "Full", "--rank", "8"), 20, "--rank means nothing to --method Full. Use"),
     "quantised LoRA": ({}, (*RUN, "--quantization", "NF4"), 20, "--quantization means nothing to --method LoRA. Use --method QLoRA."),
     "modules that are not there": ({}, (*RUN, "--target-modules", "qqq"), 20, "the model has no qqq; it has down_proj"),
+    "memory of no accelerator": (
+        {}, (*RUN, "--compare", "--accelerator-memory", "80"), 20, "--accelerator-memory means nothing without --accelerator or --gpus-per-node.",
+    ),
+    "memory that nothing asks for": (
+        {}, (*RUN, "--accelerator", "h100", "--accelerator-memory", "80"), 20, "--accelerator-memory means nothing without --compare. Add --compare.",
+    ),
     "rows too long": ({}, (*RUN, "--max-sequence-length", "32"), 20, "longer than --max-sequence-length 32"),
 }  # fmt: skip
 

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from finetune_trainer import estimate
+from finetune_trainer import estimate, exits
 from finetune_trainer.config import ComputeConfig, MethodConfig
-from finetune_trainer.exits import JsonObject, TrainerError
+from finetune_trainer.exits import Interrupted, JsonObject
 from finetune_trainer.pages import hours, section
 
 COMPARED = ("LoRA", "QLoRA", "Full", "PromptTuning")
@@ -36,8 +36,8 @@ class Option:
 def options(
     asked: MethodConfig, compute: ComputeConfig, forecast: Callable[[MethodConfig], tuple[int, JsonObject]]
 ) -> list[Option]:  # fmt: skip
-    """What each method takes, the one that is asked for first; one that does not go with the model is left out. `forecast` tells how many
-    numbers a method trains, and its estimate."""
+    """What each method takes, the one that is asked for first; one that does not go with the model, for whatever reason the model's code
+    or PEFT's may have, is left out. `forecast` tells how many numbers a method trains, and its estimate."""
     return list(_options(asked, compute, forecast))
 
 
@@ -48,8 +48,10 @@ def _options(
         method = asked if name == asked.type else _other(asked, name)
         try:
             trained, told = forecast(method)
-        except TrainerError as error:
-            print(f"not compared: {name}: {error.message}", flush=True)
+        except Interrupted:
+            raise
+        except Exception as error:
+            print(f"not compared: {name}: {exits.classify(error).message}", flush=True)
             continue
         numbers: Any = told
         room = compute.accelerator_memory

@@ -206,6 +206,9 @@ def _training(options: argparse.Namespace) -> TrainingConfig:
 
 def _compute(options: argparse.Namespace) -> ComputeConfig:
     gpus = int(bool(options.accelerator)) if options.gpus_per_node is None else options.gpus_per_node
+    if options.accelerator_memory and not (gpus and options.compare):
+        missing = "--compare" if gpus else "--accelerator or --gpus-per-node"
+        raise UserError("ConfigurationInvalid", f"--accelerator-memory means nothing without {missing}", f"Add {missing}.")
     return ComputeConfig.model_validate(
         {
             "accelerator": options.accelerator,

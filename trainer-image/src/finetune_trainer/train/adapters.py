@@ -30,6 +30,7 @@ from finetune_trainer.config import LoraConfig, MethodConfig, PromptConfig
 from finetune_trainer.exits import UserError
 from finetune_trainer.methods import lora
 from finetune_trainer.quantise import adaptable
+from finetune_trainer.train.model import UNFIT
 
 
 def wrap(base: Any, method: MethodConfig, path: Path, seed: int, recompute: bool = False) -> Any:
@@ -54,7 +55,7 @@ def wrap(base: Any, method: MethodConfig, path: Path, seed: int, recompute: bool
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".is_gradient_checkpointing.", FutureWarning)  # peft asks transformers for it
             wrapped = get_peft_model(base, settings, autocast_adapter_dtype=True)
-    except (ValueError, TypeError) as error:
+    except UNFIT as error:
         reason = f"method {method.type} does not fit this model: {' '.join(str(error).split())}"
         named = method.lora is not None and method.lora.target_modules
         fix = "Name other layers in method.lora.targetModules, or use another method." if named else "Use another method."

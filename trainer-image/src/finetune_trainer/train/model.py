@@ -16,6 +16,8 @@ from finetune_trainer.config import ModelConfig, Quantization
 from finetune_trainer.exits import Infrastructure, UserError
 
 Parameters = dict[str, torch.nn.Parameter]
+# What a model's code, and PEFT's, raise of a config that nothing can be made of.
+UNFIT = (ValueError, TypeError, AttributeError, LookupError, AssertionError, RuntimeError)
 
 
 def load_base(config: ModelConfig, bf16: bool, device: torch.device, quantized_as: Quantization | None = None) -> Any:
@@ -47,7 +49,7 @@ def outline(config: ModelConfig) -> Any:
             return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 settings, dtype=torch.float32, trust_remote_code=config.allow_remote_code
             )
-    except (ValueError, KeyError, ImportError, AttributeError, TypeError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
+    except (*UNFIT, ImportError, ArithmeticError, StrictDataclassError) as error:
         reason = f"the model's config.json describes no model: {' '.join(str(error).split())[:400]}"
         raise UserError("ModelInvalid", reason, "Check the model's files.") from error
 
