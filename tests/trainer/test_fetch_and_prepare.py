@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import re
 import shutil
 import socket
 import tarfile
@@ -21,6 +22,7 @@ import pytest
 from finetune_trainer import fetch, layout, transfer
 from finetune_trainer.config import ModelConfig, RunConfig
 from finetune_trainer.data import arrays, loading, prepare, reading
+from finetune_trainer.data.templates import ChatEncoder
 from finetune_trainer.exits import Infrastructure, Interrupted, UserError, classify
 from finetune_trainer.serve import loading as serving_loading
 
@@ -472,6 +474,36 @@ def test_a_row_that_is_too_long_fails_where_that_is_asked_for(work: Path, tmp_pa
         UserError, match=r"row 65 of configmap://rows/train\.jsonl has [\d,]+ tokens, more than training\.maxSequenceLength 256"
     ):
         prepared(work, tmp_path, tiny_model, rows() + LONG, data__quality={"onTooLong": "Fail"})
+
+
+HUGE = [{"instruction": "Go on.", "output": " ".join(f"word{n:04}" for n in range(1000))}]
+MANY = r"9,005 characters, more than 32 for each token of training\.maxSequenceLength 256"
+
+
+def test_a_row_that_no_tokenizer_makes_short_enough_is_left_out_unread(
+    work: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A megabyte of text takes a third of a gigabyte while it is encoded."""
+    real, most = ChatEncoder.encode_all, []
+
+    def encode_all(self: ChatEncoder, given: Any, **options: Any) -> Any:
+        most.append(max((len(row.response) for row in given), default=0))
+        return real(self, given, **options)
+
+    monkeypatch.setattr(ChatEncoder, "encode_all", encode_all)
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    folder, result = prepared(work, tmp_path / "a", tiny_model, rows() + HUGE)
+    assert max(most) < 100
+    assert (result["rows"]["tooLong"], sum(result["rows"][name] for name in ("train", "validation", "test"))) == (1, 64)
+    [left_out] = json.loads((folder / "report.json").read_text())["leftOut"]
+    assert re.search(f"the row is too long: {MANY}", json.dumps(left_out))
+    with pytest.raises(UserError, match=rf"row 65 of configmap://rows/train\.jsonl has {MANY}"):
+        prepared(work, tmp_path / "b", tiny_model, rows() + HUGE, data__quality={"onTooLong": "Fail"})
+    assert max(most) < 100
+    _, result = prepared(work, tmp_path / "c", tiny_model, rows() + HUGE, data__quality={"onTooLong": "Truncate"})
+    assert max(most) > 8000, "what is cut off has to be encoded"
+    assert (result["rows"]["tooLong"], sum(result["rows"][name] for name in ("train", "validation", "test"))) == (1, 65)
 
 
 def test_an_incomplete_model_is_infrastructure(tmp_path: Path, tiny_model: Path, work: Path) -> None:

@@ -161,10 +161,12 @@ WRONG: dict[str, tuple[Any, tuple[str, ...], int, str]] = {
     "quantised LoRA": ({}, (*RUN, "--quantization", "NF4"), 20, "--quantization means nothing to --method LoRA. Use --method QLoRA."),
     "modules that are not there": ({}, (*RUN, "--target-modules", "qqq"), 20, "the model has no qqq; it has down_proj"),
     "memory of no accelerator": (
-        {}, (*RUN, "--compare", "--accelerator-memory", "80"), 20, "--accelerator-memory means nothing without --accelerator or --gpus-per-node.",
+        {}, (*RUN, "--compare", "--accelerator-memory", "80"), 20,
+        "--accelerator-memory means nothing without --accelerator or --gpus-per-node.",
     ),
     "memory that nothing asks for": (
-        {}, (*RUN, "--accelerator", "h100", "--accelerator-memory", "80"), 20, "--accelerator-memory means nothing without --compare. Add --compare.",
+        {}, (*RUN, "--accelerator", "h100", "--accelerator-memory", "80"), 20,
+        "--accelerator-memory means nothing without --compare. Add --compare.",
     ),
     "rows too long": ({}, (*RUN, "--max-sequence-length", "32"), 20, "longer than --max-sequence-length 32"),
 }  # fmt: skip

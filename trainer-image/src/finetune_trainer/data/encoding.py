@@ -21,7 +21,14 @@ from finetune_trainer.progress import Progress
 
 SHOWN_ROWS = 10
 BATCH, BATCH_BYTES = 512, 1 << 20  # a token takes some 300 bytes while its batch is encoded
+# A row of more characters for each token of the limit is too long whatever its tokens: it is not encoded to be left out. Tokenizers have
+# longer tokens, of blanks and dashes; four characters is what one has of English, on average.
+TOKEN_CHARACTERS = 32
 UNPROVEN_SHARE = 0.1
+
+
+class TooLong(RowError):
+    """A row that is not encoded, for it has this many of what the limit forbids."""
 
 
 class Doubt(NamedTuple):
@@ -67,6 +74,10 @@ class Encoding:
         """The rows of a split that can be learnt from, or scored."""
         for records in batches(self.loaded.splits[split], BATCH, lambda record: record.size, BATCH_BYTES):
             for record, item in zip(records, self._encoded(records), strict=True):
+                if isinstance(item, TooLong):
+                    self._count_too_long(record, str(item))
+                    self.loaded.drop("TooLong", record, f"the row is too long: {item}")
+                    continue
                 if isinstance(item, RowError):
                     self.loaded.drop("Invalid", record, str(item))
                     continue
@@ -81,7 +92,9 @@ class Encoding:
     def _encoded(self, records: Sequence[Record]) -> list[Encoded | RowError]:
         """The proven tokens of each row, or why there are none; encoded where they are not known."""
         rows, contents = zip(*self.loaded.store.contents(records), strict=True)
-        result: list[Encoded | RowError | None] = [*self.known.find(rows, contents)]
+        result: list[Encoded | RowError | None] = [
+            item or self._hopeless(row) for row, item in zip(rows, self.known.find(rows, contents), strict=True)
+        ]
         missing = [index for index, item in enumerate(result) if item is None]
         encoded = self._encode([rows[index] for index in missing])
         for index, item in zip(missing, self._proven([records[index] for index in missing], encoded), strict=True):
@@ -89,6 +102,13 @@ class Encoding:
         new = [index for index in missing if isinstance(result[index], Encoded)]
         self.known.add([cast(Encoded, result[index]) for index in new], [contents[index] for index in new])
         return cast(list[Encoded | RowError], result)
+
+    def _hopeless(self, row: Row) -> TooLong | None:
+        """Why a row need not be encoded; what is cut off is encoded first."""
+        characters = max(sum(len(message["content"]) for message in messages) for messages in (row.messages, row.rejected))
+        if self._policy == "Truncate" or characters <= TOKEN_CHARACTERS * self._limit:
+            return None
+        return TooLong(f"{characters:,} characters, more than {TOKEN_CHARACTERS} for each token of {self._limited_by} {self._limit:,}")
 
     def _proven(self, records: Sequence[Record], encoded: Sequence[Encoded | RowError]) -> Iterator[Encoded | RowError]:
         doubts = iter(self.encoder.unproven([item for item in encoded if isinstance(item, Encoded)]))
@@ -121,10 +141,7 @@ class Encoding:
         if item.longest <= self._limit:
             return [item]
         where = f"{item.longest:,} tokens, more than {self._limited_by} {self._limit:,}"
-        if self._policy == "Fail":
-            fix = f"Shorten it, raise {self._limited_by}, or set data.quality.onTooLong to Drop."
-            raise UserError("RowTooLong", f"row {record.row} of {record.source} has {where}", fix)
-        self.too_long += 1
+        self._count_too_long(record, where)
         if item.row.plain and self._policy == "Truncate":
             return [item] if split == "test" else plain.pieces(item, self._limit)
         shortened = item.shortened(self._limit)
@@ -135,6 +152,13 @@ class Encoding:
             what = "field text is too long, and data.quality.onTooLong is not Truncate, which cuts it into pieces"
         self.loaded.drop("TooLong", record, f"{what}: {where}")
         return []
+
+    def _count_too_long(self, record: Record, where: str) -> None:
+        """Raises UserError where no row may be."""
+        if self._policy == "Fail":
+            fix = f"Shorten it, raise {self._limited_by}, or set data.quality.onTooLong to Drop."
+            raise UserError("RowTooLong", f"row {record.row} of {record.source} has {where}", fix)
+        self.too_long += 1
 
     def _learnt(self, item: Encoded) -> None:
         self.longest = max(self.longest, item.longest)
