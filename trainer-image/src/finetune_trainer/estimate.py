@@ -3,8 +3,9 @@
 Memory per rank = weights (all that is there, as the method stores it) + gradients and optimizer of what trains + activations + logits
 (where losses are read from hidden states, what is kept of these, and the `head`'s chunk of logits at a time) + the framework, and on CPUs
 the copies that a roll-back and the best checkpoint need, which on GPUs lie in the host's memory. The first three are counted on the model's
-outline, exactly; the others bound, by what a token passes through there. What ZeRO would divide among all ranks is told beside it, whole,
-and what there would be in place of activations if each layer kept its input alone and computed the rest again.
+outline, exactly; the others bound, by what a token passes through there, and attention's scores, where no kernel forgets them, by its row's
+tokens too. What ZeRO would divide among all ranks is told beside it, whole, and what there would be in place of activations if each layer
+kept its input alone and computed the rest again.
 Time = floating-point operations a parameter and token: 6, of which a frozen base saves a quarter; computing again adds one pass forward,
 and DPO one of the base model.
 """
@@ -24,6 +25,8 @@ LINEAR_VALUES = 1.4  # kept for gradients of each value that goes into or out of
 NORM_VALUES = 0.75  # kept of each value that is normalised
 NORM_VALUES_BF16 = 1.75  # the same in bfloat16, where it is made in float32
 NORM_VALUES_MIXED = 3.5  # and where what comes in is float32, too
+SCORE_BYTES, SCORE_CAST_BYTES = 4, 2  # of an attention's score, each time that it is kept; its half once more where values are bfloat16
+SCORE_MADE_BYTES = 12  # of each score of one layer, while they or their gradients are made
 LOGIT_BYTES = 12  # a value: itself, and what its exponent is made of
 CHUNK_LOGITS = 2**26  # that the head makes at a time where losses are read from hidden states
 BUCKET, GATHERED = 50_000_000, 500_000_000  # numbers that ZeRO reduces at a time; parameters that its stage 3 holds whole at a time
@@ -49,6 +52,18 @@ class Layer(NamedTuple):
     norms: int
 
 
+class Scores(NamedTuple):
+    """What is kept of attention's scores, of which each head has one for each two tokens of a row: none where a kernel makes and forgets
+    them (`heads` 0); `times`: they themselves, and what caps and drops them. `on_accelerators`: there, too."""
+
+    heads: int = 0
+    times: int = 0
+    on_accelerators: bool = True
+
+
+FORGOTTEN = Scores()
+
+
 @dataclass(frozen=True)
 class Outline:
     """Parameters by how they are kept: `frozen` in the model's precision, `quantized` (with so many rows) as the method says,
@@ -66,18 +81,21 @@ class Outline:
     recomputes: bool = True
     fused: bool = True
     experts: int = 0
+    scores: Scores = FORGOTTEN
 
 
 def estimate(
     outline: Outline, method: MethodConfig, compute: ComputeConfig, tokens: int, epochs: float, pass_tokens: int, bf16: bool,
-    recompute: bool = False,
+    recompute: bool = False, row_tokens: int | None = None,
 ) -> JsonObject:  # fmt: skip
-    """`memoryBytes` of one rank with its `memory` by component in passes of `passTokens`, and `seconds` of a run of so many `tokens`
-    an epoch; `recomputed`: bytes in place of `activations` with gradient checkpointing (None: this model or method has none)."""
+    """`memoryBytes` of one rank with its `memory` by component in passes of `passTokens`, of rows of at most `row_tokens` (None: a pass is
+    one row), and `seconds` of a run of so many `tokens` an epoch; `recomputed`: bytes in place of `activations` with gradient checkpointing
+    (None: this model or method has none)."""
     accelerated = compute.gpus_per_node > 0
     width = 2 if bf16 else 4
     trained = outline.trained
-    kept = {name: round(pass_tokens * size) for name, size in activations(outline, method, width).items()}
+    beside = scores(outline, width, accelerated, row_tokens or pass_tokens)
+    kept = {name: round(pass_tokens * (size + beside[name])) for name, size in activations(outline, method, width).items()}
     which = "recomputed" if recompute else "activations"
     memory = {
         "weights": round(weights(outline, method, bf16)),
@@ -152,6 +170,14 @@ def activations(outline: Outline, method: MethodConfig, width: int) -> dict[str,
     inputs = len(outline.layers) * outline.hidden * (FLOAT if full else width)
     both = [sum(pair) for pair in zip(kept, making, strict=True)]
     return {"activations": sum(kept) + max(making, default=0), "recomputed": inputs + max(both, default=0)}
+
+
+def scores(outline: Outline, width: int, accelerated: bool, row_tokens: int) -> dict[str, float]:
+    """Bytes a token of attention's scores, beside `activations` and what they are with layers `recomputed`."""
+    heads, times, on_accelerators = outline.scores
+    each = heads * row_tokens if on_accelerators or not accelerated else 0
+    kept, making = each * (times * SCORE_BYTES + (0 if width == FLOAT else SCORE_CAST_BYTES)), each * SCORE_MADE_BYTES
+    return {"activations": len(outline.layers) * kept + making, "recomputed": kept + making}
 
 
 def logits(outline: Outline, method: MethodConfig, width: int, tokens: int) -> dict[str, int]:

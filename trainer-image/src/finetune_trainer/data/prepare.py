@@ -297,7 +297,7 @@ def forecast(
     per_epoch = schedule.steps_per_epoch(tokens, rows, step_tokens)
     passes = max(longest, min(hardware.micro_batch_tokens(training, compute), step_tokens))
     bf16 = hardware.uses_bf16(training, compute)
-    found = estimate.estimate(outline, method, compute, tokens, training.epochs, passes, bf16, training.gradient_checkpointing)
+    found = estimate.estimate(outline, method, compute, tokens, training.epochs, passes, bf16, training.gradient_checkpointing, longest)
     return {
         "tokensPerStep": step_tokens,
         "stepsPerEpoch": per_epoch,

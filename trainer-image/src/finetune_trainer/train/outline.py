@@ -11,12 +11,13 @@ import torch
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from finetune_trainer.config import MethodConfig, ModelConfig
-from finetune_trainer.estimate import Layer, Outline
+from finetune_trainer.estimate import FORGOTTEN, Layer, Outline, Scores
 from finetune_trainer.quantise import adaptable
 from finetune_trainer.train import adapters, head, model
 
 EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")
 DENSE_EXPERTS = ("llama4_text",)  # of these families transformers lets every token through all experts
+DROPPED = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")  # the share of scores that training drops
 PLACE = re.compile(r"\.(\d+)\.")
 EXPERT = re.compile(r"\.experts\.(\d+\.)?")
 
@@ -44,7 +45,21 @@ def count(config: ModelConfig, method: MethodConfig) -> Outline:
         recomputes=bool(base.supports_gradient_checkpointing),
         experts=experts,
         fused=fused and base.get_output_embeddings() is output,
+        scores=scores_of(base),
     )
+
+
+def scores_of(base: Any) -> Scores:
+    """What a model's attention keeps of its scores. The fused kernels of CPUs neither drop any nor have keys and values of different
+    sizes, and go without where that is asked for."""
+    settings = base.config.get_text_config()
+    drops = any(getattr(settings, name, None) for name in DROPPED)
+    uneven = getattr(settings, "qk_head_dim", None) != getattr(settings, "v_head_dim", None)
+    written = base.config._attn_implementation == "eager"
+    if not written and not drops and not uneven:
+        return FORGOTTEN
+    times = 1 + bool(getattr(settings, "attn_logit_softcapping", None)) + 2 * drops
+    return Scores(int(settings.num_attention_heads), times, on_accelerators=written)
 
 
 def layers_of(base: Any) -> tuple[Layer, ...]:
