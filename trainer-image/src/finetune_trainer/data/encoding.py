@@ -61,10 +61,14 @@ class Encoding:
         data, training = need(self.config.data, "data"), need(self.config.training, "training")
         self._policy = data.quality.on_too_long
         limits = {"training.maxSequenceLength": training.max_sequence_length, "data.quality.maxTokens": data.quality.max_tokens}
-        self._limit, self._limited_by = min((value, name) for name, value in limits.items() if value is not None)
+        self.limit, self._limited_by = min((value, name) for name, value in limits.items() if value is not None)
         self._all = max(1, sum(map(len, self.loaded.splits.values())))
         train = self.loaded.splits["train"]
         self._wanted = {record.digest for record in quality.sample(train, SHOWN_ROWS, data.split.seed)}
+
+    def count(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def writer(self, folder: Path, split: str) -> arrays.Writer:
         """What writes the rows of a split."""
@@ -106,9 +110,9 @@ class Encoding:
     def _hopeless(self, row: Row) -> TooLong | None:
         """Why a row need not be encoded; what is cut off is encoded first."""
         characters = max(sum(len(message["content"]) for message in messages) for messages in (row.messages, row.rejected))
-        if self._policy == "Truncate" or characters <= TOKEN_CHARACTERS * self._limit:
+        if self._policy == "Truncate" or characters <= TOKEN_CHARACTERS * self.limit:
             return None
-        return TooLong(f"{characters:,} characters, more than {TOKEN_CHARACTERS} for each token of {self._limited_by} {self._limit:,}")
+        return TooLong(f"{characters:,} characters, more than {TOKEN_CHARACTERS} for each token of {self._limited_by} {self.limit:,}")
 
     def _proven(self, records: Sequence[Record], encoded: Sequence[Encoded | RowError]) -> Iterator[Encoded | RowError]:
         doubts = iter(self.encoder.unproven([item for item in encoded if isinstance(item, Encoded)]))
@@ -138,13 +142,13 @@ class Encoding:
                 f"model's vocabulary of {self.vocabulary:,}",
                 "Tokenizer and weights do not belong together: use the model's own tokenizer files.",
             )
-        if item.longest <= self._limit:
+        if item.longest <= self.limit:
             return [item]
-        where = f"{item.longest:,} tokens, more than {self._limited_by} {self._limit:,}"
+        where = f"{item.longest:,} tokens, more than {self._limited_by} {self.limit:,}"
         self._count_too_long(record, where)
         if item.row.plain and self._policy == "Truncate":
-            return [item] if split == "test" else plain.pieces(item, self._limit)
-        shortened = item.shortened(self._limit)
+            return [item] if split == "test" else plain.pieces(item, self.limit)
+        shortened = item.shortened(self.limit)
         if self._policy == "Truncate" and shortened.teaches():
             return [shortened]
         what = "the row is too long" if shortened.teaches() else "the prompt alone is too long"

@@ -31,7 +31,7 @@ from finetune_trainer.config import (
     TrainingConfig,
     need,
 )
-from finetune_trainer.data import advice, loading, origins, pool, quality, report, reuse, sources, tokens
+from finetune_trainer.data import advice, loading, origins, pool, quality, report, reuse, solved, sources, tokens
 from finetune_trainer.data.encoders import RowEncoder
 from finetune_trainer.data.encoding import Encoding
 from finetune_trainer.data.loading import Files, Loaded, Splits
@@ -106,6 +106,7 @@ def _prepare(config: RunConfig, data: DataConfig, cache: Path, progress: Progres
         layout.write_json(work.folder / "report.json", document)
         (work.folder / "report.html").write_text(report.render(document))
         work.aside |= {"report.json", "report.html"}  # they tell of this run, too: the same data have one digest
+        work.aside.add(solved.FILE)  # it follows from the others, and data that an older image prepared are the same without it
         work.facts.update(facts, key=key)
     downloads.keep_only(())
     progress.update(state="done", percent=100)
@@ -156,6 +157,7 @@ def _write(folder: Path, encoding: Encoding, loaded: Loaded, data: DataConfig) -
     sealed: set[str] = set()
     lengths: dict[str, Sequence[int]] = {}
     answers = {name: quality.Answers() for name in ("train", "test")}
+    choice = solved.Choice(loaded, data.split.seed, encoding.limit)
     plain = True
     with (folder / "test.jsonl").open("w") as stream:
         counted = []
@@ -174,6 +176,7 @@ def _write(folder: Path, encoding: Encoding, loaded: Loaded, data: DataConfig) -
             named.add(item.row)
             hashes.add(item.row.digest)
             answers["train"].add(item.row.response)
+            choice.add(item)
             plain = plain and item.row.plain
     with encoding.writer(folder, "validation") as validation, origins.written(folder, "validation") as named:
         for item in encoding.rows("validation"):
@@ -184,6 +187,7 @@ def _write(folder: Path, encoding: Encoding, loaded: Loaded, data: DataConfig) -
         raise TrainerError("SplitsOverlap", "a test row is also a training row")
     with (folder / "train-hashes.txt").open("w") as stream:
         stream.writelines(f"{digest}\n" for digest in sorted(hashes))
+    choice.write(folder, encoding.count)
     _refuse_too_many(loaded, data.quality.max_invalid_percent)
     _require_rows(loaded, encoding, lengths)
     warnings = [*loaded.warnings, *_warnings(lengths, encoding.too_long)]
