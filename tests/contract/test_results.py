@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_operator.api.status import Answering, Estimate, Fidelity, Forgetting, Rows, Score
+from finetune_operator.api.blocks import evaluation as block
+from finetune_operator.api.status import Answering, Estimate, FewShot, Fidelity, Forgetting, Rows, Score
 from finetune_operator.build.pods import Accelerator
 from finetune_operator.decide import advice as hearing
 from finetune_operator.decide import layout
@@ -17,10 +18,12 @@ from finetune_operator.decide.stages import _fetched, _prepared, _scored
 from finetune_operator.workloads.causes import root_cause
 from finetune_operator.workloads.endings import EXIT_CLASSES, parse_result
 from finetune_trainer import advice, estimate, exits, fetch
-from finetune_trainer.config import ComputeConfig, MethodConfig
+from finetune_trainer.config import ComputeConfig, EvaluationConfig, MethodConfig
 from finetune_trainer.data import advice as of_data
-from finetune_trainer.evaluate import scoring, throughput
-from finetune_trainer.evaluate.rows import ScoredRow
+from finetune_trainer.data import solved
+from finetune_trainer.evaluate import fewshot, scoring, throughput
+from finetune_trainer.evaluate.fewshot import Alone
+from finetune_trainer.evaluate.rows import ScoredRow, TestRow
 
 from tests.unit.operator.helpers import make_observed, make_revision
 
@@ -167,6 +170,40 @@ def test_a_score_with_its_interval_and_difference() -> None:
     assert found.fidelity == Fidelity(kl="0.00000033", kl_p99="0", kl_max="1000000000", differs_percent="3.6765", tokens=272, merged=True)
     assert _scored("k", told({**result, "fidelity": {"unmeasured": why}})).fidelity == Fidelity(unmeasured=why)
     assert _scored("k", told({**result, "fidelity": None})).fidelity is None
+    assert found.few_shot is None
+
+
+def test_what_examples_in_the_prompt_did() -> None:
+    """The same figures on both sides, in a message that is as long as one can be."""
+    alone = [ScoredRow(str(n), "a", {"ExactMatch": float(n % 4 == 0)}, {}) for n in range(40)]
+    prompted = [ScoredRow(str(n), "a", {"ExactMatch": float(n % 4 > 0)}, {}) for n in range(16)]
+    test = [TestRow(row.id, ({"role": "user", "content": "?"},), "a") for row in alone]
+    evaluation = EvaluationConfig.model_validate({"name": "baseline", "path": "/work/e", "metrics": [{"type": "ExactMatch"}]})
+    said = {"examples": 4, "tokens": 212, **fewshot._figures(evaluation, prompted, Alone(test, alone, {}))}
+    many = [advice.Advice(f"Code{n}", "m" * 200, "f" * 200) for n in range(9)]
+    result = {
+        "stage": "evaluate", "name": "baseline", "metrics": {"ExactMatch": scoring.interval("ExactMatch", alone, 95)}, "paired": None, "excluded": 0,
+        "path": "/work/revisions/r/evaluations/baseline-k", "fewShot": said, "advice": advice.told(many),
+    }  # fmt: skip
+    few = _scored("k", told(result)).few_shot
+    assert few is not None
+    heard = few.to_dict()
+    assert list(heard) == ["examples", "score", "alone", "difference"]
+    assert (heard["examples"], heard["score"]["score"], heard["alone"]["score"], heard["difference"]["difference"]) == (
+        4,
+        "0.75",
+        "0.25",
+        "0.5",
+    )
+    assert {heard[name]["n"] for name in ("score", "alone", "difference")} == {16}
+    assert float(heard["score"]["low"]) < 0.75 < float(heard["score"]["high"])
+    why = "the model server does not count tokens: what fits into its context is not known"
+    assert _scored("k", told({**result, "fewShot": {"unmeasured": why}})).few_shot == FewShot(unmeasured=why)
+
+
+def test_as_many_examples_are_kept_as_may_be_asked_for() -> None:
+    schema = block.FewShot.model_json_schema()["properties"]["examples"]
+    assert schema["maximum"] == solved.MOST
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_every_configuration_loads(
         compared = data.draw(ECONOMICS)
         scoring = replace(scoring, report=runconfig.report(loaded_spec, "base", revision, attempt, "USD" if attempt else None, compared))
     if stage == "baseline":
-        scoring = replace(scoring, before=runconfig.before(loaded_spec, data.draw(st.sampled_from(["base", "0a0b0c0d"]))))
+        scoring = replace(scoring, before=runconfig.before(loaded_spec, data.draw(st.sampled_from(["base", "0a0b0c0d"])), 2048))
     folders = data.draw(st.lists(st.just("/work/revisions/1f2e3d4c/a1-0b6c1d2e"), max_size=2))
     chosen = data.draw(st.none() | st.sampled_from(layouts := allowed(loaded_spec)))
     config = runconfig.build(

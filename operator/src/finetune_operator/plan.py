@@ -283,9 +283,9 @@ def _scoring(c: Context, stage: str) -> runconfig.Scoring:
     name, key = c.draft.revision.name, evaluation_key(c.observed, c.draft)
     scored, against = _scored_revision(c, stage), reference(c.draft)
     served = _served(c, scored)
-    baseline = c.draft.revision.baseline
+    baseline, resolved = c.draft.revision.baseline, c.kept(name)["resolved"]
     ours, skipped = not arm.uses_vllm(c.spec), c.draft.revision.unprobed
-    forgetting = runconfig.forgetting(name, c.kept(name)["resolved"]["model"]["path"], quantized=ours, skipped=skipped)
+    forgetting = runconfig.forgetting(name, resolved["model"]["path"], quantized=ours, skipped=skipped)
     return runconfig.Scoring(
         path=runconfig.evaluation_path(name, "baseline" if stage == "baseline" else "tuned", key),
         served_name=served.name,
@@ -294,7 +294,7 @@ def _scoring(c: Context, stage: str) -> runconfig.Scoring:
         reference=baseline.path if stage == "evaluate" and baseline else None,
         exclude_trained_on=None if against == BASE else runconfig.data_path(against),
         report=_report(c, against) if stage == "evaluate" else None,
-        before=runconfig.before(c.spec, against) if stage == "baseline" else None,
+        before=runconfig.before(c.spec, against, resolved["training"]["maxSequenceLength"]) if stage == "baseline" else None,
         forgetting=forgetting if stage == "evaluate" else None,
         fidelity=runconfig.fidelity(name, merged=ours, skipped=skipped) if stage == "evaluate" else None,
         server=asdict(arm.served_by(c.spec, c.devices().profile)),

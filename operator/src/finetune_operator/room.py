@@ -57,7 +57,7 @@ def _brief_attempt(attempt: Attempt) -> Attempt:
 
 
 def _brief_revision(revision: Revision) -> Revision:
-    """Every text of it in short: what comes of it is a matter of whether it is there."""
+    """Every text of it in short: what comes of it is a matter of whether it is there. What examples in a prompt did was advice."""
     texts = {name: _short(getattr(revision, name)) for name in ("dropped", "unprobed")}
     told = {name: _brief(getattr(revision, name), "message") for name in ("trouble", "stopped")}
     scored = {name: _brief_scored(getattr(revision, name)) for name in ("baseline", "evaluated")}
@@ -67,7 +67,8 @@ def _brief_revision(revision: Revision) -> Revision:
 def _brief_scored(scored: Scored | None) -> Scored | None:
     if scored is None:
         return None
-    return scored.model_copy(update={name: _brief(getattr(scored, name), "unmeasured") for name in ("forgetting", "fidelity")})
+    probed = {name: _brief(getattr(scored, name), "unmeasured") for name in ("forgetting", "fidelity")}
+    return scored.model_copy(update={**probed, "few_shot": None})
 
 
 def _without_stages(status: Status) -> Status:

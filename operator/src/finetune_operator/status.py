@@ -140,6 +140,8 @@ def _numbers(scored: Scored) -> str:
     text = f"{scored.metric} {score.score} [{score.low}, {score.high}], n={score.n}"
     if difference:
         text += f"; difference to the reference {difference.difference} [{difference.low}, {difference.high}], n={difference.n}"
+    if (few := scored.few_shot) and few.score:
+        text += f"; with {few.examples} examples in the prompt {few.score.score} [{few.score.low}, {few.score.high}], n={few.score.n}"
     return f"{text}; {scored.excluded} rows left out, for the live revision was trained on them" if scored.excluded else text
 
 

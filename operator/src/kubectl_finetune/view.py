@@ -162,7 +162,9 @@ def _scores(seen: Seen) -> Iterator[str]:
         return
     metric = (evaluation or scored or {})["metric"]
     reference = evaluation["reference"] if evaluation else "base"
+    few = (scored or {}).get("fewShot") or {}
     rows = [(reference, (evaluation or {}).get("baseline") or (scored or {}).get("score"), "score")]
+    rows += [(f"{few['examples']}-shot", few["score"], "score")] if few.get("score") else []
     if evaluation:
         rows += [("tuned", evaluation.get("tuned"), "score"), ("gain", evaluation.get("improvement"), "difference")]
     for number, (who, value, key) in enumerate(r for r in rows if r[1]):

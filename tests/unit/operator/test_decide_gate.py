@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from finetune_operator import conditions as c
-from finetune_operator.api.status import Evaluation, Revision, Stopped
+from finetune_operator.api.status import Baseline, Evaluation, FewShot, Revision, Stopped
 from finetune_operator.decide.draft import Note
 from finetune_operator.decide.gate import gate
 
@@ -105,7 +105,7 @@ def test_it_is_judged(case: str) -> None:
     found = gate(o, draft(o))
     assert revision.evaluated
     assert found.status.evaluation == Evaluation(
-        metric="ExactMatch", reference=live or "base", baseline=BASE.score, tuned=revision.evaluated.score,
+        metric="ExactMatch", reference=live or "base", baseline=Baseline(**vars(BASE.score)), tuned=revision.evaluated.score,
         improvement=revision.evaluated.difference, verdict=verdict, message=message,
     )  # fmt: skip
     assert (found.revision.gate, found.revision.stopped, found.notes) == (passed, stopped, notes)
@@ -113,3 +113,12 @@ def test_it_is_judged(case: str) -> None:
         assert not found.blocked
     else:
         assert (found.phase, found.reason, found.message) == (c.REJECTED, c.GATE_FAILED, message)
+
+
+def test_what_examples_in_the_prompt_did_is_told_beside_the_base_and_is_no_part_of_the_verdict() -> None:
+    few = FewShot(examples=4, score=GOOD.score, alone=BASE.score)
+    o = make_observed(make_revision(baseline=BASE.model_copy(update={"few_shot": few}), evaluated=GOOD))
+    found = gate(o, draft(o))
+    assert found.status.evaluation
+    assert found.status.evaluation.to_dict()["baseline"] == {**BASE.score.to_dict(), "fewShot": few.to_dict()}
+    assert (found.revision.gate, found.status.evaluation.message) == ("Passed", PASSED)

@@ -101,7 +101,9 @@ async def first_life(kill: str) -> World:
     assert arms(world) == [status["liveArm"]], "the base arm is gone"
     assert [(item["stage"], item["code"]) for item in status["advice"]] == [("prepare", "FewRows")]
     told = {stage: run_config(world, jobs(world, stage)[0]) for stage in ("baseline", "evaluate")}
-    assert [config["evaluation"]["before"] for config in told.values()] == [{"reference": "base", "enough": None}, None]
+    few = {"examples": 4, "rows": 16, "maxTokens": 2048}
+    expected = {"reference": "base", "enough": None, "minScore": None, "minImprovement": None, "fewShot": few}
+    assert [config["evaluation"]["before"] for config in told.values()] == [expected, None]
     assert told["baseline"]["evaluation"]["report"] is None
     assert {c["type"]: c["status"] for c in status["conditions"]} == dict.fromkeys(
         ("Ready", "DataPrepared", "BaselineScored", "Trained", "Evaluated", "Available", "RolledOut"), "True"

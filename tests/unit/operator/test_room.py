@@ -56,10 +56,12 @@ def largest(letter: str = "x", **changes: Any) -> Status:
     made = filled(Status, letter=letter)
     for number, revision in enumerate(made["revisions"]):
         revision["name"] = f"r{number:07}"
-        for figures in (revision["evaluated"]["forgetting"], revision["evaluated"]["fidelity"]):
+        for figures in (revision["evaluated"]["forgetting"], revision["evaluated"]["fidelity"], revision["baseline"]["fewShot"]):
             del figures["unmeasured"]  # it is there in place of figures
         for probed in ("forgetting", "fidelity", "answering", "difference"):
             revision["baseline"][probed] = None
+        revision["evaluated"]["fewShot"] = None
+    del made["evaluation"]["baseline"]["fewShot"]["unmeasured"]
     for attempt in made["attempts"]:
         attempt |= {"revision": "r0000009", "outcome": "Failed"}
     for item in made["advice"]:
@@ -110,6 +112,7 @@ def test_what_decides_something_is_not_cut() -> None:
         assert {name: getattr(was, name) for name in kept} == {name: getattr(now, name) for name in kept}
         assert bool(was.stopped) == bool(now.stopped)
     assert found.revisions[3].evaluated == whole.revisions[3].evaluated
+    assert [bool(r.baseline and r.baseline.few_shot) for r in found.revisions] == [False] * 9 + [True], "of the others it was advice"
     assert found.revisions[4].evaluated == rejected.evaluated, "its gate may be loosened"
     assert found.revisions[5].evaluated is None, "all users had it"
 

@@ -137,6 +137,18 @@ def test_what_was_forgotten_is_shown_below_the_scores() -> None:
     assert " general   not measured: no room" in text(finetune)
 
 
+def test_what_examples_in_the_prompt_did_is_shown_below_the_base() -> None:
+    finetune = recorded("Live")
+    baseline = finetune["status"]["revisions"][-1]["baseline"]
+    baseline["fewShot"] = {"examples": 4, "score": {"score": "0.25", "low": "0.125", "high": "0.375", "n": 16}}
+    lines = text(finetune).splitlines()
+    [place] = [number for number, line in enumerate(lines) if line.endswith(" 4-shot    25.0 %  [12.5, 37.5]  n=16")]
+    assert " base " in lines[place - 1]
+    assert " tuned " in lines[place + 1]
+    baseline["fewShot"] = {"unmeasured": "no room"}
+    assert "shot " not in text(finetune)
+
+
 def test_how_far_what_is_served_is_from_what_was_trained_is_shown_below_the_scores() -> None:
     finetune = recorded("Live")
     finetune["status"]["evaluation"]["fidelity"] = {"kl": "0.00012345", "klMax": "0.25", "differsPercent": "0.5"}

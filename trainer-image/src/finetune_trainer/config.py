@@ -361,12 +361,24 @@ class ServerConfig(Model):
     runtime: str
 
 
+class FewShotConfig(Model):
+    """How many solved training rows are put before how many test rows, and the tokens that a prompt may have."""
+
+    examples: int = Field(ge=1)
+    rows: int = Field(ge=1)
+    max_tokens: int = Field(ge=1)
+
+
 class BeforeConfig(Model):
-    """What the page of a reference tells, which is scored before any training: whose scores they are (`base`, or a revision) and from which
-    one on training is not needed (None: it is always trained), as it was when the Job was made."""
+    """What the page of a reference tells, which is scored before any training: whose scores they are (`base`, or a revision), from which
+    one on training is not needed (None: it is always trained), and what the gate will ask of the tuned model, as it was when the Job was
+    made; and what is measured of examples in the prompt (None: nothing)."""
 
     reference: str = "base"
     enough: float | None = None
+    min_score: float | None = None
+    min_improvement: float | None = None
+    few_shot: FewShotConfig | None = None
 
 
 class EvaluationConfig(Model):

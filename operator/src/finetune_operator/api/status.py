@@ -60,12 +60,28 @@ class Score(StatusModel):
 
 
 class Difference(StatusModel):
-    """Tuned minus reference on the same rows, with its paired bootstrap interval."""
+    """What one scores more than the other on the same rows (tuned and reference), with its paired bootstrap interval."""
 
     difference: Decimal
     low: Decimal
     high: Decimal
     n: Count
+
+
+class FewShot(StatusModel):
+    """The base model with solved training rows before each question, on some of the test rows; where there are no figures, why."""
+
+    examples: Count | None = Field(default=None, description="That stood before each question: as many as fit.")
+    score: Score | None = None
+    alone: Score | None = Field(default=None, description="Of the same rows without them.")
+    difference: Difference | None = Field(default=None, description="That the examples make.")
+    unmeasured: Text | None = None
+
+
+class Baseline(Score):
+    """The reference's score, and of the base model what examples in its prompt do to it."""
+
+    few_shot: FewShot | None = None
 
 
 class Forgetting(StatusModel):
@@ -117,6 +133,7 @@ class Scored(StatusModel):
     metric: Short
     score: Score
     difference: Difference | None = None
+    few_shot: FewShot | None = None
     forgetting: Forgetting | None = None
     fidelity: Fidelity | None = None
     answering: Answering | None = None
@@ -349,7 +366,7 @@ class Evaluation(StatusModel):
 
     metric: Short
     reference: Short = Field(description="What the tuned model is compared with: `base`, or a revision.")
-    baseline: Score | None = None
+    baseline: Baseline | None = None
     tuned: Score | None = None
     improvement: Difference | None = None
     forgetting: Forgetting | None = None

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from finetune_operator import names
 from finetune_operator.api.blocks.data import Source as SourceOfRows
-from finetune_operator.api.blocks.evaluation import Gate
+from finetune_operator.api.blocks.evaluation import Evaluation, FewShot, Gate
 from finetune_operator.api.blocks.method import PROMPTS, Lora, Prompt
 from finetune_operator.api.blocks.training import CheckpointPolicy
 from finetune_operator.api.fields import digest
@@ -312,9 +312,18 @@ def report(
     }
 
 
-def before(spec: Spec, reference: str) -> Config:
-    """What the page of a reference tells, which is scored before any training: whose the scores are, and what makes it needless."""
-    return {"reference": reference, "enough": _decimal(spec.evaluation.skip_training_if_baseline_at_least if spec.evaluation else None)}
+def before(spec: Spec, reference: str, longest: int) -> Config:
+    """What the page of a reference tells, which is scored before any training: whose the scores are, what makes training needless, what the
+    gate will ask, and what is measured of examples in the prompt. `longest` is training.maxSequenceLength, in tokens."""
+    evaluation = spec.evaluation or Evaluation()
+    gate, few = evaluation.gate or Gate(), evaluation.few_shot or FewShot()
+    return {
+        "reference": reference,
+        "enough": _decimal(evaluation.skip_training_if_baseline_at_least),
+        "minScore": _decimal(gate.min_score),
+        "minImprovement": _decimal(gate.min_improvement),
+        "fewShot": {"examples": few.examples, "rows": few.rows, "maxTokens": longest} if few.examples else None,
+    }
 
 
 def _decimal(value: str | None) -> float | None:

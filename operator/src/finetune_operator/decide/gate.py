@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from finetune_operator import conditions
 from finetune_operator.api.blocks.evaluation import Gate
-from finetune_operator.api.status import Evaluation, Fidelity, Forgetting, Scored, Stopped
+from finetune_operator.api.status import Baseline, Evaluation, Fidelity, Forgetting, Scored, Stopped
 from finetune_operator.decide.draft import Draft, stamp
 from finetune_operator.decide.stages import BASE, reference
 from finetune_operator.observed import Observed
@@ -32,8 +32,9 @@ def gate(o: Observed, d: Draft) -> Draft:
     passed = not failures
     message = _sentence(asked, scored, base, against, failures)
     evaluation = Evaluation(
-        metric=scored.metric, reference=against, baseline=base.score, tuned=scored.score, improvement=scored.difference,
-        forgetting=scored.forgetting, fidelity=scored.fidelity, verdict="Passed" if passed else "Failed", message=message[:1024],
+        metric=scored.metric, reference=against, baseline=Baseline(**vars(base.score), few_shot=base.few_shot), tuned=scored.score,
+        improvement=scored.difference, forgetting=scored.forgetting, fidelity=scored.fidelity, verdict="Passed" if passed else "Failed",
+        message=message[:1024],
     )  # fmt: skip
     d = d.set(evaluation=evaluation)
     if passed:

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_operator import conditions, names
 from finetune_operator.api.fields import digest
-from finetune_operator.api.status import Answering, Difference, Estimate, Fidelity, Forgetting, Rows, Score, Scored, Trouble
+from finetune_operator.api.status import Answering, Difference, Estimate, FewShot, Fidelity, Forgetting, Rows, Score, Scored, Trouble
 from finetune_operator.build import arm
 from finetune_operator.decide import advice
 from finetune_operator.decide.draft import Draft, finite, soonest
@@ -245,15 +245,32 @@ def _scored(key: str, result: Mapping[str, Any]) -> Scored:
         key=key,
         path=str(result.get("path", "")),
         metric=metric,
-        score=Score(score=_text(numbers["score"]), low=_text(numbers["low"]), high=_text(numbers["high"]), n=numbers["n"]),
-        difference=Difference(difference=_text(paired["difference"]), low=_text(paired["low"]), high=_text(paired["high"]), n=paired["n"])
-        if paired
-        else None,
+        score=_score(numbers),
+        difference=_difference(paired) if paired else None,
+        few_shot=_few_shot(result.get("fewShot")),
         forgetting=_forgetting(result.get("forgetting")),
         fidelity=_fidelity(result.get("fidelity")),
         answering=_answering(result.get("answering")),
         excluded=result.get("excluded") or None,
     )
+
+
+def _score(told: Mapping[str, Any]) -> Score:
+    return Score(score=_text(told["score"]), low=_text(told["low"]), high=_text(told["high"]), n=told["n"])
+
+
+def _difference(told: Mapping[str, Any]) -> Difference:
+    return Difference(difference=_text(told["difference"]), low=_text(told["low"]), high=_text(told["high"]), n=told["n"])
+
+
+def _few_shot(told: Mapping[str, Any] | None) -> FewShot | None:
+    """What examples in the prompt did; None of an image that does not try them, or where nobody asks."""
+    if not told:
+        return None
+    if "unmeasured" in told:
+        return FewShot(unmeasured=str(told["unmeasured"])[:UNMEASURED_CHARACTERS])
+    score, alone, difference = _score(told["score"]), _score(told["alone"]), _difference(told["paired"])
+    return FewShot(examples=told["examples"], score=score, alone=alone, difference=difference)
 
 
 def _forgetting(told: Mapping[str, Any] | None) -> Forgetting | None:

@@ -19,7 +19,7 @@ class Kept:
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         """`folder` is the evaluation's final folder; the file lies beside it."""
-        self._path = folder.parent / f".{folder.name}.answers.jsonl"
+        self._path = _file(folder)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self.replies = _read(self._path, fingerprint)
         self._stream = self._open(fingerprint)
@@ -32,11 +32,6 @@ class Kept:
     def close(self) -> None:
         """Close the file; it stays."""
         self._stream.close()
-
-    def remove(self) -> None:
-        """Close and delete the file."""
-        self.close()
-        self._path.unlink(missing_ok=True)
 
     def _open(self, fingerprint: str) -> IO[str]:
         self._stream = self._path.open("w")
@@ -51,6 +46,15 @@ class Kept:
     def _line(self, document: dict[str, object]) -> None:
         self._stream.write(json.dumps(document, ensure_ascii=False) + "\n")
         self._stream.flush()
+
+
+def forget(folder: Path) -> None:
+    """Remove what was kept for an evaluation's folder, if anything was."""
+    _file(folder).unlink(missing_ok=True)
+
+
+def _file(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.answers.jsonl"
 
 
 def _read(path: Path, fingerprint: str) -> dict[str, Reply]:

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import aiohttp
 
@@ -34,15 +35,20 @@ def main(config: RunConfig) -> None:
         custom.hand_out(folder, test, found)
 
 
-def answered(evaluation: EvaluationConfig, test: Sequence[TestRow], progress: Progress) -> Kept:
-    """A reply to every row: those that are kept of before, and of the server at evaluation.endpoint the rest."""
-    kept = Kept(evaluation.path, _fingerprint(evaluation, test))
+def answered(
+    evaluation: EvaluationConfig, test: Sequence[TestRow], progress: Progress, *,
+    folder: Path | None = None, before: int = 0, after: int = 0,
+) -> Kept:  # fmt: skip
+    """A reply to every row: those that are kept of before beside `folder` (the evaluation's), and of the server at evaluation.endpoint the
+    rest. `before` and `after` are how many others the evaluation asks before and after these. Raises UserError, Infrastructure or
+    TrainerError (no server), Interrupted."""
+    kept = Kept(folder or evaluation.path, _fingerprint(evaluation, test))
     open_rows = [row for row in test if row.id not in kept.replies]
     if not open_rows:
         kept.close()
         return kept
     endpoint = Endpoint(evaluation.endpoint.rstrip("/"), evaluation.model, evaluation.concurrency, evaluation.max_new_tokens)
-    meter = Meter(progress, len(test), len(test) - len(open_rows))
+    meter = Meter(progress, before + len(test) + after, before + len(test) - len(open_rows))
 
     async def run() -> None:
         async with aiohttp.ClientSession() as session:

@@ -36,10 +36,14 @@ def bare(metric: str, score: float, *, points: bool = False) -> str:
     return f"{100 * score:+.1f} points" if points else f"{100 * score:.1f} %"
 
 
-def scores(compared: Compared, reference: str, gate: GateConfig | None) -> str:
-    """Both scores on one axis with their intervals, and below them the difference on its own, with what the gate asks."""
+def scores(
+    compared: Compared, reference: str, gate: GateConfig | None, between: tuple[str, Mapping[str, Any]] | None = None
+) -> str:  # fmt: skip
+    """Both scores on one axis with their intervals, a third one with its name `between` them, and below the difference on its own, with
+    what the gate asks."""
     metric = compared.metric
-    bars = [(reference, compared.before, "validation"), ("tuned", compared.after, "train")]
+    third = [(*between, "validation")] if between else []
+    bars = [(reference, compared.before, "validation"), *third, ("tuned", compared.after, "train")]
     rows = [(name, _interval(metric, found, "score"), _figure(metric, found, "score"), colour) for name, found, colour in bars if found]
     lines = [_shown(metric, gate.min_score)] if gate and gate.min_score is not None else []
     low, high = (0.0, 1.0) if metric != LOSS else _range([edge for _, interval, _, _ in rows for edge in interval] + lines)

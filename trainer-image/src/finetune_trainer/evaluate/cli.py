@@ -5,15 +5,32 @@ Invariant: rows of a folder that counts are never scored again. What the probe h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from finetune_trainer import advice, layout
 from finetune_trainer.config import DataConfig, EvaluationConfig, RunConfig, need
-from finetune_trainer.evaluate import ask, before, probe, report, rows, scoring, throughput
+from finetune_trainer.evaluate import answers, ask, before, fewshot, probe, report, rows, scoring, throughput
+from finetune_trainer.evaluate.client import Reply
+from finetune_trainer.evaluate.fewshot import Alone, FewShot
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
 from finetune_trainer.evaluate.throughput import Answering
 from finetune_trainer.exits import JsonObject
 from finetune_trainer.progress import Progress, serving
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured: the rows that were asked, how many were left out, their scores, how fast the answers came and what examples in the
+    prompt would do (None: it was not asked)."""
+
+    test: Sequence[TestRow]
+    excluded: int
+    scored: Sequence[ScoredRow]
+    answering: Answering | None = None
+    few_shot: FewShot | None = None
 
 
 def main(config: RunConfig) -> JsonObject:
@@ -26,8 +43,7 @@ def main(config: RunConfig) -> JsonObject:
             known = _evaluate(config, evaluation, data, progress)
         elif {name: known[name] for name in ("forgetting", "fidelity") if name in known} != _told(*_probed(evaluation)):
             test, excluded = rows.without_trained_on(rows.test_rows(data.path), evaluation.exclude_trained_on)
-            answering = throughput.read(known)
-            known = _commit(config, evaluation, test, excluded, rows.read(evaluation.path), answering)
+            known = _commit(config, evaluation, Found(test, excluded, rows.read(evaluation.path), throughput.read(known)))
         progress.update(state="done", percent=100, etaSeconds=0)
         return known
 
@@ -37,41 +53,46 @@ def _evaluate(config: RunConfig, evaluation: EvaluationConfig, data: DataConfig,
     progress.update(state="checking", totalSteps=len(test))
     scorers = scoring.scorers(evaluation.metrics)
     scoring.check(scorers, test)
+    replies: Mapping[str, Reply] = {}
     scored: list[ScoredRow] = [ScoredRow(row.id, None, {}) for row in test]
-    kept = None
     if scorers:
-        kept = ask.answered(evaluation, test, progress)
+        replies = ask.answered(evaluation, test, progress, after=fewshot.planned(evaluation, len(test))).replies
         progress.update(state="scoring")
-        scored = scoring.score(scorers, test, kept.replies)
+        scored = scoring.score(scorers, test, replies)
     if any(metric.type == "Loss" for metric in evaluation.metrics):
         scored = scoring.with_loss(config, evaluation, test, scored, progress)
-    answering = throughput.measured(kept.replies.values(), evaluation.concurrency, evaluation.server) if kept else None
-    result = _commit(config, evaluation, test, excluded, scored, answering)
-    if kept is not None:
-        kept.remove()
+    answering = throughput.measured(replies.values(), evaluation.concurrency, evaluation.server)
+    few_shot = fewshot.measure(config, Alone(test, scored, replies), scorers, progress)
+    result = _commit(config, evaluation, Found(test, excluded, scored, answering, few_shot))
+    for folder in (evaluation.path, fewshot.kept_as(evaluation)):
+        answers.forget(folder)
     return result
 
 
-def _commit(
-    config: RunConfig, evaluation: EvaluationConfig, test: Sequence[TestRow], excluded: int, scored: Sequence[ScoredRow],
-    answering: Answering | None,
-) -> JsonObject:  # fmt: skip
+def _commit(config: RunConfig, evaluation: EvaluationConfig, found: Found) -> JsonObject:
     """Write the folder: rows, result, page and card, with what the probe has found by now."""
     reference = rows.read(evaluation.reference) if evaluation.reference else None
     probed = _probed(evaluation)
-    result = {**_result(evaluation, scored, reference, excluded), **_told(*probed)}
-    if answering is not None:
-        result["answering"] = answering.told()
-    told = None
+    result = {**_result(evaluation, found.scored, reference, found.excluded), **_told(*probed)}
+    if found.answering is not None:
+        result["answering"] = found.answering.told()
+    if found.few_shot is not None:
+        result["fewShot"] = found.few_shot.told
+    told = alone = None
     if evaluation.report:
-        told = report.gather(config, evaluation.report, test, scored, reference or [], excluded, *probed, answering)
-    if told is not None:
+        told = report.gather(
+            config, evaluation.report, found.test, found.scored, reference or [], found.excluded, *probed, found.answering,
+            _examples_of(evaluation.reference),
+        )  # fmt: skip
         result["advice"] = advice.told(told.advice)
-    alone = before.gather(config, evaluation.before, test, scored, answering) if evaluation.before else None
-    if alone is not None:
+    if evaluation.before:
+        few_shot = found.few_shot.told if found.few_shot else None
+        alone = before.gather(config, evaluation.before, found.test, found.scored, found.answering, few_shot)
         result["advice"] = advice.told(before.advise(alone))
     with layout.transaction(evaluation.path) as work:
-        rows.write(work.folder / rows.ROWS, scored)
+        rows.write(work.folder / rows.ROWS, found.scored)
+        if found.few_shot is not None and found.few_shot.rows:
+            rows.write(work.folder / fewshot.ROWS, found.few_shot.rows)
         layout.write_json(work.folder / rows.RESULT, result)
         if told is not None:
             report.write(work.folder, told)
@@ -79,6 +100,14 @@ def _commit(
             before.write(work.folder, alone)
         work.facts.update(evaluation=evaluation.name, revision=config.finetune.revision)
     return result
+
+
+def _examples_of(reference: Path | None) -> JsonObject | None:
+    """What examples in its prompt did for the reference, as its own evaluation says; None of one that did not look."""
+    try:
+        return json.loads((reference / rows.RESULT).read_text()).get("fewShot") if reference else None
+    except layout.MISSING:
+        return None
 
 
 def _result(evaluation: EvaluationConfig, scored: Sequence[ScoredRow], reference: Sequence[ScoredRow] | None, excluded: int) -> JsonObject:

@@ -15,7 +15,7 @@ from typing import Any
 from finetune_trainer import card, layout, pages
 from finetune_trainer.advice import Advice, listed, read
 from finetune_trainer.config import EconomicsConfig, GateConfig, ReportConfig, RunConfig, ServerConfig, SpentConfig, need
-from finetune_trainer.evaluate import advice, charts, comparison, examples, faithful, forgotten, worth
+from finetune_trainer.evaluate import advice, charts, comparison, examples, faithful, forgotten, prompted, worth
 from finetune_trainer.evaluate.comparison import LOSS, Compared, Pair
 from finetune_trainer.evaluate.rows import ScoredRow, TestRow
 from finetune_trainer.evaluate.throughput import Answering
@@ -31,7 +31,8 @@ class Report:
     """Everything that is told. `made` is the artifact's revision.json (empty where it cannot be read), `rows` the counts of the prepared
     data, `confidence` the percent of all intervals, `forgetting` and `fidelity` what the probe found (None: it was not asked), `economics`
     what serving is compared with in money (None: nothing is), `answering` how fast the tuned model's server answered (None: not known),
-    `server` what one is now, `advised` what was advised before the training."""
+    `server` what one is now, `advised` what was advised before the training, `few_shot` what examples in its prompt did for the reference,
+    or why that is not known (None: nobody looked)."""
 
     finetune: str
     revision: str
@@ -51,6 +52,7 @@ class Report:
     answering: Answering | None = None
     server: ServerConfig | None = None
     advised: Sequence[Advice] = ()
+    few_shot: Mapping[str, Any] | None = None
 
     @property
     def gated(self) -> Compared:
@@ -71,7 +73,7 @@ class Report:
 def gather(
     config: RunConfig, asked: ReportConfig, test: Sequence[TestRow], tuned: Sequence[ScoredRow], reference: Sequence[ScoredRow],
     excluded: int, forgetting: Mapping[str, Any] | None = None, fidelity: Mapping[str, Any] | None = None,
-    answering: Answering | None = None,
+    answering: Answering | None = None, few_shot: Mapping[str, Any] | None = None,
 ) -> Report:  # fmt: skip
     """What the report tells, from the scores and from what lies on the volume."""
     evaluation, data = need(config.evaluation, "evaluation"), need(config.data, "data")
@@ -103,6 +105,7 @@ def gather(
         economics=asked.economics,
         answering=answering,
         server=evaluation.server,
+        few_shot=few_shot,
     )
 
 
@@ -165,10 +168,11 @@ def _tiles(report: Report) -> str:
 
 
 def _scores(report: Report) -> str:
-    drawn = "".join(
-        charts.scores(compared, named(report.reference), report.gate if compared is report.gated else None) for compared in report.compared
-    )
-    note = f"{_asked(report)} Bars are {report.confidence:g} % intervals of a bootstrap over rows; the difference is paired by row."
+    first, *others = report.compared
+    drawn = charts.scores(first, named(report.reference), report.gate, prompted.bar(report.few_shot))
+    drawn += "".join(charts.scores(compared, named(report.reference), None) for compared in others)
+    tried = prompted.sentence(first.metric, report.few_shot)
+    note = f"{tried} {_asked(report)} Bars are {report.confidence:g} % intervals of a bootstrap over rows; the difference is paired by row."
     meaning = comparison.meaning(compared.metric for compared in report.compared)
     return f'{drawn}<p class="quiet small">{escape(meaning)} {escape(note)}</p>'
 

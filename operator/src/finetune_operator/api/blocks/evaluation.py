@@ -134,6 +134,18 @@ class Gate(SpecModel):
     )
 
 
+class FewShot(SpecModel):
+    """What a prompt alone would do: the base model is asked some of the test rows once more, with solved training rows before each. It is advice,
+    and stops nothing."""
+
+    examples: Annotated[int, LIVE] = Field(
+        default=4, ge=0, le=16, description="Before each question, where so many fit into training.maxSequenceLength; 0: it is not done."
+    )
+    rows: Annotated[int, LIVE] = Field(
+        default=16, ge=1, le=100_000, description="Of the test split, chosen by content hash; more make its interval narrower."
+    )
+
+
 class Evaluation(SpecModel):
     """Scores on the sealed test split; without metrics the loss is compared, in bits per byte of the answers (or Texts)."""
 
@@ -144,6 +156,7 @@ class Evaluation(SpecModel):
         description="No training (phase NotNeeded) where the base model, or the revision that is live, already scores this much by the first "
         "metric; default: it is always trained. docs/evaluation.md suggests a policy.",
     )
+    few_shot: FewShot | None = Field(default=None, description="Default: 4 examples, 16 rows.")
     gate: Gate | None = None
 
 
