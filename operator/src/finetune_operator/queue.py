@@ -47,10 +47,8 @@ class Queue(Generic[K]):
         async with self._turn:
             while (wait := self._wait()) != 0.0:
                 self._changed.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(
-                        wait
-                    ):  # before Python 3.12 `wait_for` loses a cancellation that comes with what it waits for
+                with contextlib.suppress(TimeoutError):  # before Python 3.12 `wait_for` loses a cancellation that comes with its end
+                    async with asyncio.timeout(wait):
                         await self._changed.wait()
             _, _, key = heapq.heappop(self._heap)
             del self._due[key]
