@@ -13,7 +13,8 @@ from finetune_operator.build.jobs import Stage, asked, stage_job
 from finetune_operator.build.pods import ANY_GPU, Accelerator, Images, Owner
 from finetune_operator.decide import decide
 from finetune_operator.decide.draft import Draft, JobWanted
-from finetune_operator.decide.stages import evaluate, fetch
+from finetune_operator.decide.patience import until_heard
+from finetune_operator.decide.stages import baseline, evaluate, fetch
 from finetune_operator.decide.suspend import obsolete
 from finetune_operator.decide.train import train
 from finetune_operator.observed import Observed
@@ -284,3 +285,48 @@ def test_what_waits_for_a_machine_is_made_anew_when_its_accelerators_profile_is_
     run = Run(A1, "Waiting", waiting=NO_ROOM, asked=asked(spec, "train", before))
     assert trained(run, compute=on, profiles={"h100": before}).obsolete == ()
     assert trained(run, compute=on, profiles={"h100": replace(before, **changes)}).obsolete == ((A1,) if anew else ())
+
+
+# What is waited for, and what the spec came to ask for meanwhile: it is heard, for nothing is trained yet.
+HEARD: dict[str, tuple[Run, dict[str, Any]]] = {
+    "fewer nodes, while a part of the gang holds a machine in vain": (
+        Run(A1, "Waiting", waiting=NO_ROOM, held=20, crowded="A", since=NOW), {"compute": {"nodes": 1}},
+    ),
+    "a Secret for the image": (Run(A1, "Waiting", waiting=NO_IMAGE, since=NOW), {"pods": {"imagePullSecrets": ["x"]}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HEARD)
+def test_an_edit_is_heard_while_nothing_is_trained(case: str) -> None:
+    run, edit = HEARD[case]
+    run = replace(run, asked=asked(seen(run).spec, "train", ANY_GPU))
+    o = seen(run)
+    assert train(o, draft(o)).status.attempts[0].outcome == "Running", "nothing was edited"
+    o = replace(o, spec=make_observed(changes={"serving": {"image": "mine:2"}, "compute": {"nodes": 2}, **edit}).spec)
+    assert train(o, draft(o)).status.attempts[0].outcome == "Superseded"
+
+
+def test_a_scorer_that_waits_for_accelerators_hears_that_no_answers_are_asked_for() -> None:
+    run = Run("bot-r1-baseline", "Waiting", waiting=NO_ROOM)
+    made = replace(run, asked=asked(make_observed().spec, "baseline", ANY_GPU))
+    o = make_observed(make_revision(tries={"baseline": 1}), changes={"evaluation": {"metrics": []}}, runs={run.name: made})
+    assert baseline(o, draft(o)).revision.tries == {"baseline": 2}
+
+
+def test_ranks_that_gave_up_waiting_for_others_without_a_machine_are_charged_to_nobody() -> None:
+    said = "another rank went away: Timed out after 3601 seconds waiting for clients. 1/2 clients joined."
+    failure = Failure("infrastructure", "PeerLost", said, pod="bot-r1-a1-0", rank=0)
+    found = trained(Run(A1, "Failed", failure=failure), compute={"queueName": "team"}).revision
+    assert (found.charges.infrastructure, found.charges.disruption) == (0, 1)
+    begun = trained(Run(A1, "Failed", failure=replace(failure, result={"step": 3})), compute={"queueName": "team"}).revision
+    assert (begun.charges.infrastructure, begun.charges.disruption) == (1, 0), "it had trained"
+
+
+def test_what_is_refused_for_long_is_asked_for_each_minute() -> None:
+    refused = Waiting(c.REFUSED, "exceeded quota")
+
+    def again(seconds: float, **known: Any) -> float | None:
+        return until_heard(Run(A1, "Waiting", waiting=refused, unheard=True, waited=Waited(schedule=seconds), **known), 3.0)
+
+    assert (again(600), again(601), again(601, held=5.0)) == (3.0, 60.0, 3.0), "what is held is looked after"
+    assert until_heard(Run(A1, "Waiting", waiting=NO_ROOM), 3.0) is None, "its watch tells"

@@ -95,7 +95,9 @@ def asked(spec: Spec, stage: str, profile: Accelerator) -> str:
     server = spec.serving.resources if spec.serving and stage != "train" else None
     judge = spec.own_metric.resources if spec.own_metric and stage in names.SCORING else None
     blocks = {"compute": spec.compute, "pods": spec.pods, "server": server, "metric": judge}
-    written = {name: block.model_dump(exclude_defaults=True) for name, block in blocks.items() if block}
+    written: Manifest = {name: block.model_dump(exclude_defaults=True) for name, block in blocks.items() if block}
+    if stage in names.SCORING and not (spec.evaluation and spec.evaluation.metrics):
+        written["answers"] = False  # no server stands beside it: it asks for one accelerator
     return digest({**written, "profile": {name: value for name, value in asdict(profile).items() if name in PLACES}})
 
 

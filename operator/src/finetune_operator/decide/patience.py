@@ -24,6 +24,8 @@ from finetune_operator.workloads.run import CROWDED_SECONDS, GANG_SECONDS, Failu
 QUIET_SECONDS: Final = 900.0  # between two steps
 QUIET_STEPS: Final = 20  # or so many of the measured steps, if that is longer
 QUIET_ELSE_SECONDS: Final = 7200.0  # while it loads, scores the validation rows or exports
+OFTEN_SECONDS: Final = 600.0  # so long what no watch tells of is asked for every few seconds; from then on
+RARE_POLL_SECONDS: Final = 60.0
 OF_THE_USER: Final = (conditions.SECRET_MISSING, conditions.SOURCE_MISSING)  # what is waited for until the user makes it
 NO_SUCH_IMAGE: Final = ("not found", "manifest unknown", "name unknown", "denied", "unauthorized", "invalid")
 FIXES: Final[Mapping[str, str]] = {
@@ -76,11 +78,13 @@ def _kept_together(o: Observed, run: Run) -> bool:
 
 
 def outdated(o: Observed, run: Run, stage: str) -> bool:
-    """Does the spec, or its accelerator's profile, ask for other machines by now than a Job does whose pods have none yet?"""
+    """Does the spec, or its accelerator's profile, ask for other machines by now than a Job does whose pods have none yet, hold theirs in
+    vain, or cannot have their image?"""
     accelerator = o.spec.compute.accelerator
     profile = o.profiles.get(accelerator) if accelerator else ANY_GPU
-    homeless = run.state == "Waiting" and run.since is None and run.asked != ""
-    return homeless and profile is not None and run.asked != asked(o.spec, stage, profile)
+    lacks_image = run.waiting is not None and run.waiting.reason == conditions.IMAGE_UNAVAILABLE
+    idle = run.state == "Waiting" and (run.since is None or run.held > 0 or lacks_image) and run.asked != ""
+    return idle and profile is not None and run.asked != asked(o.spec, stage, profile)
 
 
 def overdue(o: Observed, run: Run) -> Failure | None:
@@ -94,6 +98,15 @@ def overdue(o: Observed, run: Run) -> Failure | None:
 def until_overdue(o: Observed, run: Run) -> float | None:
     """Seconds until they will have been, while nothing else happens."""
     return soonest(*_left(o, run).values())
+
+
+def until_heard(run: Run, poll: float) -> float | None:
+    """Seconds until it is asked again what no watch tells of a Job that waits; rarely, where nothing is held and it has been refused for a
+    while: a quota keeps many waiting at once, for days."""
+    if not (run.unheard or run.held):
+        return None
+    refused = run.waiting is not None and run.waiting.reason == conditions.REFUSED and not run.held
+    return RARE_POLL_SECONDS if refused and (run.waited.schedule or 0.0) > OFTEN_SECONDS else poll
 
 
 def late(o: Observed, run: Run, stage: str) -> Failure | None:

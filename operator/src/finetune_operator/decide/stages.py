@@ -11,7 +11,17 @@ from finetune_operator.api.status import Answering, Difference, Estimate, FewSho
 from finetune_operator.build import arm
 from finetune_operator.decide import advice
 from finetune_operator.decide.draft import Draft, finite, soonest
-from finetune_operator.decide.patience import judged, late, named, outdated, overdue, until_overdue
+from finetune_operator.decide.patience import (
+    OFTEN_SECONDS,
+    RARE_POLL_SECONDS,
+    judged,
+    late,
+    named,
+    outdated,
+    overdue,
+    until_heard,
+    until_overdue,
+)
 from finetune_operator.decide.retry import after_failure, again, of_probe, trouble, wait, without_probe
 from finetune_operator.observed import Observed
 from finetune_operator.workloads.objects import time
@@ -31,8 +41,6 @@ WORDS = {
     "evaluate": "scoring the tuned model on the sealed test split",
 }
 POLL_SECONDS = 5.0
-OFTEN_SECONDS = 600.0  # so long what lacks before a pod is made is looked for as often as that; from then on
-RARE_POLL_SECONDS = 60.0
 UNMEASURED_CHARACTERS = 400
 DIVERGENCE_DIGITS = 8  # what rounding to 16 bits does is seen in the seventh
 BASE = "base"  # the untouched model, where a revision is named
@@ -151,7 +159,7 @@ def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> 
     if run.state == "Failed":
         return _failed(o, d, stage, number, named(run.failure, stage) if run.failure else Failure("error", "Failed", "its Job failed"))
     if outdated(o, run, stage):
-        text = f"{WORDS[stage]}: its pod had no machine when the spec came to ask for another one, and is made anew"
+        text = f"{WORDS[stage]}: its pod had not begun when the spec came to ask for something else, and is made anew"
         return again(d, stage).block(STAGE_PHASES[stage], text, requeue=POLL_SECONDS)
     if run.state != "Ending" and (given_up := overdue(o, run) or late(o, run, stage) or judged(o, run)):
         return _failed(o, d, stage, number, given_up)
@@ -203,7 +211,7 @@ def _in_progress(o: Observed, d: Draft, stage: str, run: Run) -> Draft:
     if run.suspended:  # by a queue of the namespace's own: the spec's is for training
         return d.block(conditions.QUEUED, f"{WORDS[stage]}: its Job waits for admission to its queue", requeue=until_overdue(o, run))
     if run.state == "Waiting":
-        poll = soonest(until_overdue(o, run), POLL_SECONDS if run.unheard else None)
+        poll = soonest(until_overdue(o, run), until_heard(run, POLL_SECONDS))
         message, reason = (run.waiting.message, run.waiting.reason) if run.waiting else (WORDS[stage], "")
         return d.block(STAGE_PHASES[stage], message, reason=reason, requeue=poll)
     if run.state == "Ending":

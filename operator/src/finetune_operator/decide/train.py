@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from finetune_operator import conditions, names
@@ -24,12 +25,13 @@ from finetune_operator.decide.attempts import (
 )
 from finetune_operator.decide.draft import Draft, finite, soonest, stamp
 from finetune_operator.decide.layout import next_choice
-from finetune_operator.decide.patience import held, outdated, overdue, stalled, until_overdue, waits_for
+from finetune_operator.decide.patience import held, outdated, overdue, stalled, until_heard, until_overdue, waits_for
 from finetune_operator.decide.retry import BUDGETS, after_failure, place, trouble, wait
 from finetune_operator.observed import Observed
 from finetune_operator.workloads.run import Failure, Run
 
 POLL_SECONDS = 3.0
+GIVES_UP = ("PeerLost", "MasterUnknown")  # what a rank says that has waited for the others for an hour
 PROGRESS_MARK = 5  # percent: status is written at these marks and at checkpoints
 
 
@@ -51,7 +53,7 @@ def train(o: Observed, d: Draft) -> Draft:
             said = "all ranks ended well but rank 0's result message is gone; was its pod deleted?"
             return _ended(o, d, attempt, Failure("infrastructure", "NoResult", said))
         case "Failed":
-            return _ended(o, d, attempt, run.failure or Failure("error", "Failed", "its Job failed"))
+            return _ended(o, d, attempt, _in_vain(attempt, run.failure or Failure("error", "Failed", "its Job failed")))
         case "Ending" if run.stopped and run.failure:  # the Job would go on with another gang: one attempt, one gang
             return _ended(o, d, attempt, run.failure)
         case "Ending":
@@ -138,6 +140,14 @@ def _ended(o: Observed, d: Draft, attempt: Attempt, failure: Failure) -> Draft:
     return d.block(conditions.TRAINING, text, reason=trouble(failure), requeue=wait(o, d))
 
 
+def _in_vain(attempt: Attempt, failure: Failure) -> Failure:
+    """The same failure; ranks that gave up waiting for others that never had a machine are nobody's fault, and nothing is charged."""
+    if attempt.began is not None or failure.reason not in GIVES_UP or failure.result.get("step") is not None:
+        return failure
+    text = f"its gang never came to be whole, and those of its pods that had machines let go of them: {failure.message}"
+    return replace(failure, failure_class="disruption", message=text, waited=True)
+
+
 def _end(a: Attempt) -> str:
     where = place(Failure("error", "", "", a.pod or "", a.node or "", rank=a.rank))
     return f"attempt {a.number} ended ({a.failure_class}: {where}{a.message})"
@@ -146,7 +156,7 @@ def _end(a: Attempt) -> str:
 def _waiting(o: Observed, d: Draft, attempt: Attempt, run: Run) -> Draft:
     d, attempt = settled(o, d, attempt)
     if outdated(o, run, "train"):
-        text = f"attempt {attempt.number} had no machine when the spec came to ask for another one: the next attempt does"
+        text = f"attempt {attempt.number} was not whole when the spec came to ask for something else: the next attempt does"
         return halted(o, d, attempt, "Superseded").block(conditions.TRAINING, text, requeue=POLL_SECONDS)
     if failure := held(o, run) or overdue(o, run):
         return _ended(o, d, attempt, failure)
@@ -155,7 +165,7 @@ def _waiting(o: Observed, d: Draft, attempt: Attempt, run: Run) -> Draft:
         queue = f"queue {o.spec.compute.queue_name}" if o.spec.compute.queue_name else "its queue"
         begun = ", which stopped it: it goes on from its last checkpoint" if attempt.folder else ""
         return d.block(conditions.QUEUED, f"attempt {attempt.number} waits for admission to {queue}{begun}", requeue=bound)
-    poll = soonest(bound, POLL_SECONDS if run.unheard or run.held else None)
+    poll = soonest(bound, until_heard(run, POLL_SECONDS))
     if run.waiting:
         return d.block(conditions.TRAINING, waits_for(o, run, run.waiting), reason=run.waiting.reason, requeue=poll)
     return d.block(conditions.TRAINING, f"the pods of attempt {attempt.number} are starting", requeue=poll)
