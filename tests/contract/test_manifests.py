@@ -218,7 +218,7 @@ def test_an_image_of_the_users_runs_between_who_asks_and_who_scores_and_sees_not
     assert [(m["name"], m["mountPath"], m.get("readOnly", False)) for m in judges["volumeMounts"]] == [
         ("metric", "/metric/in", True), ("metric", "/metric/out", False), ("metric", "/tmp", False),
     ]  # fmt: skip
-    assert [v["name"] for v in judges["env"]] == ["HOME"], "no variable of the spec's pods, which may be a secret"
+    assert [v["name"] for v in judges["env"]] == ["HOME", "NVIDIA_VISIBLE_DEVICES"], "no variable of the spec's pods, which may be a secret"
     assert {m["mountPath"] for m in asks["volumeMounts"]} >= {"/work", "/metric"}
     assert "metric" not in str(scoring("prepare", evaluation={"metrics": [{"type": "Custom", "custom": own}]}))
 

@@ -49,6 +49,7 @@ BROKEN = {
     "no score": ([{"id": "one"}], "line 1: its score is None, no number from 0 to 1"),
     "a truth": ([{"id": "one", "score": True}], "line 1: its score is True, no number"),
     "no number": (['{"id": "one", "score": NaN}'], "line 1: its score is nan, no number"),
+    "a number that no float holds": (['{"id": "one", "score": 1' + "0" * 400 + "}"], "line 1: its score is 1000000"),
     "percent": ([{"id": "two", "score": 1}, {"id": "one", "score": 50}], "line 2: its score is 50, no number from 0 to 1"),
     "a row twice": ([{"id": "one", "score": 1}, {"id": "one", "score": 0}], "line 2 scores row one a second time"),
     "a line without an end": ([{"id": "one", "score": 1, "note": "n" * 5000}], "line 1 is longer than 4096 bytes"),
@@ -74,3 +75,14 @@ def test_nothing_but_a_plain_file_of_its_own_is_read(folder: Path) -> None:
     os.mkfifo(place)
     with pytest.raises(UserError, match="it is no plain file"):
         custom.Scores(folder).score("that", ONE)
+
+
+def test_half_a_surrogate_pair_in_a_note_is_written_down(folder: Path) -> None:
+    score, note = scored(folder, '{"id": "one", "score": 0, "note": "cut \\ud83d"}').score("that", ONE)
+    assert (score, note) == (0.0, "cut ?")
+
+
+def test_rows_that_repeat_are_handed_out_once(tmp_path: Path) -> None:
+    custom.hand_out(tmp_path, [ONE, ONE], {"one": "that"})
+    (line,) = (tmp_path / "in" / "rows.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "one"

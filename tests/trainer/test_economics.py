@@ -66,7 +66,7 @@ def test_an_interrupted_evaluation_keeps_tokens_and_time(tmp_path: Path) -> None
 
 def test_answers_that_an_older_trainer_kept_are_taken_up_without_a_throughput(tmp_path: Path) -> None:
     lines = [{"fingerprint": "f"}, {"id": "1", "answer": "yes", "error": ""}]
-    (tmp_path / ".tuned.answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / ".tuned@f.answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     kept = Kept(tmp_path / "tuned", "f")
     kept.close()
     assert kept.replies == {"1": Reply("yes")}
@@ -156,7 +156,7 @@ def test_what_one_server_answered_is_not_taken_up_beside_another() -> None:
     asked = {"name": "tuned", "path": "/work/e", "metrics": [{"type": "ExactMatch"}]}
     one = {"accelerators": 1, "runtime": "vLLM"}
     servers = (None, {"runtime": "vLLM"}, one, {**one, "accelerator": "h100"})
-    assert len({_fingerprint(EvaluationConfig.model_validate({**asked, "server": server}), []) for server in servers}) == 4
+    assert len({_fingerprint(Path("m"), EvaluationConfig.model_validate({**asked, "server": server}), []) for server in servers}) == 4
 
 
 def test_what_is_paid_back_within_days_is_not_paid_back_in_no_time() -> None:

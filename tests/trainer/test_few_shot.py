@@ -20,7 +20,7 @@ from finetune_trainer.data.reading import RawRow
 from finetune_trainer.data.solved import Solved
 from finetune_trainer.evaluate import ask, cli, client, custom, fewshot, rows
 from finetune_trainer.evaluate.rows import TestRow
-from finetune_trainer.exits import Interrupted
+from finetune_trainer.exits import Interrupted, UserError
 from transformers import AutoTokenizer
 
 from tests.trainer import hosting
@@ -352,8 +352,8 @@ def test_an_interrupted_evaluation_goes_on_with_what_was_answered(
 def test_a_stop_is_a_stop_also_between_both_scores(evaluate: Asks, answers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     answered = ask.answered
 
-    def stopped(*given: Any, folder: Path | None = None, **more: Any) -> Any:
-        if folder is not None:
+    def stopped(*given: Any, suffix: str = "", **more: Any) -> Any:
+        if suffix:
             raise Interrupted("Interrupted", "stopped by SIGTERM")
         return answered(*given, **more)
 
@@ -405,3 +405,53 @@ def test_the_tiny_model_is_asked_with_examples(host: hosting.Hosted, evaluate: A
     assert max(added) <= known[0].tokens + known[1].tokens, "what is taken for their length is enough"
     assert codes(told)[0] == "FewShotTried"
     assert host.loaded.max_model_len == CONTEXT
+
+
+def test_a_server_that_refuses_some_of_the_longer_prompts_says_nothing_of_examples(
+    evaluate: Asks, answers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scripted(answers) as server:
+        reply, longest = server.reply, sorted(answers)[0]
+
+        def refuses(messages: list[dict[str, str]]) -> tuple[int, dict[str, Any]]:
+            if solves(messages) and messages[-1]["content"] == longest:
+                return 400, {"error": {"message": "maximum context length is 1024"}}
+            return reply(messages)
+
+        monkeypatch.setattr(server, "reply", refuses)
+        told = evaluate(server.url, few={**FEW, "rows": 8})
+    assert told["fewShot"] == {
+        "unmeasured": "the server refused 1 of 8 questions with them, and answered these without: HTTP 400: maximum context length is 1024"
+    }
+
+
+def test_no_image_is_asked_where_the_server_refuses_every_row(
+    work: Path, tiny_model: Path, answers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = {"type": "Custom", "custom": {"folder": str(tmp_path / "metric")}}
+    with scripted(answers) as server:
+        monkeypatch.setattr(server, "reply", lambda messages: (400, {"error": {"message": "no system turns"}}))
+        changes = {"evaluation__path": str(tmp_path / "e"), "evaluation__endpoint": server.url, "evaluation__metrics": [metric]}
+        config = RunConfig.model_validate(make_config("evaluate", work, tiny_model, **changes))
+        with pytest.raises(UserError, match="the server refused every row; the first: HTTP 400: no system turns"):
+            ask.main(config)
+
+
+def test_another_answer_to_a_test_question_is_no_example(evaluate: Asks, answers: dict[str, str], work: Path, tmp_path: Path) -> None:
+    sealed = rows.test_rows(work / "data" / DATA)
+    lines = [{"id": f"other-{row.id}", "messages": [*row.messages, turn("assistant", "so")], "tokens": 5, "system": 0} for row in sealed]
+    prepared(tmp_path / "leak", [json.loads(line) for line in (work / "data" / DATA / rows.TEST).read_text().splitlines()], lines)
+    with scripted(answers) as server:
+        told = evaluate(server.url, data__path=str(tmp_path / "leak"))
+    assert list(told["fewShot"]) == ["unmeasured"]
+    assert not server.prompted
+
+
+def test_a_metric_that_is_corrected_asks_for_no_answer_again(work: Path, tiny_model: Path, answers: dict[str, str], tmp_path: Path) -> None:
+    metric = {"type": "Custom", "custom": {"folder": str(tmp_path / "metric")}}
+    with scripted(answers) as server:
+        for key in ("aaa", "bbb"):
+            path = str(tmp_path / f"baseline-{key}")
+            changes = {"evaluation__path": path, "evaluation__endpoint": server.url, "evaluation__metrics": [metric]}
+            ask.main(RunConfig.model_validate(make_config("evaluate", work, tiny_model, **changes)))
+    assert len(server.asked) == len(answers)

@@ -23,6 +23,7 @@ ATTEMPT: Final = f"{GROUP}/attempt"  # number of the training attempt
 ARM: Final = f"{GROUP}/arm"  # name of the arm that a pod serves
 COMPONENT: Final = f"{GROUP}/component"  # stage, arm, router, volume, revision
 ASKED: Final = f"{GROUP}/asked"  # of a stage's Job: digest of what decides where its pods may go
+KEY: Final = f"{GROUP}/evaluation"  # of a scoring stage's Job: what is asked and against what, as the evaluation's key has it
 VOLUME: Final = f"{GROUP}/volume"  # name of the work volume's claim: pods that mount it are kept together
 
 # Kubernetes' own.

@@ -22,7 +22,9 @@ METADATA: Final = (
 )  # fmt: skip
 CONTENT: Final = ("spec", "data", "binaryData", "immutable", "revision")
 ANNOTATIONS: Final = (names.RETRY, names.CONTROL, names.NUDGE, names.JOB_INDEX)
-LABELS: Final = (names.MANAGED_BY, names.NAME, names.REVISION, names.STAGE, names.ARM, names.COMPONENT, names.JOB_NAME, names.ASKED)
+LABELS: Final = (
+    names.MANAGED_BY, names.NAME, names.REVISION, names.STAGE, names.ARM, names.COMPONENT, names.JOB_NAME, names.ASKED, names.KEY,
+)  # fmt: skip
 OWNER: Final = ("kind", "uid", "controller")
 CONDITION: Final = ("type", "status", "reason", "message", "lastTransitionTime")
 JOB_SPEC: Final = ("suspend", "completions", "parallelism")

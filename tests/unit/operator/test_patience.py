@@ -330,3 +330,33 @@ def test_what_is_refused_for_long_is_asked_for_each_minute() -> None:
 
     assert (again(600), again(601), again(601, held=5.0)) == (3.0, 60.0, 3.0), "what is held is looked after"
     assert until_heard(Run(A1, "Waiting", waiting=NO_ROOM), 3.0) is None, "its watch tells"
+
+
+def custom(image: str) -> dict[str, Any]:
+    return {"evaluation": {"metrics": [{"type": "Custom", "custom": {"image": image}}]}}
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        Run("bot-r1-evaluate", "Running", key="old", since=NOW, judged_since=NOW - timedelta(hours=1)),
+        Run("bot-r1-evaluate", "Waiting", key="old", since=NOW, waiting=OWN_IMAGE, waited=Waited(start=3 * HOUR)),
+        Run("bot-r1-evaluate", "Failed", key="old", failure=Failure("user", c.METRIC_FAILED, "image mine:2 ended with exit code 1")),
+    ],
+    ids=lambda run: run.state,
+)
+def test_an_image_that_was_corrected_meanwhile_stops_nothing(run: Run) -> None:
+    known = make_revision(model_digest="m", data_digest="d", artifact="/a", tries={"evaluate": 1})
+    o = make_observed(known, runs={run.name: run}, changes=custom("mine:3"))
+    revision = evaluate(o, draft(o)).revision
+    assert (revision.stopped, revision.tries) == (None, {"evaluate": 2})
+    assert (revision.charges.error, revision.charges.infrastructure) == (0, 0)
+
+
+def test_an_image_that_does_not_end_holds_no_machine_while_suspended() -> None:
+    run = Run("bot-r1-baseline", "Running", since=NOW, judged_since=NOW - timedelta(hours=1))
+    known = make_revision(model_digest="m", data_digest="d", tries={"baseline": 1})
+    o = make_observed(known, runs={run.name: run}, changes={**custom("mine:2"), "suspend": True})
+    found = decide(o)
+    assert found.obsolete == ("bot-r1-baseline",)
+    assert found.revision.stopped is None

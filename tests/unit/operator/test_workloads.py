@@ -617,3 +617,14 @@ def test_a_container_of_a_server_that_ended_badly(state: Object, last: Object | 
     else:
         assert found.at == datetime(2026, 1, 1, 11, 59, tzinfo=UTC)
         assert found.message.startswith(said)
+
+
+def test_an_image_on_a_node_that_is_lost_is_not_said_to_be_slow() -> None:
+    judging = {"name": "metric", "state": {"running": {"startedAt": "2026-01-01T11:44:00Z"}}}
+    pod = {
+        "metadata": {"name": "p", "uid": "u", "ownerReferences": [{"uid": "j"}], "deletionTimestamp": "2026-01-01T11:50:00Z"},
+        "spec": {"nodeName": "n"},
+        "status": {"phase": "Pending", "initContainerStatuses": [SERVES, judging]},
+    }
+    job = {"metadata": {"name": "bot-r1-evaluate", "uid": "j", "labels": {}}, "spec": {"completions": 1}}
+    assert read_run(job, [pod], NOW).judged_since is None

@@ -23,6 +23,7 @@ from finetune_operator.build.arm import Served, server, shared_memory
 from finetune_operator.build.pods import NO_DEVICES, Accelerator, Devices, Images, Manifest, Owner
 
 CONTAINER = "trainer"
+JUDGES = {"HOME": "/tmp", "NVIDIA_VISIBLE_DEVICES": "void"}  # where NVIDIA's runtime is every pod's, an image may ask for all GPUs
 ONLINE = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"}  # who fetches the model, or data of a hub, may ask it
 SHORTEST_KEEP_SECONDS = 3600  # a finished Job stays for its logs, and for the operator that was away when it ended
 LONGEST_SECONDS = 2**31 - 1  # what a Job can hold
@@ -62,6 +63,8 @@ def stage_job(
     if training:
         labels[names.ATTEMPT] = str(stage.number)
     queue = _queue(spec) if training else {}
+    path = str((config.get("evaluation") or {}).get("path", ""))
+    key = {names.KEY: path.rpartition("-")[2]} if path else {}
     job_spec: Manifest = {
         "completions": nodes,
         "parallelism": nodes,
@@ -83,7 +86,7 @@ def stage_job(
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": owner.metadata(
-            job_name(owner.name, stage), "stage", {**labels, **queue, names.ASKED: asked(spec, stage.name, devices.profile)}
+            job_name(owner.name, stage), "stage", {**labels, **queue, **key, names.ASKED: asked(spec, stage.name, devices.profile)}
         ),
         "spec": job_spec,
     }
@@ -229,7 +232,7 @@ def _judged(spec: Spec, stage: Stage, asks: Manifest) -> list[Manifest]:
         "name": names.METRIC,
         "image": judge.image,
         **given,
-        "env": pods.env({"HOME": "/tmp"}),
+        "env": pods.env(JUDGES),
         "resources": {"requests": {**usual, **(resources.requests or {})}, **({"limits": limits} if limits else {})},
         "securityContext": pods.RESTRICTED_CONTAINER,
         "terminationMessagePolicy": "FallbackToLogsOnError",

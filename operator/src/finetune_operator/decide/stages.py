@@ -127,12 +127,13 @@ def _served_otherwise(o: Observed, scored: Scored) -> bool:
 
 
 def _asked_otherwise(o: Observed, d: Draft, stage: str, wanted: str) -> Draft:
-    """An evaluation that was asked otherwise than is wanted by the time it ends counts for nothing: another one is made."""
+    """An evaluation that is asked otherwise than is wanted by now counts for nothing, however it goes or went: another one is made."""
     number = d.revision.tries.get(stage, 0)
     run = o.run(names.stage_job(o.name, d.revision.name, stage, number)) if number else o.run("")
-    path = str(run.result.get("path", ""))
+    told = str(run.result.get("path", "")) if run.state == "Succeeded" else ""
+    key = run.key or told.rpartition("-")[2]
     open_ = (d.revision.baseline if stage == "baseline" else d.revision.evaluated) is None
-    return again(d, stage) if open_ and run.state == "Succeeded" and path and not path.endswith(f"-{wanted}") else d
+    return again(d, stage) if open_ and not d.blocked and key and key != wanted else d
 
 
 def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> Draft:

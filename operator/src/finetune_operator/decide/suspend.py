@@ -7,6 +7,7 @@ from dataclasses import replace
 from finetune_operator import conditions, names
 from finetune_operator.decide.attempts import ended, halted, running
 from finetune_operator.decide.draft import Draft
+from finetune_operator.decide.patience import judged
 from finetune_operator.decide.train import train
 from finetune_operator.observed import Observed
 
@@ -37,6 +38,9 @@ def obsolete(o: Observed, d: Draft) -> Draft:
     jobs = [names.attempt_job(o.name, a.revision, a.number) for a in d.status.attempts if a.outcome != "Running"]
     others = [r for r in d.status.revisions if r.name != d.status.revision]
     jobs += [names.stage_job(o.name, r.name, stage, number) for r in others for stage, number in r.tries.items()]
+    if o.spec.suspend:  # no stage looks after an image of the user's meanwhile: it is run anew when it goes on
+        mine = [names.stage_job(o.name, d.revision.name, stage, number) for stage, number in d.revision.tries.items()]
+        jobs += [job for job in mine if judged(o, o.run(job))]
     again = [(r.name, stage, number) for r in d.status.revisions for stage, number in r.tries.items() if number > 1]
     jobs += [names.stage_job(o.name, name, stage, number - 1) for name, stage, number in again]
     found = tuple(j for j in jobs if o.run(j).state in ("Waiting", "Running") or o.run(j).stopped)

@@ -107,7 +107,7 @@ def _judge(container: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
     """How the user's own image ended, whose exit codes are its own: no retry mends what it says, or its limit."""
     image = f"image {container.get('image', '')} of metric Custom"
     if ended.get("reason") == OOM_KILLED:
-        return f"{image} used more memory than its limit; raise evaluation.metrics[].custom.resources"
+        return f"{image} used more memory than its limit, or without one than its node had; raise evaluation.metrics[].custom.resources"
     tail = str(ended.get("message") or "").strip()[-400:]
     return f"{image} ended with exit code {ended.get('exitCode')}{f', and said: {tail}' if tail else ''}"
 

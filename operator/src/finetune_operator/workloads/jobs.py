@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -22,6 +23,10 @@ def read_run(job: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]], n
     """The state of a Job, with the root cause if it failed and the reason if it waits."""
     if job is None:
         return ABSENT
+    return replace(_read(job, pods, now), key=(job["metadata"].get("labels") or {}).get(names.KEY, ""))
+
+
+def _read(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: datetime) -> Run:
     name = job["metadata"]["name"]
     mine = sorted((p for p in pods if belongs(p, job)), key=rank_of)
     leader = next((p for p in mine if rank_of(p) == 0), None)

@@ -46,7 +46,10 @@ def asks(pod: Mapping[str, Any]) -> bool:
 
 
 def judged_since(pod: Mapping[str, Any]) -> datetime | None:
-    """Since when an image of the user's scores the answers; None: it does not."""
+    """Since when an image of the user's scores the answers; None: it does not, or its pod is deleted, or its node lost, and nothing more is
+    heard of it."""
+    if "deletionTimestamp" in pod["metadata"] or condition(pod, "DisruptionTarget"):
+        return None
     return time((_state(pod, names.METRIC).get("running") or {}).get("startedAt"))
 
 

@@ -66,6 +66,7 @@ class Run:
     since: datetime | None = None  # when the first of its pods came to its machine
     asked: str = ""  # of one that waits: digest of what decides where its pods may go
     judged_since: datetime | None = None  # since when an image of the user's scores the answers
+    key: str = ""  # of a scoring stage: the evaluation's; empty of a Job of an older version
     probing: bool = False  # its probe has begun, and has not ended well
 
 

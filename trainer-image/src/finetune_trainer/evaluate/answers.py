@@ -18,8 +18,9 @@ class Kept:
     """Replies by row id, appended to a file as they come."""
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
-        """`folder` is the evaluation's final folder; the file lies beside it."""
-        self._path = _file(folder)
+        """`folder` is how they are called; the file lies beside where that would, and is of this fingerprint alone: an evaluation that is
+        still being stopped writes into no other's."""
+        self._path = _file(folder, fingerprint[:16])
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self.replies = _read(self._path, fingerprint)
         self._stream = self._open(fingerprint)
@@ -49,12 +50,13 @@ class Kept:
 
 
 def forget(folder: Path) -> None:
-    """Remove what was kept for an evaluation's folder, if anything was."""
-    _file(folder).unlink(missing_ok=True)
+    """Remove what was kept under that name, if anything was."""
+    for file in folder.parent.glob(f".{folder.name}@*.answers.jsonl"):
+        file.unlink(missing_ok=True)
 
 
-def _file(folder: Path) -> Path:
-    return folder.parent / f".{folder.name}.answers.jsonl"
+def _file(folder: Path, fingerprint: str) -> Path:
+    return folder.parent / f".{folder.name}@{fingerprint}.answers.jsonl"
 
 
 def _read(path: Path, fingerprint: str) -> dict[str, Reply]:

@@ -29,20 +29,22 @@ def main(config: RunConfig) -> None:
         test, _ = rows.without_trained_on(rows.test_rows(data.path), evaluation.exclude_trained_on)
         if rows.finished(evaluation.path) is None:
             scoring.check(scoring.scorers(evaluation.metrics), test)
-            found = {row: reply.answer for row, reply in answered(evaluation, test, progress).replies.items()}
+            replies = answered(config, test, progress).replies
+            scoring.require_answers(test, replies)
+            found = {row: reply.answer for row, reply in replies.items()}
         else:
             found = {row.id: row.answer for row in rows.read(evaluation.path)}
         custom.hand_out(folder, test, found)
 
 
 def answered(
-    evaluation: EvaluationConfig, test: Sequence[TestRow], progress: Progress, *,
-    folder: Path | None = None, before: int = 0, after: int = 0,
+    config: RunConfig, test: Sequence[TestRow], progress: Progress, *, suffix: str = "", before: int = 0, after: int = 0,
 ) -> Kept:  # fmt: skip
-    """A reply to every row: those that are kept of before beside `folder` (the evaluation's), and of the server at evaluation.endpoint the
-    rest. `before` and `after` are how many others the evaluation asks before and after these. Raises UserError, Infrastructure or
-    TrainerError (no server), Interrupted."""
-    kept = Kept(folder or evaluation.path, _fingerprint(evaluation, test))
+    """A reply to every row: those that are kept of before, whatever scored them, and of the server at evaluation.endpoint the rest.
+    `before` and `after` are how many others the evaluation asks before and after these. Raises UserError, Infrastructure or TrainerError
+    (no server), Interrupted."""
+    evaluation = need(config.evaluation, "evaluation")
+    kept = Kept(kept_as(evaluation, suffix), _fingerprint(config.model.path, evaluation, test))
     open_rows = [row for row in test if row.id not in kept.replies]
     if not open_rows:
         kept.close()
@@ -74,9 +76,15 @@ def answered(
     return kept
 
 
-def _fingerprint(evaluation: EvaluationConfig, test: Sequence[TestRow]) -> str:
+def kept_as(evaluation: EvaluationConfig, suffix: str = "") -> Path:
+    """The name under which answers are kept while they come: that of what is asked, for a metric that is corrected asks nothing again."""
+    return evaluation.path.with_name(f"{evaluation.name}{suffix}")
+
+
+def _fingerprint(model: Path, evaluation: EvaluationConfig, test: Sequence[TestRow]) -> str:
     """What the kept answers answer: endpoint, model, length and questions, and by what server: their time is its."""
     server = evaluation.server.model_dump() if evaluation.server else None
-    asked = [evaluation.name, evaluation.endpoint, evaluation.model, evaluation.max_new_tokens, server]
+    loaded = [str(model), str(evaluation.adapter_path)]
+    asked = [evaluation.name, evaluation.endpoint, evaluation.model, evaluation.max_new_tokens, server, loaded]
     document = json.dumps([asked, [asdict(row) for row in test]], sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()

@@ -56,7 +56,7 @@ def _evaluate(config: RunConfig, evaluation: EvaluationConfig, data: DataConfig,
     replies: Mapping[str, Reply] = {}
     scored: list[ScoredRow] = [ScoredRow(row.id, None, {}) for row in test]
     if scorers:
-        replies = ask.answered(evaluation, test, progress, after=fewshot.planned(evaluation, len(test))).replies
+        replies = ask.answered(config, test, progress, after=fewshot.planned(evaluation, len(test))).replies
         progress.update(state="scoring")
         scored = scoring.score(scorers, test, replies)
     if any(metric.type == "Loss" for metric in evaluation.metrics):
@@ -64,8 +64,8 @@ def _evaluate(config: RunConfig, evaluation: EvaluationConfig, data: DataConfig,
     answering = throughput.measured(replies.values(), evaluation.concurrency, evaluation.server)
     few_shot = fewshot.measure(config, Alone(test, scored, replies), scorers, progress)
     result = _commit(config, evaluation, Found(test, excluded, scored, answering, few_shot))
-    for folder in (evaluation.path, fewshot.kept_as(evaluation)):
-        answers.forget(folder)
+    for suffix in ("", fewshot.SUFFIX):
+        answers.forget(ask.kept_as(evaluation, suffix))
     return result
 
 

@@ -7,7 +7,6 @@ as little to be trusted as the answers: no line of its file is believed before i
 from __future__ import annotations
 
 import json
-import math
 import os
 import stat
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,7 @@ def hand_out(folder: Path, test: Sequence[TestRow], answers: Mapping[str, str | 
     for name in ("in", "out", "tmp"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     with (folder / ROWS).open("w") as stream:
-        for row in test:
+        for row in {row.id: row for row in test}.values():  # where rows may repeat, the same question with the same answer comes once
             if (answer := answers.get(row.id)) is not None:
                 document = {"id": row.id, "prompt": list(row.messages), "reference": row.reference, "answer": answer}
                 stream.write(json.dumps(document, ensure_ascii=False) + "\n")
@@ -90,9 +89,9 @@ def _read(line: bytes, number: int) -> tuple[str, float, str]:
     if not isinstance(said, dict) or not isinstance(said.get("id"), str):
         raise _invalid(f"line {number} has no id of a row")
     score, note = said.get("score"), said.get("note") or ""
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score) or not 0 <= score <= 1:
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
         raise _invalid(f"line {number}: its score is {str(score)[:40]}, no number from 0 to 1")
-    return said["id"], float(score), str(note)[:NOTE_CHARACTERS]
+    return said["id"], float(score), str(note)[:NOTE_CHARACTERS].encode("utf-8", "replace").decode()  # half a surrogate pair is no text
 
 
 def _invalid(what: str) -> UserError:

@@ -28,6 +28,7 @@ from finetune_trainer.exits import Interrupted, JsonObject, TrainerError
 from finetune_trainer.progress import Progress
 
 ROWS = "few-shot.jsonl"  # beside the evaluation's own
+SUFFIX = "-few-shot"  # of the name under which its answers are kept while they come
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,10 @@ def measure(config: RunConfig, alone: Alone, scorers: Sequence[Scorer], progress
     if isinstance(found, str):
         return FewShot({UNMEASURED: found})
     try:
-        replies = ask.answered(evaluation, found.rows, progress, folder=kept_as(evaluation), before=len(alone.test)).replies
+        replies = ask.answered(config, found.rows, progress, suffix=SUFFIX, before=len(alone.test)).replies
+        if refused := [reply.error for reply in replies.values() if reply.answer is None]:
+            why = f"the server refused {len(refused)} of {len(found.rows)} questions with them, and answered these without: {refused[0]}"
+            return FewShot({UNMEASURED: why})
         scored = scoring.score(scorers[:1], found.rows, replies)
     except Interrupted:
         raise
@@ -80,11 +84,6 @@ def planned(evaluation: EvaluationConfig, rows: int) -> int:
     """Of so many test rows, how many may be asked with examples, too."""
     asked = evaluation.before.few_shot if evaluation.before else None
     return min(asked.rows, rows) if asked else 0
-
-
-def kept_as(evaluation: EvaluationConfig) -> Path:
-    """The name under which the answers are kept while they come."""
-    return evaluation.path.with_name(f"{evaluation.path.name}-few-shot")
 
 
 def prompted(row: TestRow, examples: Sequence[Solved]) -> TestRow:
@@ -129,8 +128,8 @@ def _prompts(config: RunConfig, asked: FewShotConfig, alone: Alone) -> Prompts |
     kept = solved.read(data.path)
     if kept is None:
         return "an older version prepared the data, and kept no examples"
-    sealed = {row.id for row in alone.test}
-    known = [example for example in kept if example.id not in sealed]
+    sealed, questions = {row.id for row in alone.test}, [row.messages for row in alone.test]
+    known = [example for example in kept if example.id not in sealed and example.messages[:-1] not in questions]
     test = [row for row in alone.test if alone.replies[row.id].answer is not None and solved.asks(row.messages)]
     test = nsmallest(asked.rows, test, key=lambda row: position(row.id, data.split.seed))
     if not known or not test:

@@ -59,10 +59,14 @@ def check(every: Sequence[Scorer], test: Sequence[TestRow]) -> None:
 
 def score(every: Sequence[Scorer], test: Sequence[TestRow], replies: Mapping[str, Reply]) -> list[ScoredRow]:
     """Every row's scores; a row that the server refused scores 0. Raises UserError if it refused them all."""
-    refused = [row for row in test if replies[row.id].answer is None]
-    if refused and len(refused) == len(test):
-        raise UserError("EveryRowRefused", f"the server refused every row; the first: {replies[refused[0].id].error}")
+    require_answers(test, replies)
     return [_score(every, row, replies[row.id]) for row in test]
+
+
+def require_answers(test: Sequence[TestRow], replies: Mapping[str, Reply]) -> None:
+    """Raises UserError if the server refused every row."""
+    if all(replies[row.id].answer is None for row in test):
+        raise UserError("EveryRowRefused", f"the server refused every row; the first: {replies[test[0].id].error}")
 
 
 def with_loss(
