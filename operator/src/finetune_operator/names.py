@@ -105,6 +105,16 @@ def attempt_path(revision: str, number: int) -> str:
     return f"{WORK}/revisions/{revision}/a{number}"
 
 
+def evaluation_path(revision: str, kind: str, key: str) -> str:
+    """The folder of an evaluation: `kind` is `baseline` or `tuned`."""
+    return f"{WORK}/revisions/{revision}/evaluations/{kind}-{key}"
+
+
+def evaluation_key(path: str) -> str:
+    """The key in the name of an evaluation's folder; empty where there is no path."""
+    return path.rpartition("-")[2]
+
+
 def attempt_job(finetune: str, revision: str, attempt: int) -> str:
     """The Job of a training attempt, and its headless Service."""
     return f"{finetune}-{revision}-a{attempt}"

@@ -287,7 +287,7 @@ def _scoring(c: Context, stage: str) -> runconfig.Scoring:
     ours, skipped = not arm.uses_vllm(c.spec), c.draft.revision.unprobed
     forgetting = runconfig.forgetting(name, resolved["model"]["path"], quantized=ours, skipped=skipped)
     return runconfig.Scoring(
-        path=runconfig.evaluation_path(name, "baseline" if stage == "baseline" else "tuned", key),
+        path=names.evaluation_path(name, "baseline" if stage == "baseline" else "tuned", key),
         served_name=served.name,
         model_path=served.model,
         adapter=served.adapter,

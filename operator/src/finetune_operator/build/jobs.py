@@ -14,7 +14,8 @@ from typing import Any
 
 from finetune_operator import names
 from finetune_operator.api.blocks.deadlines import of_stage
-from finetune_operator.api.blocks.evaluation import CustomResources
+from finetune_operator.api.blocks.evaluation import Custom
+from finetune_operator.api.blocks.serving import Resources
 from finetune_operator.api.fields import digest
 from finetune_operator.api.quantities import seconds
 from finetune_operator.api.spec import Spec
@@ -63,8 +64,8 @@ def stage_job(
     if training:
         labels[names.ATTEMPT] = str(stage.number)
     queue = _queue(spec) if training else {}
-    path = str((config.get("evaluation") or {}).get("path", ""))
-    key = {names.KEY: path.rpartition("-")[2]} if path else {}
+    key = names.evaluation_key(str((config.get("evaluation") or {}).get("path", "")))
+    of_the_job = {names.ASKED: asked(spec, stage.name, devices.profile), **({names.KEY: key} if key else {})}
     job_spec: Manifest = {
         "completions": nodes,
         "parallelism": nodes,
@@ -85,9 +86,7 @@ def stage_job(
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": owner.metadata(
-            job_name(owner.name, stage), "stage", {**labels, **queue, **key, names.ASKED: asked(spec, stage.name, devices.profile)}
-        ),
+        "metadata": owner.metadata(job_name(owner.name, stage), "stage", {**labels, **queue, **of_the_job}),
         "spec": job_spec,
     }
 
@@ -96,8 +95,8 @@ def asked(spec: Spec, stage: str, profile: Accelerator) -> str:
     """Digest of what decides where a stage's pods may go, by the spec and its accelerator's profile: when it changes, a Job without a
     machine is made anew."""
     server = spec.serving.resources if spec.serving and stage != "train" else None
-    judge = spec.own_metric.resources if spec.own_metric and stage in names.SCORING else None
-    blocks = {"compute": spec.compute, "pods": spec.pods, "server": server, "metric": judge}
+    judge = _judge(spec, stage)
+    blocks = {"compute": spec.compute, "pods": spec.pods, "server": server, "metric": judge.resources if judge else None}
     written: Manifest = {name: block.model_dump(exclude_defaults=True) for name, block in blocks.items() if block}
     if stage in names.SCORING and not (spec.evaluation and spec.evaluation.metrics):
         written["answers"] = False  # no server stands beside it: it asks for one accelerator
@@ -152,8 +151,7 @@ def _avoiding(affinity: Manifest, nodes: Sequence[str]) -> Manifest:
 
 def _before(spec: Spec, stage: Stage, config: Mapping[str, Any]) -> list[str]:
     """The containers that must end well before the trainer's own begins."""
-    judged = stage.name in names.SCORING and spec.own_metric is not None
-    return [*([names.PROBE] if _probes(config) else ()), *((names.ASK, names.METRIC) if judged else ())]
+    return [*([names.PROBE] if _probes(config) else ()), *((names.ASK, names.METRIC) if _judge(spec, stage.name) else ())]
 
 
 def _failure_policy(*, training: bool, before: Sequence[str]) -> Manifest:
@@ -185,7 +183,7 @@ def _template(
     sidecar = server(spec, served, images, devices) if served else None
     first = [_probe(spec, stage, images, devices)] if _probes(config) else []  # to its end, before the server starts
     memory = [pods.shared_memory(own.shared_memory())] if training else shared_memory(spec) if sidecar else []
-    own_image = [{"name": names.METRIC, "mountPath": names.METRIC_DIR}] if stage.name in names.SCORING and spec.own_metric else []
+    own_image = [{"name": names.METRIC, "mountPath": names.METRIC_DIR}] if _judge(spec, stage.name) else []
     handed = [{"name": mount["name"], "emptyDir": {}} for mount in own_image]
     shared: list[Manifest] = [pods.work_volume(owner), pods.tmp_volume(), _config_volume(), *memory, *handed, *source_volumes]
     last = _container(spec, stage, images, own, [*source_mounts, *own_image], computes=_computes(stage, served))
@@ -217,14 +215,19 @@ def _probes(config: Mapping[str, Any]) -> bool:
     return bool(asked and not asked["skipped"])
 
 
+def _judge(spec: Spec, stage: str) -> Custom | None:
+    """The image of the user's that scores the answers of a stage; None: there is none."""
+    return spec.own_metric if stage in names.SCORING else None
+
+
 def _judged(spec: Spec, stage: Stage, asks: Manifest) -> list[Manifest]:
     """The containers that run one after the other between server and evaluator where an image of the user's scores: one like the
     evaluator (`asks`) has the rows answered, the user's finds the answers in its own volume, where the evaluator finds the scores."""
-    judge = spec.own_metric if stage.name in names.SCORING else None
+    judge = _judge(spec, stage.name)
     if judge is None:
         return []
     asking = _as(names.ASK, asks)
-    resources = judge.resources or CustomResources()
+    resources = judge.resources or Resources()
     limits = dict(resources.limits or {})
     usual = {name: amount for name, amount in {"cpu": "100m", "memory": MEMORY["evaluate"]}.items() if name not in limits}
     given = {key: value for key, value in (("command", judge.command), ("args", judge.args)) if value}

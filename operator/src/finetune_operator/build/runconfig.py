@@ -64,11 +64,6 @@ def data_path(revision: str) -> str:
     return f"{names.WORK}/data/{revision}"
 
 
-def evaluation_path(revision: str, kind: str, key: str) -> str:
-    """The folder of an evaluation: `kind` is `baseline` or `tuned`."""
-    return f"{names.WORK}/revisions/{revision}/evaluations/{kind}-{key}"
-
-
 def forgetting(revision: str, base: str, *, quantized: bool, skipped: str | None) -> Config:
     """What a revision is asked for what it forgot of the model folder `base`; it is found once, whatever it is scored by. `quantized`: is
     QLoRA's adapter served upon weights as it trained upon? `skipped`: why it is not looked for (any more): what was found before counts

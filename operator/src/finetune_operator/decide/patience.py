@@ -106,7 +106,12 @@ def until_heard(run: Run, poll: float) -> float | None:
     if not (run.unheard or run.held):
         return None
     refused = run.waiting is not None and run.waiting.reason == conditions.REFUSED and not run.held
-    return RARE_POLL_SECONDS if refused and (run.waited.schedule or 0.0) > OFTEN_SECONDS else poll
+    return paced(run.waited.schedule or 0.0, poll) if refused else poll
+
+
+def paced(waited: float, poll: float) -> float:
+    """Seconds until it is asked again what no watch tells of, after so many seconds of waiting: often at first, then rarely."""
+    return poll if waited <= OFTEN_SECONDS else RARE_POLL_SECONDS
 
 
 def late(o: Observed, run: Run, stage: str) -> Failure | None:

@@ -11,17 +11,7 @@ from finetune_operator.api.status import Answering, Difference, Estimate, FewSho
 from finetune_operator.build import arm
 from finetune_operator.decide import advice
 from finetune_operator.decide.draft import Draft, finite, soonest
-from finetune_operator.decide.patience import (
-    OFTEN_SECONDS,
-    RARE_POLL_SECONDS,
-    judged,
-    late,
-    named,
-    outdated,
-    overdue,
-    until_heard,
-    until_overdue,
-)
+from finetune_operator.decide.patience import judged, late, named, outdated, overdue, paced, until_heard, until_overdue
 from finetune_operator.decide.retry import after_failure, again, of_probe, trouble, wait, without_probe
 from finetune_operator.observed import Observed
 from finetune_operator.workloads.objects import time
@@ -131,7 +121,7 @@ def _asked_otherwise(o: Observed, d: Draft, stage: str, wanted: str) -> Draft:
     number = d.revision.tries.get(stage, 0)
     run = o.run(names.stage_job(o.name, d.revision.name, stage, number)) if number else o.run("")
     told = str(run.result.get("path", "")) if run.state == "Succeeded" else ""
-    key = run.key or told.rpartition("-")[2]
+    key = run.key or names.evaluation_key(told)
     open_ = (d.revision.baseline if stage == "baseline" else d.revision.evaluated) is None
     return again(d, stage) if open_ and not d.blocked and key and key != wanted else d
 
@@ -170,7 +160,7 @@ def _stage(o: Observed, d: Draft, stage: str, *, done: bool, finish: Finish) -> 
 def _until_asked_again(o: Observed, reason: str) -> float:
     """Seconds until it is looked whether what lacks is there by now. It is waited for for ever: no pod holds a machine (ADR 25)."""
     since = time(o.status.phase_since) if o.status.reason == reason else None
-    return RARE_POLL_SECONDS if since and (o.now - since).total_seconds() > OFTEN_SECONDS else POLL_SECONDS
+    return paced((o.now - since).total_seconds() if since else 0.0, POLL_SECONDS)
 
 
 def _still_ends(o: Observed, d: Draft, stage: str, number: int) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from finetune_operator import conditions, names
 from finetune_operator.workloads.endings import EXIT_CLASSES, KILLED, Ending, pod_ending
+from finetune_operator.workloads.pods import state_of
 from finetune_operator.workloads.run import Failure, FailureClass
 
 # When ranks of one gang fail with different classes, the lowest is the cause and the others its echo. A rank that dies takes its
@@ -46,8 +47,8 @@ def _precedence(ending: Ending, first: str) -> int:
 
 def probes(pod: Mapping[str, Any]) -> bool:
     """Has the pod's probe begun, and not ended well?"""
-    states = (c.get("state", {}) for c in pod.get("status", {}).get("initContainerStatuses") or () if c["name"] == names.PROBE)
-    return any("running" in state or state.get("terminated", {}).get("exitCode", 0) != 0 for state in states)
+    state = state_of(pod, names.PROBE)
+    return "running" in state or (state.get("terminated") or {}).get("exitCode", 0) != 0
 
 
 def _vanished(failed: Mapping[str, Any], ended: Sequence[Ending]) -> Ending | None:

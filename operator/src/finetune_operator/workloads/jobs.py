@@ -23,7 +23,8 @@ def read_run(job: Mapping[str, Any] | None, pods: Iterable[Mapping[str, Any]], n
     """The state of a Job, with the root cause if it failed and the reason if it waits."""
     if job is None:
         return ABSENT
-    return replace(_read(job, pods, now), key=(job["metadata"].get("labels") or {}).get(names.KEY, ""))
+    labels = job["metadata"].get("labels") or {}
+    return replace(_read(job, pods, now), asked=labels.get(names.ASKED, ""), key=labels.get(names.KEY, ""))
 
 
 def _read(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: datetime) -> Run:
@@ -55,7 +56,6 @@ def _read(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], now: dateti
     return Run(
         name, "Waiting", waiting=waits, leader_uid=uid, suspended=suspended, unheard=unheard, held=held(mine, now),
         crowded=_crowded(mine), waited=_waited(job, mine, now), since=since, probing=any(probes(p) for p in mine),
-        asked=(job["metadata"].get("labels") or {}).get(names.ASKED, ""),
     )  # fmt: skip
 
 

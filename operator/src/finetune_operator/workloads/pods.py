@@ -42,7 +42,7 @@ def phase(pod: Mapping[str, Any]) -> str:
 
 def asks(pod: Mapping[str, Any]) -> bool:
     """Does the pod work before its own container begins: are rows answered, or answers scored by an image of the user's?"""
-    return phase(pod) == "Pending" and any("running" in _state(pod, name) for name in (names.ASK, names.METRIC))
+    return phase(pod) == "Pending" and any("running" in state_of(pod, name) for name in (names.ASK, names.METRIC))
 
 
 def judged_since(pod: Mapping[str, Any]) -> datetime | None:
@@ -50,10 +50,10 @@ def judged_since(pod: Mapping[str, Any]) -> datetime | None:
     heard of it."""
     if "deletionTimestamp" in pod["metadata"] or condition(pod, "DisruptionTarget"):
         return None
-    return time((_state(pod, names.METRIC).get("running") or {}).get("startedAt"))
+    return time((state_of(pod, names.METRIC).get("running") or {}).get("startedAt"))
 
 
-def _state(pod: Mapping[str, Any], container: str) -> Mapping[str, Any]:
+def state_of(pod: Mapping[str, Any], container: str) -> Mapping[str, Any]:
     """The state of a container that runs before the pod's own; empty while it has none."""
     states = pod.get("status", {}).get("initContainerStatuses") or ()
     return next((c.get("state") or {} for c in states if c["name"] == container), {})

@@ -64,7 +64,7 @@ class Run:
     crowded: str = ""  # the one node that has pods of the gang, where it has no room for the others and some node elsewhere has
     waited: Waited = Waited()
     since: datetime | None = None  # when the first of its pods came to its machine
-    asked: str = ""  # of one that waits: digest of what decides where its pods may go
+    asked: str = ""  # digest of what decides where its pods may go
     judged_since: datetime | None = None  # since when an image of the user's scores the answers
     key: str = ""  # of a scoring stage: the evaluation's; empty of a Job of an older version
     probing: bool = False  # its probe has begun, and has not ended well

@@ -10,9 +10,10 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Field
 
 from finetune_operator.api.blocks.data import DataSource
+from finetune_operator.api.blocks.serving import Resources
 from finetune_operator.api.fields import LIVE, REEVALUATE
 from finetune_operator.api.rule import Node, Rule, some_time
-from finetune_operator.api.types import Decimal, Duration, Quantity, SpecModel, Word
+from finetune_operator.api.types import Decimal, Duration, SpecModel
 
 
 class SqlExecution(SpecModel):
@@ -64,15 +65,6 @@ class Regex(SpecModel):
     )
 
 
-class CustomResources(SpecModel):
-    """Requests and limits of the metric's container."""
-
-    requests: Annotated[dict[Word, Quantity] | None, LIVE] = Field(
-        default=None, max_length=16, description="What is reserved, by resource; default, where there is no limit: cpu 100m, memory 256Mi."
-    )
-    limits: Annotated[dict[Word, Quantity] | None, LIVE] = Field(default=None, max_length=16, description="What may be used, by resource.")
-
-
 Argument = Annotated[str, Field(max_length=4096)]
 
 
@@ -89,7 +81,9 @@ class Custom(SpecModel):
     timeout: Annotated[Duration, LIVE] = Field(
         default="10m", description="Of the scoring of all answers of one model; deadlines.scoring bounds the whole evaluation."
     )
-    resources: CustomResources | None = None
+    resources: Annotated[Resources | None, LIVE] = Field(
+        default=None, description="Of its container; cpu 100m and memory 256Mi are requested where neither a request nor a limit is given."
+    )
 
 
 class Metric(SpecModel):
