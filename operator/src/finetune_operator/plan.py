@@ -1,6 +1,6 @@
 """Everything that must exist because of a decision, in the order in which it is made.
 
-`volume` and `fields` follow from the spec alone. `fields`, `once`, `cleaning`: made and never changed (ControllerRevisions, Jobs).
+`volume` and `fields` can be made beside the status. `fields`, `once`, `cleaning`: made and never changed (ControllerRevisions, Jobs).
 `volume`, `arms`, `routers`, `exposure`: made and held as wanted.
 `leftovers`: what serves no longer. `nudges`: routers that have not seen their document yet.
 """
@@ -79,9 +79,10 @@ def volume(c: Context) -> Iterator[Child]:
 
 
 def fields(c: Context) -> Iterator[Child]:
-    """What the newest revision is: the user's fields and the defaults of the day."""
-    name = c.draft.revision.name
-    if name not in c.observed.revisions:
+    """What the newest revision is: the user's fields and the defaults of the day, once more than a fetch follows from them."""
+    newest = c.draft.revision
+    name, begun = newest.name, newest.attempts or newest.tries.keys() - {"fetch"}
+    if begun and name not in c.observed.revisions:
         kept = c.kept(name)
         yield kinds.CONTROLLER_REVISION, revision.keep_fields(c.owner, name, kept["fields"], kept["resolved"], c.observed.generation)
 

@@ -814,6 +814,22 @@ LIVES: dict[str, Life] = {
 }  # fmt: skip
 
 
+async def test_what_a_revision_is_is_kept_once_more_than_its_model_follows_from_it() -> None:
+    """An object and a write less for each FineTune that waits for its model."""
+    world = World(outcomes=good_outcomes())
+    world.api.put(FINETUNE, make_finetune())
+    await run(world, phase("Fetching"))
+    edit(world, training=NEW_RATE)
+    await run(world, lambda s: len(s["revisions"]) == 2)
+    edit(world, training=SPEC["training"])
+    await run(world, lambda s: s["revision"] == s["revisions"][0]["name"])
+    assert not list(world.api.all(kinds.CONTROLLER_REVISION)), "the edit was taken back: nothing was needed for that"
+    await run(world, phase("Preparing"))
+    [kept] = world.api.all(kinds.CONTROLLER_REVISION)
+    assert kept["metadata"]["labels"][names.REVISION] == status_of(world)["revision"]
+    assert float(kept["data"]["fields"]["training"]["learningRate"]) == float(SPEC["training"]["learningRate"])
+
+
 async def test_a_router_that_goes_hears_of_a_rollback_but_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     world = await to_live("never")
     before = status_of(world)["liveArm"]

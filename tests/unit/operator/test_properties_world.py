@@ -242,6 +242,9 @@ def _always(life: Life) -> None:
     for (kind, name), count in world.api.births.items():
         if kind == "Job" and _trains(name):
             assert count <= 1 + life.removed.count(name), f"{name} was made twice"
+    kept = {r["metadata"]["labels"][names.REVISION] for r in world.api.all(kinds.CONTROLLER_REVISION)}
+    for job in (j["metadata"]["labels"] for j in world.api.all(kinds.JOB)):
+        assert job[names.STAGE] in ("fetch", names.CLEAN) or job[names.REVISION] in kept, f"{job}: what its revision is, is not kept"
     status = status_of(world)
     assert status.get("phase", c.PENDING) in c.PHASES
     assert world.lacked == [], "nothing is removed that a stage or an arm needs"

@@ -46,7 +46,7 @@ async def test_no_job_is_made_without_it_and_it_goes_on_once_there_is_one() -> N
     world.api.put(FINETUNE, make_finetune(serving={"runtime": "vLLM"}))
     await run(world)
     assert (status_of(world)["phase"], status_of(world)["reason"]) == ("Failed", c.NO_VLLM_IMAGE)
-    assert {kind for (kind, _), count in world.api.births.items() if count} == {"PersistentVolumeClaim", "ControllerRevision"}
+    assert {kind for (kind, _), count in world.api.births.items() if count} == {"PersistentVolumeClaim"}
     world.vllm_image = "vllm:1"
     await run(world, lambda s: s.get("phase") == "Live")
 

@@ -121,6 +121,6 @@ async def test_a_job_with_our_labels_that_we_did_not_make_says_nothing_of_a_stag
     world.api.put(kinds.JOB, {**job, **complete})
     world.api.put(FINETUNE, make_finetune(serving=SERVING))
     await run(world, lambda s: s.get("reason") == "NameTaken")
-    assert (status_of(world)["phase"], {kind for kind, _ in made(world)}) == ("Fetching", {"PersistentVolumeClaim", "ControllerRevision"})
+    assert (status_of(world)["phase"], {kind for kind, _ in made(world)}) == ("Fetching", {"PersistentVolumeClaim"})
     world.api.remove(kinds.JOB, "ml", known["FETCH"])
     await run(world, lambda s: s.get("phase") == "Preparing")
