@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune_operator import names
@@ -100,7 +100,7 @@ def asked(spec: Spec, stage: str, profile: Accelerator) -> str:
     written: Manifest = {name: block.model_dump(exclude_defaults=True) for name, block in blocks.items() if block}
     if stage in names.SCORING and not (spec.evaluation and spec.evaluation.metrics):
         written["answers"] = False  # no server stands beside it: it asks for one accelerator
-    return digest({**written, "profile": {name: value for name, value in asdict(profile).items() if name in PLACES}})
+    return digest({**written, "profile": {name: getattr(profile, name) for name in PLACES}})
 
 
 def job_name(finetune: str, stage: Stage) -> str:
