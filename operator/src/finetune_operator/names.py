@@ -67,6 +67,7 @@ STAGES: Final = ("fetch", "prepare", "baseline", "train", "evaluate")
 PROBE: Final = "probe"  # the container before an evaluation, and the trainer's command in it
 ASK: Final = "ask"  # the container that has the rows answered where an image of the user's scores them, and the trainer's command in it
 METRIC: Final = "metric"  # that image's container
+SERVER: Final = "server"  # the container that serves the model, in an arm and beside an evaluation
 BEFORE: Final = (PROBE, ASK, METRIC)  # containers that end before the trainer's own begins
 CLEAN: Final = "clean"  # of no revision: it removes what retention no longer keeps
 SCORING: Final = ("baseline", "evaluate")  # stages

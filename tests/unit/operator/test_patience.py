@@ -353,6 +353,23 @@ def test_an_image_that_was_corrected_meanwhile_stops_nothing(run: Run) -> None:
     assert (revision.charges.error, revision.charges.infrastructure) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("container metric: failed to generate spec: no command specified", "user"),
+        ("container server: failed to generate spec: no command specified", "infrastructure"),
+        ("container metric: failed to reserve container name", "infrastructure"),
+    ],
+)
+def test_an_image_that_says_nothing_to_start_is_for_the_user_to_correct(said: str, kind: str) -> None:
+    why = Waiting("CreateContainerError", f"pod bot-r1-evaluate-0, {said}")
+    run = Run("bot-r1-evaluate", "Waiting", since=NOW, waiting=why, waited=Waited(start=3 * HOUR))
+    known = make_revision(model_digest="m", data_digest="d", artifact="/a", tries={"evaluate": 1})
+    o = make_observed(known, runs={run.name: run}, changes=custom("mine:2"))
+    revision = evaluate(o, draft(o)).revision
+    assert (revision.stopped is not None, revision.charges.infrastructure) == (kind == "user", int(kind != "user"))
+
+
 def test_an_image_that_does_not_end_holds_no_machine_while_suspended() -> None:
     run = Run("bot-r1-baseline", "Running", since=NOW, judged_since=NOW - timedelta(hours=1))
     known = make_revision(model_digest="m", data_digest="d", tries={"baseline": 1})

@@ -87,6 +87,11 @@ REJECTED = gone(
     1, reason="UnexpectedAdmissionError", message="Pod was rejected: Allocate failed due to requested number of devices unavailable for "
     "nvidia.com/gpu. Requested: 8, Available: 7, which is unexpected", startTime="2026-01-01T12:00:00Z",
 )  # fmt: skip
+# As kubelets of 1.34 say it (pkg/kubelet/eviction/helpers.go), without a condition; of a node that is low they set DisruptionTarget.
+OF_THE_POD = {"reason": "Evicted", "message": "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. "}
+OF_A_CONTAINER = {"reason": "Evicted", "message": 'Container server exceeded its local ephemeral storage limit "2Gi". '}
+OF_A_VOLUME = {"reason": "Evicted", "message": 'Usage of EmptyDir volume "shm" exceeds the limit "8Gi". '}
+OF_THE_NODE = {"reason": "Evicted", "message": "The node was low on resource: ephemeral-storage. Container trainer was using 9Gi, request is 0. "}
 BY_RULE = "Container trainer for pod ml/job-1 failed with exit code 21 matching FailJob rule at index 1"
 # The Job's condition and its pods → class, reason, pod, words.
 CAUSES: dict[str, tuple[Object, list[Object], tuple[str, str, str, str]]] = {
@@ -210,6 +215,36 @@ CAUSES: dict[str, tuple[Object, list[Object], tuple[str, str, str, str]]] = {
         job("Failed"),
         [gone(0, INITIALISING, inits=[SIDECAR, ended(143, name="metric")], **disrupted())],
         ("disruption", "EvictionByEvictionAPI", "job-0", "evicted"),
+    ),
+    "a rank wrote more than its pod may, and stopped as it was asked to: nobody disrupted it": (
+        job("Failed"),
+        [gone(0, ended(24, error("infrastructure", "PeerLost", "rank 1 is gone"))), gone(1, ended(25), **OF_THE_POD)],
+        ("error", "Evicted", "job-1", "container trainer: Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. Raise"),
+    ),
+    "a server wrote more than it may": (
+        job("Failed"),
+        [gone(0, ended(137), inits=[SIDECAR], **OF_A_CONTAINER)],
+        ("error", "Evicted", "job-0", 'Container server exceeded its local ephemeral storage limit "2Gi". Raise that limit (serving.resources or'),
+    ),
+    "a pod filled a volume of its own, and no container of it is told of": (
+        job("Failed", reason="BackoffLimitExceeded"),
+        [gone(0, **OF_A_VOLUME)],
+        ("error", "Evicted", "job-0", 'EmptyDir volume "shm" exceeds the limit "8Gi". Raise'),
+    ),
+    "a node was low on room, and its kubelet said so": (
+        job("Failed"),
+        [gone(0, ended(137), **OF_THE_NODE, **disrupted())],
+        ("disruption", "EvictionByEvictionAPI", "job-0", "evicted"),
+    ),
+    "an evicted pod wrote too much, and its code says bad data": (
+        job("Failed"),
+        [gone(0, ended(20, error("user", "DataInvalid", "row 3")), **OF_THE_POD)],
+        ("user", "DataInvalid", "job-0", "row 3"),
+    ),
+    "the user's own image wrote more than it may": (
+        job("Failed"),
+        [gone(0, INITIALISING, inits=[SIDECAR, ended(137, name="metric")], **OF_THE_POD)],
+        ("user", "MetricFailed", "job-0", "containers 1Gi. Raise that limit (evaluation.metrics[].custom.resources or"),
     ),
     "the user's own image was killed on its node": (
         job("Failed"),
@@ -403,6 +438,34 @@ WAITS: dict[str, tuple[Object, Waiting | None]] = {
         pod(0, "Pending", [waits("CreateContainerConfigError", 'configmap "rows" not found')]),
         Waiting(c.SOURCE_MISSING, 'pod job-0: configmap "rows" not found; it starts by itself once that is there'),
     ),
+    "its registry is away": (
+        pod(0, "Pending", [waits("RegistryUnavailable", "pull QPS exceeded")]),
+        Waiting(c.IMAGE_UNAVAILABLE, "pod job-0: image img:1 cannot be pulled: pull QPS exceeded"),
+    ),
+    "its node cannot look for its image, and does not say why": (
+        pod(0, "Pending", [waits("ImageInspectError")]),
+        Waiting(c.IMAGE_UNAVAILABLE, "pod job-0: image img:1 cannot be pulled: ImageInspectError"),
+    ),
+    "a Secret lacks a key": (
+        pod(0, "Pending", [waits("CreateContainerConfigError", "couldn't find key token in Secret ml/hf")]),
+        Waiting(c.SECRET_MISSING, "pod job-0: couldn't find key token in Secret ml/hf; it starts by itself once that is there"),
+    ),
+    "its kubelet has not heard of a Secret yet, which may be there": (
+        pod(0, "Pending", [waits("CreateContainerConfigError", "failed to sync secret cache: timed out waiting for the condition")]),
+        Waiting("CreateContainerConfigError", "pod job-0, container server: failed to sync secret cache: timed out waiting for the condition"),
+    ),
+    "its image says nothing to start": (
+        pod(0, "Pending", [waits("CreateContainerError", "no command specified")]),
+        Waiting("CreateContainerError", "pod job-0, container server: no command specified"),
+    ),
+    "its runtime does not start it": (
+        pod(0, "Pending", [waits("RunContainerError", "no such device")]),
+        Waiting("RunContainerError", "pod job-0, container server: no such device"),
+    ),
+    "its node fails it in a way that nobody has thought of": (
+        pod(0, "Pending", [waits("PreStartHookError")]),
+        Waiting("PreStartHookError", "pod job-0, container server: PreStartHookError"),
+    ),
     "its sidecar crashes again and again": (
         pod(0, "Pending", inits=[waits("CrashLoopBackOff", "back-off 5m0s", **AGAIN)]),
         Waiting("CrashLoopBackOff", "pod job-0, container server: it ends again and again: exit code 1: no such adapter"),
@@ -488,6 +551,7 @@ PROBED = {"name": "probe", "state": {"terminated": {"exitCode": 0, "finishedAt":
 SERVES = {"name": "server", "state": {"running": {}}}
 ASKED = {**PROBED, "name": "ask"}
 UNPULLED = waits("ErrImagePull")
+UNMADE = waits("CreateContainerError", "no command specified")
 CRASHED = waits(
     "CrashLoopBackOff", "back-off", lastState={"terminated": {"exitCode": 1, "finishedAt": "2026-01-01T11:59:30Z"}}
 )  # fmt: skip
@@ -524,6 +588,11 @@ WAITED: dict[str, tuple[Object, list[Object], Waited]] = {
     "the image of its metric is not there": (
         JOB,
         [made_at(pod(0, "Pending", [INITIALISING], [SERVES, ASKED, {**UNPULLED, "name": "metric"}], **CAME), "11:00:00", **ON)],
+        Waited(start=60),
+    ),
+    "its metric cannot be made, while the server holds the machine": (
+        JOB,
+        [made_at(pod(0, "Pending", [INITIALISING], [SERVES, ASKED, {**UNMADE, "name": "metric"}], **CAME), "11:00:00", **ON)],
         Waited(start=60),
     ),
     "its server crashes now and then": (JOB, [made_at(pod(0, "Pending", inits=[CRASHED], **CAME), "11:00:00", **ON)], Waited(start=30)),
@@ -617,6 +686,13 @@ def test_a_container_of_a_server_that_ended_badly(state: Object, last: Object | 
     else:
         assert found.at == datetime(2026, 1, 1, 11, 59, tzinfo=UTC)
         assert found.message.startswith(said)
+
+
+def test_a_server_that_wrote_more_than_it_may_says_so() -> None:
+    found = fall(gone(0, ended(137, name="server"), **OF_THE_POD))
+    assert found
+    assert found.message.startswith("pod job-0, container server: Pod ephemeral local storage usage exceeds")
+    assert "serving.resources" in found.message
 
 
 def test_an_image_on_a_node_that_is_lost_is_not_said_to_be_slow() -> None:

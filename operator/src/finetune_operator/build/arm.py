@@ -86,7 +86,7 @@ def server(spec: Spec, served: Served, images: Images, devices: Devices) -> Mani
     ready = "/health" if vllm else "/readyz"
     loads = min(LONGEST_READY_SECONDS, max(READY_SECONDS, math.ceil(seconds(spec.rollout.progress_deadline))))
     container: Manifest = {
-        "name": "server",
+        "name": names.SERVER,
         "image": (serving.image if serving and serving.image else None) or (images.vllm if vllm else images.trainer),
         "args": vllm_args(served, accelerators(spec, devices.profile)) if vllm else serve_args(served),
         "env": pods.env({**pods.OFFLINE, **devices.env(), **({"VLLM_NO_USAGE_STATS": "1"} if vllm else {})}, spec.pods),

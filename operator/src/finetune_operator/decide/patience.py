@@ -28,6 +28,7 @@ OFTEN_SECONDS: Final = 600.0  # so long what no watch tells of is asked for ever
 RARE_POLL_SECONDS: Final = 60.0
 OF_THE_USER: Final = (conditions.SECRET_MISSING, conditions.SOURCE_MISSING)  # what is waited for until the user makes it
 NO_SUCH_IMAGE: Final = ("not found", "manifest unknown", "name unknown", "denied", "unauthorized", "invalid")
+NO_COMMAND: Final = "no command specified"  # what a runtime says of an image without an entrypoint
 FIXES: Final[Mapping[str, str]] = {
     conditions.UNSCHEDULABLE: "Ask for less, free or add a machine, or raise deadlines.schedule.",
     conditions.REFUSED: "Make room for it, ask for less, or raise deadlines.schedule.",
@@ -162,12 +163,13 @@ def _given_up(o: Observed, run: Run, wait: str) -> Failure:
 
 
 def _whose(o: Observed, reason: str, said: str) -> FailureClass:
-    """No retry mends what the spec names and nobody has: a Secret, a ConfigMap, the server's image, a metric's."""
+    """No retry mends what the spec names and nobody has: a Secret, a ConfigMap, the server's image, a metric's or its command."""
     judge = o.spec.own_metric
     images = (o.spec.serving.image if o.spec.serving else "", judge.image if judge else "")
     words = [said.partition(f"image {image} ")[2].replace(image, "").lower() for image in images if image]  # its name says nothing of it
-    wrong = any(word in text for word in NO_SUCH_IMAGE for text in words)
-    return "user" if reason in OF_THE_USER or (reason == conditions.IMAGE_UNAVAILABLE and wrong) else "infrastructure"
+    wrong = reason == conditions.IMAGE_UNAVAILABLE and any(word in text for word in NO_SUCH_IMAGE for text in words)
+    mute = judge is not None and f"container {METRIC}: " in said and NO_COMMAND in said.lower()
+    return "user" if reason in OF_THE_USER or wrong or mute else "infrastructure"
 
 
 def _number(value: Any) -> float:

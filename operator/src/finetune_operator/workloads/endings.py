@@ -1,12 +1,14 @@
 """How did a pod fail?
 
 The exit codes are the trainer's (docs/contracts.md). A container that is killed ends with 137 or 143: a disruption where somebody
-deleted or evicted its pod, else a fault of the node, which is charged (what nobody asked for must not be tried for ever).
+deleted or evicted its pod, else a fault of the node, which is charged (what nobody asked for must not be tried for ever). A pod that its
+kubelet evicted for a limit of its own has failed by itself, whatever its containers made of it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -29,7 +31,14 @@ EXIT_CLASSES: Final[Mapping[int, FailureClass]] = {
 }
 KILLED: Final = (137, 143)
 OOM_KILLED: Final = "OOMKilled"  # the kubelet's reason, and ours
-
+EVICTED: Final = "Evicted"  # the kubelet's; ours where it was for a limit of the pod's own
+# What the kubelet says then (pkg/kubelet/eviction/helpers.go); of a node that is low on something it says otherwise, and sets DisruptionTarget.
+_OWN_LIMIT: Final = re.compile(
+    r"Container (?P<container>\S+) exceeded its local ephemeral storage limit"
+    r"|Pod ephemeral local storage usage exceeds the total limit of containers"
+    r"|Usage of EmptyDir volume \S+ exceeds the limit"
+)
+_GIVES_STORAGE: Final[Mapping[str, str]] = {names.METRIC: "evaluation.metrics[].custom.resources", names.SERVER: "serving.resources"}
 
 @dataclass(frozen=True)
 class Ending:
@@ -62,11 +71,13 @@ def _fell(pod: Mapping[str, Any], container: Mapping[str, Any], key: str) -> Fal
     if code == 0 or at is None:
         return None
     _, words = explain(ended, code, parse_result(ended.get("message")), None)
+    words = _outgrown(pod.get("status", {}), str(container.get("name"))) or words
     return Fall(at, f"pod {pod['metadata']['name']}, container {container.get('name')}: {words}")
 
 
 def pod_ending(pod: Mapping[str, Any]) -> Ending | None:
-    """How a pod's container failed; a disrupted pod, or one that ended because it was deleted, counts as such whatever its code.
+    """How a pod's container failed; a disrupted pod, or one that ended because it was deleted, counts as such whatever its code. One that its
+    kubelet evicted for a limit of its own was not: what its containers were ended with, on request or killed, says nothing then.
 
     Sidecars are asked last: they are ended when the container that they serve has ended, or one that had to end well before it.
     """
@@ -84,6 +95,8 @@ def pod_ending(pod: Mapping[str, Any]) -> Ending | None:
         result = parse_result(ended.get("message"))
         kind: FailureClass = EXIT_CLASSES.get(code, "error")
         deleted = not disrupted and bool(asked) and (not at or asked <= at)
+        if kind not in ("user", "nonFinite") and not deleted and (outgrown := _own_limit(status, str(container.get("name")))):
+            return Ending(at, replace(outgrown, pod=name, node=node, rank=rank))
         own = container.get("name") == names.METRIC and (code not in KILLED or ended.get("reason") == OOM_KILLED)
         if own and not (disrupted or deleted):
             return Ending(at, Failure("user", conditions.METRIC_FAILED, _judge(container, ended), name, node, container=names.METRIC))
@@ -116,8 +129,31 @@ def _rejection(status: Mapping[str, Any], failure: Failure) -> Ending | None:
     """Of a pod that its node's kubelet would not run: devices that are gone, room that another pod has. No container says anything then."""
     if status.get("phase") != "Failed" or not failure.reason:
         return None
-    words = str(status.get("message") or "the node's kubelet would not run it")
-    return Ending(str(status.get("startTime", "")), replace(failure, message=words), rejected=True)
+    since, words = str(status.get("startTime", "")), str(status.get("message") or "the node's kubelet would not run it")
+    if outgrown := _own_limit(status, ""):
+        return Ending(since, replace(failure, failure_class=outgrown.failure_class, message=outgrown.message), rejected=True)
+    return Ending(since, replace(failure, message=words), rejected=True)
+
+
+def _own_limit(status: Mapping[str, Any], container: str) -> Failure | None:
+    """The failure of a pod that wrote more than it may, by the container that was at work (empty: none is known); None: it did not."""
+    if not (said := _outgrown(status, container)):
+        return None
+    words = f"container {container}: {said}" if container and not said.startswith("Container") else said
+    if container == names.METRIC:  # as its limit of memory is
+        return Failure("user", conditions.METRIC_FAILED, words, container=container)
+    return Failure("error", EVICTED, words, container=container)
+
+
+def _outgrown(status: Mapping[str, Any], container: str) -> str:
+    """The kubelet's words of a pod that it evicted for its containers' limit of ephemeral storage or a volume's of size, with the fix; empty
+    where that is not so."""
+    said = str(status.get("message") or "").strip()
+    found = _OWN_LIMIT.match(said) if status.get("reason") == EVICTED else None
+    if found is None:
+        return ""
+    given = _GIVES_STORAGE.get(found["container"] or container, "serving.resources, evaluation.metrics[].custom.resources, the accelerator's profile")
+    return f"{said.rstrip('. ')}. Raise that limit ({given} or a LimitRange of the namespace sets it), or write less"
 
 
 def _deleted_at(pod: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -13,7 +14,13 @@ from finetune_operator.workloads.pods import containers
 from finetune_operator.workloads.run import Waiting
 
 _NOT_WITH_THE_OTHERS: Final = "didn't match pod affinity rules"
-_IMAGE_REASONS = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull")
+_IMAGE_REASONS: Final = (
+    "ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable",
+    "SignatureValidationFailed",
+)  # fmt: skip
+_STARTS: Final = ("", "ContainerCreating", "PodInitializing")  # nothing is wrong, or not with this container
+_BACKS_OFF: Final = "CrashLoopBackOff"
+_MISSING: Final = re.compile(r"\b(secret|configmap) \"[^\"]*\" not found|couldn't find key .* in (secret|configmap)\b", re.IGNORECASE)
 
 
 def waiting(pod: Mapping[str, Any], now: datetime) -> Waiting | None:
@@ -37,18 +44,19 @@ def stuck_since(pod: Mapping[str, Any], now: datetime) -> float:
 
 def idle(pod: Mapping[str, Any], now: datetime) -> float:
     """Seconds that a pod that has a machine has been without any running container: since it came there, or since the last of its
-    containers that ran (a probe, a server that crashes) ended; 0 if one runs, but for a server that waits for the image of a metric."""
+    containers that ran (a probe, a server that crashes) ended; 0 if one runs, but for a server beside which another one cannot begin."""
     status = pod.get("status", {})
     states = containers(status)
-    if status.get("phase") != "Pending" or (any("running" in c.get("state", {}) for c in states) and not any(map(_lacks_metric, states))):
+    if status.get("phase") != "Pending" or (any("running" in c.get("state", {}) for c in states) and not any(map(_cannot_begin, states))):
         return 0.0
     ended = [((c.get(key) or {}).get("terminated") or {}).get("finishedAt") for c in states for key in ("state", "lastState")]
     since = max((moment for text in (came(pod), *ended) if (moment := time(text))), default=None)
     return (now - since).total_seconds() if since else 0.0
 
 
-def _lacks_metric(container: Mapping[str, Any]) -> bool:
-    return container.get("name") == names.METRIC and (container.get("state", {}).get("waiting") or {}).get("reason") in _IMAGE_REASONS
+def _cannot_begin(container: Mapping[str, Any]) -> bool:
+    reason = (container.get("state", {}).get("waiting") or {}).get("reason") or ""
+    return reason not in (*_STARTS, _BACKS_OFF)
 
 
 def came(pod: Mapping[str, Any]) -> str | None:
@@ -68,16 +76,15 @@ def elsewhere(pod: Mapping[str, Any]) -> bool:
 
 
 def _container_waits(pod: str, container: Mapping[str, Any], state: Mapping[str, Any]) -> Waiting | None:
-    reason, text = state.get("reason", ""), state.get("message", "")
-    image = container.get("image", "")
+    reason, text = state.get("reason") or "", state.get("message") or ""
+    if reason in _STARTS:
+        return None
     if reason in _IMAGE_REASONS:
-        return Waiting(conditions.IMAGE_UNAVAILABLE, f"pod {pod}: image {image} cannot be pulled: {text or reason}")
-    if reason == "CreateContainerConfigError":
-        missing = conditions.SECRET_MISSING if "secret" in text.lower() else conditions.SOURCE_MISSING
+        return Waiting(conditions.IMAGE_UNAVAILABLE, f"pod {pod}: image {container.get('image', '')} cannot be pulled: {text or reason}")
+    if reason == "CreateContainerConfigError" and (lacks := _MISSING.search(text)):
+        missing = conditions.SECRET_MISSING if "secret" in (lacks[1] or lacks[2]).lower() else conditions.SOURCE_MISSING
         return Waiting(missing, f"pod {pod}: {text}; it starts by itself once that is there")
-    if reason in ("CrashLoopBackOff", "CreateContainerError", "RunContainerError"):
-        return Waiting(reason, f"pod {pod}, container {container.get('name')}: {_last_words(container) or text or reason}")
-    return None
+    return Waiting(reason, f"pod {pod}, container {container.get('name')}: {_last_words(container) or text or reason}")
 
 
 def _last_words(container: Mapping[str, Any]) -> str:
