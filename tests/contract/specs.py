@@ -100,6 +100,10 @@ _DRAWN: Final[dict[str, Strategy]] = {
     "spec.rollout.identity[]": st.fixed_dictionaries({"header": st.sampled_from(["x-user-id", "X-Tenant"])})
     | st.fixed_dictionaries({"bodyField": st.sampled_from(["user", "safety_identifier"])}),
     "spec.rollout.guards.queries": st.sets(st.sampled_from(["refusals", "orders"]), min_size=1).flatmap(_queries),
+    "spec.serving.resources": st.fixed_dictionaries({}, optional={
+        "requests": st.sampled_from([{}, {"cpu": "250m"}, {"memory": "2Gi", "ephemeral-storage": "1.5"}]),
+        "limits": st.sampled_from([{}, {"cpu": 2, "memory": "4Gi"}, {"memory": "2Gi", "nvidia.com/gpu": 2}]),
+    }),
     "spec.serving.autoscaling": st.fixed_dictionaries(
         {"maxReplicas": st.integers(5, 9), "metric": st.just({"name": "requests", "averageValue": "4"})},
         optional={"minReplicas": st.integers(1, 5)},

@@ -54,7 +54,7 @@ def full_finetune() -> Manifest:
                 {"type": "JsonSchema", "jsonSchema": {"schema": "configmap://shop/answer.json"}},
                 {"type": "Custom", "custom": {
                     "image": "registry.example.com/icd@sha256:0", "command": ["/score"], "args": ["--strict"], "timeout": "20m",
-                    "resources": {"limits": {"memory": "1Gi"}},
+                    "resources": {"requests": {"memory": "512Mi", "cpu": 1}, "limits": {"memory": "1Gi", "cpu": "1000m", "a/gpu": 1}},
                 }},
             ],
             "skipTrainingIfBaselineAtLeast": "0.95",
@@ -105,6 +105,12 @@ _INGRESS = {"className": "nginx", "host": "bot.example.com"}
 _METRIC = {"type": "ExactMatch"}
 _QUERY = {"name": "q", "query": "up"}
 
+
+def _custom(resources: Manifest) -> Manifest:
+    """With a metric whose image has these resources."""
+    return changed(_BASE, "spec.evaluation.metrics", [{"type": "Custom", "custom": {"image": "a:1", "resources": resources}}])
+
+
 # What is wrong → (the object, a part of the message).
 REFUSED: dict[str, tuple[Manifest, str]] = {
     "a name of 41 characters": (make_finetune("a" * 41), "metadata.name: must be a DNS label of at most 40 characters"),
@@ -150,6 +156,36 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "an image that has no time": (
         changed(_BASE, "spec.evaluation.metrics", [{"type": "Custom", "custom": {"image": "a:1", "timeout": "0s"}}]),
         "spec.evaluation.metrics[].custom.timeout: must be above 0",
+    ),
+    "an image that asks for more than it may have": (
+        _custom({"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}),
+        "spec.evaluation.metrics[].custom.resources.requests: what is requested may not be above its limit",
+    ),
+    "an image that asks for a device and has no limit of it": (
+        _custom({"requests": {"nvidia.com/gpu": 1}}), "spec.evaluation.metrics[].custom.resources.requests: what is requested may not be above"
+    ),
+    "an image that asks for fewer devices than it may have": (
+        _custom({"requests": {"nvidia.com/gpu": 1}, "limits": {"nvidia.com/gpu": "2"}}),
+        "spec.evaluation.metrics[].custom.resources.requests: what is requested may not be above",
+    ),
+    "an image that asks for something that there is none of": (
+        _custom({"limits": {"gpu": 1}}), "spec.evaluation.metrics[].custom.resources: a resource is cpu, memory"
+    ),
+    "an image that asks for half a device": (
+        _custom({"limits": {"nvidia.com/gpu": "500m"}}), "spec.evaluation.metrics[].custom.resources: devices are counted in whole numbers"
+    ),
+    "an image whose memory is no quantity": (
+        _custom({"limits": {"memory": "1Gb"}}), "spec.evaluation.metrics[0].custom.resources.limits.memory"
+    ),
+    "a server that asks for more than it may have": (
+        changed(_BASE, "spec.serving", {"resources": {"requests": {"cpu": "2500m"}, "limits": {"cpu": 2}}}),
+        "spec.serving.resources.requests: what is requested may not be above its limit",
+    ),
+    "a server that asks for something that there is none of": (
+        changed(_BASE, "spec.serving", {"resources": {"requests": {"ram": "1Gi"}}}), "spec.serving.resources: a resource is cpu, memory"
+    ),
+    "a server that asks for half a device": (
+        changed(_BASE, "spec.serving", {"resources": {"limits": {"nvidia.com/gpu": "0.5"}}}), "spec.serving.resources: devices are counted"
     ),
     "JsonEqual with a schema": (
         changed(_BASE, "spec.evaluation.metrics", [{"type": "JsonEqual", "jsonSchema": {"schema": "configmap://a/b"}}]),

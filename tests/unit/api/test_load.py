@@ -39,6 +39,14 @@ ACCEPTED: dict[str, Manifest] = {
             {"type": "Regex", "regex": {"pattern": r"(?i)[[\]]answer:\s*([^.]{1,80})"}},
         ],
     ),
+    "resources of a server": changed(
+        BASE,
+        "spec.serving.resources",
+        {
+            "requests": {"cpu": "500m", "memory": "1Gi", "ephemeral-storage": "1G", "rdma/ib": 1, "hugepages-2Mi": "4Mi"},
+            "limits": {"cpu": 1, "memory": "1024Mi", "nvidia.com/gpu": 2, "rdma/ib": "1", "hugepages-2Mi": "4Mi"},
+        },
+    ),
     "everySteps alone": changed(BASE, "spec.training.checkpoint", {"everySteps": 5}),
 }
 

@@ -118,6 +118,21 @@ def test_a_server_of_a_huge_model_may_load_for_as_long_as_its_rollout_waits(runt
     assert made["progressDeadlineSeconds"] == borne, "so long nobody who reads the Deployment is to call it failed"
 
 
+@pytest.mark.parametrize(
+    ("resources", "requests"),
+    [
+        ({}, {"cpu": "100m", "memory": "512Mi"}),
+        ({"limits": {"memory": "256Mi"}}, {"cpu": "100m"}),
+        ({"limits": {"memory": "2Gi", "cpu": "50m"}}, {"memory": "512Mi"}),
+        ({"requests": {"memory": "1Gi"}, "limits": {"memory": "2Gi"}}, {"cpu": "100m", "memory": "1Gi"}),
+    ],
+)
+def test_what_a_server_requests_unasked_is_not_above_its_limit(resources: dict[str, Any], requests: dict[str, str]) -> None:
+    spec = load_spec(make_finetune(serving={"resources": resources}))
+    server = arm.server(spec, arm.Served("/m", None, "r1", "bot"), IMAGES, Devices())
+    assert server["resources"]["requests"] == requests
+
+
 @pytest.mark.parametrize(("limits", "expected"), [({}, "8"), ({"nvidia.com/gpu": "2"}, "2"), ({"memory": "90Gi"}, "8")])
 def test_vllm_divides_the_model_over_as_many_as_the_server_has(limits: dict[str, str], expected: str) -> None:
     changes = {"compute": {"accelerator": "h100", "gpusPerNode": 8}, "serving": {"resources": {"limits": limits}}}

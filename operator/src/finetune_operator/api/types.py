@@ -37,8 +37,8 @@ Name = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0
 LabelName = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]  # a name that is a label's value
 Word = Annotated[str, Field(max_length=128)]
 OBJECT = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"  # name of an object of the cluster
-Quantity = Annotated[
-    str, BeforeValidator(_written), Field(max_length=32, pattern=QUANTITY_PATTERN, json_schema_extra={"x-kubernetes-int-or-string": True})
+Quantity = Annotated[  # what comes before is named last: pydantic leaves a pattern behind it out of the schema
+    str, Field(max_length=32, pattern=QUANTITY_PATTERN, json_schema_extra={"x-kubernetes-int-or-string": True}), BeforeValidator(_written)
 ]
 
 

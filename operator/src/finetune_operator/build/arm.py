@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from finetune_operator import kinds, names
 from finetune_operator.api.blocks.method import PROMPTS
-from finetune_operator.api.blocks.serving import Autoscaling
+from finetune_operator.api.blocks.serving import Autoscaling, Resources
 from finetune_operator.api.quantities import quantity, seconds
 from finetune_operator.api.spec import Spec
 from finetune_operator.build import pods
@@ -21,6 +21,7 @@ PRESTOP_SECONDS: Final = 8  # longer than the routers' DNS refresh and health ch
 # vLLM says 503 to whoever comes while it drains: longer than a name server may go on telling of a pod that goes.
 VLLM_PRESTOP_SECONDS: Final = 35
 MARGIN_SECONDS: Final = 20  # to stop, once the longest answer is given
+USUAL: Final = {"cpu": "100m", "memory": "512Mi"}  # what a server requests, where nothing else is said
 TARGET_CPU: Final = 80  # percent of the request
 READY_SECONDS = 900  # a model server may load for this long before it is restarted, or for rollout.progressDeadline if that is longer
 LONGEST_READY_SECONDS: Final = 86400  # a probe counts its failures in 32 bits
@@ -266,13 +267,16 @@ def _labels(owner: Owner, arm: str) -> dict[str, str]:
 
 
 def _resources(spec: Spec, devices: Devices) -> Manifest:
-    given = spec.serving.resources if spec.serving else None
-    requests: dict[str, Any] = {"cpu": "100m", "memory": "512Mi"}
-    limits: dict[str, Any] = {**devices.limits()}
-    if given:
-        requests.update(given.requests or {})
-        limits.update(given.limits or {})
-    return {"requests": requests, **({"limits": limits} if limits else {})}
+    """With what is usual: where the limit is below that, the API server takes the limit for the request."""
+    given = (spec.serving.resources if spec.serving else None) or Resources()
+    limits: dict[str, Any] = {**devices.limits(), **(given.limits or {})}
+    usual = {name: amount for name, amount in USUAL.items() if not _below(limits.get(name), amount)}
+    return {"requests": {**usual, **(given.requests or {})}, **({"limits": limits} if limits else {})}
+
+
+def _below(limit: str | None, amount: str) -> bool:
+    value, least = quantity(limit or ""), quantity(amount)
+    return value is not None and least is not None and value < least
 
 
 def _probe(path: str, *, period: int, failures: int) -> Manifest:

@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Field
 
 from finetune_operator.api.blocks.data import DataSource
-from finetune_operator.api.blocks.serving import Resources
+from finetune_operator.api.blocks.serving import Resources, of_container
 from finetune_operator.api.fields import LIVE, REEVALUATE
 from finetune_operator.api.rule import Node, Rule, some_time
 from finetune_operator.api.types import Decimal, Duration, SpecModel
@@ -197,4 +197,5 @@ RULES: Final = (
         lambda metric: (metric["type"] == "Custom") == ("custom" in metric),
     ),
     some_time("spec.evaluation.metrics[].custom", "timeout"),
+    *of_container("spec.evaluation.metrics[].custom.resources"),
 )  # fmt: skip
