@@ -1,6 +1,7 @@
 """Does the status stay small? What is over says less where that is missed least, the oldest first; nothing that is in force is touched.
 
-An API server would take twenty times as much, but each FineTune is read whole by whoever lists or watches them.
+An API server would take twenty times as much, but each FineTune is read whole by whoever lists or watches them. What routers and servers had
+counted when a step of a rollout began is in force: it bounds itself (`decide.rollout.counters`), and words make room for it.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def _cuts(status: Status) -> Iterator[Cut]:
     yield from (partial(_changed, "advice", n, _brief_advice) for n in range(len(status.advice or ())))
     yield _without_stages
     yield from (partial(_changed, "revisions", n, _without_figures) for n in others if status.revisions[n].name != status.live_revision)
+    yield _without_advice
 
 
 def _changed(name: str, n: int, shorter: Callable[[Any], Any], status: Status) -> Status:
@@ -74,6 +76,11 @@ def _brief_scored(scored: Scored | None) -> Scored | None:
 def _without_stages(status: Status) -> Status:
     """When stages of other revisions began and ended is told by nobody else, and used by nobody."""
     return status.model_copy(update={"stages": [s for s in status.stages if s.revision == status.revision]})
+
+
+def _without_advice(status: Status) -> Status:
+    """The pages have all of it."""
+    return status.model_copy(update={"advice": None})
 
 
 def _without_figures(revision: Revision) -> Revision:

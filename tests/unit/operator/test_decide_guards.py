@@ -275,7 +275,7 @@ def test_quantiles_lie_on_the_line_between_bounds() -> None:
 def test_sums_and_differences_of_counters() -> None:
     old = ArmTotals(10, 1, ((100.0, 4.0), (math.inf, 10.0)), 2)
     new = ArmTotals(30, 3, ((100.0, 4.0), (200.0, 6.0), (math.inf, 30.0)), 1)
-    assert subtract(new, old) == ArmTotals(20, 2, ((100.0, 0.0), (200.0, 6.0), (math.inf, 20.0)), 1)
+    assert subtract(new, old) == ArmTotals(20, 2, ((100.0, 0.0), (200.0, 2.0), (math.inf, 20.0)), 1), "of 6 up to 200, 4 are old"
     assert guards.add(new, old) == ArmTotals(40, 4, ((100.0, 8.0), (200.0, 6.0), (math.inf, 40.0)), 3)
     assert subtract(old, old) == ArmTotals(0, 0, ((100.0, 0.0), (math.inf, 0.0)), 2)
     back = ArmTotals(30, 0, ((100.0, 2.0),), 1)

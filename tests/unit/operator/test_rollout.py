@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -16,6 +17,7 @@ from finetune_operator.build.router import LATENCY_BOUNDS
 from finetune_operator.decide.arms import rollout as arms
 from finetune_operator.decide.arms import router_moves
 from finetune_operator.decide.draft import ArmWanted, Draft, stamp
+from finetune_operator.decide.rollout import counters
 from finetune_operator.decide.rollout import states as m
 from finetune_operator.decide.rollout.evidence import LOOKS
 from finetune_operator.decide.rollout.machine import advance
@@ -487,7 +489,7 @@ def test_servers_count_from_the_beginning_of_the_step() -> None:
     began = advance(TOKENS, replace(scene(router(weight=10)), servers=(old, new)), at(m.SHIFTING, 10, 1)).rollout
     assert set(began.memory["counted"]) == {"router-0@2026-01-01T11:00:00Z", "old-0@2026-01-01T11:00:00Z", "new-0@2026-01-01T11:00:00Z"}
     assert began.memory["counted"]["new-0@2026-01-01T11:00:00Z"] == {
-        "new": [0, 0, [], [[900.0, 3000.0], ["Inf", 3000.0]], [[900.0, 3000.0], ["Inf", 3000.0]], 3000, 0]
+        "new": [0, 0, [], [[900.0, 3000]], [[900.0, 3000]], 3000, 0]
     }
     seen = scene(router(**FINE), now=NOW + timedelta(seconds=30))
     slow = (served("old", "old-0", 5900), served("new", "new-0", 3200, 900.0))
@@ -499,17 +501,54 @@ def test_servers_count_from_the_beginning_of_the_step() -> None:
     assert advance(TOKENS, replace(seen, servers=mixed), began).rollout.state == m.HOLDING, "a server that started since counts from zero"
 
 
+def large(counted: float, bounds: int = 40, first: int = 0) -> list[ServerState]:
+    """Both arms' servers that are asked, with so many bounds of each of their histograms in use."""
+    times = tuple((round(10.0 * 1.3**i, 1), counted + i) for i in range(bounds))
+    full = ArmTotals(first_token=times, output_token=times, answers=int(counted), unusable=10**5)
+    pods = [(arm, f"support-bot-{arm}-6f7d8c9b4-abc{i + first:02}") for arm in ("old", "new") for i in range(SERVERS_ASKED)]
+    return [ServerState(pod, "2026-01-01T11:00:00Z", arm, full) for arm, pod in pods]
+
+
+def large_routers() -> list[RouterState]:
+    both = {arm: ArmTotals(10**6, 10**4, tuple((bound, 1e6 + i) for i, bound in enumerate(LATENCY_BOUNDS)), 2) for arm in ("old", "new")}
+    return [router(f"support-bot-router-6f7d8c9b4-abc{i}", weight=10, totals=both) for i in range(3)]
+
+
+def arms_of(counted: dict[str, Any]) -> Counter[str]:
+    """How many servers of each arm are in it."""
+    return Counter(arm for name, arms in counted.items() for arm in arms if "router" not in name)
+
+
 def test_counters_of_large_arms_leave_room_in_the_status() -> None:
-    """Of 64 KiB: both arms' servers that are asked, with forty bounds of each of their histograms in use, and three routers."""
-    times, latency = (tuple((round(10.0 * 1.3**i, 1), 1e6 + i) for i in range(40)), tuple((bound, 1e6) for bound in LATENCY_BOUNDS))
-    full = ArmTotals(first_token=times, output_token=times, answers=10**6, unusable=10**5)
-    pods = [(arm, f"support-bot-{arm}-6f7d8c9b4-abc{i:02}") for arm in ("old", "new") for i in range(SERVERS_ASKED)]
-    both = {arm: ArmTotals(10**6, 10**4, latency, 2) for arm in ("old", "new")}
-    routers = tuple(router(f"support-bot-router-6f7d8c9b4-abc{i}", weight=10, totals=both) for i in range(3))
-    servers = tuple(ServerState(pod, "2026-01-01T11:00:00Z", arm, full) for arm, pod in pods)
-    held = advance(TOKENS, scene(*routers, servers=servers), at(m.SHIFTING, 10, 1)).rollout
-    assert len(held.memory["counted"]) == 3 + 2 * SERVERS_ASKED
-    assert len(json.dumps(held.to_dict())) < 40 * 1024
+    """Of 64 KiB: no more servers than there is room for, of both arms alike, and every router."""
+    routers = large_routers()
+    for bounds, servers in ((12, [8, 8]), (40, [2, 3]), (400, [])):
+        seen = scene(*routers, servers=tuple(large(1e6, bounds)))
+        held = advance(TOKENS, seen, at(m.SHIFTING, 10, 1)).rollout
+        found = held.memory["counted"]
+        assert (len(found) - sum(servers), sorted(arms_of(found).values())) == (3, servers), bounds
+        assert len(json.dumps(held.to_dict())) < 18 * 1024, bounds
+
+
+def test_a_server_whose_counters_there_was_no_room_for_does_not_count() -> None:
+    seen = scene(router(**FINE), servers=tuple(large(1e6)))
+    began = advance(TOKENS, seen, at(m.SHIFTING, 10, 1)).rollout
+    later = replace(seen, servers=tuple(large(1e6 + 10)), now=NOW + timedelta(seconds=30))
+    canary, stable = counters.counted(later, began)
+    assert (canary.answers, stable.answers) == (20, 30), "ten of each of those that there was room for"
+    assert counters.based(later, began) == began, "nor is it written again and again"
+
+
+def test_what_servers_counted_that_are_gone_is_forgotten_when_others_come() -> None:
+    """An arm's pods come and go while a split is kept for weeks."""
+    began = advance(TOKENS, scene(router(**FINE), servers=tuple(large(1e6))), at(m.SHIFTING, 10, 1)).rollout
+    r = began
+    for generation in range(1, 4):
+        r = counters.based(scene(router(**FINE), servers=tuple(large(1e6, first=10 * generation))), r)
+        names = [name for name in r.memory["counted"] if "router" not in name]
+        assert len(names) == 5
+        assert all(f"abc{generation}" in name for name in names)
+    assert "router-0@2026-01-01T11:00:00Z" in r.memory["counted"]
 
 
 def test_a_server_that_cannot_be_asked_holds_the_step_when_its_time_is_over() -> None:

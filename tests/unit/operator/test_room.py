@@ -9,9 +9,13 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 from annotated_types import MaxLen
 from finetune_operator.api.status import Status
+from finetune_operator.decide.rollout.machine import advance
+from finetune_operator.decide.rollout.states import SHIFTING
 from finetune_operator.reconcile import _news
 from finetune_operator.room import LARGEST, SHORT, fitted
 from pydantic import BaseModel
+
+from tests.unit.operator.test_rollout import TOKENS, at, large, large_routers, scene
 
 # Where the schema lets a field be longer than anything that is written there: what is, at the longest.
 LONGEST: Final[dict[str, int]] = {
@@ -97,6 +101,16 @@ def test_a_status_of_which_all_is_as_long_as_may_be_has_room() -> None:
     assert _news({}, Status(), whole) == found.to_dict()
     assert _news({}, Status(), found) == found.to_dict()
     assert Status.model_validate(found.to_dict()) == found, "it is what the API server holds"
+
+
+def test_words_make_room_for_the_counters_of_a_large_arms_step() -> None:
+    """Twenty failed attempts and three revisions that were refused, and a rollout whose step began with all the counters that it keeps."""
+    began = advance(TOKENS, scene(*large_routers(), servers=tuple(large(1e6))), at(SHIFTING, 10, 1)).rollout
+    whole = largest(revisions=largest().revisions[7:], arms=largest().arms[7:])
+    rollout = whole.rollout and whole.rollout.model_copy(update={"memory": began.memory})
+    found = fitted(whole.model_copy(update={"rollout": rollout}))
+    assert size(found) <= LARGEST
+    assert found.rollout == rollout
 
 
 def test_what_decides_something_is_not_cut() -> None:

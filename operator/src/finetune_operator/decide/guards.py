@@ -7,6 +7,7 @@ No data is never a pass and never a failure.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -229,8 +230,13 @@ def _median_at_most(buckets: Buckets) -> float:
 
 
 def _fewer(now: Buckets, before: Buckets) -> Buckets:
-    old = dict(before)
-    return tuple((bound, max(0.0, count - old.get(bound, 0.0))) for bound, count in now)
+    return tuple((bound, max(0.0, count - _at(before, bound))) for bound, count in now)
+
+
+def _at(buckets: Buckets, bound: float) -> float:
+    """How many were at most that, where only bounds that add something are told."""
+    below = bisect_right(buckets, bound, key=lambda bucket: bucket[0])
+    return buckets[below - 1][1] if below else 0.0
 
 
 def _together(a: Buckets, b: Buckets) -> Buckets:

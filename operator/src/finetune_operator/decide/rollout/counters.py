@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from itertools import chain, zip_longest
+from typing import Any, Final
+
+import msgspec
 
 from finetune_operator.api.status import Rollout
 from finetune_operator.decide.guards import add, subtract
@@ -14,40 +18,80 @@ from finetune_operator.traffic import ArmTotals, Buckets
 from finetune_operator.workloads.objects import time
 
 Counted = tuple[str, str, Mapping[str, ArmTotals]]  # a router or server: name, start, counters by arm
+SERVERS_BYTES: Final = 8 * 1024  # of the status, for what servers had counted: some ten of vLLM's with all bounds in use, and few are
 
 
 def sources(scene: Scene) -> Iterator[Counted]:
     """(name, start, counters by arm) of every router and server that could be asked."""
-    for router in scene.routers:
-        if not router.error:
-            yield router.pod, router.started, router.totals
+    return chain(_routers(scene), _servers(scene))
+
+
+def _routers(scene: Scene) -> Iterator[Counted]:
+    return ((router.pod, router.started, router.totals) for router in scene.routers if not router.error)
+
+
+def _servers(scene: Scene) -> Iterator[Counted]:
+    """One of each arm in turn: where there is no room for all of them, neither goes without."""
+    arms = defaultdict[str, list[Counted]](list)
     for server in scene.servers:
         if server.totals is not None:
-            yield server.pod, server.started, {server.arm: server.totals}
+            arms[server.arm].append((server.pod, server.started, {server.arm: server.totals}))
+    return (server for turn in zip_longest(*arms.values()) for server in turn if server)
 
 
-def counters(sources: Iterable[Counted]) -> dict[str, Any]:
-    """Counters now, per router or server and its start, in a form that the status can hold."""
-    return {f"{pod}@{started}": {arm: _wire(counted) for arm, counted in totals.items()} for pod, started, totals in sources}
+def counters(scene: Scene) -> dict[str, Any]:
+    """Counters now, per router or server and its start, in a form that the status can hold: of all routers, and of servers as far as there is
+    room for them. The others are not asked about this step, unless they start anew."""
+    return {**_kept(_routers(scene)), **_fitting(_kept(_servers(scene)), SERVERS_BYTES)}
 
 
 def based(scene: Scene, r: Rollout) -> Rollout:
-    """With today's counters of what is older than the step and could not be asked when it began: it counts from now on."""
-    before, began = r.memory.get("counted") or {}, time(r.memory.get("began"))
+    """With today's counters of what is older than the step and could not be asked when it began: it counts from now on. What is gone since
+    then is forgotten."""
+    routers, servers = (_kept(s for s in found if _unbased(r, s)) for found in (_routers(scene), _servers(scene)))
+    there = {s.pod for s in scene.routers}, {s.pod for s in scene.servers}
+    known, asked = ({k: v for k, v in _before(r).items() if k.partition("@")[0] in pods} for pods in there)
+    found = {**routers, **_fitting(servers, SERVERS_BYTES - _size(asked))}
+    return changed(r, memory={**r.memory, "counted": {**known, **asked, **found}}) if found else r
 
-    def late(pod: str, since: str) -> bool:
-        started = time(since)
-        return f"{pod}@{since}" not in before and bool(began and started and started <= began)
 
-    found = counters(source for source in sources(scene) if late(*source[:2]))
-    return changed(r, memory={**r.memory, "counted": {**before, **found}}) if found else r
+def _before(r: Rollout) -> Mapping[str, Any]:
+    return r.memory.get("counted") or {}
+
+
+def _unbased(r: Rollout, source: Counted) -> bool:
+    """Is it older than the step, and not known what it had counted by then?"""
+    pod, since, _ = source
+    began, started = time(r.memory.get("began")), time(since)
+    return f"{pod}@{since}" not in _before(r) and bool(began and started and started <= began)
+
+
+def _kept(sources: Iterable[Counted]) -> dict[str, Any]:
+    return {f"{pod}@{started}": {arm: _wire(counted) for arm, counted in totals.items()} for pod, started, totals in sources}
+
+
+def _fitting(found: Mapping[str, Any], room: int) -> dict[str, Any]:
+    """Those that take no more bytes together, the first first."""
+    fitting: dict[str, Any] = {}
+    for name, counted in found.items():
+        if (size := _size({name: counted})) <= room:
+            fitting[name], room = counted, room - size
+    return fitting
+
+
+def _size(counted: Mapping[str, Any]) -> int:
+    return len(msgspec.json.encode(counted)) if counted else 0
 
 
 def counted(scene: Scene, r: Rollout) -> tuple[ArmTotals, ArmTotals]:
-    """(canary, stable) sums since the step began; a router or server that started since then counts from zero."""
-    before, structure = r.memory.get("counted") or {}, scene.structure
+    """(canary, stable) sums since the step began; a router or server that started since then counts from zero. One that there was no room for
+    does not count."""
+    before, structure = _before(r), scene.structure
     canary, stable = ArmTotals(), ArmTotals()
-    for pod, since, counters in sources(scene):
+    for source in sources(scene):
+        if _unbased(r, source):
+            continue
+        pod, since, counters = source
         old = before.get(f"{pod}@{since}") or {}
         for arm, totals in counters.items():
             part = subtract(totals, _read(old.get(arm)))
@@ -59,7 +103,7 @@ def counted(scene: Scene, r: Rollout) -> tuple[ArmTotals, ArmTotals]:
 
 
 def _wire(totals: ArmTotals) -> list[Any]:
-    """What `_read` reads: the servers' counters only where there are any, of a histogram only bounds with something below them."""
+    """What `_read` reads: the servers' counters only where there are any, of a histogram only bounds that add something."""
     routers = [totals.requests, totals.errors, _bounds(totals.latency)]
     if not totals.first_token:
         return routers
@@ -78,7 +122,8 @@ def _read(stored: list[Any] | None) -> ArmTotals:
 
 
 def _bounds(buckets: Buckets) -> list[Any]:
-    return [["Inf" if math.isinf(bound) else bound, count] for bound, count in buckets if count]
+    below = (0.0, *(count for _, count in buckets))
+    return [["Inf" if math.isinf(bound) else bound, int(count)] for (bound, count), less in zip(buckets, below, strict=False) if count > less]
 
 
 def _buckets(stored: list[Any]) -> Buckets:

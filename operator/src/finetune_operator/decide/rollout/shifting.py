@@ -7,7 +7,7 @@ from finetune_operator.api.status import Rollout
 from finetune_operator.decide.draft import stamp
 from finetune_operator.decide.guards import overall
 from finetune_operator.decide.rollout import evidence
-from finetune_operator.decide.rollout.counters import counters, sources
+from finetune_operator.decide.rollout.counters import counters
 from finetune_operator.decide.rollout.guarded import failed, held, waiting_message
 from finetune_operator.decide.rollout.hold import hold, until
 from finetune_operator.decide.rollout.memory import changed, marked, overdue
@@ -30,7 +30,7 @@ def shift(plan: Plan, scene: Scene, r: Rollout) -> Step:
     why = ", promoted by the user" if scene.wish == PROMOTE else ", for no pod of the present arm is ready" if outage else ""
     decision = f"{stamp(scene.now)}: step {step} of {len(plan.steps)}: {weight} %{why}"
     memory = {k: v for k, v in r.memory.items() if k in ("since", "created")}
-    memory |= {"began": stamp(scene.now), "counted": counters(sources(scene))}
+    memory |= {"began": stamp(scene.now), "counted": counters(scene)}
     shifted = changed(
         r, state=SHIFTING, step=step, steps=len(plan.steps), weight=weight, next_step_at=None, last_decision=decision, memory=memory
     )
@@ -62,7 +62,7 @@ def shifting(plan: Plan, scene: Scene, r: Rollout) -> Step:
             return roll_back(scene, r, conditions.NEVER_READY, f"{message}, not all within rollout.progressDeadline")
         return Step(r, unheard(scene, r.weight), message)
     last = r.weight >= 100
-    memory = {**r.memory, "began": stamp(scene.now), "counted": counters(sources(scene))}
+    memory = {**r.memory, "began": stamp(scene.now), "counted": counters(scene)}
     held = changed(r, state=BAKING if last else HOLDING, memory=memory, evidence=[])
     held = until(held, scene.now, plan.bake if last else hold(plan, r))
     return Step(held, {}, waiting_message(held))
