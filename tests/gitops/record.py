@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
-from finetune_operator import kinds
+from finetune_operator import kinds, names
 from finetune_operator.kinds import FINETUNE, Kind
 
 from devcluster import nodebinary
@@ -33,6 +33,7 @@ ROLLOUT = {
     "steps": [{"weight": 10, "hold": "4s"}, {"weight": 100}], "bake": "4s", "progressDeadline": "2m", "guards": {"minRequests": 50},
 }  # fmt: skip
 SERVED = {"serving": {"replicas": 1}, "rollout": ROLLOUT}
+HEAD_START = 5.0  # seconds: kubectl does not say when it watches, and the first states last a moment
 RUNS_ON = [Outcome(never=True)]
 
 
@@ -47,7 +48,7 @@ class Lives:
     async def all(self) -> None:
         """Each in a namespace of its name."""
         lives = (
-            self.live, self.trained, self.not_needed, self.gate, self.guard, self.undecided, self.queued, self.suspended, self.missing,
+            self.live, self.trained, self.not_needed, self.gate, self.guard, self.undecided, self.paused, self.short, self.queued, self.suspended, self.missing,
             self.unschedulable, self.retries, self.unreadable, self.deleted,
         )  # fmt: skip
         await asyncio.gather(*(self._alone(life) for life in lives))
@@ -85,6 +86,24 @@ class Lives:
         await life.make(**SERVED)
         rollout = (await life.wait(lambda s: s.get("rollout")))["rollout"]
         self.failing |= {(life.name, rollout["arm"]), (life.name, rollout["stable"])}
+        await life.phase("Paused")
+
+    async def paused(self, life: Space) -> None:
+        """By the annotation."""
+        await life.make(**{**SERVED, "rollout": {**ROLLOUT, "steps": [{"weight": 10, "hold": "10m"}, {"weight": 100}]}})
+        rollout = (await life.wait(lambda s: (s.get("rollout") or {}).get("weight") == 10))["rollout"]
+        await self.admin.annotate(FINETUNE, life.name, "bot", {names.CONTROL: f"pause:{rollout['name']}"})
+        await life.phase("Paused")
+
+    async def short(self, life: Space) -> None:
+        """More pods are asked for in a step than there is room for."""
+        steps = [{"weight": 10, "hold": "4s"}, {"weight": 100}]
+        unguarded = {"steps": steps, "progressDeadline": "10s", "guards": {"minRequests": 0}}
+        await life.make(**{**SERVED, "rollout": {**ROLLOUT, **unguarded}})
+        await life.wait(lambda s: (s.get("rollout") or {}).get("weight") == 10)
+        quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": life.name}}
+        await self.admin.create(QUOTA, {**quota, "spec": {"hard": {"pods": "0"}}})
+        await life.edit(serving={"replicas": 3})
         await life.phase("Paused")
 
     async def queued(self, life: Space) -> None:
@@ -153,6 +172,7 @@ async def drive(plane: ControlPlane, folder: Path, watched: Path) -> None:
         await operator.leading()
         async with Kubelet(admin) as kubelet:
             with watching(plane, watched):
+                await asyncio.sleep(HEAD_START)
                 await Lives(admin, kubelet).all()
 
 

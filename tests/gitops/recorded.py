@@ -25,6 +25,8 @@ ANSWERS: dict[str, tuple[str, str]] = {
     "Deploying": ("InProgress", "Progressing"),
     "RollingOut": ("InProgress", "Progressing"),
     "Paused-GuardUndecided": ("InProgress", "Suspended"),
+    "Paused-PausedByUser": ("InProgress", "Suspended"),
+    "Paused-TooFewPods": ("InProgress", "Suspended"),
     "Baking": ("InProgress", "Progressing"),
     "Live": ("Current", "Healthy"),
     "Live-edited": ("InProgress", "Progressing"),  # its status is about an older generation

@@ -209,6 +209,29 @@ async def test_the_finetune_itself_is_scaled_whatever_arm_serves(
         told(plane, space)
 
 
+async def test_one_that_only_trains_is_served_once_somebody_scales_it(
+    plane: ControlPlane, admin: Admin, kubelet: Kubelet, operator: Operator
+) -> None:
+    """An autoscaler does not: it cannot read how many there are."""
+    space = await Space.new(admin, "trains")
+    plane.kubectl("-n", space.name, "create", "rolebinding", "amy", "--clusterrole=edit", "--user=amy")
+    await space.make(rollout={**ROLLOUT, "steps": [{"weight": 100}], "bake": "1s"}, storage=SHARED)
+    before = await space.phase("Trained")
+    with pytest.raises(CommandError, match=r"\.spec\.serving\.replicas\W+ does not exist"):
+        told(plane, space)
+    await autoscaler(space, 3)
+    await says(space, "AbleToScale", "False", "FailedGetScale")
+    assert (await space.status())["phase"] == "Trained"
+
+    await admin.delete(kinds.HPA, space.name, "mine")
+    asked(plane, space, "scale", "finetune", "bot", "--replicas=2")
+    status = await space.phase("Live")
+    await scaled(space, {status["liveArm"]: 2}, 2)
+    assert (status["liveRevision"], len(status["attempts"])) == (before["revision"], len(before["attempts"])), "it is not trained again"
+    await space.edit(serving=None)
+    await space.phase("Trained")
+
+
 async def test_an_autoscaler_of_the_finetune_finds_what_the_load_of_all_users_needs_on_whichever_arm_they_are(
     plane: ControlPlane, admin: Admin, kubelet: Kubelet, operator: Operator, authority: Path
 ) -> None:
