@@ -48,8 +48,8 @@ class Lives:
     async def all(self) -> None:
         """Each in a namespace of its name."""
         lives = (
-            self.live, self.trained, self.not_needed, self.gate, self.guard, self.undecided, self.paused, self.short, self.queued, self.suspended, self.missing,
-            self.unschedulable, self.retries, self.unreadable, self.deleted,
+            self.live, self.trained, self.not_needed, self.gate, self.guard, self.undecided, self.paused, self.short, self.queued,
+            self.suspended, self.missing, self.unschedulable, self.retries, self.unreadable, self.deleted,
         )  # fmt: skip
         await asyncio.gather(*(self._alone(life) for life in lives))
 

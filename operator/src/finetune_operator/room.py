@@ -1,7 +1,7 @@
 """Does the status stay small? What is over says less where that is missed least, the oldest first; nothing that is in force is touched.
 
-An API server would take twenty times as much, but each FineTune is read whole by whoever lists or watches them. What routers and servers had
-counted when a step of a rollout began is in force: it bounds itself (`decide.rollout.counters`), and words make room for it.
+An API server would take twenty times as much, but each FineTune is read whole by whoever lists or watches them. What routers and servers
+had counted when a step of a rollout began is in force: it bounds itself (`decide.rollout.counters`), and words make room for it.
 """
 
 from __future__ import annotations

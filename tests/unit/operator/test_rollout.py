@@ -488,9 +488,7 @@ def test_servers_count_from_the_beginning_of_the_step() -> None:
     old, new = served("old", "old-0", 5000), served("new", "new-0", 3000, 900.0)
     began = advance(TOKENS, replace(scene(router(weight=10)), servers=(old, new)), at(m.SHIFTING, 10, 1)).rollout
     assert set(began.memory["counted"]) == {"router-0@2026-01-01T11:00:00Z", "old-0@2026-01-01T11:00:00Z", "new-0@2026-01-01T11:00:00Z"}
-    assert began.memory["counted"]["new-0@2026-01-01T11:00:00Z"] == {
-        "new": [0, 0, [], [[900.0, 3000]], [[900.0, 3000]], 3000, 0]
-    }
+    assert began.memory["counted"]["new-0@2026-01-01T11:00:00Z"] == {"new": [0, 0, [], [[900.0, 3000]], [[900.0, 3000]], 3000, 0]}
     seen = scene(router(**FINE), now=NOW + timedelta(seconds=30))
     slow = (served("old", "old-0", 5900), served("new", "new-0", 3200, 900.0))
     step = advance(TOKENS, replace(seen, servers=slow), began)

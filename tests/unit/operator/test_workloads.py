@@ -91,7 +91,10 @@ REJECTED = gone(
 OF_THE_POD = {"reason": "Evicted", "message": "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. "}
 OF_A_CONTAINER = {"reason": "Evicted", "message": 'Container server exceeded its local ephemeral storage limit "2Gi". '}
 OF_A_VOLUME = {"reason": "Evicted", "message": 'Usage of EmptyDir volume "shm" exceeds the limit "8Gi". '}
-OF_THE_NODE = {"reason": "Evicted", "message": "The node was low on resource: ephemeral-storage. Container trainer was using 9Gi, request is 0. "}
+OF_THE_NODE = {
+    "reason": "Evicted",
+    "message": "The node was low on resource: ephemeral-storage. Container trainer was using 9Gi, request is 0. ",
+}
 BY_RULE = "Container trainer for pod ml/job-1 failed with exit code 21 matching FailJob rule at index 1"
 # The Job's condition and its pods → class, reason, pod, words.
 CAUSES: dict[str, tuple[Object, list[Object], tuple[str, str, str, str]]] = {
@@ -219,12 +222,22 @@ CAUSES: dict[str, tuple[Object, list[Object], tuple[str, str, str, str]]] = {
     "a rank wrote more than its pod may, and stopped as it was asked to: nobody disrupted it": (
         job("Failed"),
         [gone(0, ended(24, error("infrastructure", "PeerLost", "rank 1 is gone"))), gone(1, ended(25), **OF_THE_POD)],
-        ("error", "Evicted", "job-1", "container trainer: Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. Raise"),
+        (
+            "error",
+            "Evicted",
+            "job-1",
+            "container trainer: Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. Raise",
+        ),
     ),
     "a server wrote more than it may": (
         job("Failed"),
         [gone(0, ended(137), inits=[SIDECAR], **OF_A_CONTAINER)],
-        ("error", "Evicted", "job-0", 'Container server exceeded its local ephemeral storage limit "2Gi". Raise that limit (serving.resources or'),
+        (
+            "error",
+            "Evicted",
+            "job-0",
+            'Container server exceeded its local ephemeral storage limit "2Gi". Raise that limit (serving.resources or',
+        ),
     ),
     "a pod filled a volume of its own, and no container of it is told of": (
         job("Failed", reason="BackoffLimitExceeded"),
@@ -452,7 +465,9 @@ WAITS: dict[str, tuple[Object, Waiting | None]] = {
     ),
     "its kubelet has not heard of a Secret yet, which may be there": (
         pod(0, "Pending", [waits("CreateContainerConfigError", "failed to sync secret cache: timed out waiting for the condition")]),
-        Waiting("CreateContainerConfigError", "pod job-0, container server: failed to sync secret cache: timed out waiting for the condition"),
+        Waiting(
+            "CreateContainerConfigError", "pod job-0, container server: failed to sync secret cache: timed out waiting for the condition"
+        ),
     ),
     "its image says nothing to start": (
         pod(0, "Pending", [waits("CreateContainerError", "no command specified")]),

@@ -32,13 +32,14 @@ EXIT_CLASSES: Final[Mapping[int, FailureClass]] = {
 KILLED: Final = (137, 143)
 OOM_KILLED: Final = "OOMKilled"  # the kubelet's reason, and ours
 EVICTED: Final = "Evicted"  # the kubelet's; ours where it was for a limit of the pod's own
-# What the kubelet says then (pkg/kubelet/eviction/helpers.go); of a node that is low on something it says otherwise, and sets DisruptionTarget.
+# Its words then (pkg/kubelet/eviction/helpers.go). Of a node that is low on something it says otherwise, and sets DisruptionTarget.
 _OWN_LIMIT: Final = re.compile(
     r"Container (?P<container>\S+) exceeded its local ephemeral storage limit"
     r"|Pod ephemeral local storage usage exceeds the total limit of containers"
     r"|Usage of EmptyDir volume \S+ exceeds the limit"
 )
 _GIVES_STORAGE: Final[Mapping[str, str]] = {names.METRIC: "evaluation.metrics[].custom.resources", names.SERVER: "serving.resources"}
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -76,8 +77,8 @@ def _fell(pod: Mapping[str, Any], container: Mapping[str, Any], key: str) -> Fal
 
 
 def pod_ending(pod: Mapping[str, Any]) -> Ending | None:
-    """How a pod's container failed; a disrupted pod, or one that ended because it was deleted, counts as such whatever its code. One that its
-    kubelet evicted for a limit of its own was not: what its containers were ended with, on request or killed, says nothing then.
+    """How a pod's container failed; a disrupted pod, or one that ended because it was deleted, counts as such whatever its code. One that
+    its kubelet evicted for a limit of its own was not: what its containers were ended with, on request or killed, says nothing then.
 
     Sidecars are asked last: they are ended when the container that they serve has ended, or one that had to end well before it.
     """
@@ -146,13 +147,15 @@ def _own_limit(status: Mapping[str, Any], container: str) -> Failure | None:
 
 
 def _outgrown(status: Mapping[str, Any], container: str) -> str:
-    """The kubelet's words of a pod that it evicted for its containers' limit of ephemeral storage or a volume's of size, with the fix; empty
-    where that is not so."""
+    """The kubelet's words of a pod that it evicted for its containers' limit of ephemeral storage or the size of a volume, with the fix;
+    empty where that is not so."""
     said = str(status.get("message") or "").strip()
     found = _OWN_LIMIT.match(said) if status.get("reason") == EVICTED else None
     if found is None:
         return ""
-    given = _GIVES_STORAGE.get(found["container"] or container, "serving.resources, evaluation.metrics[].custom.resources, the accelerator's profile")
+    given = _GIVES_STORAGE.get(
+        found["container"] or container, "serving.resources, evaluation.metrics[].custom.resources, the accelerator's profile"
+    )
     return f"{said.rstrip('. ')}. Raise that limit ({given} or a LimitRange of the namespace sets it), or write less"
 
 

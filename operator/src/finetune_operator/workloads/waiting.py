@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from finetune_operator import conditions, names
+from finetune_operator import conditions
 from finetune_operator.workloads.endings import explain, parse_result
 from finetune_operator.workloads.objects import condition, time
 from finetune_operator.workloads.pods import containers

@@ -104,7 +104,9 @@ def _known(resources: Node) -> bool:
 
 
 def _whole(resources: Node) -> bool:
-    return all("/" not in name or re.fullmatch("[0-9]+", str(amount)) for kind in resources.values() for name, amount in (kind or {}).items())
+    return all(
+        "/" not in name or re.fullmatch("[0-9]+", str(amount)) for kind in resources.values() for name, amount in (kind or {}).items()
+    )
 
 
 _NATIVE: Final = ("cpu", "memory", "ephemeral-storage")

@@ -40,8 +40,8 @@ def _servers(scene: Scene) -> Iterator[Counted]:
 
 
 def counters(scene: Scene) -> dict[str, Any]:
-    """Counters now, per router or server and its start, in a form that the status can hold: of all routers, and of servers as far as there is
-    room for them. The others are not asked about this step, unless they start anew."""
+    """Counters now, per router or server and its start, in a form that the status can hold: of all routers, and of servers as far as
+    there is room for them. The others do not count in this step, unless they start anew."""
     return {**_kept(_routers(scene)), **_fitting(_kept(_servers(scene)), SERVERS_BYTES)}
 
 
@@ -84,8 +84,8 @@ def _size(counted: Mapping[str, Any]) -> int:
 
 
 def counted(scene: Scene, r: Rollout) -> tuple[ArmTotals, ArmTotals]:
-    """(canary, stable) sums since the step began; a router or server that started since then counts from zero. One that there was no room for
-    does not count."""
+    """(canary, stable) sums since the step began; a router or server that started since then counts from zero. One that there was no
+    room for does not count."""
     before, structure = _before(r), scene.structure
     canary, stable = ArmTotals(), ArmTotals()
     for source in sources(scene):
@@ -123,7 +123,9 @@ def _read(stored: list[Any] | None) -> ArmTotals:
 
 def _bounds(buckets: Buckets) -> list[Any]:
     below = (0.0, *(count for _, count in buckets))
-    return [["Inf" if math.isinf(bound) else bound, int(count)] for (bound, count), less in zip(buckets, below, strict=False) if count > less]
+    return [
+        ["Inf" if math.isinf(bound) else bound, int(count)] for (bound, count), less in zip(buckets, below, strict=False) if count > less
+    ]
 
 
 def _buckets(stored: list[Any]) -> Buckets:
