@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import traceback
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -126,8 +127,13 @@ async def repeating(turn: Callable[[], Awaitable[None]], seconds: float) -> Asyn
 
     async def turns() -> None:
         while not ended.is_set():
-            with contextlib.suppress(*ERRORS):  # the API server is away, or somebody else was quicker: look again
+            try:
                 await turn()
+            except ERRORS:
+                pass  # the API server is away, or somebody else was quicker: look again
+            except Exception:
+                traceback.print_exc()  # at once: who waits for what it does not do any more would wait in vain, and see nothing of this
+                raise
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), seconds)
 

@@ -13,7 +13,7 @@ from finetune_operator.build.pods import Accelerator
 from finetune_operator.decide import layout
 from finetune_operator.decide.draft import Draft
 from finetune_operator.kinds import JOB
-from finetune_operator.observed import Observed
+from finetune_operator.observed import ArmHealth, Observed
 
 from tests.unit.operator.helpers import REV, STAMP, draft, make_observed, make_revision
 from tests.unit.operator.walks import manifests
@@ -482,6 +482,29 @@ def test_a_gang_that_fills_more_than_one_machine_needs_a_shared_volume(compute: 
     assert (found.reason == conditions.NEEDS_SHARED_VOLUME) is refused
     if refused:
         assert "storage.accessMode ReadWriteMany" in found.message
+
+
+@pytest.mark.parametrize(
+    ("nodes", "pods", "mode", "fix"),
+    [
+        (4, 2, "ReadWriteOnce", ""),
+        (5, 2, "ReadWriteOnce", "or ask for at most 4, or serve with fewer (serving.replicas"),
+        (1, 4, "ReadWriteOnce", "(on a storageClassName that has it), or serve with fewer"),
+        (5, 2, "ReadWriteMany", ""),
+        (8, 0, "ReadWriteOnce", ""),
+    ],
+)
+def test_what_serves_is_where_the_volume_is_and_leaves_a_gang_less_of_that_machine(nodes: int, pods: int, mode: str, fix: str) -> None:
+    server = {"name": "server", "resources": {"limits": {"nvidia.com/gpu": "2"}}}
+    o = make_observed(
+        changes={"compute": {"accelerator": "h100", "nodes": nodes}, "storage": {"accessMode": mode}}, profiles=PROFILES,
+        status={"live_arm": "0ld", "live_revision": "r0"}, arms={"0ld": ArmHealth(wanted=pods)},
+        templates={"0ld": {"revision": "r0", "template": {"spec": {"containers": [server]}}}},
+    )  # fmt: skip
+    found = layout.one_machine(o, draft(o))
+    assert found.reason == (conditions.NEEDS_SHARED_VOLUME if fix else "")
+    assert fix in found.message
+    assert not fix or f"what serves has {2 * pods}, and a machine has 8" in found.message
 
 
 def test_a_pod_with_more_accelerators_than_any_machine_has_is_not_helped_by_another_volume() -> None:

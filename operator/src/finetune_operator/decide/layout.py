@@ -90,14 +90,15 @@ def one_slice(o: Observed, d: Draft) -> Draft:
 
 
 def one_machine(o: Observed, d: Draft) -> Draft:
-    """Can all pods of the gang be where the volume is? With ReadWriteOnce that is one machine."""
+    """Can all pods of the gang be where the volume is? With ReadWriteOnce that is one machine, and what serves is there already: a part of
+    the gang would come there again and again, and hold what it has in vain."""
     compute = o.spec.compute
     if d.blocked or d.revision.artifact or running(d) or o.spec.storage.access_mode != "ReadWriteOnce":
         return d
     profile = o.profiles.get(compute.accelerator or "", ANY_GPU)
     each = compute.gpus_each
-    wanted, most = compute.nodes * each, profile.per_machine
-    if wanted <= most:
+    wanted, most, taken = compute.nodes * each, profile.per_machine, _taken(o, d, profile.resource)
+    if not wanted or wanted + taken <= most:
         return d
     if each > most:
         message = (
@@ -105,11 +106,23 @@ def one_machine(o: Observed, d: Draft) -> Draft:
             f"operator know of a larger machine: perMachine in the chart's value profiles)"
         )
         return d.block(conditions.FAILED, message, reason=conditions.DOES_NOT_FIT)
+    beside = f", what serves has {taken}" if wanted <= most else ""
+    left = most - taken if beside else most
+    fixes = [f"ask for at most {left}"] * (left > 0) + ["serve with fewer (serving.replicas, serving.resources.limits)"] * bool(beside)
     message = (
-        f"compute asks for {compute.nodes} pods of {each} accelerators, {wanted} in all, and a machine has {most}; a volume that is "
-        f"ReadWriteOnce holds all pods on one machine. {ANOTHER_VOLUME}, or ask for at most {most}"
+        f"compute asks for {compute.nodes} pods of {each} accelerators, {wanted} in all{beside}, and a machine has {most}; a volume "
+        f"that is ReadWriteOnce holds all pods on one machine. {', or '.join([ANOTHER_VOLUME, *fixes])}"
     )
     return d.block(conditions.FAILED, message, reason=conditions.NEEDS_SHARED_VOLUME)
+
+
+def _taken(o: Observed, d: Draft, resource: str) -> int:
+    """How many accelerators the live arm's pods have, by the template that it was made with."""
+    arm = d.status.live_arm or ""
+    template = o.templates.get(arm, {}).get("template") or {}
+    limits = (container.get("resources", {}).get("limits") or {} for container in template.get("spec", {}).get("containers") or ())
+    each = sum(int(quantity(str(limit.get(resource, ""))) or 0) for limit in limits)
+    return each * o.arms[arm].wanted if arm in o.arms else 0
 
 
 def memory(o: Observed, d: Draft) -> Draft:

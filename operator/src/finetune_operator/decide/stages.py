@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune_operator import conditions, names
 from finetune_operator.api.fields import digest
@@ -17,6 +17,7 @@ from finetune_operator.observed import Observed
 from finetune_operator.workloads.objects import time
 from finetune_operator.workloads.run import Failure, Run
 
+Probed = TypeVar("Probed", FewShot, Forgetting, Fidelity)
 Finish = Callable[[Mapping[str, Any]], dict[str, Any]]
 STAGE_PHASES = {
     "fetch": conditions.FETCHING,
@@ -246,9 +247,9 @@ def _scored(key: str, result: Mapping[str, Any]) -> Scored:
         metric=metric,
         score=_score(numbers),
         difference=_difference(paired) if paired else None,
-        few_shot=_few_shot(result.get("fewShot")),
-        forgetting=_forgetting(result.get("forgetting")),
-        fidelity=_fidelity(result.get("fidelity")),
+        few_shot=_probed(result.get("fewShot"), FewShot, _few_shot),
+        forgetting=_probed(result.get("forgetting"), Forgetting, _forgetting),
+        fidelity=_probed(result.get("fidelity"), Fidelity, _fidelity),
         answering=_answering(result.get("answering")),
         excluded=result.get("excluded") or None,
     )
@@ -262,22 +263,20 @@ def _difference(told: Mapping[str, Any]) -> Difference:
     return Difference(difference=_text(told["difference"]), low=_text(told["low"]), high=_text(told["high"]), n=told["n"])
 
 
-def _few_shot(told: Mapping[str, Any] | None) -> FewShot | None:
-    """What examples in the prompt did; None of an image that does not try them, or where nobody asks."""
+def _probed(told: Mapping[str, Any] | None, kind: type[Probed], read: Callable[[Mapping[str, Any]], Probed]) -> Probed | None:
+    """What was found, or why it could not be measured; None of an image that does not look, or where nobody asks."""
     if not told:
         return None
-    if "unmeasured" in told:
-        return FewShot(unmeasured=str(told["unmeasured"])[:UNMEASURED_CHARACTERS])
+    return kind(unmeasured=str(told["unmeasured"])[:UNMEASURED_CHARACTERS]) if "unmeasured" in told else read(told)
+
+
+def _few_shot(told: Mapping[str, Any]) -> FewShot:
+    """What examples in the prompt did."""
     score, alone, difference = _score(told["score"]), _score(told["alone"]), _difference(told["paired"])
     return FewShot(examples=told["examples"], score=score, alone=alone, difference=difference)
 
 
-def _forgetting(told: Mapping[str, Any] | None) -> Forgetting | None:
-    """What the probe found; None of an image that does not probe."""
-    if not told:
-        return None
-    if "unmeasured" in told:
-        return Forgetting(unmeasured=str(told["unmeasured"])[:UNMEASURED_CHARACTERS])
+def _forgetting(told: Mapping[str, Any]) -> Forgetting:
     return Forgetting(
         percent=_text(told["percent"]), low=_text(told["low"]), high=_text(told["high"]),
         base=_text(told["base"]["perplexity"]), tuned=_text(told["tuned"]["perplexity"]), kl=_text(told["kl"]), kl_p95=_text(told["klP95"]),
@@ -285,12 +284,7 @@ def _forgetting(told: Mapping[str, Any] | None) -> Forgetting | None:
     )  # fmt: skip
 
 
-def _fidelity(told: Mapping[str, Any] | None) -> Fidelity | None:
-    """What the probe found; None of an image that does not look."""
-    if not told:
-        return None
-    if "unmeasured" in told:
-        return Fidelity(unmeasured=str(told["unmeasured"])[:UNMEASURED_CHARACTERS])
+def _fidelity(told: Mapping[str, Any]) -> Fidelity:
     kl, p99, largest = (_text(told[name], DIVERGENCE_DIGITS) for name in ("kl", "klP99", "klMax"))
     return Fidelity(
         kl=kl, kl_p99=p99, kl_max=largest, differs_percent=_text(100 * told["differs"]), tokens=told["tokens"], merged=told.get("merged"),

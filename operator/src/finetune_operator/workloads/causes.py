@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from finetune_operator import conditions, names
-from finetune_operator.workloads.endings import EXIT_CLASSES, KILLED, Ending, pod_ending
+from finetune_operator.workloads.endings import EXIT_CLASSES, KILLED, Ending, of_the_users, pod_ending
 from finetune_operator.workloads.pods import state_of
 from finetune_operator.workloads.run import Failure, FailureClass
 
@@ -60,9 +61,8 @@ def _vanished(failed: Mapping[str, Any], ended: Sequence[Ending]) -> Ending | No
     known = {e.failure.pod for e in ended}
     if (found := _JOB_MESSAGE.search(str(failed.get("message", "")))) and found["pod"] not in known:
         code = int(found["code"])
-        if found["container"] == names.METRIC and code not in KILLED:
-            text = f"the image of metric Custom ended with exit code {code}"
-            return Ending("", Failure("user", conditions.METRIC_FAILED, text, pod=found["pod"], container=names.METRIC))
+        if judge := of_the_users({"name": found["container"]}, {"exitCode": code}):
+            return Ending("", replace(judge, pod=found["pod"]))
         kind: FailureClass = "disruption" if code in KILLED else EXIT_CLASSES.get(code, "error")
         return Ending("", Failure(kind, "ExitCode", f"exit code {code}", pod=found["pod"], container=found["container"]))
     if failed.get("reason") == "BackoffLimitExceeded" and known and not any(e.rejected for e in ended):

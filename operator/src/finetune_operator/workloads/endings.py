@@ -98,9 +98,8 @@ def pod_ending(pod: Mapping[str, Any]) -> Ending | None:
         deleted = not disrupted and bool(asked) and (not at or asked <= at)
         if kind not in ("user", "nonFinite") and not deleted and (outgrown := _own_limit(status, str(container.get("name")))):
             return Ending(at, replace(outgrown, pod=name, node=node, rank=rank))
-        own = container.get("name") == names.METRIC and (code not in KILLED or ended.get("reason") == OOM_KILLED)
-        if own and not (disrupted or deleted):
-            return Ending(at, Failure("user", conditions.METRIC_FAILED, _judge(container, ended), name, node, container=names.METRIC))
+        if not (disrupted or deleted) and (judge := of_the_users(container, ended)):
+            return Ending(at, replace(judge, pod=name, node=node))
         if ended.get("reason") == OOM_KILLED:
             kind = "outOfMemory"
         elif (disrupted or deleted) and kind not in ("user", "nonFinite", "outOfMemory"):
@@ -117,13 +116,18 @@ def pod_ending(pod: Mapping[str, Any]) -> Ending | None:
     return None if asked else _rejection(status, Failure("infrastructure", str(status.get("reason", "")), "", name, node, rank=rank))
 
 
-def _judge(container: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
-    """How the user's own image ended, whose exit codes are its own: no retry mends what it says, or its limit."""
-    image = f"image {container.get('image', '')} of metric Custom"
-    if ended.get("reason") == OOM_KILLED:
-        return f"{image} used more memory than its limit, or without one than its node had; raise evaluation.metrics[].custom.resources"
+def of_the_users(container: Mapping[str, Any], ended: Mapping[str, Any]) -> Failure | None:
+    """The failure of the user's own image, whose exit codes are its own: no retry mends what it says, or its limit. None: the container is
+    another one, or somebody killed it."""
+    starved = ended.get("reason") == OOM_KILLED
+    if container.get("name") != names.METRIC or (ended.get("exitCode") in KILLED and not starved):
+        return None
+    image = f"image {container['image']} of metric Custom" if container.get("image") else "the image of metric Custom"
     tail = str(ended.get("message") or "").strip()[-400:]
-    return f"{image} ended with exit code {ended.get('exitCode')}{f', and said: {tail}' if tail else ''}"
+    words = f"ended with exit code {ended.get('exitCode')}{f', and said: {tail}' if tail else ''}"
+    if starved:
+        words = "used more memory than its limit, or without one than its node had; raise evaluation.metrics[].custom.resources"
+    return Failure("user", conditions.METRIC_FAILED, f"{image} {words}", container=names.METRIC)
 
 
 def _rejection(status: Mapping[str, Any], failure: Failure) -> Ending | None:
