@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from devcluster import api, components, configs, nodebinary, packages, pki
+from devcluster import api, components, configs, loopback, nodebinary, packages, pki
 from devcluster.components import Plane
 from devcluster.shell import DevclusterError, run
 
@@ -190,21 +189,12 @@ class _PortTaken(DevclusterError):
 
 
 def _new_plane(binary: Path) -> Plane:
-    api_port, etcd_port, peer_port, controllers_port, scheduler_port = _free_ports(5)
+    api_port, etcd_port, peer_port, controllers_port, scheduler_port = loopback.free_ports(5)
     return Plane(
         binary=binary, home=Path(tempfile.mkdtemp(prefix="finetune-controlplane-")), address=_ADDRESS, api_port=api_port,
         etcd_port=etcd_port, etcd_peer_port=peer_port, controllers_port=controllers_port, scheduler_port=scheduler_port,
         on_node=False,
     )  # fmt: skip
-
-
-def _free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on now."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((_ADDRESS, 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _write_files(plane: Plane, audit_policy: str) -> None:

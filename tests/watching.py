@@ -21,8 +21,7 @@ import aiohttp
 import yaml
 from finetune_operator import names
 
-from devcluster import prometheus
-from devcluster.controlplane import _free_ports
+from devcluster import loopback, prometheus
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 FILES: Final = ROOT / "charts" / "finetune-operator" / "files"
@@ -69,7 +68,7 @@ class Watching:
     """
 
     def __init__(self, folder: Path, pods: Callable[[], list[Object] | None]) -> None:
-        (port,) = _free_ports(1)
+        (port,) = loopback.free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         self._home, self._pods = folder, pods
         self._listen = f"--web.listen-address=127.0.0.1:{port}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from devcluster import components, controlplane, procs
+from devcluster import components, loopback, procs
 from devcluster.controlplane import ControlPlane
 from devcluster.shell import DevclusterError
 
@@ -79,12 +79,12 @@ def test_a_component_that_cannot_start_is_named_with_the_end_of_its_log(monkeypa
 def test_a_port_taken_meanwhile_is_given_up_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as somebody:
         taken = [somebody.getsockname()[1]]
-        fresh = controlplane._free_ports
+        fresh = loopback.free_ports
 
         def once_taken(count: int) -> list[int]:
             return [taken.pop(), *fresh(count - 1)] if taken else fresh(count)
 
-        monkeypatch.setattr(controlplane, "_free_ports", once_taken)
+        monkeypatch.setattr(loopback, "free_ports", once_taken)
         with ControlPlane(controllers=False, scheduler=False) as plane:
             assert taken == []
             assert plane.server != f"https://127.0.0.1:{somebody.getsockname()[1]}"

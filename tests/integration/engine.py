@@ -23,7 +23,8 @@ from finetune_operator import kinds, names
 from finetune_operator.connection import Connection
 from finetune_operator.kinds import CHILDREN, FINETUNE, Kind
 
-from devcluster.controlplane import ControlPlane, _free_ports
+from devcluster import loopback
+from devcluster.controlplane import ControlPlane
 from tests.integration.kubelet import Admin
 from tests.unit.operator.helpers import make_spec
 
@@ -88,7 +89,7 @@ class Operator:
         self, plane: ControlPlane, folder: Path, identity: str, *, nobody: bool = False, settings: Mapping[str, str] | None = None
     ) -> None:
         self.identity = identity
-        self.health, self.metrics_port = _free_ports(2)
+        self.health, self.metrics_port = loopback.free_ports(2)
         self.log = folder / f"{identity}.log"
         token = plane.kubectl("-n", NAMESPACE, "create", "token", ACCOUNT).strip()
         document = yaml.safe_load(plane.kubeconfig.read_text())

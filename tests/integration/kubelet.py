@@ -1,6 +1,6 @@
 """A kubelet by hand on a real API server: one node, volumes, pods that run and end as `outcomes` says, routers that answer.
 
-Nothing runs in the pods. Their addresses are loopback ones (127.1.…), so that a training rank can say its progress and a router
+Nothing runs in the pods. Their addresses are loopback ones, so that a training rank can say its progress and a router
 its document, weights and counters; a router's mount follows its ConfigMap when the pod is nudged, never before.
 """
 
@@ -24,6 +24,7 @@ from finetune_operator.build.router import INFERENCE, STRUCTURE_PATH
 from finetune_operator.cluster import Cluster, Page
 from finetune_operator.kinds import Kind
 
+from devcluster import loopback
 from tests.unit.operator.helpers import good_outcomes
 from tests.unit.operator.world import Outcome
 
@@ -232,7 +233,8 @@ class Kubelet:
             waits = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
             await self._status(pod, {"containerStatuses": [_container(pod, waits)]})
             return
-        address = self._addresses.setdefault(meta["uid"], f"127.1.{len(self._addresses) // 200}.{len(self._addresses) % 200 + 1}")
+        number = len(self._addresses)
+        address = self._addresses.setdefault(meta["uid"], f"{loopback.network()}.{number // 200}.{number % 200 + 1}")
         await self._serve(meta["uid"], address, await self._applications(pod))
         ready = [{"type": t, "status": "True", "lastTransitionTime": stamp()} for t in ("Ready", "ContainersReady", "Initialized")]
         running = _container(pod, {"running": {"startedAt": stamp()}}, ready=True)

@@ -22,7 +22,8 @@ import yaml
 from aiohttp import web
 from finetune_operator import kinds
 
-from devcluster.controlplane import ControlPlane, _free_ports
+from devcluster import loopback
+from devcluster.controlplane import ControlPlane
 from tests.integration import gatewayapi
 from tests.integration.engine import Operator, Space, install, until
 from tests.integration.kubelet import Admin, Kubelet
@@ -57,7 +58,7 @@ def plane() -> Iterator[ControlPlane]:
 def door(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a Traefik that watches the control plane."""
     folder = tmp_path_factory.mktemp("traefik")
-    (port,) = _free_ports(1)
+    (port,) = loopback.free_ports(1)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [TRAEFIK, *arguments(port)],

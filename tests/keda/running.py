@@ -12,7 +12,8 @@ from typing import Final
 
 import yaml
 
-from devcluster.controlplane import ControlPlane, _free_ports
+from devcluster import loopback
+from devcluster.controlplane import ControlPlane
 from tests import aggregated, gomodule, goprogram
 
 VERSION: Final = "v2.21.0"
@@ -43,7 +44,7 @@ def install(plane: ControlPlane, folder: Path) -> None:
     crds = gomodule.folder(MODULE, SUM, GO) / "config" / "crd" / "bases"
     plane.kubectl("apply", "--server-side", "-f", str(crds))
     plane.kubectl("wait", "--for=condition=Established", "--all", "crd", "--timeout=60s")
-    health, figures, secure, metrics = _free_ports(4)
+    health, figures, secure, metrics = loopback.free_ports(4)
     plane.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(aggregated.registration(folder, API, SERVICE, NAMESPACE, secure)))
     own = {"POD_NAMESPACE": NAMESPACE, "KEDA_CLUSTER_OBJECT_NAMESPACE": NAMESPACE}
     environment = {"KUBECONFIG": str(plane.kubeconfig), "WATCH_NAMESPACE": "", **own}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from finetune_operator.traffic import Backend as Arm
 
+from devcluster import loopback
 from tests.router import dns, harness
 from tests.router.backend import Backend
 
@@ -47,7 +48,7 @@ class World:
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     zone, transport = await dns.serve()
-    port = harness.free_ports(1, "0.0.0.0")[0]
+    port = loopback.free_ports(1, "0.0.0.0")[0]
     pods = {arm: [await Backend(f"{arm}-{i}", a, port).start() for i, a in enumerate(addresses)] for arm, addresses in ADDRESSES.items()}
     made = World(tmp_path, zone, port, pods)
     made.resolve(OLD, pods["old"])

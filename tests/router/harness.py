@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +26,8 @@ from finetune_operator.traffic import Backend as Arm
 from finetune_operator.traffic import RouterState, Source, Structure
 from yarl import URL
 
+from devcluster.loopback import free_ports
+
 SPEC = Spec.model_validate({"model": {"source": "image:///m"}, "data": {"train": {"source": "image:///d"}}, "method": {"type": "LoRA"}})
 UID = "0b6c1d2e-aaaa-bbbb-cccc-000000000001"
 OWNER = Owner("ml", "bot", UID)
@@ -35,18 +36,6 @@ SALT = "5d41402abc4b2a76"
 PORTS = (names.TRAFFIC_PORT, names.TLS_PORT, names.CONTROL_PORT, names.ROUTER_METRICS_PORT, names.DRAIN_PORT, envoy.ADMIN_PORT)
 CHAT = "/v1/chat/completions"
 DOMAIN = "ml.svc.cluster.local"
-
-
-def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.bind((address, 0))
-        return [s.getsockname()[1] for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
 
 
 BY_HEADER = (Source(header="x-user-id"),)

@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 from typing import Final
 
+from devcluster.loopback import free_ports
 from tests.bench.router.figures import Drain
 from tests.bench.router.servers import PODS, STABLE
 from tests.router import dns
 from tests.router.backend import Backend
-from tests.router.harness import Router, free_ports, name_of, structure
+from tests.router.harness import Router, name_of, structure
 from tests.router.users import Service, User, asking, streaming
 
 STREAMS: Final = 100

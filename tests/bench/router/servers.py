@@ -18,9 +18,10 @@ from finetune_operator import names
 from finetune_operator.build.router import REPLICAS
 from finetune_operator.traffic import Backend as Arm
 
+from devcluster.loopback import free_ports
 from tests.bench.control_plane import processes
 from tests.router import dns
-from tests.router.harness import Envoy, Router, free_ports, name_of
+from tests.router.harness import Envoy, Router, name_of
 
 STABLE, CANARY = Arm("aaa11111", "bot-aaa11111", "rev-old"), Arm("bbb22222", "bot-bbb22222", "rev-new")
 PODS: Final = {STABLE.arm: "127.0.1.1", CANARY.arm: "127.0.2.1"}
