@@ -29,13 +29,14 @@ class Tier:
     arguments: tuple[str, ...] = ()
 
 
+INTEGRATION = ("tests/integration", "tests/devcluster", "tests/router", "tests/gitops")
+# Three processes, which mostly wait; a file stays in one, with the control plane that its tests share.
+SIDE_BY_SIDE = ("-n3", "--dist", "loadfile", "--no-loadscope-reorder")
 TIERS = (
     Tier("unit", "dev", ("tests/unit", "tests/contract"), 3, arguments=("-n2",)),
     Tier("trainer", "trainer", ("tests/trainer",), 9, setup=("tests.trainer.s3server",), arguments=("-n2",)),
     Tier("numerics", "oracle", ("tests/numerics",), 3),
-    Tier(
-        "integration", "dev", ("tests/integration", "tests/devcluster", "tests/router", "tests/gitops"), 18, setup=("devcluster", "binary")
-    ),
+    Tier("integration", "dev", INTEGRATION, 9, setup=("devcluster", "binary"), arguments=SIDE_BY_SIDE),
     Tier("e2e", "dev", ("tests/e2e",), 14, setup=("devcluster", "images"), arguments=("-vv",)),
 )
 ENDING_SECONDS = 180
