@@ -226,8 +226,8 @@ def training(folder: Path, config: dict[str, Any], **environment: str) -> Iterat
         yield stages
 
 
-def on_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `function(*arguments)` returns in each of `count` processes, which can join one group of ranks."""
+def on_ranks(count: int, function: Callable[..., Any], *arguments: Any, dies: int | None = None) -> list[Any]:
+    """What `function(*arguments)` returns in each of `count` processes, which can join one group of ranks. Rank `dies` need not answer."""
     found = {
         "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
@@ -245,15 +245,22 @@ def on_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[
     for _, writer in pipes:
         writer.close()
     try:
-        results = [reader.recv() if reader.poll(90) else RuntimeError("no answer") for reader, _ in pipes]
+        results = [_answer(reader) for reader, _ in pipes]
     finally:
         for process in processes:
             process.kill()
             process.join(10)
-    for result in results:
-        if isinstance(result, BaseException):
+    for rank, result in enumerate(results):
+        if isinstance(result, BaseException) and rank != dies:
             raise result
     return results
+
+
+def _answer(reader: Any) -> Any:
+    try:
+        return reader.recv() if reader.poll(90) else RuntimeError("no answer")
+    except EOFError:
+        return RuntimeError("it ended without an answer")
 
 
 def _be_rank(writer: Any, environment: dict[str, str], function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -139,6 +140,8 @@ def test_a_rank_that_hangs_ends_the_other_as_stalled(attempt: Attempt, tmp_path:
         second.freeze()
         first.ends(22)
     assert first.message["error"]["class"] == "stalled"
+    assert re.search(r"this rank was waiting for the other ranks in \w+ \(distributed\.py, line \d+\)", first.message["error"]["message"])
+    assert "in all_reduce\n" in first.log, "the whole stack of each thread"
     assert first.message["step"] >= 5
 
 

@@ -7,10 +7,11 @@ rank acts on a signal that another has not seen.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Self, TypeVar
 
@@ -26,13 +27,14 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Ranks:
     """This process's place. `device` is its GPU or the CPU; `hosts` the group in which numbers that no device has are summed, where it is
-    not the one that sums tensors."""
+    not the one that sums tensors; `busy` is held while a thread does what all wait for."""
 
     rank: int
     local_rank: int
     world_size: int
     device: torch.device
     hosts: distributed.ProcessGroup | None = None
+    busy: threading.Lock = field(default_factory=threading.Lock, compare=False)
 
     @classmethod
     def join(cls, timeout_seconds: float, gpus: bool) -> Self:
@@ -91,7 +93,8 @@ class Ranks:
         def there() -> T:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)  # each thread has one of its own
-            return work()
+            with self.busy:
+                return work()
 
         until = time.monotonic() + patience
         with futures.ThreadPoolExecutor(1) as pool:

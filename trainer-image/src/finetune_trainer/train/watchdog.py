@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
+from itertools import takewhile
+from pathlib import Path
+
+PACKAGE = str(Path(__file__).parents[1])
+COLLECTIVES = "/torch/distributed/"
 
 
 class Watchdog:
@@ -36,3 +43,13 @@ class Watchdog:
             if silent > self._limit:
                 self._on_stall(silent)
                 return
+
+
+def whereabouts() -> str:
+    """Where the main thread stands, for people: this package's innermost function there, and whether that waits for the other ranks."""
+    frame = sys._current_frames()[threading.main_thread().ident or 0]
+    inwards = [(code.co_filename, code.co_name, line) for code, line in ((f.f_code, line) for f, line in traceback.walk_stack(frame))]
+    below = list(takewhile(lambda at: not at[0].startswith(PACKAGE), inwards))
+    path, name, line = (inwards[len(below) :] or inwards)[0]
+    doing = "waiting for the other ranks" if any(COLLECTIVES in at[0] for at in below) else "at work"
+    return f"{doing} in {name} ({Path(path).name}, line {line})"

@@ -6,6 +6,7 @@ without waiting for anybody.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from typing import NoReturn
 from finetune_trainer import exits, hardware, layout
 from finetune_trainer.config import RunConfig, need
 from finetune_trainer.progress import Progress, serving, timestamp
-from finetune_trainer.train.watchdog import Watchdog
+from finetune_trainer.train.watchdog import Watchdog, whereabouts
 
 OUTCOMES = "FINETUNE_OUTCOMES"
 MARGIN_SECONDS = 300
@@ -67,19 +68,28 @@ def run_rank(config: RunConfig, context: Context, watchdog: Watchdog) -> exits.J
     """Everything a rank does; the result is the termination message of rank 0."""
     import torch
 
-    from finetune_trainer.train.distributed import Ranks
-
     compute = need(config.compute, "compute")
     torch.set_num_threads(compute.threads or max(1, hardware.cpu_limit() // compute.processes_per_node))
     if compute.gpus_per_node and not torch.cuda.is_available():
         raise exits.Infrastructure("NoGpu", "this pod sees no GPU", "Check the node's driver and device plugin.")
     progress = Progress("train")
     if int(os.environ["LOCAL_RANK"]) > 0:
-        return _train(config, context, watchdog, progress, Ranks.join(compute.stall_seconds + MARGIN_SECONDS, compute.gpus_per_node > 0))
+        return _among_ranks(config, context, watchdog, progress)
     with serving(progress):
         progress.update(state="joining")
-        ranks = Ranks.join(compute.stall_seconds + MARGIN_SECONDS, compute.gpus_per_node > 0)
-        return _train(config, context, watchdog, progress, ranks)
+        return _among_ranks(config, context, watchdog, progress)
+
+
+def _among_ranks(config: RunConfig, context: Context, watchdog: Watchdog, progress: Progress) -> exits.JsonObject:
+    from finetune_trainer.train import lifeline
+    from finetune_trainer.train.distributed import Ranks
+
+    compute = need(config.compute, "compute")
+    ranks = Ranks.join(compute.stall_seconds + MARGIN_SECONDS, compute.gpus_per_node > 0)
+    with lifeline.held(ranks, lambda error: leave(error, context)):
+        result = _train(config, context, watchdog, progress, ranks)
+    ranks.leave()
+    return result
 
 
 def _train(config: RunConfig, context: Context, watchdog: Watchdog, progress: Progress, ranks: object) -> exits.JsonObject:
@@ -132,7 +142,6 @@ def _train(config: RunConfig, context: Context, watchdog: Watchdog, progress: Pr
     if saved is not None:
         result.update(artifact=str(layout.artifact(folder)), digest=saved["digest"])
     progress.update(state="done", note=f"{time.monotonic() - started:.0f} s in this attempt")
-    ranks.leave()
     return result
 
 
@@ -165,9 +174,9 @@ def leave(error: BaseException, context: Context) -> NoReturn:
 
 
 def _stalled(silent: float, limit: float) -> exits.Stalled:
-    return exits.Stalled(
-        "Stalled", f"no progress for {silent:.0f} s (limit {limit:.0f} s)", "See the pods' logs; a rank or the network hangs."
-    )
+    faulthandler.dump_traceback(all_threads=True)
+    text = f"no progress for {silent:.0f} s (limit {limit:.0f} s): this rank was {whereabouts()}"
+    return exits.Stalled("Stalled", text, "See the pods' logs; a rank or the network hangs.")
 
 
 def _on_stop(context: Context) -> Callable[[int, FrameType | None], None]:
