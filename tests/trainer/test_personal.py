@@ -22,6 +22,10 @@ FOUND = {
         "[key]\n[key]\n[key]\nMI",
     ),
     "a web token": ("Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl, please", "Bearer [key], please"),
+    "a web token behind a hyphen": ("session-eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2ln-bmF0, please", "session-[key], please"),
+    "a web token that holds hyphens": ("id_eyJhbGciOiJIUzI1-eyJhbGciOiJIUzI1.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl", "id_[key]"),
+    "a web token behind another name": ("tokens.eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl", "tokens.[key]"),
+    "two web tokens, the one in the other's last part": ("-".join(["eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2ln", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2ln"]), "[key]"),
     "two kinds": ("a@b.org or +1 212 555 0100", "[email] or [phone]"),
 }
 NOT_FOUND = {
@@ -33,6 +37,7 @@ NOT_FOUND = {
     "an address of the network": "host 192.168.100.200 and port 8080",
     "a mention": "@anna wrote it",
     "code": "rows[10:20] = x @ y",
+    "a part of a word as of a web token": "obeyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl",
     "a formula": "3.14159265358979 * 2",
 }
 
@@ -50,6 +55,8 @@ def test_is_left_alone(text: str) -> None:
 # Each is four million characters; begun anew at every place where a key might begin, the search would take days.
 LONG = {
     "one that begins again and again within itself": ("eyJ-" * 1_000_000, 0),
+    "one that begins again and again behind another part": ("eyJ-" * 500_000 + ".eyJ" + "eyJ-" * 500_000, 0),
+    "parts of web tokens, each of which may be the first of one": ("eyJhbGciOiJIUzI1." * 240_000, 1),
     "parts of a web token, each too short": ("eyJabc." * 600_000, 0),
     "private keys that do not end": ("-----BEGIN PRIVATE KEY-----\n" * 150_000, 150_000),
     "many that nearly begin": ("-----BEGIN PRIVATE KEY " * 180_000, 0),

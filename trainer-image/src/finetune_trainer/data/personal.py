@@ -22,10 +22,13 @@ _DIGITS = re.compile(r"(?<![\w.,/=-])\+?\(?\d[\d ().-]{5,22}\d(?![\w/=]|[.,-]\d)
 _KEY = re.compile(
     r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36,}|\bgithub_pat_[A-Za-z0-9_]{22,}|\bglpat-[A-Za-z0-9_-]{20,}"
     r"|\bsk-[A-Za-z0-9_-]{20,}|\bxox[abprs]-[A-Za-z0-9-]{10,}|\bhf_[A-Za-z0-9]{30,}|\bAIza[0-9A-Za-z_-]{35}"
-    r"|(?<![\w-])eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]+"  # not begun again within what it may hold
 )
+# A web token's first part, with what may stand before it, whole; and the others, which are not taken: the next may begin with them.
+_WEB = re.compile(r"(?<![A-Za-z0-9_-])([A-Za-z0-9_-]{13,}+)(?=(\.eyJ[A-Za-z0-9_-]{10,}+\.[A-Za-z0-9_-]++))")
+_WEB_BEGIN = re.compile(r"(?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{10}")
 _BEGIN, _END = (re.compile(rf"-----{word} [A-Z ]*PRIVATE KEY-----") for word in ("BEGIN", "END"))
-_KEY_MARKS = ("AKIA", "ASIA", "gh", "glpat-", "sk-", "xox", "hf_", "AIza", "eyJ")
+_KEY_MARKS = ("AKIA", "ASIA", "gh", "glpat-", "sk-", "xox", "hf_", "AIza")
+_WEB_MARK = ".eyJ"
 _NO_PHONE = re.compile(r"\d{4}-\d{2}-\d{2}\b|\d{1,2}[.-]\d{1,2}[.-]\d{4}\b|\d{1,3}(?:\.\d{1,3}){3}$")  # dates, and addresses of hosts
 _GROUPS = re.compile(r"\d+")
 CARD_DIGITS, PHONE_DIGITS = range(13, 20), range(8, 16)
@@ -40,7 +43,26 @@ def find(text: str) -> Iterator[tuple[int, int, str]]:
             yield *match.span(), kind
     if any(mark in text for mark in _KEY_MARKS):
         yield from ((*match.span(), "key") for match in _KEY.finditer(text))
+    if _WEB_MARK in text:
+        yield from ((*span, "key") for span in _web_tokens(text))
     yield from ((*span, "key") for span in _private_keys(text))
+
+
+def _web_tokens(text: str) -> Iterator[tuple[int, int]]:
+    """Where JSON web tokens are, each begun where its first part does: behind a hyphen too, which parts may hold themselves. Those that
+    share a part are one."""
+    first, end = 0, 0
+    for match in _WEB.finditer(text):
+        begin = _WEB_BEGIN.search(text, *match.span(1))
+        if begin is None:
+            continue
+        if begin.start() >= end:
+            if end:
+                yield first, end
+            first = begin.start()
+        end = match.end(2)
+    if end:
+        yield first, end
 
 
 def _private_keys(text: str) -> Iterator[tuple[int, int]]:
