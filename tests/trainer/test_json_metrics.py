@@ -14,7 +14,7 @@ from finetune_trainer.data.formats import RowError, convert
 from finetune_trainer.data.personal import Scan
 from finetune_trainer.data.reading import RawRow
 from finetune_trainer.data.store import RowStore
-from finetune_trainer.evaluate import jsons, scoring
+from finetune_trainer.evaluate import jsons, runaway, scoring
 from finetune_trainer.evaluate.client import Reply
 from finetune_trainer.evaluate.jsons import Schemas
 from finetune_trainer.evaluate.rows import TestRow
@@ -37,7 +37,7 @@ def row(reference: str = '{"city": "Ulm"}', schema: Any = None) -> TestRow:
 
 @pytest.fixture
 def schemas(tmp_path: Path) -> Any:
-    def made(schema: Any, seconds: float = jsons.SECONDS) -> Schemas:
+    def made(schema: Any, seconds: float = runaway.SECONDS) -> Schemas:
         file = tmp_path / "schema.json"
         file.write_text(schema if isinstance(schema, str) else json.dumps(schema))
         return Schemas(file, seconds)
@@ -181,7 +181,7 @@ def test_drafts_are_what_the_schema_says_they_are(schemas: Any) -> None:
 def test_what_runs_away_on_answers_scores_0_and_at_last_is_refused(
     schema: Any, answer: str, schemas: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jsons, "RUNAWAYS", 2)
+    monkeypatch.setattr(runaway, "RUNAWAYS", 2)
     known, before = schemas(schema, 0.2), time.process_time()
     assert known.score(answer, row()) == (0, "checking it took longer than 0.2 s")
     with pytest.raises(UserError, match=r"to check 2 answers against the schema took longer than 0\.2 s each"):

@@ -146,7 +146,7 @@ def test_a_pattern_that_does_not_compile_is_refused(pattern: str) -> None:
 
 
 def test_a_pattern_that_runs_away_is_stopped_and_on_many_answers_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_trainer.evaluate.pattern.RUNAWAYS", 3)
+    monkeypatch.setattr("finetune_trainer.evaluate.runaway.RUNAWAYS", 3)
     found = Pattern(RUNS_AWAY, seconds=0.1)
     before = time.monotonic()
     assert [found.score("a" * 3000, "ab") for _ in range(2)] == [(0.0, "the pattern took longer than 0.1 s")] * 2

@@ -123,6 +123,11 @@ class Observed:
         """Digest of what is asked: another one is a reason to try again what was given up."""
         return digest(dict(self.asked))
 
+    @property
+    def profile(self) -> Accelerator | None:
+        """Of the accelerator that the spec names; None where it names none, or one that the operator does not know."""
+        return self.profiles.get(self.spec.compute.accelerator or "")
+
     def run(self, job: str) -> Run:
         """The Job of that name, read; `ABSENT` when there is none."""
         return self.runs.get(job, ABSENT)

@@ -61,8 +61,7 @@ class Context:
 
     def profile(self) -> Accelerator | None:
         """The spec's accelerator profile; None when the operator has none of that name."""
-        name = self.spec.compute.accelerator
-        return self.observed.profiles.get(name) if name else ANY_GPU
+        return self.observed.profile if self.spec.compute.accelerator else ANY_GPU
 
     def devices(self) -> Devices:
         """The accelerators of each pod; SpecError when there is no such profile."""

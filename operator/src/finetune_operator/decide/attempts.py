@@ -125,8 +125,7 @@ def gpus(spec: Spec) -> int:
 
 def price(o: Observed) -> float | None:
     """What one accelerator of the spec's profile costs an hour, if that is known."""
-    profile = o.profiles.get(o.spec.compute.accelerator or "")
-    return profile.hourly_price if profile else None
+    return o.profile.hourly_price if o.profile else None
 
 
 def spent(o: Observed, d: Draft, attempt: Attempt | None) -> Cost:

@@ -166,7 +166,7 @@ def _elsewhere(a: Answering, now: ServedBy) -> str:
 
 def profile(o: Observed) -> Accelerator:
     """Of the accelerators that the spec asks for; of any, where it names none that is known."""
-    return o.profiles.get(o.spec.compute.accelerator or "", ANY_GPU)
+    return o.profile or ANY_GPU
 
 
 def pod_hour(o: Observed) -> float | None:

@@ -78,7 +78,7 @@ ANOTHER_VOLUME: Final = "Make the FineTune anew with storage.accessMode ReadWrit
 
 def one_slice(o: Observed, d: Draft) -> Draft:
     """Does each pod ask for one slice, where the accelerator is a slice of one? A second one would be seen by nobody."""
-    compute, profile = o.spec.compute, o.profiles.get(o.spec.compute.accelerator or "")
+    compute, profile = o.spec.compute, o.profile
     each = compute.gpus_each
     if d.blocked or d.revision.artifact or running(d) or profile is None or not profile.sliced or each == 1:
         return d
@@ -95,7 +95,7 @@ def one_machine(o: Observed, d: Draft) -> Draft:
     compute = o.spec.compute
     if d.blocked or d.revision.artifact or running(d) or o.spec.storage.access_mode != "ReadWriteOnce":
         return d
-    profile = o.profiles.get(compute.accelerator or "", ANY_GPU)
+    profile = o.profile or ANY_GPU
     each = compute.gpus_each
     wanted, most, taken = compute.nodes * each, profile.per_machine, _taken(o, d, profile.resource)
     if not wanted or wanted + taken <= most:
@@ -257,8 +257,7 @@ def _components(estimate: Estimate, tokens: int, ranks: int, layout: Layout) -> 
 
 def _profile(o: Observed) -> Accelerator | None:
     """The accelerator asked for, where its memory is known."""
-    profile = o.profiles.get(o.spec.compute.accelerator or "")
-    return profile if profile and profile.memory_bytes else None
+    return o.profile if o.profile and o.profile.memory_bytes else None
 
 
 def _ranks(o: Observed) -> int:

@@ -81,8 +81,7 @@ def _kept_together(o: Observed, run: Run) -> bool:
 def outdated(o: Observed, run: Run, stage: str) -> bool:
     """Does the spec, or its accelerator's profile, ask for other machines by now than a Job does whose pods have none yet, hold theirs in
     vain, or cannot have their image?"""
-    accelerator = o.spec.compute.accelerator
-    profile = o.profiles.get(accelerator) if accelerator else ANY_GPU
+    profile = o.profile if o.spec.compute.accelerator else ANY_GPU
     lacks_image = run.waiting is not None and run.waiting.reason == conditions.IMAGE_UNAVAILABLE
     idle = run.state == "Waiting" and (run.since is None or run.held > 0 or lacks_image) and run.asked != ""
     return idle and profile is not None and run.asked != asked(o.spec, stage, profile)

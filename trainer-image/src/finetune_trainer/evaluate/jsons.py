@@ -19,10 +19,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from finetune_trainer.evaluate.rows import TestRow
+from finetune_trainer.evaluate.runaway import SECONDS, Runaways
 from finetune_trainer.exits import UserError
 
-SECONDS = 1.0  # of processor time for one answer
-RUNAWAYS = 60  # so many answers on which it ran away are the last
 SHOWN = 200  # characters of what is told
 _FIELD = "evaluation.metrics[].jsonSchema.schema"
 _ROW_FIELD = "its field json_schema"
@@ -88,7 +87,7 @@ class Schemas:
 
     def __init__(self, mount: Path | None, seconds: float = SECONDS) -> None:
         """Raises UserError where the FineTune's schema cannot be read, or is none."""
-        self._seconds, self._runaways = seconds, 0
+        self._runaways = Runaways(seconds)
         self._common = _validator(_read(mount), _FIELD) if mount else None
         self._own: dict[str, Any] = {}  # by text: many rows have the same
 
@@ -111,17 +110,14 @@ class Schemas:
             return self._validated(answer, row)
         except RanAway:
             _rest()
-            self._runaways += 1
-            if self._runaways >= RUNAWAYS:
-                raise self._too_slow(f"{self._runaways} answers") from None
-            return 0.0, f"checking it took longer than {self._seconds:g} s"
+            return self._runaways.score("checking it", self._too_slow)
 
     def _validated(self, text: str, row: TestRow) -> tuple[float, str]:
         import referencing.exceptions
 
         validator = self._of(row)
         try:
-            with within(self._seconds):
+            with within(self._runaways.seconds):
                 error = next(validator.iter_errors(parse(text)), None)
         except NotJson as found:
             return 0.0, str(found)
@@ -153,7 +149,7 @@ class Schemas:
 
     def _too_slow(self, what: str) -> UserError:
         return UserError(
-            "SchemaTooSlow", f"{_FIELD}: to check {what} against the schema took longer than {self._seconds:g} s each",
+            "SchemaTooSlow", f"{_FIELD}: to check {what} against the schema took longer than {self._runaways.seconds:g} s each",
             "Write patterns without a repetition inside a repetition, and fewer anyOf inside anyOf.",
         )  # fmt: skip
 

@@ -7,10 +7,9 @@ is refused.
 
 from __future__ import annotations
 
+from finetune_trainer.evaluate.runaway import SECONDS, Runaways
 from finetune_trainer.exits import UserError
 
-SECONDS = 1.0  # of processor time for one text
-RUNAWAYS = 60  # so many answers on which it ran away are the last
 _FIELD = "evaluation.metrics[].regex.pattern"
 _SIMPLER = "Write it without a repetition inside a repetition, or with bounds: {1,80} for +."
 
@@ -20,13 +19,13 @@ class RanAway(Exception):
 
 
 class Pattern:
-    """A compiled pattern, and on how many answers it has run away."""
+    """A compiled pattern, and on how many answers it has run away. `seconds` are of processor time for one text."""
 
     def __init__(self, pattern: str, seconds: float = SECONDS) -> None:
         """Raises UserError where it does not compile."""
         import regex  # not where the operator's tests run
 
-        self._seconds, self._runaways = seconds, 0
+        self._runaways = Runaways(seconds)
         try:
             self._compiled = regex.compile(pattern, regex.V0)
         except (regex.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
@@ -35,7 +34,7 @@ class Pattern:
     def first(self, text: str) -> str | None:
         """What is compared of a text; None: nothing (no match, or an empty one). Raises RanAway."""
         try:
-            match = self._compiled.search(text, timeout=self._seconds)
+            match = self._compiled.search(text, timeout=self._runaways.seconds)
         except (TimeoutError, MemoryError):
             raise RanAway from None
         found = match and match.group(1 if self._compiled.groups else 0)
@@ -47,7 +46,7 @@ class Pattern:
             if self.first(reference) is not None:
                 return
         except RanAway:
-            raise self._too_slow(f"on the reference of test row {row}") from None
+            raise self._too_slow(f"the reference of test row {row}") from None
         raise UserError(
             "ReferenceInvalid", f"test row {row}: {_FIELD} finds nothing in its reference: {reference[:200]}",
             "Correct the row, or the pattern: its first match, or first group, must not be empty.",
@@ -58,16 +57,10 @@ class Pattern:
         try:
             found, wanted = self.first(answer), self.first(reference)
         except RanAway:
-            return self._ran_away()
+            return self._runaways.score("the pattern", self._too_slow)
         if found is None:
             return 0.0, "no match of the pattern"
         return (1.0, "") if found == wanted else (0.0, "another match than the reference's")
 
-    def _ran_away(self) -> tuple[float, str]:
-        self._runaways += 1
-        if self._runaways >= RUNAWAYS:
-            raise self._too_slow(f"on {self._runaways} answers")
-        return 0.0, f"the pattern took longer than {self._seconds:g} s"
-
-    def _too_slow(self, where: str) -> UserError:
-        return UserError("PatternTooSlow", f"{_FIELD} took longer than {self._seconds:g} s {where}", _SIMPLER)
+    def _too_slow(self, what: str) -> UserError:
+        return UserError("PatternTooSlow", f"{_FIELD} took longer than {self._runaways.seconds:g} s on {what}", _SIMPLER)

@@ -19,10 +19,9 @@ from pathlib import Path
 
 from finetune_trainer import exits, hardware, layout
 from finetune_trainer.config import FidelityConfig, ForgettingConfig, ModelConfig, RunConfig, need
-from finetune_trainer.evaluate.rows import test_rows
+from finetune_trainer.evaluate.rows import RESULT, test_rows
 from finetune_trainer.exits import Infrastructure, Interrupted, JsonObject, OutOfMemory
 
-RESULT = "result.json"
 UNMEASURED = "unmeasured"  # why there are no figures
 LONGEST_SECONDS = 2 * 3600  # the Job's deadline is for the evaluation, too
 RUNTIME_BYTES = 1_300_000_000  # beside the weights: the libraries, and the logits of some texts
