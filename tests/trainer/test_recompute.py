@@ -18,21 +18,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModelForCausalLM,
+    BioGptConfig,
     BloomConfig,
     CohereConfig,
     DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
+    GPT2Config,
     GptOssConfig,
     Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
     OPTConfig,
+    PhiConfig,
     PreTrainedConfig,
     Qwen3Config,
     Qwen3MoeConfig,
 )
+from transformers.activations import ACT2FN
+from transformers.models.bloom.modeling_bloom import BloomGelu
 
 from tests.trainer import lives
 from tests.trainer.test_methods import configured
@@ -56,6 +61,10 @@ WIDE: dict[str, PreTrainedConfig] = {
     ),
     "every second layer of experts": Qwen3MoeConfig(
         **EXPERTS, head_dim=32, num_experts=16, num_experts_per_tok=4, moe_intermediate_size=64, decoder_sparse_step=2
+    ),
+    "a GELU written out in operations, Phi": PhiConfig(**SHAPE, intermediate_size=4 * HIDDEN),
+    "one that lets something through, behind a gate": LlamaConfig(
+        **SHAPE, intermediate_size=8 * HIDDEN, num_key_value_heads=1, hidden_act="gelu_new"
     ),
     "all experts, Llama 4": Llama4TextConfig(
         **SHAPE, num_key_value_heads=2, intermediate_size=128, intermediate_size_mlp=256, head_dim=16, num_local_experts=4,
@@ -156,6 +165,51 @@ def test_attention_that_keeps_its_scores_holds_what_the_estimate_says(name: str,
     assert 0.35 * (bound - casts) <= found <= bound, f"{found / bound:.2f}"
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("dropped", [0.0, 0.1])
+def test_a_model_without_linear_layers_holds_no_more_than_the_estimate_says(dropped: float, bf16: bool) -> None:
+    """GPT-2, whose maps are convolutions and whose GELU is written out."""
+    config = GPT2Config(
+        vocab_size=32, n_embd=HIDDEN, n_layer=LAYERS, n_head=4, resid_pdrop=dropped, embd_pdrop=dropped, attn_pdrop=dropped,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    found, bound, casts = found_and_told(config, "Full", bf16, recompute=False)
+    assert 0.55 * (bound - casts) <= found <= bound, f"{found / bound:.2f}"
+
+
+KEPT: dict[str, tuple[torch.nn.Module, float]] = {
+    "a kernel keeps what it is given": (ACT2FN["gelu"], 0),
+    "or what it makes": (torch.nn.Tanh(), 0),
+    "GPT-2's GELU: its half, its tangent and that with one added": (ACT2FN["gelu_new"], 3),
+    "a sigmoid to multiply by": (ACT2FN["quick_gelu"], 1),
+    "Bloom's writes nothing out where it trains": (BloomGelu(), 0),
+    "nothing is kept": (ACT2FN["linear"], 0),
+    "what has weights is no activation": (torch.nn.Linear(64, 64), 0),
+    "nor is what takes more than one value": (torch.nn.Bilinear(1, 1, 1, bias=False), 0),
+    "a normalisation without weights is half one": (torch.nn.LayerNorm(64, elementwise_affine=False), 2 / 64),
+}
+
+
+@pytest.mark.parametrize(("module", "more"), KEPT.values(), ids=KEPT)
+def test_what_an_activation_keeps_beside_what_any_keeps_is_seen(module: torch.nn.Module, more: float) -> None:
+    assert outlines.kept_more(module.to("meta")) == more
+
+
+@pytest.mark.parametrize("name", ["gelu_new", "silu"])
+def test_values_of_an_activation_are_those_of_the_experts_that_a_token_takes(name: str) -> None:
+    """Two of eight, of 224 values each."""
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(MixtralConfig(**EXPERTS, num_local_experts=8, num_experts_per_tok=2, hidden_act=name))
+    assert {layer.written for layer in outlines.layers_of(base)} == {3 * 2 * 224 if name == "gelu_new" else 0}
+
+
+def test_accelerators_keep_what_an_activation_is_made_of_in_float32() -> None:
+    layers = (estimate.Layer(0, 0, 0, written=100),) * 10
+    outline = estimate.Outline(0, 0, 0, 0, 0, HIDDEN, layers, 32)
+    kept = [estimate.activations(outline, MethodConfig(), 2, accelerated)["activations"] for accelerated in (False, True)]
+    assert kept == [10 * 100 * 2, 10 * 100 * 4]
+
+
 def found_and_told(config: PreTrainedConfig, kind: str, bf16: bool, recompute: bool) -> tuple[int, int, int]:
     """Bytes that a pass of one row held, that the estimate has for it, and of these what weights are cast to."""
     outline, weights = described(config, fused=False)
@@ -210,25 +264,31 @@ def test_a_head_that_makes_no_logits_of_all_tokens_holds_what_the_estimate_says(
     assert sum(told.values()) < tokens * vocabulary * estimate.LOGIT_BYTES / 4
 
 
-@pytest.mark.parametrize("name", [*WIDE, "logits that are capped", "logits that are scaled"])
-def test_what_a_head_does_is_told_without_weights(name: str) -> None:
+# Whether logits are nothing but the head's product with hidden states.
+HEADS: dict[str, tuple[PreTrainedConfig, bool]] = {
+    **{name: (config, not isinstance(config, PhiConfig)) for name, config in WIDE.items()},  # Phi's head has a bias
+    "logits that are capped": (Gemma2Config(**SHAPE, intermediate_size=64, num_key_value_heads=1, head_dim=16), False),
+    "logits that are scaled": (CohereConfig(**SHAPE, intermediate_size=64), True),
+    "a part of the decoder is called, OPT": (OPTConfig(**SHAPE, ffn_dim=64, word_embed_proj_dim=HIDDEN), True),
+    "cross-attentions are asked for, BioGPT": (BioGptConfig(**SHAPE, intermediate_size=64), True),
+}
+
+
+@pytest.mark.parametrize(("config", "expected"), HEADS.values(), ids=HEADS)
+def test_what_a_head_does_is_told_without_weights(config: PreTrainedConfig, expected: bool) -> None:
     """As it is tried before training with them."""
-    more: dict[str, PreTrainedConfig] = {
-        "logits that are capped": Gemma2Config(**SHAPE, intermediate_size=64, num_key_value_heads=1, head_dim=16),
-        "logits that are scaled": CohereConfig(**SHAPE, intermediate_size=64),
-    }
-    config = {**WIDE, **more}[name]
     with torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(config)
     base = AutoModelForCausalLM.from_config(config).eval()
     found = outlines.reads_hidden(outline)
-    assert found == (head.usable(base, torch.arange(8)[None]) is not None) == (name != "logits that are capped")
+    assert found == (head.usable(base, torch.arange(8)[None]) is not None) == expected
 
 
-def test_a_decoder_that_is_called_past_its_own_forward_is_taken_to_need_all_logits() -> None:
-    """Of OPT's there is nothing to compare without weights: more memory is told, and nothing fails."""
+def test_a_decoder_that_is_called_past_its_own_forward_is_taken_to_need_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of such a one there is nothing to compare without weights: more memory is told, and nothing fails."""
     with torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(OPTConfig(**SHAPE, ffn_dim=64, word_embed_proj_dim=HIDDEN))
+    monkeypatch.setattr(outline, "get_decoder", lambda: outline.model)
     assert not outlines.reads_hidden(outline)
 
 

@@ -45,11 +45,12 @@ GPU_FLOPS_UNKNOWN = 50e12
 
 class Layer(NamedTuple):
     """Values that one token has in a layer: `linear` go into and out of its linear maps, `experts` those of the experts that it passes,
-    `norms` are normalised."""
+    `norms` are normalised, `written` are what activations written out in operations keep beside the one value that a kernel keeps."""
 
     linear: int
     experts: int
     norms: int
+    written: int = 0
 
 
 class Scores(NamedTuple):
@@ -95,7 +96,8 @@ def estimate(
     width = 2 if bf16 else 4
     trained = outline.trained
     beside = scores(outline, width, accelerated, row_tokens or pass_tokens)
-    kept = {name: round(pass_tokens * (size + beside[name])) for name, size in activations(outline, method, width).items()}
+    held = activations(outline, method, width, accelerated)
+    kept = {name: round(pass_tokens * (size + beside[name])) for name, size in held.items()}
     which = "recomputed" if recompute else "activations"
     memory = {
         "weights": round(weights(outline, method, bf16)),
@@ -160,13 +162,18 @@ def warnings(outline: Outline, method: MethodConfig, bf16: bool) -> list[str]:
     ]
 
 
-def activations(outline: Outline, method: MethodConfig, width: int) -> dict[str, float]:
+def activations(outline: Outline, method: MethodConfig, width: int, accelerated: bool) -> dict[str, float]:
     """Bytes a token, by whether layers keep their `activations` or their input alone, of which they are `recomputed` one layer at a time.
-    Experts that train are computed in float32; so is what goes from layer to layer where all weights train."""
+    Experts that train are computed in float32; so is what goes from layer to layer where all weights train, and on accelerators what an
+    activation is made of (autocast has powers there, and all that is added to one, in float32)."""
     full = method.type == "Full"
+    written = FLOAT if accelerated else width
     norm = NORM_VALUES if width == FLOAT else NORM_VALUES_MIXED if full else NORM_VALUES_BF16
     making = [layer.linear * width + layer.experts * (FLOAT if full else width) for layer in outline.layers]
-    kept = [LINEAR_VALUES * linear + norm * layer.norms * width for linear, layer in zip(making, outline.layers, strict=True)]
+    kept = [
+        LINEAR_VALUES * linear + norm * layer.norms * width + layer.written * written
+        for linear, layer in zip(making, outline.layers, strict=True)
+    ]
     inputs = len(outline.layers) * outline.hidden * (FLOAT if full else width)
     both = [sum(pair) for pair in zip(kept, making, strict=True)]
     return {"activations": sum(kept) + max(making, default=0), "recomputed": inputs + max(both, default=0)}

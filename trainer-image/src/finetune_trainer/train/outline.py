@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -67,7 +68,7 @@ def layers_of(base: Any) -> tuple[Layer, ...]:
     settings = base.config.get_text_config()
     share = 1.0 if settings.model_type in DENSE_EXPERTS else _chosen_share(settings)
     shapes = {name: tuple(value.shape) for name, value in base.named_parameters()}
-    found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
     for name, shape in shapes.items():
         place = PLACE.search(name)
         if place is None:
@@ -79,7 +80,50 @@ def layers_of(base: Any) -> tuple[Layer, ...]:
             layer[1] += share * (shape[0] if len(shape) == 3 else 1) * sum(shape[-2:])
         elif len(shape) == 2:
             layer[0] += sum(shape)
+    for name, module in base.named_modules():
+        if (place := PLACE.search(name)) and (more := kept_more(module)):
+            of_experts = share if EXPERT.search(name) else 1
+            found[name[: place.end()]][3] += more * of_experts * _activated(base.get_submodule(name.rpartition(".")[0]), settings.hidden_size)
     return tuple(Layer(*(round(value) for value in layer)) for layer in found.values())
+
+
+class _Decoded(MoeModelOutputWithPast):
+    """What a decoder gives, and None of all that only some of them give, as cross-attentions or an image's states."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def kept_more(module: torch.nn.Module) -> float:
+    """How many values an activation keeps for gradients of each that it is given, but for the one that any keeps: none where a kernel makes
+    it, three where GPT-2's GELU is written out in operations; 0 for a module that is no activation, or has weights. As it trains."""
+    if any(True for _ in module.children()) or any(value.numel() > 1 for value in module.parameters()):
+        return 0.0
+    given = torch.zeros(1, 1, 64, device="meta", requires_grad=True)
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        storage = value.untyped_storage()
+        kept[storage._cdata] = storage
+        return value
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            made = module(given)
+    except (*model.UNFIT, ImportError):
+        return 0.0
+    if not isinstance(made, torch.Tensor) or made.shape != given.shape:
+        return 0.0
+    return max(0.0, sum(storage.nbytes() for storage in kept.values()) / (given.numel() * given.element_size()) - 1)
+
+
+def _activated(parent: torch.nn.Module, hidden: int) -> int:
+    """Values of an activation in `parent`, whose matrices, its own or its linear maps', take hidden states there and back: the narrower
+    side (of a gate and what it lets through made in one, half). Of experts all of them; 0 where there are no such matrices."""
+    near = [value.shape for name, value in parent.named_parameters() if name.count(".") <= 1 and value.dim() >= 2]
+    sides = [math.prod(shape) // hidden for shape in near if hidden in shape[-2:]]
+    return min(sides, default=0)
 
 
 def _normalised(name: str, shapes: dict[str, tuple[int, ...]]) -> int:
@@ -92,9 +136,9 @@ def reads_hidden(base: Any) -> bool:
     """Whether losses can be read from hidden states, which `head.usable` tries on a model that has weights. Here what a model does beside
     its layers and its head is tried, on what might come from them: whether it is the same before the head as behind it."""
     output = base.get_output_embeddings()
-    decoder = next((child for child in base.children() if child is not output), None)
-    if type(output) is not torch.nn.Linear or output.bias is not None or decoder is None:
+    if type(output) is not torch.nn.Linear or output.bias is not None:
         return False
+    decoders = {next(child for child in base.children() if child is not output), base.get_decoder()} - {base}  # OPT calls a part of one
     random = torch.Generator().manual_seed(17)
     states, weight = (torch.randn(*size, output.in_features, generator=random) for size in ((1, 4), (8,)))
 
@@ -103,16 +147,18 @@ def reads_hidden(base: Any) -> bool:
         found: torch.Tensor = base(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=False).logits
         return found
 
-    decoder.forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=states)
+    for decoder in decoders:
+        decoder.forward = lambda *_, **__: _Decoded(last_hidden_state=states)
     try:
         with torch.no_grad():
             behind, before = logits(lambda hidden: hidden @ weight.T), logits(lambda hidden: hidden) @ weight.T
-    except (TypeError, AttributeError, ValueError, RuntimeError, LookupError, AssertionError, ImportError):
+    except (*model.UNFIT, ImportError):
         return False
     finally:
-        del output.forward, decoder.forward
+        for stub in (output, *decoders):
+            del stub.forward
     if behind.is_meta:
-        return False  # what it calls is a part of its decoder (OPT), of which there are no numbers: more memory is told
+        return False  # what it calls is another part, of which there are no numbers: more memory is told
     return behind.shape == before.shape and torch.allclose(behind, before, rtol=head.TOLERANCE, atol=head.TOLERANCE)
 
 
