@@ -151,6 +151,10 @@ WRONG: dict[str, tuple[Any, tuple[str, ...], int, str]] = {
         {"model_type": "cpmant", "num_hidden_layers": 2}, (*RUN, "--method", "PromptTuning"), 20,
         "method PromptTuning does not fit this model: 'NoneType' object has no attribute 'num_embeddings'. Use another method.",
     ),
+    "a config that does not say what is counted by": (
+        '{"model_type": "blt"}', RUN, 20,
+        "of a model of type blt has no hidden_size, by which a run's memory is counted. Take a model of another type",
+    ),
     "a size that is no number": ({"hidden_size": "wide"}, RUN, 20, "describes no model"),
     "no rows": ({}, ("--tokens-per-row", "5"), 2, "required: --rows"),
     "rows of nothing": ({}, ("--rows", "0", "--tokens-per-row", "5"), 2, "--rows: must be at least 1"),

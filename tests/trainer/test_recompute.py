@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -220,6 +221,14 @@ def found_and_told(config: PreTrainedConfig, kind: str, bf16: bool, recompute: b
     assert ("activations" in memory, "recomputed" in memory) == (not recompute, recompute)
     bound = memory["recomputed" if recompute else "activations"] + memory["logits"] + casts
     return peak(config, kind, bf16, recompute), bound, casts
+
+
+def test_layers_with_heads_of_their_own_are_told_by_the_most() -> None:
+    """As Dots 3's: transformers refuses to say how many a layer has."""
+    config = LlamaConfig(**EXPERTS, attn_implementation="eager", per_layer_config={"3": {"num_attention_heads": 8}})
+    with pytest.raises(RuntimeError, match="may vary across layers"):
+        config.num_attention_heads  # noqa: B018
+    assert outlines.scores_of(SimpleNamespace(config=config)) == estimate.Scores(8, 1)
 
 
 def test_scores_grow_with_the_row_and_some_are_kept_on_cpus_alone() -> None:

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from finetune_trainer.config import MethodConfig, ModelConfig
 from finetune_trainer.estimate import FORGOTTEN, Layer, Outline, Scores
+from finetune_trainer.exits import UserError
 from finetune_trainer.quantise import adaptable
 from finetune_trainer.train import adapters, head, model
 
@@ -40,9 +41,9 @@ def count(config: ModelConfig, method: MethodConfig) -> Outline:
         quantized_rows=sum(value.shape[0] for value in quantized),
         trained=trained,
         active=sum(whole.values()) - round(experts * (1 - _chosen_share(settings))),
-        hidden=int(settings.hidden_size),
+        hidden=_needed(settings, "hidden_size"),
         layers=layers,
-        vocabulary=int(settings.vocab_size),
+        vocabulary=_needed(settings, "vocab_size"),
         recomputes=bool(base.supports_gradient_checkpointing),
         experts=experts,
         fused=fused and base.get_output_embeddings() is output,
@@ -54,13 +55,13 @@ def scores_of(base: Any) -> Scores:
     """What a model's attention keeps of its scores. The fused kernels of CPUs neither drop any nor have keys and values of different
     sizes, and go without where that is asked for."""
     settings = base.config.get_text_config()
-    drops = any(getattr(settings, name, None) for name in DROPPED)
-    uneven = getattr(settings, "qk_head_dim", None) != getattr(settings, "v_head_dim", None)
+    drops = any(_setting(settings, name) for name in DROPPED)
+    uneven = _setting(settings, "qk_head_dim") != _setting(settings, "v_head_dim")
     written = base.config._attn_implementation == "eager"
     if not written and not drops and not uneven:
         return FORGOTTEN
-    times = 1 + bool(getattr(settings, "attn_logit_softcapping", None)) + 2 * drops
-    return Scores(int(settings.num_attention_heads), times, on_accelerators=written)
+    times = 1 + bool(_setting(settings, "attn_logit_softcapping")) + 2 * drops
+    return Scores(_needed(settings, "num_attention_heads"), times, on_accelerators=written)
 
 
 def layers_of(base: Any) -> tuple[Layer, ...]:
@@ -83,7 +84,8 @@ def layers_of(base: Any) -> tuple[Layer, ...]:
     for name, module in base.named_modules():
         if (place := PLACE.search(name)) and (more := kept_more(module)):
             of_experts = share if EXPERT.search(name) else 1
-            found[name[: place.end()]][3] += more * of_experts * _activated(base.get_submodule(name.rpartition(".")[0]), settings.hidden_size)
+            parent = base.get_submodule(name.rpartition(".")[0])
+            found[name[: place.end()]][3] += more * of_experts * _activated(parent, _needed(settings, "hidden_size"))
     return tuple(Layer(*(round(value) for value in layer)) for layer in found.values())
 
 
@@ -164,6 +166,25 @@ def reads_hidden(base: Any) -> bool:
 
 def _chosen_share(settings: Any) -> float:
     """Of the experts, how many a token takes."""
-    there = next((int(value) for name in EXPERTS if (value := getattr(settings, name, None))), 0)
-    chosen = int(getattr(settings, "num_experts_per_tok", 0) or 0)
+    there = next((int(value) for name in EXPERTS if (value := _setting(settings, name))), 0)
+    chosen = int(_setting(settings, "num_experts_per_tok") or 0)
     return chosen / there if there and chosen else 1.0
+
+
+def _setting(settings: Any, name: str) -> Any:
+    """What a model's config says by that name, the largest where its layers have their own; None where it says nothing."""
+    if name in (getattr(settings, "per_layer_attributes", None) or ()):
+        return max((getattr(layer, name) for layer in settings.per_layer_config), default=None)
+    return getattr(settings, name, None)
+
+
+def _needed(settings: Any, name: str) -> int:
+    """A number that a model's config must say. Raises UserError where it says none."""
+    found = _setting(settings, name)
+    if not isinstance(found, int):
+        raise UserError(
+            "ModelUnsupported",
+            f"the config.json of a model of type {settings.model_type} has no {name}, by which a run's memory is counted",
+            "Take a model of another type: most that write text from left to right have it.",
+        )
+    return found
