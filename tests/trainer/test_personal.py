@@ -7,6 +7,7 @@ from finetune_trainer.data.formats import Row, content_digest
 from finetune_trainer.data.personal import Policy, Scan, find, luhn, redacted
 from finetune_trainer.exits import UserError
 
+WEB_TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl"
 FOUND = {
     "an address": ("write to anna.b+shop@mail.example.org.", "write to [email]."),
     "an international number": ("call +49 (30) 1234 5678 now", "call [phone] now"),
@@ -21,11 +22,11 @@ FOUND = {
         + "-----BEGIN PRIVATE KEY-----\nMI",
         "[key]\n[key]\n[key]\nMI",
     ),
-    "a web token": ("Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl, please", "Bearer [key], please"),
+    "a web token": (f"Bearer {WEB_TOKEN}, please", "Bearer [key], please"),
     "a web token behind a hyphen": ("session-eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2ln-bmF0, please", "session-[key], please"),
     "a web token that holds hyphens": ("id_eyJhbGciOiJIUzI1-eyJhbGciOiJIUzI1.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl", "id_[key]"),
-    "a web token behind another name": ("tokens.eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl", "tokens.[key]"),
-    "two web tokens, the one in the other's last part": ("-".join(["eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2ln", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2ln"]), "[key]"),
+    "a web token behind another name": (f"tokens.{WEB_TOKEN}", "tokens.[key]"),
+    "two web tokens, the one in the other's last part": (f"{WEB_TOKEN}-{WEB_TOKEN}", "[key]"),
     "two kinds": ("a@b.org or +1 212 555 0100", "[email] or [phone]"),
 }
 NOT_FOUND = {
@@ -37,7 +38,7 @@ NOT_FOUND = {
     "an address of the network": "host 192.168.100.200 and port 8080",
     "a mention": "@anna wrote it",
     "code": "rows[10:20] = x @ y",
-    "a part of a word as of a web token": "obeyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl",
+    "a part of a word as of a web token": f"ob{WEB_TOKEN}",
     "a formula": "3.14159265358979 * 2",
 }
 

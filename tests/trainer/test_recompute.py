@@ -18,6 +18,7 @@ from finetune_trainer.train.model import trained
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForCausalLM,
     BioGptConfig,
     BloomConfig,
@@ -30,6 +31,7 @@ from transformers import (
     Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
     MixtralConfig,
     OPTConfig,
     PhiConfig,
@@ -224,11 +226,17 @@ def found_and_told(config: PreTrainedConfig, kind: str, bf16: bool, recompute: b
 
 
 def test_layers_with_heads_of_their_own_are_told_by_the_most() -> None:
-    """As Dots 3's: transformers refuses to say how many a layer has."""
-    config = LlamaConfig(**EXPERTS, attn_implementation="eager", per_layer_config={"3": {"num_attention_heads": 8}})
+    """Dots 3's have 128 or 64; transformers refuses to say how many a layer has."""
+    config = CONFIG_MAPPING["dots3_note_text"](attn_implementation="eager")
     with pytest.raises(RuntimeError, match="may vary across layers"):
         config.num_attention_heads  # noqa: B018
-    assert outlines.scores_of(SimpleNamespace(config=config)) == estimate.Scores(8, 1)
+    assert outlines.scores_of(SimpleNamespace(config=config)) == estimate.Scores(128, 1)
+
+
+def test_a_model_without_attention_keeps_no_scores() -> None:
+    config = MambaConfig(attn_implementation="eager")
+    assert not hasattr(config, "num_attention_heads")
+    assert outlines.scores_of(SimpleNamespace(config=config)) == estimate.FORGOTTEN
 
 
 def test_scores_grow_with_the_row_and_some_are_kept_on_cpus_alone() -> None:

@@ -57,11 +57,12 @@ def scores_of(base: Any) -> Scores:
     settings = base.config.get_text_config()
     drops = any(_setting(settings, name) for name in DROPPED)
     uneven = _setting(settings, "qk_head_dim") != _setting(settings, "v_head_dim")
+    heads = _setting(settings, "num_attention_heads")  # of RWKV, xLSTM and Mamba none
     written = base.config._attn_implementation == "eager"
-    if not written and not drops and not uneven:
+    if not heads or not (written or drops or uneven):
         return FORGOTTEN
     times = 1 + bool(_setting(settings, "attn_logit_softcapping")) + 2 * drops
-    return Scores(_needed(settings, "num_attention_heads"), times, on_accelerators=written)
+    return Scores(int(heads), times, on_accelerators=written)
 
 
 def layers_of(base: Any) -> tuple[Layer, ...]:
