@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from devcluster import loopback
 from tests import goprogram
-from tests.trainer.support import free_port, wait_until
+from tests.trainer.support import wait_until
 
 SOURCES = Path(__file__).resolve().parent / "s3server"
 GO = (1, 25)
@@ -35,7 +36,7 @@ def ensure() -> Path:
 @contextmanager
 def serving(folder: Path) -> Iterator[S3Server]:
     """The server over `folder`, which must exist."""
-    port = free_port()
+    (port,) = loopback.free_ports(1)
     keys = {
         "AWS_ACCESS_KEY_ID": "reader",
         "AWS_SECRET_ACCESS_KEY": "not-a-secret",

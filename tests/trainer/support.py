@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -21,6 +20,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from devcluster import loopback
 
 PRELOADED = [
     "deepspeed",
@@ -114,13 +115,6 @@ def make_config(stage: str, work: Path, model: Path, source: Path | None = None,
     return document
 
 
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 def wait_until(what: str, holds: Callable[[], Any], seconds: float = 60) -> Any:
     """The first true value of `holds`, asked again and again."""
     deadline = time.monotonic() + seconds
@@ -208,7 +202,7 @@ def running(folder: Path, argv: list[str], environment: Mapping[str, str] | None
 def training(folder: Path, config: dict[str, Any], **environment: str) -> Iterator[list[Stage]]:
     """The pods of a gang, one process each, as the operator starts them."""
     nodes = config["compute"]["nodes"]
-    config = {**config, "compute": {**config["compute"], "masterPort": free_port()}}
+    config = {**config, "compute": {**config["compute"], "masterPort": loopback.free_ports(1)[0]}}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps(config))
     argv = ["train", "--config", str(folder / "run.json")]
@@ -231,7 +225,7 @@ def on_ranks(count: int, function: Callable[..., Any], *arguments: Any, dies: in
     found = {
         "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
+        "MASTER_PORT": str(loopback.free_ports(1)[0]),
         "DS_ACCELERATOR": "cpu",
         "LOCAL_SIZE": "1",
     }

@@ -33,9 +33,10 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from devcluster import loopback
 from tests.trainer import lives
 from tests.trainer.hosting import NAME, Hosted, hosted
-from tests.trainer.support import free_port, running, wait_until
+from tests.trainer.support import running, wait_until
 from tests.trainer.surface import ASKED, asked, joined
 from tests.trainer.test_openai import PROMPTS, chat_ids, generated, text_of
 
@@ -383,7 +384,7 @@ def test_what_cannot_be_taken_now_says_when_to_try_again(host: Hosted) -> None:
 @pytest.fixture
 def process(work: Path, tmp_path: Path) -> Iterator[tuple[Any, str]]:
     """A server of its own, ready, and its address."""
-    port = free_port()
+    (port,) = loopback.free_ports(1)
     argv = ["serve", "--model", str(work / "models" / "tiny"), "--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port)]
     with running(tmp_path / "server", [*argv, "--threads", "1"]) as stage:
         url = f"http://127.0.0.1:{port}/v1"

@@ -16,7 +16,8 @@ from finetune_trainer import layout
 from finetune_trainer.evaluate import rows
 from finetune_trainer.exits import UserError
 
-from tests.trainer.support import Stage, free_port, make_config, running, training, wait_until
+from devcluster import loopback
+from tests.trainer.support import Stage, make_config, running, training, wait_until
 
 QUESTION = [{"role": "user", "content": "Name the small lamp."}]
 
@@ -70,7 +71,7 @@ def artifact(work: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def serving(folder: Path, model: Path, *more: str) -> Any:
-    port = free_port()
+    (port,) = loopback.free_ports(1)
     argv = ["serve", "--model", str(model), "--served-model-name", "bot", "--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
     return port, running(folder, [*argv, *more])
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import openai
 
+from devcluster import loopback
 from tests.trainer import surface
 from tests.trainer.hosting import NAME, REVISION
-from tests.trainer.support import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "openai.md"
@@ -116,7 +116,7 @@ def _plain(found: Any) -> Any:
 @contextmanager
 def served(model: Path) -> Iterator[str]:
     """The base address of a server of `model`, ready."""
-    port = free_port()
+    (port,) = loopback.free_ports(1)
     options = ["--served-model-name", NAME, "--revision", REVISION, "--max-model-len", "2048", "--host", "127.0.0.1", "--port", str(port)]
     server = subprocess.Popen([sys.executable, "-m", "finetune_trainer", "serve", "--model", str(model), *options], stdout=sys.stderr)
     try:
