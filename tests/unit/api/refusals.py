@@ -174,6 +174,10 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "an image that asks for half a device": (
         _custom({"limits": {"nvidia.com/gpu": "500m"}}), "spec.evaluation.metrics[].custom.resources: devices are counted in whole numbers"
     ),
+    "a memory that is no quantity, beside a limit": (
+        changed(_BASE, "spec.serving", {"resources": {"requests": {"memory": "2Gb"}, "limits": {"memory": "4Gi"}}}),
+        "spec.serving.resources.requests.memory",
+    ),
     "an image whose memory is no quantity": (
         _custom({"limits": {"memory": "1Gb"}}), "spec.evaluation.metrics[0].custom.resources.limits.memory"
     ),

@@ -47,6 +47,15 @@ ACCEPTED: dict[str, Manifest] = {
             "limits": {"cpu": 1, "memory": "1024Mi", "nvidia.com/gpu": 2, "rdma/ib": "1", "hugepages-2Mi": "4Mi"},
         },
     ),
+    "a device that the accelerator's profile limits": changed(BASE, "spec.serving.resources", {"requests": {"nvidia.com/gpu": 1}}),
+    "devices in thousands, and resources of Kubernetes' own names": changed(
+        BASE,
+        "spec.serving.resources",
+        {
+            "requests": {"kubernetes.io/batch-memory": "4Gi"},
+            "limits": {"kubernetes.io/batch-memory": "8Gi", "kubernetes.io/batch-cpu": "4k", "sgx.intel.com/epc": "512Ki"},
+        },
+    ),
     "everySteps alone": changed(BASE, "spec.training.checkpoint", {"everySteps": 5}),
 }
 

@@ -10,12 +10,13 @@ import pytest
 from finetune_operator import conditions, names
 from finetune_operator.api.status import Attempt, Estimate
 from finetune_operator.build.pods import Accelerator
-from finetune_operator.decide import layout
+from finetune_operator.decide import decide, layout
 from finetune_operator.decide.draft import Draft
+from finetune_operator.decide.stages import evaluation_key
 from finetune_operator.kinds import JOB
 from finetune_operator.observed import ArmHealth, Observed
 
-from tests.unit.operator.helpers import REV, STAMP, draft, make_observed, make_revision
+from tests.unit.operator.helpers import REV, STAMP, draft, make_observed, make_revision, make_scored
 from tests.unit.operator.walks import manifests
 
 GIB = 2**30
@@ -505,6 +506,32 @@ def test_what_serves_is_where_the_volume_is_and_leaves_a_gang_less_of_that_machi
     assert found.reason == (conditions.NEEDS_SHARED_VOLUME if fix else "")
     assert fix in found.message
     assert not fix or f"what serves has {2 * pods}, and a machine has 8" in found.message
+
+
+def test_of_an_autoscaled_arm_only_those_count_that_are_always_there() -> None:
+    server = {"name": "server", "resources": {"limits": {"nvidia.com/gpu": "1"}}}
+    o = make_observed(
+        changes={
+            "compute": {"accelerator": "h100", "nodes": 4},
+            "serving": {"resources": {"requests": {"cpu": 1}}, "autoscaling": {"minReplicas": 2, "maxReplicas": 6}},
+        },
+        profiles=PROFILES, status={"live_arm": "0ld", "live_revision": "r0"}, arms={"0ld": ArmHealth(wanted=6)},
+        templates={"0ld": {"revision": "r0", "template": {"spec": {"containers": [server]}}}},
+    )  # fmt: skip
+    assert not layout.one_machine(o, draft(o)).blocked
+
+
+def test_a_base_model_that_serves_because_no_training_is_needed_is_not_in_its_own_way() -> None:
+    server = {"name": "server", "resources": {"limits": {"nvidia.com/gpu": "8"}}, "readinessProbe": {"httpGet": {"path": "/readyz"}}}
+    o = make_observed(
+        make_revision(gate="NotNeeded"), changes={"compute": {"accelerator": "h100", "gpusPerNode": 8}}, profiles=PROFILES,
+        status={"live_arm": "b", "live_revision": "base"}, arms={"b": ArmHealth(wanted=1)},
+        templates={"b": {"revision": "base", "template": {"spec": {"containers": [server]}}}},
+    )  # fmt: skip
+    assert not layout.one_machine(o, draft(o)).blocked
+    known = make_revision(gate="NotNeeded", model_digest="m", data_digest="d", baseline=make_scored("0.4", key=evaluation_key(o, draft(o))))
+    needed = decide(replace(o, status=o.status.model_copy(update={"revisions": [known]})))
+    assert (needed.reason, needed.jobs) == (conditions.NEEDS_SHARED_VOLUME, ()), "no training was asked for before this very cycle"
 
 
 def test_a_pod_with_more_accelerators_than_any_machine_has_is_not_helped_by_another_volume() -> None:

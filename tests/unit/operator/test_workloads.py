@@ -259,6 +259,11 @@ CAUSES: dict[str, tuple[Object, list[Object], tuple[str, str, str, str]]] = {
         [gone(0, INITIALISING, inits=[SIDECAR, ended(137, name="metric")], **OF_THE_POD)],
         ("user", "MetricFailed", "job-0", "containers 1Gi. Raise that limit (evaluation.metrics[].custom.resources or"),
     ),
+    "a server wrote more than it may while the user's own image was at work": (
+        job("Failed"),
+        [gone(0, INITIALISING, inits=[ended(143, name="server"), ended(137, name="metric")], **OF_A_CONTAINER)],
+        ("error", "Evicted", "job-0", "Raise that limit (serving.resources or"),
+    ),
     "the user's own image was killed on its node": (
         job("Failed"),
         [gone(0, INITIALISING, inits=[ended(137, name="metric")])],
@@ -564,6 +569,7 @@ RESUMED = {"type": "Suspended", "status": "False", "lastTransitionTime": "2026-0
 CAME = {"startTime": "2026-01-01T11:58:00Z"}
 PROBED = {"name": "probe", "state": {"terminated": {"exitCode": 0, "finishedAt": "2026-01-01T11:59:00Z"}}}
 SERVES = {"name": "server", "state": {"running": {}}}
+BEGAN = {"name": "server", "state": {"running": {"startedAt": "2026-01-01T11:59:40Z"}}}
 ASKED = {**PROBED, "name": "ask"}
 UNPULLED = waits("ErrImagePull")
 UNMADE = waits("CreateContainerError", "no command specified")
@@ -609,6 +615,11 @@ WAITED: dict[str, tuple[Object, list[Object], Waited]] = {
         JOB,
         [made_at(pod(0, "Pending", [INITIALISING], [SERVES, ASKED, {**UNMADE, "name": "metric"}], **CAME), "11:00:00", **ON)],
         Waited(start=60),
+    ),
+    "the image behind its server is not there, and the server's took long": (
+        JOB,
+        [made_at(pod(0, "Pending", [INITIALISING], [BEGAN, {**UNPULLED, "name": "ask"}], **CAME), "11:00:00", **ON)],
+        Waited(start=20),
     ),
     "its server crashes now and then": (JOB, [made_at(pod(0, "Pending", inits=[CRASHED], **CAME), "11:00:00", **ON)], Waited(start=30)),
     "its server loads": (

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_operator.api.quantities import DECIMAL_PATTERN
+from finetune_operator.api.quantities import DECIMAL_PATTERN, QUANTITY_PATTERN
 
 Node = Any
 
@@ -35,6 +35,11 @@ def some_time(path: str, field: str) -> Rule:
     """A duration that is above 0."""
     cel = f"!has(self.{field}) || self.{field}.matches('[1-9]')"
     return Rule(path, field, cel, "must be above 0", lambda node: re.search("[1-9]", node.get(field, "1")) is not None)
+
+
+def comparable(*cel: str) -> str:
+    """CEL: whether these are quantities, without which a rule that compares them would raise (see `number`)."""
+    return " && ".join(f"string({one}).matches(r'{QUANTITY_PATTERN}')" for one in cel)
 
 
 def number(path: str, field: str, cel: str, message: str, holds: Callable[[float], bool]) -> Rule:

@@ -1,6 +1,6 @@
 """The trainer's run configuration (docs/contracts.md): what the user wrote, with the defaults of the revision's day.
 
-`resolve` is called once per revision and its result kept in the ControllerRevision, so a new operator version with new
+What `resolve` says is kept in the ControllerRevision once more than a fetch follows from it, so a new operator version with new
 defaults changes nothing that has begun. None means that prepare decides from the data.
 """
 

@@ -42,6 +42,8 @@ RULES: tuple[Rule, ...] = (
     budget.foreseen,
     stages.baseline,
     stages.not_needed,
+    layout.one_machine,  # both once more, of a training that an edit has just made needed
+    layout.memory,
     budget.within,
     train.train,
     budget.uncounted,

@@ -93,7 +93,8 @@ def one_machine(o: Observed, d: Draft) -> Draft:
     """Can all pods of the gang be where the volume is? With ReadWriteOnce that is one machine, and what serves is there already: a part of
     the gang would come there again and again, and hold what it has in vain."""
     compute = o.spec.compute
-    if d.blocked or d.revision.artifact or running(d) or o.spec.storage.access_mode != "ReadWriteOnce":
+    trains = not (d.blocked or d.revision.artifact or d.revision.gate == "NotNeeded" or running(d))
+    if not trains or o.spec.storage.access_mode != "ReadWriteOnce":
         return d
     profile = o.profile or ANY_GPU
     each = compute.gpus_each
@@ -108,7 +109,8 @@ def one_machine(o: Observed, d: Draft) -> Draft:
         return d.block(conditions.FAILED, message, reason=conditions.DOES_NOT_FIT)
     beside = f", what serves has {taken}" if wanted <= most else ""
     left = most - taken if beside else most
-    fixes = [f"ask for at most {left}"] * (left > 0) + ["serve with fewer (serving.replicas, serving.resources.limits)"] * bool(beside)
+    fewer = "serve with fewer (serving.replicas or autoscaling.minReplicas, serving.resources.limits)"
+    fixes = [f"ask for at most {left}"] * (left > 0) + [fewer] * bool(beside)
     message = (
         f"compute asks for {compute.nodes} pods of {each} accelerators, {wanted} in all{beside}, and a machine has {most}; a volume "
         f"that is ReadWriteOnce holds all pods on one machine. {', or '.join([ANOTHER_VOLUME, *fixes])}"
@@ -117,12 +119,15 @@ def one_machine(o: Observed, d: Draft) -> Draft:
 
 
 def _taken(o: Observed, d: Draft, resource: str) -> int:
-    """How many accelerators the live arm's pods have, by the template that it was made with."""
+    """How many accelerators the live arm's pods have, by the template that it was made with; of an autoscaled one those that it always has:
+    for a load that comes and goes a gang waits."""
     arm = d.status.live_arm or ""
     template = o.templates.get(arm, {}).get("template") or {}
     limits = (container.get("resources", {}).get("limits") or {} for container in template.get("spec", {}).get("containers") or ())
     each = sum(int(quantity(str(limit.get(resource, ""))) or 0) for limit in limits)
-    return each * o.arms[arm].wanted if arm in o.arms else 0
+    scaling = o.spec.serving.autoscaling if o.spec.serving else None
+    wanted = o.arms[arm].wanted if arm in o.arms else 0
+    return each * (min(wanted, scaling.min_replicas) if scaling else wanted)
 
 
 def memory(o: Observed, d: Draft) -> Draft:

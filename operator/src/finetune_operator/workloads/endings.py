@@ -72,7 +72,7 @@ def _fell(pod: Mapping[str, Any], container: Mapping[str, Any], key: str) -> Fal
     if code == 0 or at is None:
         return None
     _, words = explain(ended, code, parse_result(ended.get("message")), None)
-    words = _outgrown(pod.get("status", {}), str(container.get("name"))) or words
+    words = _outgrown(pod.get("status", {}), str(container.get("name")))[1] or words
     return Fall(at, f"pod {pod['metadata']['name']}, container {container.get('name')}: {words}")
 
 
@@ -142,25 +142,25 @@ def _rejection(status: Mapping[str, Any], failure: Failure) -> Ending | None:
 
 def _own_limit(status: Mapping[str, Any], container: str) -> Failure | None:
     """The failure of a pod that wrote more than it may, by the container that was at work (empty: none is known); None: it did not."""
-    if not (said := _outgrown(status, container)):
+    who, said = _outgrown(status, container)
+    if not said:
         return None
-    words = f"container {container}: {said}" if container and not said.startswith("Container") else said
-    if container == names.METRIC:  # as its limit of memory is
-        return Failure("user", conditions.METRIC_FAILED, words, container=container)
-    return Failure("error", EVICTED, words, container=container)
+    words = f"container {who}: {said}" if who and not said.startswith("Container") else said
+    if who == names.METRIC:  # as its limit of memory is
+        return Failure("user", conditions.METRIC_FAILED, words, container=who)
+    return Failure("error", EVICTED, words, container=who)
 
 
-def _outgrown(status: Mapping[str, Any], container: str) -> str:
-    """The kubelet's words of a pod that it evicted for its containers' limit of ephemeral storage or the size of a volume, with the fix;
-    empty where that is not so."""
+def _outgrown(status: Mapping[str, Any], container: str) -> tuple[str, str]:
+    """(whose limit, the kubelet's words with the fix) of a pod that it evicted for its containers' limit of ephemeral storage or the size
+    of a volume; no words where that is not so. Where it names none it was the container that was at work."""
     said = str(status.get("message") or "").strip()
     found = _OWN_LIMIT.match(said) if status.get("reason") == EVICTED else None
     if found is None:
-        return ""
-    given = _GIVES_STORAGE.get(
-        found["container"] or container, "serving.resources, evaluation.metrics[].custom.resources, the accelerator's profile"
-    )
-    return f"{said.rstrip('. ')}. Raise that limit ({given} or a LimitRange of the namespace sets it), or write less"
+        return container, ""
+    who = found["container"] or container
+    given = _GIVES_STORAGE.get(who, "serving.resources, evaluation.metrics[].custom.resources, the accelerator's profile")
+    return who, f"{said.rstrip('. ')}. Raise that limit ({given} or a LimitRange of the namespace sets it), or write less"
 
 
 def _deleted_at(pod: Mapping[str, Any]) -> str:

@@ -44,13 +44,15 @@ def stuck_since(pod: Mapping[str, Any], now: datetime) -> float:
 
 def idle(pod: Mapping[str, Any], now: datetime) -> float:
     """Seconds that a pod that has a machine has been without any running container: since it came there, or since the last of its
-    containers that ran (a probe, a server that crashes) ended; 0 if one runs, but for a server beside which another one cannot begin."""
+    containers that ran (a probe, a server that crashes) ended; 0 if one runs, but for a server beside which another one cannot begin: as
+    long as that runs."""
     status = pod.get("status", {})
     states = containers(status)
     if status.get("phase") != "Pending" or (any("running" in c.get("state", {}) for c in states) and not any(map(_cannot_begin, states))):
         return 0.0
     ended = [((c.get(key) or {}).get("terminated") or {}).get("finishedAt") for c in states for key in ("state", "lastState")]
-    since = max((moment for text in (came(pod), *ended) if (moment := time(text))), default=None)
+    began = [(c.get("state", {}).get("running") or {}).get("startedAt") for c in states]
+    since = max((moment for text in (came(pod), *ended, *began) if (moment := time(text))), default=None)
     return (now - since).total_seconds() if since else 0.0
 
 

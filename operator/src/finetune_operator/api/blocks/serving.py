@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from functools import partial
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from pydantic import Field
 from finetune_operator.api.blocks.expose import Expose
 from finetune_operator.api.fields import LIVE, REDEPLOY
 from finetune_operator.api.quantities import quantity
-from finetune_operator.api.rule import Node, Rule
+from finetune_operator.api.rule import Node, Rule, comparable
 from finetune_operator.api.types import Name, Quantity, SpecModel, Word
 
 ServedName = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@+-]*$")]
@@ -85,11 +86,17 @@ class Serving(SpecModel):
     expose: Expose | None = None
 
 
-def _within_limits(resources: Node) -> bool:
-    """Whether no request is above its limit, and that of a device its limit: as the API server asks of the pods."""
+def _device(name: str) -> bool:
+    """Whether Kubernetes counts it in whole ones, as what a device plugin has: not what is its own, or named as if it were."""
+    return "/" in name and "kubernetes.io/" not in name
+
+
+def _within_limits(resources: Node, *, lent: bool) -> bool:
+    """Whether no request is above its limit, and that of a device its limit: as the API server asks of the pods. `lent`: a device's limit may
+    be its accelerator's profile's."""
     limits = resources.get("limits") or {}
     return all(
-        _fits(quantity(str(wanted)), quantity(str(limits[name])), device="/" in name) if name in limits else "/" not in name
+        _fits(quantity(str(wanted)), quantity(str(limits[name])), device=_device(name)) if name in limits else lent or not _device(name)
         for name, wanted in (resources.get("requests") or {}).items()
     )
 
@@ -105,13 +112,16 @@ def _known(resources: Node) -> bool:
 
 def _whole(resources: Node) -> bool:
     return all(
-        "/" not in name or re.fullmatch("[0-9]+", str(amount)) for kind in resources.values() for name, amount in (kind or {}).items()
+        not _device(name) or re.fullmatch(_COUNT, str(amount)) for kind in resources.values() for name, amount in (kind or {}).items()
     )
 
 
 _NATIVE: Final = ("cpu", "memory", "ephemeral-storage")
 _HUGE: Final = "hugepages-"
+_COUNT: Final = "[0-9]+([kMGTPE]|[KMGTPE]i)?"
+_DEVICE: Final = "(k.contains('/') && !k.contains('kubernetes.io/'))"
 _COMPARED: Final = "quantity(string(self.requests[k])).compareTo(quantity(string(self.limits[k])))"
+_COMPARABLE: Final = comparable("self.requests[k]", "self.limits[k]")
 
 
 def _each(cel: str) -> str:
@@ -119,16 +129,17 @@ def _each(cel: str) -> str:
     return " && ".join(f"(!has(self.{kind}) || self.{kind}.all(k, {cel.format(f'self.{kind}')}))" for kind in ("requests", "limits"))
 
 
-def of_container(path: str) -> tuple[Rule, ...]:
-    """What the API server asks of a container's resources, asked when they are written: not once a pod is to be made."""
+def of_container(path: str, *, lent: bool = False) -> tuple[Rule, ...]:
+    """What the API server asks of a container's resources, asked when they are written: not once a pod is to be made. `lent`: a device's
+    limit may be its accelerator's profile's."""
     return (
         Rule(
             path, "requests",
             "!has(self.requests) || self.requests.all(k, has(self.limits) && k in self.limits ? "
-            f"(k.contains('/') ? {_COMPARED} == 0 : {_COMPARED} <= 0) : !k.contains('/'))",
+            f"(!({_COMPARABLE}) || ({_DEVICE} ? {_COMPARED} == 0 : {_COMPARED} <= 0)) : {'true' if lent else f'!{_DEVICE}'})",
             "what is requested may not be above its limit, and a device (a name with a /) is requested as it is limited; "
             "lower it, or raise limits",
-            _within_limits,
+            partial(_within_limits, lent=lent),
         ),
         Rule(
             path, "",
@@ -138,7 +149,7 @@ def of_container(path: str) -> tuple[Rule, ...]:
         ),
         Rule(
             path, "",
-            _each("!k.contains('/') || string({0}[k]).matches('^[0-9]+$')"),
+            _each(f"!{_DEVICE} || string({{0}}[k]).matches('^{_COUNT}$')"),
             "devices are counted in whole numbers, such as 1; correct it",
             _whole,
         ),
@@ -171,5 +182,5 @@ RULES: Final = (
         "the CPU is measured by resources.requests.cpu; set that, or name a metric",
         _cpu_is_requested,
     ),
-    *of_container("spec.serving.resources"),
+    *of_container("spec.serving.resources", lent=True),
 )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from finetune_operator.api.fields import IMMUTABLE, LIVE
-from finetune_operator.api.rule import Rule
+from finetune_operator.api.rule import Rule, comparable
 from finetune_operator.api.types import Name, Quantity, SpecModel
 
 
@@ -36,7 +36,7 @@ CHANGES: Final = (
     ),
     Rule(
         "spec.storage.size", "",
-        "quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0",
+        f"!({comparable('self', 'oldSelf')}) || quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0",
         "a volume can grow but never shrink; keep the old size or make a new FineTune",
         None,
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, zip_longest
+from itertools import chain
 from typing import Any, Final
 
 import msgspec
@@ -31,18 +31,13 @@ def _routers(scene: Scene) -> Iterator[Counted]:
 
 
 def _servers(scene: Scene) -> Iterator[Counted]:
-    """One of each arm in turn: where there is no room for all of them, neither goes without."""
-    arms = defaultdict[str, list[Counted]](list)
-    for server in scene.servers:
-        if server.totals is not None:
-            arms[server.arm].append((server.pod, server.started, {server.arm: server.totals}))
-    return (server for turn in zip_longest(*arms.values()) for server in turn if server)
+    return ((server.pod, server.started, {server.arm: server.totals}) for server in scene.servers if server.totals is not None)
 
 
 def counters(scene: Scene) -> dict[str, Any]:
     """Counters now, per router or server and its start, in a form that the status can hold: of all routers, and of servers as far as
     there is room for them. The others do not count in this step, unless they start anew."""
-    return {**_kept(_routers(scene)), **_fitting(_kept(_servers(scene)), SERVERS_BYTES)}
+    return {**_kept(_routers(scene)), **_fitting(_kept(_servers(scene)), {})}
 
 
 def based(scene: Scene, r: Rollout) -> Rollout:
@@ -51,7 +46,7 @@ def based(scene: Scene, r: Rollout) -> Rollout:
     routers, servers = (_kept(s for s in found if _unbased(r, s)) for found in (_routers(scene), _servers(scene)))
     there = {s.pod for s in scene.routers}, {s.pod for s in scene.servers}
     known, asked = ({k: v for k, v in _before(r).items() if k.partition("@")[0] in pods} for pods in there)
-    found = {**routers, **_fitting(servers, SERVERS_BYTES - _size(asked))}
+    found = {**routers, **_fitting(servers, asked)}
     return changed(r, memory={**r.memory, "counted": {**known, **asked, **found}}) if found else r
 
 
@@ -70,17 +65,16 @@ def _kept(sources: Iterable[Counted]) -> dict[str, Any]:
     return {f"{pod}@{started}": {arm: _wire(counted) for arm, counted in totals.items()} for pod, started, totals in sources}
 
 
-def _fitting(found: Mapping[str, Any], room: int) -> dict[str, Any]:
-    """Those that take no more bytes together, the first first."""
-    fitting: dict[str, Any] = {}
-    for name, counted in found.items():
-        if (size := _size({name: counted})) <= room:
-            fitting[name], room = counted, room - size
-    return fitting
-
-
-def _size(counted: Mapping[str, Any]) -> int:
-    return len(msgspec.json.encode(counted)) if counted else 0
+def _fitting(found: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Those servers that there is room for beside the known ones, the first first. Half of it is each arm's: one that could not be asked
+    at first does not go without."""
+    left, fitting = defaultdict[str, int](lambda: SERVERS_BYTES // 2), dict[str, Any]()
+    for name, counted in chain(known.items(), found.items()):
+        size, (arm,) = len(msgspec.json.encode({name: counted})), counted
+        if name in known or size <= left[arm]:
+            fitting[name] = counted
+            left[arm] -= size
+    return {name: counted for name, counted in fitting.items() if name not in known}
 
 
 def counted(scene: Scene, r: Rollout) -> tuple[ArmTotals, ArmTotals]:
