@@ -34,15 +34,17 @@ def test_all_others_hear_that_rank_0_is_gone() -> None:
 
 
 def hears(dying: int) -> tuple[str, str, str]:
-    """What this rank is told of the one that dies, while it stands in no collective."""
+    """What this rank is told of the one that dies, while it stands in no collective. Who is told so ends for it, without a farewell."""
     ranks = Ranks.join(60, gpus=False)
     heard: queue.Queue[Any] = queue.Queue()
-    with lifeline.held(ranks, heard.put, patience=0.1):
-        ranks.sum(torch.ones(1))
-        if ranks.rank == dying:
-            os.kill(os.getpid(), signal.SIGKILL)
-        error = heard.get(timeout=30)
-    return error.failure_class, error.reason, error.message
+    try:
+        with lifeline.held(ranks, heard.put, patience=0.1):
+            ranks.sum(torch.ones(1))
+            if ranks.rank == dying:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise heard.get(timeout=30)
+    except lifeline.Infrastructure as error:
+        return error.failure_class, error.reason, error.message
 
 
 @pytest.mark.parametrize("sender", [0, 1])
@@ -84,6 +86,37 @@ def ends_apart() -> list[Any]:
         ranks.sum(torch.ones(1))
         time.sleep(0.3 if ranks.first else 0)
     return heard
+
+
+@pytest.mark.parametrize("slow", [0, 1, 2])
+def test_a_rank_that_takes_long_to_end_misses_nobody_whose_work_is_done(slow: int) -> None:
+    assert on_ranks(3, ends_long_after, slow) == [[], [], []]
+
+
+def ends_long_after(slow: int) -> list[Any]:
+    """What each rank is told, of which one is still busy with itself when the patience for the others has run out."""
+    ranks = Ranks.join(60, gpus=False)
+    heard: list[Any] = []
+    with lifeline.held(ranks, lambda error: heard.append(error.message), patience=0.1):
+        ranks.sum(torch.ones(1))
+        time.sleep(1 if ranks.rank == slow else 0)
+    return heard
+
+
+def test_a_name_server_that_fails_once_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, asked = socket.getaddrinfo, list[str]()
+
+    def resolve(host: str, *rest: Any, **more: Any) -> Any:
+        asked.append(host)
+        if len(asked) == 1:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return known(host, *rest, **more)
+
+    monkeypatch.setattr(lifeline, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        lifeline._reached(("127.0.0.1", server.getsockname()[1])).close()
+    assert asked == ["127.0.0.1"] * 2
 
 
 def test_what_rank_0_writes_for_all_is_finished_first() -> None:

@@ -96,7 +96,7 @@ def redacted(text: str) -> str:
     for start, end, kind in sorted(find(text)):
         if start >= done:
             parts += [text[done:start], f"[{kind}]"]
-            done = end
+        done = max(done, end)
     return "".join([*parts, text[done:]])
 
 

@@ -5,6 +5,8 @@ or gone in part, and one of which a part has come, is waited for until a time-ou
 `Pair::signalException` passes over both). A rank that hears of one that is gone ends, and so the others hear of that.
 A machine that vanishes without closing its connections is not told from one that is silent: that is the cluster's to say, and the
 watchdog's.
+A rank whose work is done says so before it closes its end, and is not missed however long another one takes to end: rank 0 may hold
+whole weights, whose release takes longer than `patience`.
 Invariant: it speaks last. A rank that ends by itself within `patience`, or first finishes what it writes for all, does so.
 """
 
@@ -16,6 +18,7 @@ import secrets
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -23,9 +26,11 @@ from finetune_trainer.exits import Infrastructure
 from finetune_trainer.train.distributed import Ranks
 
 PATIENCE_SECONDS = 10.0
-CONNECT_SECONDS = 60.0  # all ranks ask at once
+CONNECT_SECONDS = 60.0  # all ranks ask at once, the name server too
+PAUSE_SECONDS = 1.0
 GREETING_SECONDS = 5.0
 BEAT_SECONDS = 30.0  # what stands between two pods may close a connection on which nothing moves
+BEAT, FAREWELL = b".", b"!"
 TOKEN_BYTES = 16
 RANK_BYTES = 4
 GREETING_BYTES = TOKEN_BYTES + RANK_BYTES
@@ -45,6 +50,9 @@ def held(ranks: Ranks, lost: Callable[[Infrastructure], object], patience: float
     watch.start()
     try:
         yield
+        for line in lines:
+            with suppress(OSError):
+                line.send(FAREWELL, socket.MSG_DONTWAIT)
     finally:
         over.set()
         for line in lines:
@@ -99,37 +107,55 @@ def _greeting(line: socket.socket, token: bytes) -> int | None:
 def _greeted(ranks: Ranks) -> socket.socket:
     """A line to rank 0."""
     port, token = ranks.tell(None)
-    line = socket.create_connection((os.environ["MASTER_ADDR"], port), CONNECT_SECONDS)
+    line = _reached((os.environ["MASTER_ADDR"], port))
     line.sendall(token + ranks.rank.to_bytes(RANK_BYTES))
     line.settimeout(None)
     return line
 
 
+def _reached(address: tuple[str, int]) -> socket.socket:
+    """A connection, asked for again while a name server or the network fails. Raises OSError."""
+    until = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            return socket.create_connection(address, CONNECT_SECONDS)
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(PAUSE_SECONDS)
+
+
 def _watch(lines: Lines, over: threading.Event, busy: threading.Lock, lost: Callable[[Infrastructure], object], patience: float) -> None:
     gone = _first_to_end(lines)
-    if over.wait(patience):
+    if gone is None or over.wait(patience):
         return
     with busy:
         if not over.is_set():
             lost(Infrastructure("PeerLost", f"another rank went away: rank {gone} closed its connection", ADVICE))
 
 
-def _first_to_end(lines: Lines) -> int:
-    """The first rank at the other end of a line that ends."""
+def _first_to_end(lines: Lines) -> int | None:
+    """The first rank at the other end of a line that ends without a farewell; None once all have taken leave."""
     with selectors.DefaultSelector() as selector:
         for line in lines:
             selector.register(line, selectors.EVENT_READ, line)
-        while True:
+        while there := [key.data for key in selector.get_map().values()]:
             heard: list[socket.socket] = [key.data for key, _ in selector.select(BEAT_SECONDS)]
-            if ended := [line for line in heard if _ended(line)]:
-                return lines[ended[0]]
-            for line in () if heard else lines:  # of two ends at least the one that hears nothing says something
+            for line in heard:
+                said = _said(line)
+                if said.endswith(FAREWELL):
+                    selector.unregister(line)
+                elif not said:
+                    return lines[line]
+            for line in () if heard else there:  # of two ends at least the one that hears nothing says something
                 with suppress(OSError):  # the next look at it tells
-                    line.send(b".", socket.MSG_DONTWAIT)
+                    line.send(BEAT, socket.MSG_DONTWAIT)
+    return None
 
 
-def _ended(line: socket.socket) -> bool:
+def _said(line: socket.socket) -> bytes:
+    """What has come; nothing at its end."""
     try:
-        return not line.recv(4096)
+        return line.recv(4096)
     except OSError:
-        return True
+        return b""

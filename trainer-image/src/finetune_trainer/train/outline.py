@@ -82,7 +82,7 @@ def layers_of(base: Any) -> tuple[Layer, ...]:
             layer[1] += share * (shape[0] if len(shape) == 3 else 1) * sum(shape[-2:])
         elif len(shape) == 2:
             layer[0] += sum(shape)
-    for name, module in base.named_modules():
+    for name, module in base.named_modules(remove_duplicate=False):  # GPT's layers have one activation between them
         if (place := PLACE.search(name)) and (more := kept_more(module)):
             of_experts = share if EXPERT.search(name) else 1
             parent = base.get_submodule(name.rpartition(".")[0])

@@ -6,12 +6,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
 
 PACKAGE = str(Path(__file__).parents[1])
-COLLECTIVES = "/torch/distributed/"
+COLLECTIVES, GPUS = "/torch/distributed/", "/torch/cuda/"
 
 
 class Watchdog:
@@ -46,10 +46,16 @@ class Watchdog:
 
 
 def whereabouts() -> str:
-    """Where the main thread stands, for people: this package's innermost function there, and whether that waits for the other ranks."""
+    """Where the main thread stands, for people: this package's innermost function there, whether it waits for other ranks or a GPU."""
     frame = sys._current_frames()[threading.main_thread().ident or 0]
     inwards = [(code.co_filename, code.co_name, line) for code, line in ((f.f_code, line) for f, line in traceback.walk_stack(frame))]
     below = list(takewhile(lambda at: not at[0].startswith(PACKAGE), inwards))
     path, name, line = (inwards[len(below) :] or inwards)[0]
-    doing = "waiting for the other ranks" if any(COLLECTIVES in at[0] for at in below) else "at work"
-    return f"{doing} in {name} ({Path(path).name}, line {line})"
+    return f"{_doing([at[0] for at in below], Path(path).name, name)} in {name} ({Path(path).name}, line {line})"
+
+
+def _doing(below: Sequence[str], file: str, name: str) -> str:
+    """By the files of the frames below this package's innermost function. What NCCL sums is waited for where it is read."""
+    if any(COLLECTIVES in path for path in below) or (file, name) == ("distributed.py", "all"):
+        return "waiting for the other ranks"
+    return "waiting for its GPU, which may wait for the other ranks'," if any(GPUS in path for path in below) else "at work"
