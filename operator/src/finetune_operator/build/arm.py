@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from finetune_operator import kinds, names
 from finetune_operator.api.blocks.method import PROMPTS
-from finetune_operator.api.blocks.serving import Autoscaling, Resources
+from finetune_operator.api.blocks.resources import Resources
+from finetune_operator.api.blocks.serving import Autoscaling
 from finetune_operator.api.quantities import quantity, seconds
 from finetune_operator.api.spec import Spec
 from finetune_operator.build import pods

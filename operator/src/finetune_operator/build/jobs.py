@@ -15,7 +15,7 @@ from typing import Any
 from finetune_operator import names
 from finetune_operator.api.blocks.deadlines import of_stage
 from finetune_operator.api.blocks.evaluation import Custom
-from finetune_operator.api.blocks.serving import Resources
+from finetune_operator.api.blocks.resources import Resources
 from finetune_operator.api.fields import digest
 from finetune_operator.api.quantities import seconds
 from finetune_operator.api.spec import Spec

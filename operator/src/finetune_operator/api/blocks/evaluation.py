@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Field
 
 from finetune_operator.api.blocks.data import DataSource
-from finetune_operator.api.blocks.serving import Resources, of_container
+from finetune_operator.api.blocks.resources import Resources, of_container
 from finetune_operator.api.fields import LIVE, REEVALUATE
 from finetune_operator.api.rule import Node, Rule, some_time
 from finetune_operator.api.types import Decimal, Duration, SpecModel
