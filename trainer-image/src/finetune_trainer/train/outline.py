@@ -141,7 +141,10 @@ def reads_hidden(base: Any) -> bool:
     output = base.get_output_embeddings()
     if type(output) is not torch.nn.Linear or output.bias is not None:
         return False
-    decoders = {next(child for child in base.children() if child is not output), base.get_decoder()} - {base}  # OPT calls a part of one
+    first = next((child for child in base.children() if child is not output), None)
+    decoders = {first, base.get_decoder()} - {None, base}  # OPT calls a part of its first child
+    if not decoders:
+        return False
     random = torch.Generator().manual_seed(17)
     states, weight = (torch.randn(*size, output.in_features, generator=random) for size in ((1, 4), (8,)))
 
